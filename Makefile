@@ -1,0 +1,72 @@
+# Everything runs in .venv, which `make setup` makes and the other targets make sure of.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON := $(shell command -v python3)# Python 3.11 to 3.13, for making .venv
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+
+# The build of torch. Empty: the one of constraints.txt, for the CPU; where your package index lacks it, point pip to
+# PyTorch's index of CPU builds (PIP_EXTRA_INDEX_URL; its address is on PyTorch's install page).
+# `make setup TORCH=2.13.0` takes the index' own build instead, which has CUDA on PyPI. The choice is remembered;
+# `make setup TORCH=` takes it back.
+CHOSEN := $(shell cat $(READY) 2>/dev/null)
+TORCH ?= $(CHOSEN)
+PROFILE ?=
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help setup repro ablations profile ui test lint clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with the exact versions of constraints.txt (TORCH=2.13.0: with the index' own torch)
+
+repro: $(READY) ## train, evaluate and compare the arms in force, and print the comparison; runs only what changed
+	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # an unpacked archive
+	dvc repro
+	$(PY) -m pipeline show
+
+ablations: $(READY) ## put every arm of params.yaml in force (it stays so), and repro
+	$(PY) -c 'from steermoe import config; from pathlib import Path; p = Path("params.yaml"); \
+		config.put_in_force(p, list(config.load(p).arms))'
+	$(MAKE) repro
+
+profile: $(READY) ## put a profile in force: make profile PROFILE=mini
+	$(PY) -m pipeline profile $(PROFILE)
+
+ui: $(READY) ## look at the runs in MLflow, in a browser
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
+
+test: $(READY) ## the whole test suite
+	$(PY) -m pytest -q
+
+lint: $(READY) ## ruff and pyright
+	ruff check
+	ruff format --check
+	pyright
+
+clean: ## remove what the pipeline made; .venv and DVC's cache stay
+	rm -rf data models reports .runs mlartifacts mlruns mlflow.db*
+
+ifneq ($(TORCH),$(CHOSEN))
+.PHONY: $(READY)
+endif
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	cp constraints.txt $(VENV)/constraints.txt
+ifneq ($(TORCH),)
+	sed -i 's/^torch==.*/torch==$(TORCH)/' $(VENV)/constraints.txt
+	$(PY) -m pip uninstall --quiet --yes torch # else pip takes 2.13.0+cpu for 2.13.0
+endif
+	$(PY) -m pip install --constraint $(VENV)/constraints.txt --editable '.[dev]' | sed '/already satisfied/d' \
+		|| { echo 'If torch was not found, see "The build of torch" in the Makefile.'; exit 1; }
+	echo '$(TORCH)' > $(READY)

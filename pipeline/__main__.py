@@ -1,0 +1,44 @@
+"""`python -m pipeline <stage>`: one stage of dvc.yaml, or one of the commands around it."""
+
+import importlib
+import sys
+
+STAGES = {
+    "download": "fetch a corpus from its source, a mirror, or write its recipe",
+    "preprocess": "turn a corpus into checked parquet shards",
+    "configure": "resolve the configuration of one arm",
+    "train": "train one arm",
+    "eval": "decode and score one arm on one corpus",
+    "baseline": "score what needs no training: the encoder's own decoder, guesses without audio",
+    "ablate": "compare the arms: table, pictures, report",
+    "search": "choose learning rates for a method on the development splits",
+    "show": "print the comparison of the profile in force",
+    "profile": "switch to another profile",
+}
+
+
+def main() -> int:
+    stage, *rest = sys.argv[1:] or ["--help"]
+    if stage in ("-h", "--help"):
+        print(f"{__doc__}\n")
+        print("\n".join(f"  {name:<12}{summary}" for name, summary in STAGES.items()))
+        print("\n`python -m pipeline <stage> --help` shows a stage's options.")
+        return 0
+    if stage not in STAGES:
+        print(f"unknown stage {stage!r}; one of: {', '.join(STAGES)}", file=sys.stderr)
+        return 2
+    import typer
+
+    module = importlib.import_module(f"pipeline.{stage}")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(module.main)
+    try:
+        app(rest, prog_name=f"python -m pipeline {stage}")
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"{stage}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

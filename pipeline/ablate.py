@@ -1,0 +1,88 @@
+"""Compare the arms in force; nothing is trained here."""
+
+from pathlib import Path
+
+from pipeline.options import Arms, Evaluations, History, Metrics, Models, Out, Params, Shards, Timing
+
+
+def main(
+    arms: Arms,
+    models: Models,
+    evaluations: Evaluations,
+    history: History,
+    timing: Timing,
+    shards: Shards,
+    out: Out,
+    metrics: Metrics,
+    params: Params = Path("params.yaml"),
+) -> None:
+    """Write table, pictures and report into OUT, and the headline figures into METRICS."""
+    import polars as pl
+    import rich
+
+    from steermoe import config
+    from steermoe.analysis import comparison, plots, report, sections, steering
+    from steermoe.data.shards import read_rows
+    from steermoe.data.staging import write_text
+    from steermoe.evaluation import results
+    from steermoe.models.steermoe import SteerMoE
+    from steermoe.training.tracking import Tracker
+
+    settings = config.load(params)
+    names = settings.compare
+    compared = comparison.compare(
+        names,
+        settings.reference,
+        list(settings.corpora),
+        evaluations,
+        timing,
+        settings.evaluation,
+        settings.seed,
+    )
+    heard = [
+        read_rows(shards / corpus, section.test)
+        for corpus, section in settings.corpora.items()
+        if corpus not in compared.missing
+    ]
+    configs = {name: config.ArmConfig.from_json((arms / f"{name}.json").read_text()) for name in names}
+    uses = {}
+    for name in (name for name, arm in configs.items() if arm.steering is not None and heard):
+        model = SteerMoE.from_pretrained(models / name)
+        use = steering.collect(model, pl.concat(heard), settings.evaluation.batch_seconds, settings.seed)
+        if use is not None:
+            uses[name] = use
+    pictures = {
+        "learning_curves.png": "Development loss and token accuracy against optimizer steps",
+        "error_rates.png": "Word error rate of every arm on every test split, with intervals",
+    }
+    plots.learning_curves(
+        {name: pl.read_csv(history / f"{name}.csv") for name in names}, out / "learning_curves.png"
+    )
+    plots.error_rates(compared, out / "error_rates.png")
+    if uses:
+        pictures["expert_use.png"] = "Mean gate of every expert in every steered layer"
+        pictures["layer_scales.png"] = "Learned layer scales, and steering beside what it is added to"
+        plots.expert_use(uses, out / "expert_use.png")
+        plots.layer_scales(uses, out / "layer_scales.png")
+    read = results.read_results(evaluations)
+    scored = {name: {c: read[name][c] for c in settings.corpora} for name in names}
+    text = report.markdown(
+        compared,
+        [
+            sections.training(compared),
+            sections.seed_noise(compared, configs),
+            sections.steering(uses),
+            sections.preservation(*results.read_preservation(evaluations, names)),
+            sections.worst_cases(scored),
+        ],
+        pictures,
+    )
+    write_text(out / "report.md", text)
+    results.write_json(out / "comparison.json", compared.to_json() | {"steering": uses})
+    results.write_json(metrics, compared.headline())
+    rich.print(report.printed(compared))
+    tracker = Tracker(settings.profile)
+    tracker.attach_named("comparison")
+    tracker.log_tree(compared.headline(), "eval")
+    tracker.artifact(out)
+    tracker.finish()

@@ -1,0 +1,43 @@
+"""Score what needs no training, on one corpus: the encoder's own decoder, and guesses that hear nothing."""
+
+from pathlib import Path
+
+from pipeline.options import Out, Params, Shards
+
+
+def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.yaml")) -> None:
+    """Score the encoder's own decoder, a constant text and the LLM without audio on the test splits of CORPUS."""
+    import polars as pl
+
+    from steermoe import config
+    from steermoe.data.shards import read_rows
+    from steermoe.data.skipped import skipped_reason
+    from steermoe.evaluation import decoders, floors, preservation, results
+    from steermoe.evaluation.evaluator import measure
+    from steermoe.evaluation.predictions import summarise
+    from steermoe.models.steermoe import SteerMoE
+
+    settings = config.load(params)
+    seed = settings.seed
+    if reason := skipped_reason(shards):
+        for name in ("encoder", "text-only", "constant"):
+            results.write_skipped(out / name, reason)
+        return
+    # Any arm will do: only its frozen parts are used here.
+    model = SteerMoE.from_config(settings.arm(settings.reference))
+    tasks = preservation.text_tasks(model, settings.evaluation, seed)
+    if tasks is not None:
+        results.write_json(out / results.TEXT_TASKS, tasks)
+    systems = {
+        "encoder": decoders.own_decoder(model.config.encoder, settings.evaluation),
+        "text-only": floors.text_only(model, settings.evaluation),
+    }
+    section = settings.corpora[corpus]
+    test, train = (read_rows(shards, splits) for splits in (section.test, section.train))
+    systems["constant"] = floors.constant(train, test, settings.evaluation, seed)
+    for name, system in systems.items():
+        if system is None:
+            continue
+        rows = test.filter(pl.col("task") == "transcribe") if name == "encoder" else test
+        predictions = measure(system, rows, settings.evaluation, seed)
+        results.write_result(out / name, predictions, summarise(predictions, settings.evaluation))

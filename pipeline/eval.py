@@ -1,0 +1,32 @@
+"""Decode and score one arm on one corpus."""
+
+from pathlib import Path
+
+from pipeline.options import Model, Out, Params, Shards
+
+
+def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = Path("params.yaml")) -> None:
+    """Score the adapter MODEL on the test splits of CORPUS, with its own and with shuffled audio."""
+    from steermoe import config
+    from steermoe.data.shards import read_rows
+    from steermoe.data.skipped import skipped_reason
+    from steermoe.evaluation import preservation, results
+    from steermoe.evaluation.evaluator import evaluate
+    from steermoe.evaluation.predictions import summarise
+    from steermoe.models.steermoe import SteerMoE
+    from steermoe.training.tracking import Tracker
+
+    if reason := skipped_reason(shards):
+        results.write_skipped(out, reason)
+        return
+    settings = config.load(params)
+    loaded = SteerMoE.from_pretrained(model)
+    results.write_json(out / results.PRESERVATION, preservation.check(loaded, model))
+    rows = read_rows(shards, settings.corpora[corpus].test)
+    predictions = evaluate(loaded, rows, settings.evaluation, settings.seed)
+    summary = summarise(predictions, settings.evaluation)
+    results.write_result(out, predictions, summary)
+    tracker = Tracker(settings.profile)
+    tracker.attach(loaded.config, model)
+    tracker.log_tree(summary, f"eval/{corpus}")
+    tracker.finish()

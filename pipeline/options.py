@@ -1,0 +1,23 @@
+"""The options that the stages share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Params = Annotated[Path, typer.Option(help="the configuration")]
+Source = Annotated[Path, typer.Option(help="folder that `download` filled")]
+Shards = Annotated[Path, typer.Option(help="folder of parquet shards")]
+Model = Annotated[Path, typer.Option(help="folder of a trained adapter")]
+Models = Annotated[Path, typer.Option(help="folder of trained adapters, one an arm")]
+Arms = Annotated[Path, typer.Option(help="folder of resolved arms")]
+ArmFile = Annotated[Path, typer.Option(help="resolved arm, as `configure` writes it")]
+Evaluations = Annotated[Path, typer.Option(help="folder of evaluations")]
+History = Annotated[Path, typer.Option(help="learning curve, or the folder of all arms' curves")]
+Timing = Annotated[Path, typer.Option(help="duration of training, or the folder of all arms' durations")]
+Metrics = Annotated[Path, typer.Option(help="JSON file of headline figures")]
+Out = Annotated[Path, typer.Option(help="what is written; replaced as a whole")]
+Workers = Annotated[int | None, typer.Option(help="processes that work at a time; default: one a core")]
+LoaderWorkers = Annotated[int, typer.Option(help="processes that load data; 0: none but this one")]
+Steps = Annotated[int, typer.Option(help="optimizer steps of every trial")]
+Names = Annotated[str | None, typer.Option(help="names of arms, with commas; default: the arms in force")]

@@ -1,0 +1,21 @@
+"""Choose learning rates: the same grid of multipliers for every method, judged on the development splits."""
+
+from pathlib import Path
+
+from pipeline.options import Names, Out, Params, Shards, Steps
+
+
+def main(
+    shards: Shards, out: Out, steps: Steps, params: Params = Path("params.yaml"), arms: Names = None
+) -> None:
+    """Train every arm of ARMS (default: those in force, one a method) for STEPS steps per multiplier of its rates."""
+    from steermoe import config
+    from steermoe.data.staging import project_root
+    from steermoe.training.search import search
+
+    settings = config.load(params)
+    names = arms.split(",") if arms else settings.compare
+    folders = sorted(path for path in shards.iterdir() if path.is_dir())
+    found = search([settings.arm(name) for name in names], folders, out, project_root(), steps)
+    for method, best in found["chosen"].items():
+        print(f"{method}: {best}")

@@ -1,0 +1,29 @@
+"""Print the comparison of the profile in force."""
+
+from pathlib import Path
+
+from pipeline.options import Params
+
+
+def main(params: Params = Path("params.yaml")) -> None:
+    """Print the table of the last comparison, and where report, pictures and runs are."""
+    import rich
+
+    from steermoe import config
+    from steermoe.analysis import comparison, report
+
+    settings = config.load(params)
+    reports = Path("reports") / settings.profile
+    compared = comparison.compare(
+        settings.compare,
+        settings.reference,
+        list(settings.corpora),
+        reports / "evaluations",
+        reports / "timing",
+        settings.evaluation,
+        settings.seed,
+    )
+    rich.print(report.printed(compared))
+    print(
+        f"report and pictures: {reports / 'comparison' / 'report.md'}\nruns: `make ui`, then the address it prints"
+    )

@@ -1,0 +1,25 @@
+"""Train one arm."""
+
+from pipeline.options import ArmFile, History, LoaderWorkers, Out, Shards, Timing
+
+
+def main(
+    config: ArmFile, shards: Shards, out: Out, history: History, timing: Timing, workers: LoaderWorkers = 0
+) -> None:
+    """Train the arm that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint."""
+    from steermoe.config import ArmConfig
+    from steermoe.data.staging import project_root
+    from steermoe.training.tracking import Tracker
+    from steermoe.training.train import train
+
+    results = train(
+        ArmConfig.from_json(config.read_text()),
+        sorted(path for path in shards.iterdir() if path.is_dir()),
+        out,
+        project_root(),
+        history=history,
+        timing=timing,
+        tracker=Tracker(out.parent.name),
+        workers=workers,
+    )
+    print(f"{out}: dev loss {results['best_dev_loss']:.4f} at step {results['best_step']}")

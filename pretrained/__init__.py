@@ -1,0 +1,1 @@
+"""The recipe of the mini base models: speech, encoder, language model."""

@@ -1,0 +1,1 @@
+"""What the scores and the trained steering show: comparison, report and pictures."""

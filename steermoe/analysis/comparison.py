@@ -1,0 +1,256 @@
+"""The comparison of all systems as data: what the report, its pictures and metrics.json are made of.
+
+Reads what evaluation wrote (layout: steermoe/evaluation/results.py) and training's <timing>/<arm>.json, and
+computes nothing anew but paired differences against the reference arm.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import polars as pl
+
+from steermoe.config import Evaluation
+from steermoe.evaluation.metrics import METRICS, metrics_of
+from steermoe.evaluation.results import Result, read_json, read_results
+from steermoe.evaluation.significance import Difference, paired_bootstrap
+
+BASELINES = {  # system of the baseline stage -> its name in tables
+    "baseline/encoder": "encoder's own decoder",
+    "baseline/text-only": "LLM without audio",
+    "baseline/constant": "constant text",
+}
+
+
+@dataclass(frozen=True)
+class Set:
+    """Rows that are scored together. A corpus that was not to be had is one set without split and task."""
+
+    corpus: str
+    split: str = ""
+    task: str = ""
+    n: int = 0
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        return f"{self.corpus} {self.split}".strip()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the tables. `real_time_factor`: wall seconds for a second of audio, over all corpora."""
+
+    system: str
+    audio: str
+    title: str
+    kind: str  # arm | decoder (the encoder's own) | control (shuffled audio) | floor (never listens)
+    trainable: int | None = None
+    seconds_per_step: float | None = None
+    real_time_factor: float | None = None
+    decoding: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of a system on a set, as a fraction with its interval.
+
+    `against`: this arm minus the reference arm on the same utterances; None for the reference itself.
+    """
+
+    system: str
+    audio: str
+    corpus: str
+    split: str
+    task: str
+    metric: str
+    n: int
+    value: float
+    low: float
+    high: float
+    against: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything the report tells of accuracy and cost. `missing` maps a skipped corpus to the reason."""
+
+    arms: list[str]
+    reference: str
+    rows: list[Row]
+    sets: list[Set]
+    cells: list[Cell]
+    protocol: dict
+    speeds: dict[str, dict]
+    timing: dict[str, dict]
+    missing: dict[str, str]
+
+    def cell(self, row: Row, place: Set, metric: str) -> Cell | None:
+        """The one cell of this row, set and metric, or None where it was not measured."""
+        wanted = (row.system, row.audio, place.corpus, place.split, place.task, metric)
+        for cell in self.cells:
+            if (cell.system, cell.audio, cell.corpus, cell.split, cell.task, cell.metric) == wanted:
+                return cell
+        return None
+
+    def sets_of(self, task: str) -> list[Set]:
+        """The sets with this task; for transcribe also the corpora that are missing, to be shown as such."""
+        return [place for place in self.sets if place.task in (task, "" if task == "transcribe" else task)]
+
+    def to_json(self) -> dict:
+        """Plain values; rates as fractions."""
+        return asdict(self)
+
+    def headline(self) -> dict:
+        """Own-audio values as {system: {corpus: {split: {metric: value}}}}, for `dvc metrics show`."""
+        tree: dict = {}
+        for cell in self.cells:
+            if cell.audio == "own":
+                branch = (
+                    tree.setdefault(cell.system, {}).setdefault(cell.corpus, {}).setdefault(cell.split, {})
+                )
+                branch[cell.metric] = round(cell.value, 6)
+        return tree
+
+
+def compare(
+    arms: Sequence[str],
+    reference: str,
+    corpora: Sequence[str],
+    evaluations: Path,
+    timing: Path,
+    settings: Evaluation,
+    seed: int,
+) -> Comparison:
+    """Gather `arms` (in this order), the baselines and the controls on `corpora`.
+
+    ValueError where an arm was not evaluated on a corpus that another was, or on other utterances.
+    """
+    if reference not in arms:
+        raise ValueError(f"reference arm {reference!r} is not among the compared arms: {', '.join(arms)}")
+    results = read_results(evaluations)
+    for arm in arms:
+        if lacking := [corpus for corpus in corpora if corpus not in results.get(arm, {})]:
+            raise ValueError(
+                f"{evaluations}: arm {arm!r} lacks evaluations of {', '.join(lacking)}; run `dvc repro`"
+            )
+        for corpus in corpora:
+            if results[arm][corpus].skipped != results[reference][corpus].skipped:
+                raise ValueError(
+                    f"{evaluations}: {corpus} was skipped for one of {arm}, {reference}; repeat `eval`"
+                )
+    shown = {name: results[name] for name in (*arms, *(b for b in BASELINES if b in results))}
+    shown = {name: {c: r for c, r in of.items() if c in corpora} for name, of in shown.items()}
+    missing = {c: r.skipped for c, r in shown[reference].items() if r.skipped is not None}
+    times = {arm: read_json(path) for arm in arms if (path := timing / f"{arm}.json").exists()}
+    rows = table_rows(list(arms), shown, times)
+    return Comparison(
+        arms=list(arms),
+        reference=reference,
+        rows=rows,
+        sets=table_sets(corpora, shown, missing),
+        cells=[cell for row in rows for cell in cells_of(row, shown, reference, settings, seed)],
+        protocol=protocol(shown[reference]),
+        speeds={arm: speeds for arm in arms if (speeds := speed_of(shown[arm]))},
+        timing=times,
+        missing=missing,
+    )
+
+
+def table_rows(arms: list[str], shown: dict[str, dict[str, Result]], times: dict[str, dict]) -> list[Row]:
+    """The encoder alone first, then the arms, then all that must be worse than they."""
+
+    def baseline(name: str, kind: str) -> list[Row]:
+        summaries = [result.summary for result in shown.get(name, {}).values() if result.summary]
+        decoding = "; ".join(sorted({summary["protocol"]["decoding"] for summary in summaries}))
+        return [Row(name, "own", BASELINES[name], kind, decoding=decoding)] if summaries else []
+
+    rows = baseline("baseline/encoder", "decoder")
+    for arm in arms:
+        time, speed = times.get(arm, {}), speed_of(shown[arm])
+        parts = time.get("trainable_parameters")
+        count = None if parts is None else sum(parts.values())
+        rows.append(
+            Row(arm, "own", arm, "arm", count, time.get("seconds_per_step"), speed.get("real_time_factor"))
+        )
+    for arm in arms:
+        if any("shuffled" in result.summary for result in shown[arm].values()):
+            rows.append(Row(arm, "shuffled", f"{arm}, shuffled audio", "control"))
+    return [*rows, *baseline("baseline/text-only", "floor"), *baseline("baseline/constant", "floor")]
+
+
+def table_sets(
+    corpora: Sequence[str], shown: dict[str, dict[str, Result]], missing: dict[str, str]
+) -> list[Set]:
+    """Every set that some system was scored on, in the order of `corpora`; a missing corpus is one set."""
+    sets: dict[tuple[str, str, str], Set] = {}
+    for corpus in corpora:
+        if corpus in missing:
+            sets[corpus, "", ""] = Set(corpus)
+        for of in shown.values():
+            for split, task, scores in scored(of[corpus], "own") if corpus in of else ():
+                sets.setdefault((corpus, split, task), Set(corpus, split, task, scores["n"]))
+    return list(sets.values())
+
+
+def cells_of(
+    row: Row, shown: dict[str, dict[str, Result]], reference: str, settings: Evaluation, seed: int
+) -> list[Cell]:
+    """All metrics of a row of the table, arms with their difference from the reference."""
+    cells = []
+    for corpus, result in shown[row.system].items():
+        for split, task, scores in scored(result, row.audio):
+            place = Set(corpus, split, task, scores["n"])
+            for metric in metrics_of(task):
+                against = None
+                if row.kind == "arm" and row.system != reference:
+                    against = difference(result, shown[reference][corpus], place, metric, settings, seed)
+                found = (scores[metric][bound] for bound in ("value", "low", "high"))
+                cells.append(
+                    Cell(row.system, row.audio, corpus, split, task, metric, place.n, *found, against=against)
+                )
+    return cells
+
+
+def scored(result: Result, audio: str) -> Iterator[tuple[str, str, dict]]:
+    """Split, task and scores of everything in a result's summary."""
+    for split, tasks in result.summary.get(audio, {}).items():
+        for task, scores in tasks.items():
+            yield split, task, scores
+
+
+def difference(
+    result: Result, reference: Result, place: Set, metric: str, settings: Evaluation, seed: int
+) -> Difference:
+    """Paired bootstrap of two arms on one set; ValueError where they were evaluated on other utterances."""
+    chosen = {"audio": "own", "split": place.split, "task": place.task}
+    ours, theirs = (each.frame.filter(**chosen).sort("source_id") for each in (result, reference))
+    if ours["source_id"].to_list() != theirs["source_id"].to_list():
+        raise ValueError(
+            f"{place.title}: two arms were evaluated on different utterances "
+            f"({len(ours)} and {len(theirs)} rows); repeat `eval` for both"
+        )
+    counts = METRICS[metric].counts
+    return paired_bootstrap(
+        counts(ours), counts(theirs), settings.bootstrap_samples, settings.confidence, seed
+    )
+
+
+def protocol(results: dict[str, Result]) -> dict:
+    """How the arms were scored; the same for all, since one section of the config says it."""
+    return next((result.summary["protocol"] for result in results.values() if result.summary), {})
+
+
+def speed_of(results: dict[str, Result]) -> dict:
+    """Real-time factor over all corpora of one arm, with what it was measured on."""
+    speeds = [r.summary["speed"] for r in results.values() if r.summary and r.summary["speed"]]
+    if not speeds:
+        return {}
+    wall, audio = (sum(speed[name] for speed in speeds) for name in ("wall_seconds", "audio_seconds"))
+    return {**speeds[0], "wall_seconds": wall, "audio_seconds": audio, "real_time_factor": wall / audio}
+
+
+def worst(result: Result, split: str, task: str, count: int) -> pl.DataFrame:
+    """The utterances with the most errors of one set, own audio; ties by source_id."""
+    rows = result.frame.filter(~pl.col("exact"), audio="own", split=split, task=task)
+    return rows.sort(["errors", "source_id"], descending=[True, False]).head(count)

@@ -1,0 +1,137 @@
+"""Sections of the report beside the tables: seed noise, steering, preservation, worst cases."""
+
+import html
+from collections.abc import Mapping, Sequence
+
+from steermoe.analysis.comparison import BASELINES, Comparison, scored, worst
+from steermoe.analysis.report import NONE, Lines, markdown_table, number, percent
+from steermoe.config import ArmConfig
+from steermoe.evaluation.results import Result
+
+WORST = 3  # utterances shown for each arm and set
+
+
+def training(comparison: Comparison) -> Lines:
+    """Where the trained parameters sit, and how long training took."""
+    lines = []
+    for arm, timing in comparison.timing.items():
+        parts = ", ".join(
+            f"{part} {count:,}" for part, count in timing.get("trainable_parameters", {}).items()
+        )
+        steps = [str(timing.get(name, NONE)) for name in ("steps", "best_step")]
+        lines.append([arm, parts or NONE, *steps, number(timing.get("seconds_per_step"), 2)])
+    if not lines:
+        return []
+    header = ["arm", "trainable parameters", "steps", "best step", "s / step"]
+    return ["## Training", "", *markdown_table(header, lines)]
+
+
+def seed_noise(comparison: Comparison, configs: Mapping[str, ArmConfig]) -> Lines:
+    """WER of arms that differ in nothing but their seed: what a difference between arms stands beside."""
+    groups: dict[str, list[str]] = {}
+    for arm in comparison.arms:
+        if arm in configs:
+            same = configs[arm].model_copy(update={"name": "", "seed": 0}).to_json()
+            groups.setdefault(same, []).append(arm)
+    lines = []
+    for arms in groups.values():
+        for place in comparison.sets_of("transcribe"):
+            rows = [row for row in comparison.rows if row.kind == "arm" and row.system in arms]
+            cells = [cell for row in rows if (cell := comparison.cell(row, place, "wer"))]
+            if len(cells) > 1:
+                values = [cell.value for cell in cells]
+                texts = ", ".join(f"{cell.system} {percent(cell.value)}" for cell in cells)
+                lines.append([texts, place.title, f"{100 * (max(values) - min(values)):.1f}"])
+    if not lines:
+        return []
+    header = ["arms that differ in their seed alone", "set", "spread of WER (points)"]
+    return ["## Seed noise", "", *markdown_table(header, lines)]
+
+
+def steering(uses: Mapping[str, dict]) -> Lines:
+    """A table an arm of what its steering does; see `steermoe.analysis.steering.collect` for the columns."""
+    lines = []
+    for arm, use in uses.items():
+        columns = [
+            [str(layer) for layer in use["layers"]],
+            [number(value, 3) for value in use["scales"]],
+            [number(value, 4) for value in use["steer_to_residual"]],
+            [number(value, 2) for value in use["effective_experts"]],
+            [number(value, 2) for value in use["effective_load"]],
+            [f"{percent(max(gates))} %" for gates in use["mean_gates"]],
+        ]
+        header = [
+            "layer", "scale", "rms of steering / rms of layer output", "experts in use a frame",
+            "experts in use over all frames", "largest mean gate",
+        ]  # fmt: skip
+        body = [list(line) for line in zip(*columns, strict=True)]
+        lines += ["", f"{arm}: {use['frames']:,} encoder frames of {use['utterances']} utterances.", ""]
+        lines += markdown_table(header, body)
+    if not lines:
+        return []
+    explained = (
+        "Experts in use: exp of the entropy of the gates; 1 is a single expert, all of them is even use."
+    )
+    return ["## Steering", "", explained, *lines]
+
+
+def preservation(checks: Mapping[str, Sequence[dict]], text_tasks: Mapping[str, dict]) -> Lines:
+    """Whether encoder and LLM are what they were, and what the LLM can do with text."""
+    lines = []
+    for arm, found in checks.items():
+        weights = [[check["weights"][part]["identical"] for check in found] for part in ("encoder", "llm")]
+        logits = [check["logits"] for check in found]
+        count = max(check["prompts"] for check in logits)
+        verdicts = ["identical" if all(values) else "**CHANGED**" for values in weights]
+        same = all(check["identical"] == check["prompts"] for check in logits)
+        lines.append([arm, *verdicts, f"{'identical' if same else '**CHANGED**'} ({count} prompts)"])
+    if not lines and not text_tasks:
+        return []
+    text = ["## Preservation", ""]
+    if lines:
+        text += [
+            "Weights: SHA-256 of the frozen tensors after training against a fresh copy of the base model. "
+            "Logits: those of the arm's LLM on fixed text prompts against the fresh copy's, bit by bit.",
+            "",
+            *markdown_table(["arm", "encoder weights", "LLM weights", "LLM text logits"], lines),
+            "",
+        ]
+    if text_tasks:
+        body = [
+            [task, percent(s["value"]), f"[{percent(s['low'])}, {percent(s['high'])}]", str(s["n"])]
+            for task, s in text_tasks["tasks"].items()
+        ]
+        header = ["held-out text task of the frozen LLM", "exact match %", "interval", "n"]
+        text += [*markdown_table(header, body), "", f"Protocol: {text_tasks['protocol']}."]
+    return text
+
+
+def worst_cases(results: Mapping[str, Mapping[str, Result]]) -> Lines:
+    """The utterances with the most errors, for every arm and set."""
+    lines = []
+    for system, of in results.items():
+        body = []
+        for corpus, result in of.items():
+            for split, task, _ in scored(result, "own"):
+                for row in worst(result, split, task, WORST).iter_rows(named=True):
+                    asked = f"{row['prompt']} " if row["prompt"] else ""
+                    texts = [shown(asked + row["reference"]), shown(row["hypothesis"])]
+                    errors = f"{row['errors']} / {row['words']}"
+                    body.append([row["source_id"], f"{corpus} {split}", errors, *texts])
+        if body:
+            header = ["utterance", "set", "errors / words", "said", "written"]
+            name = html.escape(BASELINES.get(system, system))
+            lines += [
+                f"<details><summary>{name}</summary>",
+                "",
+                *markdown_table(header, body),
+                "",
+                "</details>",
+                "",
+            ]
+    return ["## Worst cases", "", *lines] if lines else []
+
+
+def shown(text: str) -> str:
+    """Text of a corpus or a model as it is, whatever it holds that Markdown or HTML would act on."""
+    return f"`{text.replace('`', chr(39))}`" if text.strip() else "(nothing)"

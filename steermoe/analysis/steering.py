@@ -1,0 +1,80 @@
+"""What trained steering does: which experts act in which layer, how decidedly, and how much it adds."""
+
+import math
+
+import polars as pl
+import torch
+
+from steermoe.data.batching import bucketed_batches
+from steermoe.data.collator import collate
+from steermoe.data.dataset import UtteranceDataset
+from steermoe.models.encoders.encoder import valid_frames
+from steermoe.models.steering import Steering
+from steermoe.models.steermoe import SteerMoE
+
+UTTERANCES = 64  # that are looked at
+
+
+class Totals:
+    """Sums over valid frames of one steered layer."""
+
+    def __init__(self, experts: int) -> None:
+        self.gates = torch.zeros(experts, dtype=torch.float64)
+        self.entropy = self.steer = self.residual = 0.0
+        self.frames = 0
+
+    def add(self, steering: Steering, index: int, hidden: torch.Tensor, gates: torch.Tensor) -> None:
+        """Frames (F, D) of the layer's own output and their gates (F, N)."""
+        steer = gates @ steering.scaled_vectors(index)
+        self.gates += gates.sum(0).double().cpu()
+        self.entropy += float(torch.special.entr(gates).sum())
+        self.steer += float(steer.double().square().sum())
+        self.residual += float(hidden.double().square().sum())
+        self.frames += len(gates)
+
+
+@torch.inference_mode()
+def collect(model: SteerMoE, frame: pl.DataFrame, batch_seconds: float, seed: int) -> dict | None:
+    """Look at the steering of a trained model while it hears a seeded sample of `frame`.
+
+    Returns:
+        None for a model without steering, else lists with an entry a steered layer: layers (numbers in the
+        encoder), mean_gates (N each), entropy (of a frame's gates in nats, mean), effective_experts (exp of
+        it: 1 to N), effective_load (exp of the entropy of the mean gates), scales, steer_to_residual (rms of
+        what is added over rms of the layer's output); besides experts (N), frames and utterances.
+    """
+    if model.steering is None:
+        return None
+    rows = frame.sample(min(UTTERANCES, len(frame)), seed=seed)
+    dataset = UtteranceDataset(rows, model.features, model.tokenizer, model.config.prompts)
+    steering, experts = model.steering, model.steering.vectors.shape[1]
+    totals = [Totals(experts) for _ in steering.layer_numbers]
+    seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    with steering.observed(lambda index, hidden, gates: seen.append((index, hidden, gates))):
+        for rows_of_batch in bucketed_batches(rows["seconds"].to_list(), batch_seconds, seed=None, epoch=0):
+            batch = collate([dataset[row] for row in rows_of_batch])
+            features, lengths = (batch[name].to(model.device) for name in ("features", "feature_lengths"))
+            _, lengths = model.encoder(features, lengths)
+            for index, hidden, gates in seen:
+                valid = valid_frames(lengths, hidden.shape[1])
+                totals[index].add(steering, index, hidden[valid], gates[valid])
+            seen.clear()
+    return summary(steering, totals, len(rows))
+
+
+def summary(steering: Steering, totals: list[Totals], utterances: int) -> dict:
+    """The means of what was collected, as plain values."""
+    gates = [total.gates / total.frames for total in totals]
+    entropy = [total.entropy / total.frames for total in totals]
+    return {
+        "layers": list(steering.layer_numbers),
+        "experts": steering.vectors.shape[1],
+        "utterances": utterances,
+        "frames": totals[0].frames,
+        "mean_gates": [each.tolist() for each in gates],
+        "entropy": entropy,
+        "effective_experts": [math.exp(value) for value in entropy],
+        "effective_load": [math.exp(float(torch.special.entr(each).sum())) for each in gates],
+        "scales": steering.scales.detach().float().cpu().tolist(),
+        "steer_to_residual": [math.sqrt(total.steer / total.residual) for total in totals],
+    }

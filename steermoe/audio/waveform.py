@@ -1,0 +1,193 @@
+"""Audio files to waveforms and back. A waveform is 16 kHz, mono, (N,) float32, full scale at 1.
+
+What a file is, is told by its content, never by its name. The header is checked against limits before
+anything is decoded, and only formats whose decoders are simple or well tested are admitted (libsndfile's
+ADPCM readers, for one, have had memory errors: CVE-2021-3246, CVE-2026-37555).
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+
+RATE = 16_000  # Hz, of every waveform in the library
+MAX_SECONDS = 3600.0  # longest recording that is decoded
+MIN_FILE_RATE, MAX_FILE_RATE = 4_000, 192_000  # Hz
+MAX_CHANNELS = 8
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "AIFF", "OGG", "MP3")
+SUBTYPES = (
+    *("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"),
+    *("VORBIS", "OPUS", "MPEG_LAYER_III"),
+)
+
+Source = Path | str | bytes | BinaryIO
+
+
+class AudioError(ValueError):
+    """A recording cannot be used: empty, corrupt, outside the limits, or not finite."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a recording says of itself: sampling rate in Hz, channels, samples of each channel."""
+
+    rate: int
+    channels: int
+    samples: int
+
+    @property
+    def seconds(self) -> float:
+        """Length of the recording."""
+        return self.samples / self.rate
+
+
+def load(source: Source, max_seconds: float = MAX_SECONDS) -> np.ndarray:
+    """Decode a recording, mix its channels down and resample it.
+
+    Args:
+        source: a path, the bytes of a file, or a binary file-like object: WAV, FLAC, AIFF, MP3, Ogg (Vorbis,
+            Opus).
+        max_seconds: longer recordings are refused before they are decoded.
+
+    Returns:
+        (N,) float32 at `RATE`; N is at least 1. Resampling may overshoot full scale.
+
+    Raises:
+        AudioError: the recording is empty, corrupt, truncated, of another format, outside the limits, or
+            holds samples that are not finite.
+        OSError: the file cannot be opened.
+    """
+    name = _name(source)
+    with _opened(source, name, max_seconds) as (file, header):
+        try:
+            samples = file.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{name}: corrupt {file.format} audio ({error.error_string})") from error
+    if len(samples) != header.samples:
+        raise AudioError(
+            f"{name}: truncated audio, {len(samples)} of {header.samples} samples could be decoded"
+        )
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(mono).all():
+        place = int(np.argmin(np.isfinite(mono)))
+        raise AudioError(f"{name}: sample {place} is {mono[place]}, expected finite numbers")
+    if header.rate != RATE:
+        mono = soxr.resample(mono, header.rate, RATE)
+        if not len(mono):
+            raise AudioError(
+                f"{name}: {header.samples} samples at {header.rate} Hz are too short to resample"
+            )
+    return mono
+
+
+def read_header(source: Source, max_seconds: float = MAX_SECONDS) -> Header:
+    """The header of a recording, checked against the limits; nothing is decoded.
+
+    Raises:
+        AudioError, OSError: as `load`.
+    """
+    with _opened(source, _name(source), max_seconds) as (_, header):
+        return header
+
+
+def encode_flac(waveform: np.ndarray, rate: int) -> bytes:
+    """The bytes of a 16-bit mono FLAC file; the same waveform gives the same bytes.
+
+    Args:
+        waveform: (N,) floats, full scale at 1. Overshoot, as resampling causes, is clipped.
+        rate: samples a second.
+
+    Raises:
+        AudioError: the waveform is empty, not one-dimensional, not finite, or of another scale.
+    """
+    if waveform.ndim != 1 or not len(waveform):
+        raise AudioError(f"a waveform of shape {waveform.shape} cannot be encoded, expected (N,) with N >= 1")
+    if not np.issubdtype(waveform.dtype, np.floating):
+        raise AudioError(f"a waveform of {waveform.dtype} cannot be encoded, expected floats in [-1, 1]")
+    peak = float(np.abs(waveform).max())
+    if not peak < 4:  # NaN fails too. No resampling overshoots so far: the waveform is wrong
+        raise AudioError(f"a waveform with a peak of {peak:g} cannot be encoded, expected floats in [-1, 1]")
+    # Rounded here, not by libsndfile, so that decoding and encoding again changes nothing.
+    integers = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    file = io.BytesIO()
+    soundfile.write(file, integers, rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, bytes):
+        return f"audio of {len(source)} bytes"
+    return str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio stream"))
+
+
+def _stream(source: Source) -> AbstractContextManager[BinaryIO]:
+    if isinstance(source, str | Path):
+        return Path(source).open("rb")
+    return nullcontext(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+@contextmanager
+def _opened(source: Source, name: str, max_seconds: float) -> Iterator[tuple[soundfile.SoundFile, Header]]:
+    """A recording, open for reading, and its header, which is within the limits."""
+    with _stream(source) as stream:
+        start = stream.read(10)
+        if not start:
+            raise AudioError(f"{name}: empty, 0 bytes")
+        tagged = _tells_mp3_length(stream, start)
+        stream.seek(0)
+        try:
+            file = soundfile.SoundFile(stream)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(
+                f"{name}: not readable as audio ({error.error_string}); expected one of {', '.join(FORMATS)}"
+            ) from error
+        with file:
+            if file.format == "MP3" and not tagged:
+                raise AudioError(
+                    f"{name}: MP3 without a Xing, Info or VBRI header, so its length is a guess; "
+                    "convert it to FLAC"
+                )
+            yield file, _check(file, name, max_seconds)
+
+
+def _tells_mp3_length(source: BinaryIO, start: bytes) -> bool:
+    """Whether the first frame of an MP3 tells the length. Else libsndfile cuts the audio at a guessed one.
+
+    Args:
+        start: the first 10 bytes, which hold the length of an ID3v2 tag if there is one (7 bits a byte).
+    """
+    tag = 0
+    if start.startswith(b"ID3") and len(start) == 10:
+        tag = 10 + sum(byte << shift for byte, shift in zip(start[6:], (21, 14, 7, 0), strict=True))
+    source.seek(tag)
+    frame = source.read(2048)
+    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def _check(file: soundfile.SoundFile, name: str, max_seconds: float) -> Header:
+    """The header of an opened file, if it is within the limits."""
+    if file.format not in FORMATS or file.subtype not in SUBTYPES:
+        raise AudioError(
+            f"{name}: {file.format} with {file.subtype} is not admitted; "
+            f"convert it to one of {', '.join(FORMATS)} with {', '.join(SUBTYPES)}"
+        )
+    header = Header(file.samplerate, file.channels, file.frames)
+    if not MIN_FILE_RATE <= header.rate <= MAX_FILE_RATE:
+        raise AudioError(
+            f"{name}: sampled at {header.rate} Hz, allowed are {MIN_FILE_RATE} to {MAX_FILE_RATE}"
+        )
+    if header.channels > MAX_CHANNELS:
+        raise AudioError(f"{name}: {header.channels} channels, allowed are 1 to {MAX_CHANNELS}")
+    if header.samples < 1:
+        raise AudioError(f"{name}: no samples")
+    if header.seconds > max_seconds:
+        raise AudioError(
+            f"{name}: {header.seconds:.1f} s by its header, allowed are at most {max_seconds:g}; cut it"
+        )
+    return header

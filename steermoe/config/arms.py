@@ -1,0 +1,226 @@
+"""The arms: variants, each a method and what it overrides, resolved into a self-contained configuration."""
+
+import copy
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Self, cast, get_args
+
+from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo, field_validator
+
+from steermoe.config.problems import ConfigError, illegal, located, nearest, one_of, problem
+from steermoe.config.sections import (
+    Bridge,
+    Corpus,
+    Encoder,
+    LearningRates,
+    Llm,
+    Lora,
+    Method,
+    ProfileTraining,
+    Prompts,
+    Section,
+    Seed,
+    Steering,
+    Training,
+)
+
+METHODS = get_args(Method)
+TAKEN = ("baseline",)  # folder of what needs no training, beside those of the arms
+
+
+def _names_folders(name: str) -> str:
+    if name in TAKEN or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise illegal("a name of lower-case letters, digits, - and _, but not " + ", ".join(TAKEN))
+    return name
+
+
+ArmName = Annotated[str, AfterValidator(_names_folders)]
+
+
+class Arm(Section):
+    """A row of `arms`."""
+
+    method: Method
+    overrides: dict[str, Any]
+
+
+class Settings(Section):
+    """All that an arm may override."""
+
+    seed: Seed
+    steering: Steering
+    lora: Lora
+    bridge: Bridge
+    prompts: Prompts
+    encoder: Encoder
+    llm: Llm
+    training: ProfileTraining
+
+
+class ArmConfig(Section):
+    """All that the training of one arm depends on; it lies in a checkpoint as config.json."""
+
+    name: str
+    method: Method
+    seed: Seed
+    steering: Steering | None
+    lora: Lora | None
+    bridge: Bridge
+    prompts: Prompts
+    encoder: Encoder
+    llm: Llm
+    training: Training
+    train_splits: dict[str, list[str]]
+    dev_splits: dict[str, list[str]]
+
+    @field_validator("steering", "lora")
+    @classmethod
+    def _of_the_method(cls, section: Section | None, info: ValidationInfo) -> Section | None:
+        method = info.data.get("method")
+        if method and (section is not None) != (method == info.field_name):
+            needed = "a section" if section is None else "null"
+            raise illegal(f"{needed}, as the method is {method}")
+        return section
+
+    @field_validator("training")
+    @classmethod
+    def _rates_of_the_method(cls, training: Training, info: ValidationInfo) -> Training:
+        parts = parts_of(info.data["method"]) if "method" in info.data else list(training.learning_rates)
+        if set(training.learning_rates) != set(parts):
+            raise illegal(f"learning_rates of {', '.join(parts)}", found=training.learning_rates)
+        return training
+
+    def to_json(self) -> str:
+        """The whole configuration as text: equal configurations give equal text."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The configuration that `to_json` wrote.
+
+        Raises:
+            ConfigError: the text is no such configuration.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            pairs = located(error, cls.model_json_schema())
+            raise ConfigError([f"arm's configuration: {path}{line}" for path, line in pairs]) from error
+
+
+def parts_of(method: str) -> list[str]:
+    """The parts that a method trains, each with its own learning rate."""
+    rates = cast(type[BaseModel], LearningRates.model_fields[method].annotation)
+    return list(rates.model_fields)
+
+
+class Overrides:
+    """Resolves arms against the settings that all share.
+
+    Args:
+        shared: the values of `Settings` as they stand in the files, right or wrong.
+        file: the file that has the arms, for messages.
+        in_force: arms in which an override must change something. A row that nobody trains need not: with
+            `dvc exp run -S steering.num_experts=16` the row that overrides just that changes nothing.
+    """
+
+    def __init__(self, shared: Mapping[str, Any], file: str, in_force: Collection[str]) -> None:
+        self.shared, self.file, self.in_force = dict(shared), file, in_force
+        self.schema = Settings.model_json_schema()
+        self.base, self.known = self._validated(self.shared)
+
+    def resolve(self, name: str, arm: Arm, lines: list[str]) -> Settings | None:
+        """The settings of an arm; its own problems are added to `lines`, not those of the shared settings."""
+        legal = list(leaves(Settings, arm.method))
+        merged, before = copy.deepcopy(self.shared), len(lines)
+        for path, value in arm.overrides.items():
+            if path not in legal:
+                lines.append(self._illegal_path(name, arm.method, path, legal))
+            elif not _put(merged, path.split("."), value):
+                return None  # the section is missing or no section: a problem of the shared settings
+        settings, found = self._validated(merged)
+        for path, line in found:
+            if path in arm.overrides or _owner(path) in arm.overrides:
+                lines.append(f"{self._place(name, path)}{line}")
+            elif (path, line) not in self.known:
+                lines.append(f"{self.file}: arms.{name}.overrides, leading to {path}{line}")
+        if len(lines) == before and settings and self.base and name in self.in_force:
+            lines += self._without_effect(name, arm, settings)
+        return settings if len(lines) == before else None
+
+    def _validated(self, values: dict[str, Any]) -> tuple[Settings | None, list[tuple[str, str]]]:
+        try:
+            return Settings.model_validate_json(json.dumps(values, default=str)), []
+        except ValidationError as error:
+            return None, located(error, self.schema)
+
+    def _without_effect(self, name: str, arm: Arm, settings: Settings) -> Iterator[str]:
+        assert self.base is not None
+        for path, value in arm.overrides.items():
+            if _get(settings, path) == _get(self.base, path):
+                yield problem(self._place(name, path), value, "a value that differs from the shared one")
+
+    def _illegal_path(self, name: str, method: str, path: str, legal: list[str]) -> str:
+        place = f"{self.file}: arms.{name}.overrides.{path}"
+        for other in METHODS:
+            if path in leaves(Settings, other):
+                return f"{place}: of method {other}, without effect on {method}; legal: {_sections(legal)}"
+        head = path.partition(".")[0]
+        siblings = [known for known in legal if known.partition(".")[0] == head]
+        words = one_of(siblings) if siblings else _sections(legal)
+        return f"{place}: no such value; legal: {words}{nearest(path, legal)}"
+
+    def _place(self, name: str, path: str) -> str:
+        return f"{self.file}: arms.{name}.overrides.{_owner(path)}"
+
+
+def arm_config(name: str, arm: Arm, settings: Settings, corpora: Mapping[str, Corpus]) -> ArmConfig:
+    """The self-contained configuration of an arm: only the sections that its method reads."""
+    values = settings.model_dump()
+    values["training"]["learning_rates"] = values["training"]["learning_rates"][arm.method]
+    values |= {section: None for section in ("steering", "lora") if section != arm.method}
+    return ArmConfig(
+        name=name,
+        method=arm.method,
+        train_splits={corpus: section.train for corpus, section in corpora.items()},
+        dev_splits={corpus: section.dev for corpus, section in corpora.items()},
+        **values,
+    )
+
+
+def leaves(model: type[BaseModel], method: str, prefix: str = "") -> Iterator[str]:
+    """The dotted paths of the single values under a section, as far as they concern a method."""
+    for name, field in model.model_fields.items():
+        path, kind = f"{prefix}{name}", field.annotation
+        if name in METHODS and name != method:
+            continue
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from leaves(kind, method, f"{path}.")
+        else:
+            yield path
+
+
+def _sections(paths: Iterable[str]) -> str:
+    """What the paths start with: `seed, lora.*, bridge.*`."""
+    heads = [f"{head}.*" if rest else head for head, _, rest in (path.partition(".") for path in paths)]
+    return one_of(list(dict.fromkeys(heads)))
+
+
+def _owner(path: str) -> str:
+    """The value that a place belongs to: `lora.targets` of `lora.targets[2]`."""
+    return path.partition("[")[0]
+
+
+def _put(tree: Any, steps: list[str], value: Any) -> bool:
+    for step in steps[:-1]:
+        tree = tree.get(step) if isinstance(tree, dict) else None
+    if isinstance(tree, dict):
+        tree[steps[-1]] = value
+    return isinstance(tree, dict)
+
+
+def _get(section: Any, path: str) -> Any:
+    for step in path.split("."):
+        section = getattr(section, step)
+    return section

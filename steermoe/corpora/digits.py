@@ -1,0 +1,225 @@
+"""Spoken digit strings, joined from the Free Spoken Digit Dataset v1.0.9 (Jackson et al., CC BY-SA 4.0).
+
+3000 recordings `<digit>_<speaker>_<index>.wav` at 8 kHz of 6 speakers; an archive with fewer speakers will
+do. The recordings with index 0 to 4 are the official test part. No recording is in two splits.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from steermoe.audio import waveform
+from steermoe.config import Digits
+from steermoe.corpora import archives
+from steermoe.data.skipped import write_skipped
+from steermoe.data.staging import write_text
+
+URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.9.tar.gz"
+SPLITS = ("train", "test", "unseen")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# Never in `train`: his accent (Belgian French) is no other speaker's, so `unseen` is a new voice and accent.
+HELD_OUT = "nicolas"
+TEST_INDICES = range(5)
+
+PART_STRINGS = 250  # digit strings a part
+PAUSE = (0.05, 0.2)  # seconds of silence before, between and after the digits
+FADE = 0.005  # seconds at both ends of a recording, so that no join clicks
+LEVEL = 0.08  # rms of every recording, full scale at 1
+PEAK = 0.95  # largest magnitude of a string
+
+MAX_ARCHIVE_BYTES, MAX_BYTES, MAX_FILES = 2**27, 2**28, 5000  # official: 16 MB, 3000 recordings of 10 kB
+_NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<index>[0-9]+)\.wav")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The `number`-th stretch of a split: `count` strings."""
+
+    split: str
+    number: int
+    count: int
+
+
+@dataclass(frozen=True, order=True)
+class Recording:
+    """One spoken digit."""
+
+    speaker: str
+    digit: int
+    index: int
+    path: Path
+
+    @property
+    def split(self) -> str:
+        """The only split that it may be heard in."""
+        if self.speaker == HELD_OUT:
+            return "unseen"
+        return "test" if self.index in TEST_INDICES else "train"
+
+
+def fetch(settings: Digits, dest: Path) -> None:
+    """Put the recordings into `dest`/recordings, and where they are from into `dest`/source.json.
+
+    Raises:
+        UnavailableError: the archive cannot be had, and `settings.required`. Else `dest` is marked skipped.
+        ArchiveError: the archive, or the mirror, is not what it must be.
+    """
+    work = dest / ".fetch"
+    work.mkdir(exist_ok=True)
+    try:
+        archive = archives.obtain(URL, settings.mirror, work, MAX_ARCHIVE_BYTES)
+    except archives.UnavailableError as error:
+        if settings.required:
+            raise
+        archives.clear(work)
+        write_skipped(
+            dest,
+            f"{error}; the corpus is not required (corpora.digits.required). "
+            "Name an archive by corpora.digits.mirror, or repeat the download stage by force when online",
+        )
+        return
+    unpacked = work / "unpacked"
+    archives.clear(unpacked)
+    try:
+        archives.extract(archive, unpacked, MAX_BYTES, MAX_FILES)
+        found = _recordings_in(unpacked, archive)
+    except archives.ArchiveError:
+        if archive.is_relative_to(work):
+            archive.unlink()  # the next try downloads it anew
+        raise
+    with archive.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    archives.clear(dest / "recordings")
+    found[0].path.parent.rename(dest / "recordings")
+    source = {
+        "archive": archive.name,
+        "sha256": digest,
+        "recordings": len(found),
+        "speakers": sorted({recording.speaker for recording in found}),
+    }
+    write_text(dest / "source.json", json.dumps(source, indent=1) + "\n")
+    archives.clear(work)
+
+
+def parts(settings: Digits, source: Path) -> list[Part]:
+    """The parts of every split, in order."""
+    return [
+        Part(split, number, min(PART_STRINGS, settings.strings[split] - start))
+        for split in SPLITS
+        for number, start in enumerate(range(0, settings.strings[split], PART_STRINGS))
+    ]
+
+
+def rows(settings: Digits, source: Path, part: Part) -> Iterator[dict]:
+    """The digit strings of one part, with the columns of `steermoe.data.schemas.Utterance`."""
+    rng = _generator(settings, part, "pauses")
+    for number, spoken in enumerate(plan(settings, source, part)):
+        joined = _join(rng, [_load(recording) for recording in spoken])
+        transcript = " ".join(WORDS[recording.digit] for recording in spoken)
+        yield {
+            "source_id": f"digits-{part.split}-{part.number:03d}-{number:04d}",
+            "split": part.split,
+            "speaker": spoken[0].speaker,
+            "task": "transcribe",
+            "prompt": "",
+            "transcript": transcript,
+            "target": transcript,
+            "audio": waveform.encode_flac(joined, waveform.RATE),
+            "sample_rate": waveform.RATE,
+            "seconds": len(joined) / waveform.RATE,
+        }
+
+
+def plan(settings: Digits, source: Path, part: Part) -> list[list[Recording]]:
+    """Which recordings each string of a part is joined from: 1 to `max_digits` of one speaker.
+
+    Raises:
+        ValueError: the split has no recordings.
+    """
+    choices: dict[str, dict[int, list[Recording]]] = {}
+    available = recordings(source)
+    for recording in available:
+        if recording.split == part.split:
+            choices.setdefault(recording.speaker, {}).setdefault(recording.digit, []).append(recording)
+    if not choices:
+        speakers = ", ".join(sorted({recording.speaker for recording in available})) or "nobody"
+        raise ValueError(
+            f"{source}: no recordings for split {part.split!r} (`unseen` is all of {HELD_OUT}, the others "
+            f"are other speakers); it has recordings of {speakers}. Use the complete archive, or set "
+            f"corpora.digits.strings.{part.split} to 0"
+        )
+    rng = _generator(settings, part, "plan")
+    speakers = list(choices)
+    strings = []
+    for _ in range(part.count):
+        of = choices[speakers[rng.integers(len(speakers))]]
+        digits = rng.integers(len(WORDS), size=rng.integers(1, settings.max_digits + 1)).tolist()
+        strings.append([of[digit][rng.integers(len(of[digit]))] for digit in digits])
+    return strings
+
+
+def recordings(source: Path) -> list[Recording]:
+    """All recordings in a fetched source, by speaker, digit and index."""
+    found = []
+    for path in (source / "recordings").glob("*.wav"):
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            raise archives.ArchiveError(f"{path}: expected a name like 7_jackson_32.wav")
+        found.append(Recording(match["speaker"], int(match["digit"]), int(match["index"]), path))
+    return sorted(found)
+
+
+def _recordings_in(unpacked: Path, archive: Path) -> list[Recording]:
+    """The recordings in an unpacked archive, checked: every digit of every speaker in both official parts."""
+    folders = [path for path in unpacked.rglob("recordings") if path.is_dir()]
+    found = recordings(folders[0].parent) if len(folders) == 1 else []
+    if not found:
+        raise archives.ArchiveError(
+            f"{archive}: expected one folder `recordings` with WAV files, found {len(folders)}"
+        )
+    for recording in found:
+        header = waveform.read_header(recording.path)
+        if (header.rate, header.channels) != (8000, 1):
+            raise archives.ArchiveError(f"{recording.path}: expected 8000 Hz mono, found {header}")
+    present = {(r.speaker, r.digit, r.index in TEST_INDICES) for r in found}
+    for speaker in sorted({recording.speaker for recording in found}):
+        for digit in range(len(WORDS)):
+            for official, name in ((True, "test"), (False, "training")):
+                if (speaker, digit, official) not in present:
+                    raise archives.ArchiveError(
+                        f"{archive}: incomplete, no {name} recording of {digit} by {speaker}"
+                    )
+    return found
+
+
+def _generator(settings: Digits, part: Part, purpose: str) -> np.random.Generator:
+    return np.random.default_rng(
+        [settings.seed, SPLITS.index(part.split), part.number, ("plan", "pauses").index(purpose)]
+    )
+
+
+def _load(recording: Recording) -> np.ndarray:
+    """A recording at 16 kHz, at LEVEL, with faded ends."""
+    samples = waveform.load(recording.path)
+    rms = float(np.sqrt(np.mean(samples**2)))
+    if not rms:
+        raise ValueError(f"{recording.path}: silent")
+    fade = min(int(FADE * waveform.RATE), len(samples) // 2)
+    envelope = np.ones(len(samples), np.float32)
+    envelope[:fade] = np.arange(fade) / fade
+    envelope[len(samples) - fade :] = np.arange(fade)[::-1] / fade
+    return samples * envelope * (LEVEL / rms)
+
+
+def _join(rng: np.random.Generator, spoken: list[np.ndarray]) -> np.ndarray:
+    pauses = (rng.uniform(*PAUSE, size=len(spoken) + 1) * waveform.RATE).astype(int)
+    pieces = [np.zeros(pauses[0], np.float32)]
+    for samples, pause in zip(spoken, pauses[1:], strict=True):
+        pieces += [samples, np.zeros(pause, np.float32)]
+    joined = np.concatenate(pieces)
+    return joined * np.float32(min(1.0, PEAK / float(np.abs(joined).max())))

@@ -1,0 +1,1 @@
+"""Utterances between the stages: parquet shards, their schema, and batches made of them."""

@@ -1,0 +1,72 @@
+"""Batches of utterances of like length, with a budget of audio seconds, padding included."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+BUCKET_RATIO = 1.1  # longest to shortest utterance of a bucket: at most 10 % of a batch is padding, mostly
+
+
+def bucketed_batches(
+    seconds: Sequence[float], budget: float, seed: int | None, epoch: int
+) -> list[list[int]]:
+    """Indices of `seconds`, each in exactly one batch.
+
+    In a batch, longest utterance x number of utterances <= `budget`; an utterance longer than that is a batch
+    of its own. The utterances of a length bucket are shuffled, cut into batches, and the batches shuffled:
+    the same for the same (seed, epoch). A bucket's last utterances go with the next bucket's first.
+
+    Args:
+        seconds: length of every utterance.
+        budget: padded seconds a batch.
+        seed: None sorts by length and shuffles nothing, which pads least: for evaluation.
+        epoch: other epochs are cut and ordered otherwise.
+
+    Raises:
+        ValueError: a length or the budget is not a positive number.
+    """
+    lengths = np.asarray(seconds, dtype=np.float64)
+    if not (math.isfinite(budget) and budget > 0):
+        raise ValueError(f"a budget of {budget} s a batch, expected a positive number")
+    bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+    if len(bad):
+        raise ValueError(f"utterance {bad[0]} lasts {lengths[bad[0]]} s, expected a positive number")
+    if seed is None:
+        return _cut(np.argsort(lengths, kind="stable"), lengths, budget)
+    rng = np.random.default_rng([seed, epoch])
+    shuffled = rng.permutation(len(lengths))
+    buckets = np.floor(np.log(lengths[shuffled]) / math.log(BUCKET_RATIO))
+    batches = _cut(shuffled[np.argsort(buckets, kind="stable")], lengths, budget)
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _cut(order: np.ndarray, lengths: np.ndarray, budget: float) -> list[list[int]]:
+    """`order` in pieces, each as long as the budget allows."""
+    batches: list[list[int]] = []
+    longest = math.inf  # so that the first utterance opens a batch
+    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        longest = max(longest, length)
+        if longest * (len(batches[-1]) + 1 if batches else 1) > budget:
+            batches.append([])
+            longest = length
+        batches[-1].append(index)
+    return batches
+
+
+class BatchSampler:
+    """`bucketed_batches` for a DataLoader's `batch_sampler`; arguments as there. Begins at epoch 0."""
+
+    def __init__(self, seconds: Sequence[float], budget: float, seed: int | None) -> None:
+        self._order = (seconds, budget, seed)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The batches of another epoch; their number may differ too."""
+        self._batches = bucketed_batches(*self._order, epoch)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)

@@ -1,0 +1,132 @@
+"""A corpus to shards: every part by a process of its own, checked, and resumable part by part."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+from pydantic import BaseModel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from steermoe.data.parts import Job, in_processes
+from steermoe.data.schemas import validate_shard
+from steermoe.data.shards import note_ids, shard_name
+from steermoe.data.skipped import skipped_reason, write_skipped
+from steermoe.data.staging import Staging, code_digest, tree_digest, write_text
+
+if TYPE_CHECKING:
+    from steermoe.corpora import Reader
+
+SUMMARY = "summary.json"
+
+
+def preprocess(
+    corpus: "Reader",
+    settings: BaseModel,
+    source: Path,
+    out: Path,
+    max_seconds: float | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Turn a fetched corpus into shards, one a part, and a summary.json.
+
+    A killed run is finished by the next one with the same arguments, code and source: finished parts stay.
+
+    Args:
+        corpus: a reader (see `steermoe.corpora`).
+        settings: its section of the configuration.
+        source: what its `fetch` made.
+        out: gets the shards, `<split>-<number>.parquet`; replaced as a whole at the end.
+        max_seconds: longer utterances are dropped and counted; None drops none.
+        workers: parts made at a time; by default one a CPU core. The result is the same for any number.
+
+    Returns:
+        the summary: {"splits": {split: {"shards", "rows", "seconds", "dropped"}}}, or {"skipped": reason} of
+        a corpus that was skipped, whose `out` holds nothing but that.
+
+    Raises:
+        PartError: a part failed or its process died; the message holds its traceback.
+        ShardError: a part's rows are not utterances, or two have the same id.
+        StagingBusyError: another process makes the same shards.
+    """
+    key = {
+        "preprocess": corpus.__name__,
+        "settings": settings.model_dump(mode="json"),
+        "source": tree_digest(source),
+        "max_seconds": max_seconds,
+        "code": code_digest("audio", "corpora", "data"),
+    }
+    with Staging(out, key) as staging:
+        reason = skipped_reason(source)
+        if reason is not None:
+            write_skipped(staging.files, reason)
+            staging.commit()
+            print(f"SKIPPED {out.name}: {reason}", file=sys.stderr)
+            return {"skipped": reason}
+        parts = corpus.parts(settings, source)
+        names = [shard_name(part.split, part.number) for part in parts]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"{corpus.__name__}: parts must differ in split and number, found {sorted(names)}"
+            )
+        jobs = {
+            name: Job(corpus.__name__, settings, source, part, staging.scratch / name, max_seconds)
+            for name, part in zip(names, parts, strict=True)
+            if not staging.part(name).exists()
+        }
+        _make_parts(staging, jobs, len(names), workers or len(os.sched_getaffinity(0)))
+        summary = _summary(staging, corpus.SPLITS, {n: p.split for n, p in zip(names, parts, strict=True)})
+        write_text(staging.part(SUMMARY), json.dumps(summary, indent=1) + "\n")
+        staging.commit()
+    return summary
+
+
+def _make_parts(staging: Staging, jobs: Mapping[str, Job], total: int, workers: int) -> None:
+    columns = (
+        TextColumn(f"preprocess {staging.out.name}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress:
+        bar = progress.add_task("", total=total, completed=total - len(jobs))
+        for name, dropped in in_processes(jobs, workers):
+            made = jobs[name].path
+            # Checked under the name it will have; a part counts as finished once it is among the files.
+            validate_shard(made, audio="decode")
+            write_text(_counts(staging, name), json.dumps({"dropped": dropped}))
+            made.replace(staging.part(name))
+            progress.advance(bar)
+
+
+def _summary(staging: Staging, splits: Sequence[str], parts: Mapping[str, str]) -> dict[str, Any]:
+    """Counts by split, from the finished shards; `parts` is the split of every shard."""
+    counts: dict[str, dict[str, Any]] = {
+        split: {"shards": 0, "rows": 0, "seconds": 0.0, "dropped": 0} for split in splits
+    }
+    seen: dict[str, Path] = {}
+    for name, split in parts.items():
+        frame = pl.read_parquet(staging.part(name), columns=["source_id", "seconds"])
+        note_ids(seen, frame["source_id"], staging.part(name))
+        of = counts[split]
+        of["shards"] += 1
+        of["rows"] += len(frame)
+        of["seconds"] = round(of["seconds"] + frame["seconds"].sum(), 3)
+        of["dropped"] += json.loads(_counts(staging, name).read_text())["dropped"]
+    return {"splits": counts}
+
+
+def _counts(staging: Staging, name: str) -> Path:
+    return staging.scratch / f"{name}.json"

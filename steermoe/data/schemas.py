@@ -1,0 +1,157 @@
+"""What every shard must hold, checked by pandera when it is written and when it is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandera.polars as pa
+import polars as pl
+
+from steermoe.audio import waveform
+from steermoe.data.prompts import TASKS
+from steermoe.data.rows import ROW_GROUP, SCHEMA, ShardError
+
+SHOWN = 10  # violations in a message
+TOLERANCE = 1e-3  # seconds between a row's length and its audio's
+
+
+class Utterance(pa.DataFrameModel):
+    """A row: one utterance and what is asked about it."""
+
+    source_id: str = pa.Field(
+        unique=True, str_length={"min_value": 1}, description="text that no other row has"
+    )
+    split: str = pa.Field(str_matches=r"^[a-z0-9_-]+$", description="lower-case letters, digits, - and _")
+    speaker: str = pa.Field(str_length={"min_value": 1}, description="text")
+    task: str = pa.Field(isin=TASKS, description=" or ".join(TASKS))
+    prompt: str = pa.Field(description="the question where the task is answer, else empty")
+    transcript: str = pa.Field(description="what is said; for transcribe not empty")
+    target: str = pa.Field(str_length={"min_value": 1}, description="text; for transcribe the transcript")
+    audio: pl.Binary = pa.Field(description="a mono FLAC file, of the row's sample_rate and seconds")
+    sample_rate: int = pa.Field(eq=waveform.RATE, description=str(waveform.RATE))
+    seconds: float = pa.Field(
+        gt=0, le=waveform.MAX_SECONDS, description=f"over 0, to {waveform.MAX_SECONDS:g}"
+    )
+
+    class Config(pa.DataFrameModel.Config):
+        """No other columns."""
+
+        strict = True
+
+    # The part of a name before the colon is the column that a violation is reported for.
+    @pa.dataframe_check(name="prompt: present exactly for answer")
+    @classmethod
+    def _prompt_is_asked(cls, data: pa.PolarsData) -> pl.LazyFrame:
+        return data.lazyframe.select((pl.col("task") == "answer") == (pl.col("prompt") != ""))
+
+    @pa.dataframe_check(name="target: the transcript for transcribe")
+    @classmethod
+    def _target_is_said(cls, data: pa.PolarsData) -> pl.LazyFrame:
+        return data.lazyframe.select(
+            (pl.col("task") != "transcribe") | (pl.col("target") == pl.col("transcript"))
+        )
+
+
+# pandera reports a failing row as JSON, which polars cannot make of binary columns: it panics, past `except`.
+# So the audio is taken out and looked at by itself.
+_SCALARS = Utterance.to_schema().remove_columns(["audio"])
+_ALLOWED = {name: column.description or "" for name, column in Utterance.to_schema().columns.items()}
+
+
+@dataclass(frozen=True, order=True)
+class Violation:
+    """A value that must not be there. Rows are counted from 0."""
+
+    row: int
+    column: str
+    value: str
+
+    def __str__(self) -> str:
+        allowed = _ALLOWED[self.column]
+        return f"  row {self.row}, column {self.column}: found {self.value:.80}, allowed: {allowed}"
+
+
+def validate_shard(path: Path, audio: str = "header") -> None:
+    """Check a shard against `Utterance`, in bounded memory.
+
+    Args:
+        path: `<split>-<number>.parquet`; its rows must be of that split.
+        audio: how closely audio is looked at: `decode` (all of it), `header`, or `skip`.
+
+    Raises:
+        ShardError: names file, row, column, what was found and what is allowed, for the first violations.
+    """
+    _validate_columns(path)
+    scalars = pl.read_parquet(path, columns=[name for name in SCHEMA if name != "audio"])
+    violations = _scalar_violations(scalars)
+    split = path.name.rpartition("-")[0]
+    for row in scalars.with_row_index().filter(pl.col("split") != split)["index"]:
+        violations.append(Violation(row, "split", f"{scalars['split'][row]!r} in a shard of {split!r}"))
+    if audio != "skip":
+        for start in range(0, len(scalars), ROW_GROUP):
+            violations += _audio_violations(path, scalars, start, audio == "decode")
+    if violations:
+        lines = [str(violation) for violation in sorted(set(violations))]
+        more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        advice = "correct the corpus reader, or its source, and write the shard anew (stage preprocess)"
+        raise ShardError("\n".join([f"{path}: not a shard of utterances; {advice}", *lines[:SHOWN], *more]))
+
+
+def _validate_columns(path: Path) -> None:
+    try:
+        found = pl.read_parquet_schema(path)
+    except pl.exceptions.PolarsError as error:
+        raise ShardError(
+            f"{path}: not a parquet file, or damaged ({error}); write it anew (stage preprocess)"
+        ) from error
+    for column in [*SCHEMA, *found]:
+        if found.get(column) != SCHEMA.get(column):
+            raise ShardError(
+                f"{path}: column {column}: found {found.get(column, 'nothing')}, expected "
+                f"{SCHEMA.get(column, 'no such column')}; write the shard anew (stage preprocess)"
+            )
+
+
+def _scalar_violations(scalars: pl.DataFrame) -> list[Violation]:
+    try:
+        _SCALARS.validate(scalars, lazy=True)
+    except pa.errors.SchemaErrors as errors:
+        violations = []
+        for case in errors.failure_cases.iter_rows(named=True):
+            column = case["column"] if case["schema_context"] == "Column" else case["check"].partition(":")[0]
+            assert case["index"] is not None, f"not a violation in a row: {case}"
+            value = scalars[column][case["index"]]
+            violations.append(Violation(case["index"], column, repr(value)))
+        return violations
+    return []
+
+
+def _audio_violations(path: Path, scalars: pl.DataFrame, start: int, decode: bool) -> list[Violation]:
+    violations = []
+    batch = pl.scan_parquet(path).select("audio").slice(start, ROW_GROUP).collect()["audio"]
+    rates, lengths = scalars["sample_rate"], scalars["seconds"]
+    for row, data in enumerate(batch, start):
+        found = _fault(data, rates[row], lengths[row], decode)
+        if found:
+            violations.append(Violation(row, "audio", found))
+    return violations
+
+
+def _fault(data: bytes | None, rate: int | None, seconds: float | None, decode: bool) -> str | None:
+    """What is wrong with a row's audio."""
+    if data is None:
+        return "null"
+    try:
+        if not data.startswith(b"fLaC"):
+            return f"{data[:8]!r}..., not FLAC"
+        header = waveform.read_header(data)
+        if decode:
+            waveform.load(data)
+    except waveform.AudioError as error:
+        return str(error)
+    if header.channels != 1:
+        return f"{header.channels} channels"
+    if rate is not None and header.rate != rate:
+        return f"{header.rate} Hz where sample_rate is {rate}"
+    if seconds is not None and abs(header.seconds - seconds) > TOLERANCE:
+        return f"{header.seconds:g} s where seconds is {seconds:g}"
+    return None

@@ -1,0 +1,119 @@
+"""Parquet shards of utterances: `<folder>/<split>-00000.parquet`, checked when written and when read."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from steermoe.data.rows import SCHEMA, ShardError, frame_of, write_frame
+from steermoe.data.schemas import validate_shard
+from steermoe.data.skipped import skipped_reason
+
+_NAME = re.compile(r"(?P<split>[a-z0-9_-]+)-(?P<number>\d{5})\.parquet")
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file name of the `number`-th shard of a split."""
+    return f"{split}-{number:05d}.parquet"
+
+
+def write_shards(
+    rows: Iterable[Mapping[str, Any]], folder: Path, split: str, rows_per_shard: int
+) -> list[Path]:
+    """Write the rows of a split as shards, holding one shard in memory; none at all gives one empty shard.
+
+    Returns:
+        the shards in order.
+
+    Raises:
+        ShardError: the rows are not utterances of `split`. The shards before the bad one stay.
+        FileExistsError: the folder has shards of this split.
+    """
+    if folder.exists() and (old := [path for path in folder.iterdir() if _split_of(path) == split]):
+        raise FileExistsError(
+            f"{folder}: has {len(old)} shards of {split!r} already; delete them to write anew"
+        )
+    source = iter(rows)
+    paths: list[Path] = []
+    for number in count():
+        frame = frame_of(islice(source, rows_per_shard))
+        if frame.is_empty() and paths:
+            break
+        path = folder / shard_name(split, number)
+        write_frame(frame, path)
+        try:
+            validate_shard(path, audio="decode")
+        except ShardError:
+            path.unlink()
+            raise
+        paths.append(path)
+        if len(frame) < rows_per_shard:
+            break
+    return paths
+
+
+def read_rows(
+    folders: Path | Sequence[Path], splits: Sequence[str], columns: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """The rows of whole splits, in the order of folders, splits and shards.
+
+    Args:
+        folders: of one or several corpora. A skipped corpus has no rows.
+        splits: every other folder must have each of them.
+        columns: some of the columns; by default all. Audio that is not asked for is not read.
+
+    Raises:
+        ShardError: a shard is missing, is damaged, or breaks the schema; a `source_id` occurs twice.
+        ValueError: a folder lacks a split; unknown column.
+    """
+    chosen = list(SCHEMA) if columns is None else list(columns)
+    if unknown := [name for name in chosen if name not in SCHEMA]:
+        raise ValueError(f"no column {unknown[0]!r} in shards; they have: {', '.join(SCHEMA)}")
+    frames = [pl.DataFrame(schema=SCHEMA).select(chosen)]
+    seen: dict[str, Path] = {}
+    for folder in [folders] if isinstance(folders, Path) else folders:
+        for split in splits if skipped_reason(folder) is None else ():
+            for path in shards_of(folder, split):
+                validate_shard(path, audio="header" if "audio" in chosen else "skip")
+                frame = pl.read_parquet(path, columns=list({*chosen, "source_id"}))
+                note_ids(seen, frame["source_id"], path)
+                frames.append(frame.select(chosen))
+    return pl.concat(frames)
+
+
+def note_ids(seen: dict[str, Path], ids: Iterable[str], path: Path) -> None:
+    """Add the `source_id`s of a shard to `seen`; ShardError where one is there already."""
+    for source_id in ids:
+        if source_id in seen:
+            raise ShardError(
+                f"{path}: column source_id: {source_id!r} is in {seen[source_id]} too; "
+                "a corpus reader must give every utterance an id of its own"
+            )
+        seen[source_id] = path
+
+
+def shards_of(folder: Path, split: str) -> list[Path]:
+    """The shards of a split, in order.
+
+    Raises:
+        ValueError: the folder or the split is missing.
+        ShardError: a shard between others is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of shards; run preprocess first")
+    paths = sorted(path for path in folder.iterdir() if _split_of(path) == split)
+    if not paths:
+        present = sorted({name for path in folder.iterdir() if (name := _split_of(path)) is not None})
+        raise ValueError(f"{folder}: no split {split!r}; it has: {', '.join(present) or 'no shards'}")
+    for number, path in enumerate(paths):
+        if path.name != shard_name(split, number):
+            raise ShardError(f"{folder}: {shard_name(split, number)} is missing; run preprocess anew")
+    return paths
+
+
+def _split_of(path: Path) -> str | None:
+    match = _NAME.fullmatch(path.name)
+    return match["split"] if match else None

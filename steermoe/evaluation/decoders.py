@@ -1,0 +1,141 @@
+"""The encoder's own decoder: what can be heard in its output before any LLM comes into it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    PretrainedConfig,
+    WhisperForConditionalGeneration,
+)
+
+from steermoe.audio import waveform
+from steermoe.audio.features import LogMel
+from steermoe.config import Encoder, Evaluation
+from steermoe.evaluation.evaluator import System
+from steermoe.models.encoders import load_encoder
+
+CTC_HEAD, CTC_UNITS = "ctc_head.safetensors", "ctc_units.json"
+BLANK = 0
+
+
+class Decoder(Protocol):
+    """A row of DECODERS, built from the encoder's section, the evaluation's and a device."""
+
+    decoding: str
+
+    def __init__(self, section: Encoder, settings: Evaluation, device: torch.device) -> None: ...
+
+    @staticmethod
+    def offered(path: str) -> bool:
+        """Whether there is such a decoder beside the encoder at `path`."""
+        ...
+
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+        """The text of each waveform, (N,) at 16 kHz."""
+        ...
+
+
+class CtcDecoder:
+    """A linear layer to blank and units (words), greedy: the likeliest class of every frame, collapsed."""
+
+    def __init__(self, section: Encoder, settings: Evaluation, device: torch.device) -> None:
+        folder = Path(section.path)
+        self.encoder = load_encoder(section).to(device)
+        self.features = LogMel(self.encoder.num_mels)
+        self.device = device
+        self.head = {name: tensor.to(device) for name, tensor in load_file(folder / CTC_HEAD).items()}
+        self.units: list[str] = json.loads((folder / CTC_UNITS).read_text(encoding="utf-8"))
+        found, expected = tuple(self.head["weight"].shape), (len(self.units) + 1, self.encoder.width)
+        if found != expected:
+            raise ValueError(
+                f"{folder / CTC_HEAD}: found weight of shape {found}, expected {expected}: blank and the "
+                f"{len(self.units)} units of {CTC_UNITS} over the encoder's width"
+            )
+        self.decoding = f"CTC head over {len(self.units)} units, greedy"
+
+    @staticmethod
+    def offered(path: str) -> bool:
+        """Whether a head lies beside the encoder."""
+        return (Path(path) / CTC_HEAD).is_file()
+
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+        """The text of each waveform."""
+        features = [self.features(samples) for samples in waveforms]
+        lengths = torch.tensor([each.shape[1] for each in features], device=self.device)
+        padded = pad_sequence([each.T for each in features], batch_first=True).transpose(1, 2)
+        hidden, lengths = self.encoder(padded.to(self.device), lengths)
+        logits = hidden.float() @ self.head["weight"].float().T + self.head["bias"].float()
+        paths = logits.argmax(-1).cpu()
+        return [self.text(path[:length]) for path, length in zip(paths, lengths.tolist(), strict=True)]
+
+    def text(self, path: torch.Tensor) -> str:
+        """The units of a path of classes: repeats are one, blanks are none."""
+        collapsed = torch.unique_consecutive(path).tolist()
+        return " ".join(self.units[unit - 1] for unit in collapsed if unit != BLANK)
+
+
+class WhisperDecoder:
+    """A whole Whisper as transformers runs it: padded to its window, greedy, the language its own guess."""
+
+    def __init__(self, section: Encoder, settings: Evaluation, device: torch.device) -> None:
+        dtype = getattr(torch, section.dtype)
+        model: Any = WhisperForConditionalGeneration.from_pretrained(section.path, dtype=dtype)
+        self.model = model.eval()
+        self.model.to(device)
+        self.extractor = AutoFeatureExtractor.from_pretrained(section.path)
+        self.tokenizer = AutoTokenizer.from_pretrained(section.path)
+        # Four positions are taken: start, language, task, no timestamps.
+        room = self.model.config.max_target_positions - 4
+        self.options: dict[str, Any] = {"max_new_tokens": min(settings.max_new_tokens, room)}
+        if getattr(self.model.generation_config, "is_multilingual", False):
+            self.options["task"] = "transcribe"
+        self.decoding = f"Whisper's decoder, greedy, at most {self.options['max_new_tokens']} new tokens"
+
+    @staticmethod
+    def offered(path: str) -> bool:
+        """Whether the checkpoint is a whole Whisper."""
+        config = PretrainedConfig.get_config_dict(path)[0]
+        return config.get("architectures") == [WhisperForConditionalGeneration.__name__]
+
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+        """The text of each waveform; ValueError where one is longer than the window."""
+        limit = self.extractor.n_samples
+        if longest := max((len(samples) for samples in waveforms if len(samples) > limit), default=0):
+            raise ValueError(
+                f"found {longest / waveform.RATE:.1f} s of audio, Whisper's window is "
+                f"{limit / waveform.RATE:g} s; split the audio"
+            )
+        features = self.extractor(list(waveforms), sampling_rate=waveform.RATE, return_tensors="pt")
+        tokens = self.model.generate(
+            features["input_features"].to(self.model.device, self.model.dtype),
+            do_sample=False,
+            num_beams=1,
+            **self.options,
+        )
+        return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
+
+
+def own_decoder(section: Encoder, settings: Evaluation, device: str = "cpu") -> System | None:
+    """The decoder that comes with the encoder, for rows to transcribe; None where it has none."""
+    kind = next((kind for kind in DECODERS.values() if kind.offered(section.path)), None)
+    if kind is None:
+        return None
+    decoder = kind(section, settings, torch.device(device))
+
+    @torch.inference_mode()
+    def respond(rows: pl.DataFrame) -> list[str]:
+        return decoder([waveform.load(audio) for audio in rows["audio"]])
+
+    return System(respond, decoder.decoding, device)
+
+
+DECODERS: dict[str, type[Decoder]] = {"ctc": CtcDecoder, "whisper": WhisperDecoder}

@@ -1,0 +1,97 @@
+"""Whole test splits through a system.
+
+A system is anything that answers rows of utterances with texts: a trained adapter, the encoder's own decoder,
+a floor that never listens. All run through the same loop, so that their rows and times can be compared.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+import torch
+from rich.progress import track
+
+from steermoe.config import Evaluation
+from steermoe.data.batching import bucketed_batches
+from steermoe.data.collator import collate
+from steermoe.data.dataset import UtteranceDataset
+from steermoe.evaluation.controls import AUDIO
+from steermoe.evaluation.metrics import count_errors
+from steermoe.evaluation.normalizers import normalizer
+from steermoe.evaluation.predictions import Predictions, Speed
+from steermoe.models.steermoe import SteerMoE
+
+Respond = Callable[[pl.DataFrame], list[str]]  # utterance rows of one batch -> one text a row
+
+
+@dataclass(frozen=True)
+class System:
+    """What is evaluated. `decoding` and `device` tell the reader of the report how its texts came about."""
+
+    respond: Respond
+    decoding: str
+    device: str
+
+
+def evaluate(model: SteerMoE, frame: pl.DataFrame, settings: Evaluation, seed: int) -> Predictions:
+    """Greedy answers of a trained adapter to every row of `frame`, with their own and with shuffled audio."""
+    return measure(adapter(model, settings), frame, settings, seed, audio=tuple(AUDIO))
+
+
+def adapter(model: SteerMoE, settings: Evaluation) -> System:
+    """The model as a system: [audio ; prompt] in, greedy text out."""
+
+    @torch.inference_mode()
+    def respond(rows: pl.DataFrame) -> list[str]:
+        dataset = UtteranceDataset(rows, model.features, model.tokenizer, model.config.prompts)
+        batch = collate([dataset[row] for row in range(len(dataset))])
+        names = ("features", "feature_lengths", "prompt_ids", "prompt_lengths")
+        inputs = {name: batch[name].to(model.device) for name in names}
+        tokens = model.generate(**inputs, max_new_tokens=settings.max_new_tokens)
+        return [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
+
+    return System(respond, f"greedy, at most {settings.max_new_tokens} new tokens", str(model.device))
+
+
+def measure(
+    system: System,
+    frame: pl.DataFrame,
+    settings: Evaluation,
+    seed: int,
+    audio: Sequence[str] = ("own",),
+) -> Predictions:
+    """Run `system` over all rows of `frame` (columns of `Utterance`) in batches sorted by length.
+
+    `audio` names rows of AUDIO: what the system hears. The speed is that of the pass over own audio.
+    """
+    if frame.is_empty():
+        raise ValueError("nothing to evaluate: no rows in the given splits")
+    parts, speed = [], None
+    for kind in audio:
+        heard = AUDIO[kind](frame, seed)
+        start = time.perf_counter()
+        hypotheses = respond_to_all(system.respond, heard, settings.batch_seconds, f"{kind} audio")
+        wall = time.perf_counter() - start
+        if kind == "own":
+            total = float(heard["seconds"].sum())
+            threads = torch.get_num_threads()
+            speed = Speed(wall, total, settings.batch_seconds, system.device, threads)
+        counts = count_errors(heard["target"].to_list(), hypotheses, normalizer(settings.normalizer))
+        parts.append(
+            heard.select(
+                "source_id", "split", "task", "prompt", pl.lit(kind).alias("audio"), "heard", "seconds",
+                pl.col("target").alias("reference"), pl.Series("hypothesis", hypotheses, pl.String),
+            ).hstack(pl.DataFrame(counts))
+        )  # fmt: skip
+    return Predictions(pl.concat(parts), system.decoding, seed, speed)
+
+
+def respond_to_all(respond: Respond, frame: pl.DataFrame, batch_seconds: float, title: str) -> list[str]:
+    """One text a row, in the order of the rows, whatever the batches were."""
+    texts: list[str] = [""] * len(frame)
+    batches = bucketed_batches(frame["seconds"].to_list(), batch_seconds, seed=None, epoch=0)
+    for batch in track(batches, description=title):
+        for row, text in zip(batch, respond(frame[batch]), strict=True):
+            texts[row] = text
+    return texts

@@ -1,0 +1,100 @@
+"""What a system reaches that never listens: the bars below which audio plays no part.
+
+`constant`: one text for all rows of a task, the best that the training texts offer. `text_only`: the frozen
+LLM's own answer to the prompt without any audio.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jiwer
+import numpy as np
+import polars as pl
+import torch
+
+from steermoe.config import Evaluation
+from steermoe.data.prompts import render
+from steermoe.evaluation.evaluator import System
+from steermoe.evaluation.metrics import edits
+from steermoe.evaluation.normalizers import Normalizer, normalizer
+from steermoe.models.llm import greedy
+from steermoe.models.steermoe import SteerMoE
+
+CANDIDATES = 200  # transcripts that are tried as the constant
+JUDGES = 500  # transcripts that they are tried against
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The text and the rows it was chosen on."""
+
+    text: str
+    chosen_on: str
+
+
+def constant(train: pl.DataFrame, test: pl.DataFrame, settings: Evaluation, seed: int) -> System:
+    """The template guess for rows to transcribe, the most frequent answer for rows to answer.
+
+    `train` and `test` need the columns task and target. Where no training row has a task, its constant comes
+    from the test rows themselves (the highest such floor), and the protocol says so.
+    """
+    chosen: dict[str, Constant] = {}
+    for task in test["task"].unique(maintain_order=True):
+        name, rows = "training rows", train.filter(task=task)
+        if rows.is_empty():
+            name, rows = "evaluated rows themselves", test.filter(task=task)
+        choose = template_guess if task == "transcribe" else most_frequent
+        text = choose(rows["target"].to_list(), normalizer(settings.normalizer), seed)
+        chosen[task] = Constant(text, name)
+    described = "; ".join(f"{task}: {c.text!r}, chosen on the {c.chosen_on}" for task, c in chosen.items())
+
+    def respond(rows: pl.DataFrame) -> list[str]:
+        return [chosen[task].text for task in rows["task"]]
+
+    return System(respond, f"one text for all rows ({described})", "none")
+
+
+def most_frequent(texts: Sequence[str], normalize: Normalizer, seed: int) -> str:
+    """The text that most others equal after normalisation, in its first spelling; the earlier wins a tie."""
+    spelled: dict[str, str] = {}
+    for text in texts:
+        spelled.setdefault(normalize(text), text)
+    (commonest, _), *_ = Counter(normalize(text) for text in texts).most_common(1)
+    return spelled[commonest]
+
+
+def template_guess(texts: Sequence[str], normalize: Normalizer, seed: int) -> str:
+    """The transcript with the fewest word errors as an answer to all: the words that every statement shares.
+
+    A seeded sample of at most CANDIDATES distinct texts is tried against a seeded sample of at most JUDGES.
+    """
+    rng = np.random.default_rng(seed)
+
+    def sample(texts: Sequence[str], most: int) -> list[str]:
+        return [texts[int(row)] for row in rng.permutation(len(texts))[:most]]
+
+    candidates = sample(list(dict.fromkeys(texts)), CANDIDATES)
+    judges = [normalize(text) for text in sample(texts, JUDGES)]
+
+    def errors(candidate: str) -> int:
+        guesses = [normalize(candidate)] * len(judges)
+        return sum(edits(jiwer.process_words(judges, guesses).alignments))
+
+    return min(candidates, key=errors)
+
+
+def text_only(model: SteerMoE, settings: Evaluation) -> System:
+    """The frozen LLM's greedy answer to each row's prompt alone."""
+
+    @torch.inference_mode()
+    def respond(rows: pl.DataFrame) -> list[str]:
+        prompts = [
+            render(model.config.prompts, task, question)
+            for task, question in rows.select("task", "prompt").iter_rows()
+        ]
+        return greedy(model.llm, model.tokenizer, prompts, settings.max_new_tokens)
+
+    return System(
+        respond, f"greedy, at most {settings.max_new_tokens} new tokens, no audio", str(model.device)
+    )

@@ -1,0 +1,140 @@
+"""An adapter on disk: adapter.safetensors holds what was trained, config.json tells how to rebuild the rest.
+
+config.json: {"format", "arm": the resolved configuration, "frozen": SHA-256 of the encoder's and the LLM's
+weights, "weights": SHA-256 of adapter.safetensors}. The same weights give the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors.torch import load, save
+
+from steermoe.config import ArmConfig
+from steermoe.data.staging import write_bytes, write_text
+
+FORMAT = 1
+WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
+KEYS = {"format", "arm", "frozen", "weights"}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What was trained, with which configuration, and against which frozen weights."""
+
+    arm: ArmConfig
+    frozen: Mapping[str, str]
+    weights: Mapping[str, torch.Tensor]
+
+
+def write(folder: Path, adapter: Adapter) -> None:
+    """Write the two files, each whole; config.json comes last and vouches for the other one."""
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.weights.items()})
+    description = {
+        "format": FORMAT,
+        "arm": json.loads(adapter.arm.to_json()),
+        "frozen": dict(adapter.frozen),
+        "weights": hashlib.sha256(weights).hexdigest(),
+    }
+    write_bytes(folder / WEIGHTS, weights)
+    write_text(folder / CONFIG, json.dumps(description, indent=2) + "\n")
+
+
+def read(source: str | Path) -> Adapter:
+    """Read an adapter from a folder or from the hub.
+
+    Raises:
+        ValueError: there is none, it is of another format, or its two files do not belong together.
+    """
+    folder = _locate(source)
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{source}: no adapter: {' and '.join(missing)} missing")
+    description = _description(folder / CONFIG)
+    content = (folder / WEIGHTS).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != description["weights"]:
+        raise ValueError(
+            f"{folder / WEIGHTS}: found SHA-256 {digest}, {CONFIG} says {description['weights']}: the file "
+            "is damaged or belongs to another training; copy or train the adapter anew"
+        )
+    return Adapter(ArmConfig.from_json(json.dumps(description["arm"])), description["frozen"], load(content))
+
+
+def _description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text())
+        if set(description) != KEYS:
+            raise ValueError(f"found keys {sorted(description)}, expected {sorted(KEYS)}")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not the description of an adapter: {error}") from error
+    if description["format"] != FORMAT:
+        raise ValueError(
+            f"{path}: found format {description['format']!r}, this version reads format {FORMAT}"
+        )
+    return description
+
+
+def push(folder: Path, repo_id: str, private: bool = False) -> str:
+    """Upload the adapter in `folder` to the hub, making the repository if need be; returns its address."""
+    hub = HfApi()
+    address = hub.create_repo(repo_id, private=private, exist_ok=True)
+    hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=[WEIGHTS, CONFIG])
+    return str(address)
+
+
+def check_weights(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str
+) -> None:
+    """Both have the same names and shapes.
+
+    Raises:
+        ValueError: they differ; the message names the first differences.
+    """
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not part of this model" for name in found if name not in expected]
+    problems += [
+        f"{name}: found shape {tuple(found[name].shape)}, the model needs {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
+        raise ValueError(
+            f"{source}: the weights do not fit the model that its configuration describes: {listed}"
+        )
+
+
+def check_frozen(
+    found: Mapping[str, str], expected: Mapping[str, str], paths: Mapping[str, str], source: str
+) -> None:
+    """The frozen weights are those that the adapter was trained against.
+
+    Raises:
+        ValueError: they differ; the message names the folder to replace.
+    """
+    for part, digest in expected.items():
+        if found[part] != digest:
+            raise ValueError(
+                f"{source}: trained against another {part}: the weights in {paths[part]!r} have SHA-256 "
+                f"{found[part]}, the adapter's had {digest}; give the right ones as "
+                f"from_pretrained(..., {part}=<folder or hub id>)"
+            )
+
+
+def _locate(source: str | Path) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[WEIGHTS, CONFIG]))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise ValueError(
+            f"{source}: neither a folder nor a repository that the hub gives us: {error}"
+        ) from error

@@ -1,0 +1,100 @@
+"""Down-sampling the encoder's frames to audio tokens: (hidden_BSD, lengths_B) -> (audio_BAD', lengths_B).
+
+Windows of K frames side by side, A = ceil(S / K) of them, to which frames beyond a row's length add nothing.
+Shapes: B batch, S encoder frames, A audio tokens, K kernel, D encoder width, D' width after.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+from steermoe import config
+from steermoe.models.encoders.encoder import valid_frames
+from steermoe.models.registry import choose
+
+
+class Downsampler(nn.Module, ABC):
+    """What every down-sampler has.
+
+    Attributes:
+        kernel: K.
+        width: D'.
+
+    Args:
+        section: the configuration of the bridge.
+        frame_width: D.
+    """
+
+    width: int
+
+    def __init__(self, section: config.Bridge, frame_width: int) -> None:
+        super().__init__()
+        self.kernel = section.kernel
+        self.width = frame_width * self.frames_a_token(section.kernel)
+
+    @staticmethod
+    @abstractmethod
+    def frames_a_token(kernel: int) -> int:
+        """D' / D."""
+
+    @abstractmethod
+    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frames to audio tokens, and their lengths."""
+
+
+class Average(Downsampler):
+    """The mean over the valid frames of each window; D' = D."""
+
+    @staticmethod
+    def frames_a_token(kernel: int) -> int:
+        """A token is as wide as a frame."""
+        return 1
+
+    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A window that ends within an utterance's padding is averaged over what is not padding."""
+        windows_BAKD = _windows(hidden_BSD, lengths_B, self.kernel)
+        tokens = windows_BAKD.shape[1]
+        starts_A = torch.arange(tokens, device=lengths_B.device) * self.kernel
+        frames_BA = (lengths_B[:, None] - starts_A).clamp(1, self.kernel)
+        mean_BAD = windows_BAKD.sum(2) / frames_BA[..., None].to(hidden_BSD.dtype)
+        return mean_BAD, _ceil_div(lengths_B, self.kernel)
+
+
+class Concat(Downsampler):
+    """The frames of each window side by side, zeros beyond the end; D' = K * D."""
+
+    @staticmethod
+    def frames_a_token(kernel: int) -> int:
+        """A token holds all frames of its window."""
+        return kernel
+
+    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first frame of a window comes first."""
+        return _windows(hidden_BSD, lengths_B, self.kernel).flatten(2), _ceil_div(lengths_B, self.kernel)
+
+
+def _windows(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor, kernel: int) -> torch.Tensor:
+    """Windows (B, A, K, D) with zeros beyond each length."""
+    frames = hidden_BSD.shape[1]
+    hidden_BSD = hidden_BSD.masked_fill(~valid_frames(lengths_B, frames)[..., None], 0)
+    missing = -frames % kernel
+    if missing:
+        hidden_BSD = nn.functional.pad(hidden_BSD, (0, 0, 0, missing))
+    return hidden_BSD.unflatten(1, (-1, kernel))
+
+
+def _ceil_div(lengths_B: torch.Tensor, kernel: int) -> torch.Tensor:
+    return (lengths_B + kernel - 1) // kernel
+
+
+def make_downsampler(section: config.Bridge, frame_width: int) -> Downsampler:
+    """The down-sampler that the section names, for frames of width D.
+
+    Raises:
+        ValueError: there is no such down-sampler.
+    """
+    return choose(DOWNSAMPLERS, section.downsample, "bridge.downsample")(section, frame_width)
+
+
+DOWNSAMPLERS: dict[str, type[Downsampler]] = {"average": Average, "concat": Concat}

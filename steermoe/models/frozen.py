@@ -1,0 +1,66 @@
+"""What is never trained: loading it, and proving that it did not change."""
+
+import hashlib
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Pretrained = TypeVar("Pretrained", bound=nn.Module)
+
+
+def load_frozen(kind: Any, path: str, dtype: str, setting: str, **options: Any) -> Any:
+    """Load a pretrained module from safetensors, in evaluation mode and without gradients.
+
+    Args:
+        kind: a class of transformers with `from_pretrained`.
+        path: folder in Hugging Face format, or a hub id.
+        dtype: row of DTYPES.
+        setting: name of the configuration's section, for errors.
+        **options: more arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: there is nothing to load at `path`, or its weights do not fit its configuration.
+    """
+    try:
+        model, report = kind.from_pretrained(
+            path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
+        )
+    except OSError as error:
+        raise ValueError(
+            f"{setting}.path: found {path!r}, which is neither a folder in Hugging Face format with "
+            f"safetensors (seen from the working directory) nor a model on the hub: {error}"
+        ) from error
+    missing = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
+    if missing:
+        raise ValueError(
+            f"{setting}.path: {path!r} lacks {len(missing)} weights that its config.json calls for, or has "
+            f"them in another shape: {', '.join(missing[:5])}...; is it the right folder?"
+        )
+    return model.requires_grad_(False).eval()
+
+
+def digest(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, whatever their order and device."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def frozen_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights and persistent buffers that are not trained, each tensor once, under their pretrained names.
+
+    peft wraps the layers that it adapts: their own weights move below `base_layer`, a name left out here.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not tensor.requires_grad and id(tensor) not in seen:
+            seen.add(id(tensor))
+            weights[name.replace(".base_layer.", ".")] = tensor
+    return weights

@@ -1,0 +1,134 @@
+"""What happens beside the steps of a training: stopping early, timing, progress on the terminal, tracking."""
+
+import statistics
+import sys
+import time
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
+
+from steermoe.training import history
+
+METRIC_NAMES = {"loss": "train/loss", "dev_loss": "dev/loss", "dev_token_accuracy": "dev/token_accuracy"}
+
+
+class MetricLog(Protocol):
+    """Where metrics go; `steermoe.training.tracking.Tracker` is one."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Take metrics at an optimizer step."""
+
+
+class EarlyStopping(TrainerCallback):
+    """Stops after `patience` evaluations without a lower loss, and closes the log at the last step.
+
+    It keeps no count of its own: the log tells, so that a resumed training decides as an undisturbed one.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
+
+    @override
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if history.evaluations_since_best(state.log_history) >= self.patience:
+            control.should_training_stop = True
+        return control
+
+
+class StepTimer(TrainerCallback):
+    """Seconds of every step (forward, backward, update; not loading, evaluation, saving) and of the whole.
+
+    `seconds` and `wall_before` are kept in checkpoints: the numbers cover what ran before a resume too.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.wall_before = 0.0
+        self._session = time.perf_counter()
+        self._step = 0.0
+
+    @override
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._step = time.perf_counter()
+
+    @override
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(round(time.perf_counter() - self._step, 5))
+
+    @property
+    def wall(self) -> float:
+        """Seconds since the beginning, over all sessions up to their last checkpoint and the present one."""
+        return self.wall_before + time.perf_counter() - self._session
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a step."""
+        return round(statistics.median(self.seconds), 5) if self.seconds else 0.0
+
+
+class ProgressLines(TrainerCallback):
+    """A bar on a terminal, and a line an evaluation everywhere."""
+
+    def __init__(self, name: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, transient=True, disable=not sys.stdout.isatty())
+        self._task = self._progress.add_task(name)
+        self._name = name
+
+    @override
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        self._progress.update(self._task, total=state.max_steps, completed=state.global_step)
+        self._progress.start()
+        if state.global_step:
+            self._print(state, f"{self._name}: resumed at step {state.global_step} of {state.max_steps}")
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        self._progress.update(self._task, completed=state.global_step)
+
+    @override
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        row = history.table(state.log_history)[-1]
+        trained = "" if row["train_loss"] is None else f"  train loss {row['train_loss']:.4f}"
+        self._print(
+            state,
+            f"{self._name}: step {row['step']}/{state.max_steps}{trained}  dev loss {row['dev_loss']:.4f}  "
+            f"dev token accuracy {row['dev_token_accuracy']:.1%}",
+        )
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        self._progress.stop()
+
+    def _print(self, state: TrainerState, line: str) -> None:
+        if state.is_world_process_zero:
+            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Tracking(TrainerCallback):
+    """Sends what is logged to a tracker, under names that every arm shares."""
+
+    def __init__(self, tracker: MetricLog) -> None:
+        self._tracker = tracker
+
+    @override
+    def on_log(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        entry = {k: v for k, v in kwargs["logs"].items() if k not in ("epoch", "step", "learning_rate")}
+        self._tracker.log(
+            {METRIC_NAMES.get(k, f"train/{k}"): v for k, v in entry.items()}, step=state.global_step
+        )

@@ -1,0 +1,44 @@
+"""What decides the result of a training: its key, under which an interrupted one is found again."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from steermoe.config import ArmConfig
+
+FORMAT = 1  # of the checkpoints; a higher number makes older ones unread
+
+
+def training_key(arm: ArmConfig, data: str, frozen: Mapping[str, str], world_size: int) -> dict[str, Any]:
+    """Everything that decides the result but the code, as JSON.
+
+    Args:
+        arm: the resolved configuration.
+        data: digest of the shards (`digest`).
+        frozen: hashes of the frozen weights (`SteerMoE.frozen_hashes`).
+        world_size: number of processes; a checkpoint of two does not resume in one.
+    """
+    return {
+        "checkpoint": FORMAT,
+        "arm": json.loads(arm.to_json()),
+        "data": data,
+        "frozen": dict(frozen),
+        "world_size": world_size,
+    }
+
+
+def fingerprint(key: Mapping[str, Any]) -> str:
+    """A key as 32 hexadecimal digits; the name of the training's work folder too (`Staging`)."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def digest(files: Iterable[Path]) -> str:
+    """SHA-256 over contents, names and folders' names of files, whatever their order and place."""
+    names = hashlib.sha256()
+    for path in sorted(files, key=lambda p: p.parts[-2:]):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        names.update(f"{'/'.join(path.parts[-2:])} {content}\n".encode())
+    return names.hexdigest()

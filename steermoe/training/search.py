@@ -1,0 +1,120 @@
+"""The search for learning rates: the same few trials for every method, chosen on the development splits.
+
+The grid is one multiplier for all of a method's base rates (`training.learning_rates`), so that every method
+gets as many trials whatever the number of its parts; the ratio between the parts stays the configuration's. A
+trial is a whole short training, its schedule included, and what counts is its lowest loss on dev.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from steermoe.config import ArmConfig
+from steermoe.data.staging import write_text
+from steermoe.training.train import train
+from steermoe.training.trainer import DivergedError
+
+MULTIPLIERS = (0.3, 1.0, 3.0)
+
+
+def search(
+    arms: Sequence[ArmConfig],
+    shards: Sequence[Path],
+    out: Path,
+    root: Path | None,
+    steps: int,
+    multipliers: Sequence[float] = MULTIPLIERS,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Train every arm with every multiplier for `steps` steps; write search.json and search.csv into `out`.
+
+    Trials that are done lie in `out`/trials and are not repeated; one that was killed resumes.
+
+    Returns:
+        steps, trials (a row a trial), chosen: {method: {multiplier, learning_rates, best_dev_loss}}.
+
+    Raises:
+        ValueError: two arms of one method, or every trial of a method diverged.
+    """
+    methods = [arm.method for arm in arms]
+    if len(set(methods)) < len(methods):
+        raise ValueError(f"one arm a method is searched, found the methods {methods}")
+    trials = [
+        _trial(short(arm, steps, multiplier), multiplier, shards, out / "trials", root, workers)
+        for arm in arms
+        for multiplier in multipliers
+    ]
+    result = {
+        "steps": steps,
+        "trials": trials,
+        "chosen": {method: choose(trials, method) for method in methods},
+    }
+    write_text(out / "search.json", json.dumps(result, indent=1) + "\n")
+    write_text(out / "search.csv", _csv(trials))
+    return result
+
+
+def short(arm: ArmConfig, steps: int, multiplier: float) -> ArmConfig:
+    """`arm` with its rates times `multiplier`, and with warm-up and evaluations to suit `steps`."""
+    training = arm.training
+    part = steps / training.steps
+    changed = {
+        "steps": steps,
+        "warmup_steps": round(training.warmup_steps * part),
+        "eval_every": min(training.eval_every, max(1, steps // 4)),
+        # Rounded to what one would write: 0.3 * 1e-3 is 0.0003 and not 0.00029999999999999997.
+        "learning_rates": {
+            name: float(f"{rate * multiplier:.6g}") for name, rate in training.learning_rates.items()
+        },
+    }
+    return arm.model_copy(update={"training": training.model_copy(update=changed)})
+
+
+def choose(trials: Sequence[dict[str, Any]], method: str) -> dict[str, Any]:
+    """The trial of a method with the lowest loss on dev, the first of equals.
+
+    Raises:
+        ValueError: none of them ended with a loss.
+    """
+    ended = [row for row in trials if row["method"] == method and row["best_dev_loss"] is not None]
+    if not ended:
+        raise ValueError(f"every trial of {method} diverged; lower training.learning_rates.{method}")
+    best = min(ended, key=lambda row: row["best_dev_loss"])
+    return {name: best[name] for name in ("multiplier", "learning_rates", "best_dev_loss")}
+
+
+def _trial(
+    arm: ArmConfig, multiplier: float, shards: Sequence[Path], trials: Path, root: Path | None, workers: int
+) -> dict[str, Any]:
+    folder = trials / f"{arm.name}-{multiplier:g}"
+    done, config = folder / "trial.json", arm.to_json()
+    if done.exists():
+        trial = json.loads(done.read_text())
+        if trial.pop("config") == config:
+            return trial
+    trial: dict[str, Any] = {
+        "method": arm.method,
+        "multiplier": multiplier,
+        "learning_rates": arm.training.learning_rates,
+    }
+    try:
+        result = train(arm, shards, folder, root, workers=workers)
+        trial |= {name: result[name] for name in ("best_dev_loss", "best_step", "steps")}
+    except DivergedError as error:
+        print(error)
+        trial |= {"best_dev_loss": None, "best_step": None, "steps": None}
+    write_text(done, json.dumps(trial | {"config": config}, indent=1) + "\n")
+    return trial
+
+
+def _csv(trials: Sequence[dict[str, Any]]) -> str:
+    rates = sorted({name for row in trials for name in row["learning_rates"]})
+    text = io.StringIO()
+    columns = ["method", "multiplier", *rates, "best_dev_loss", "best_step", "steps"]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | row["learning_rates"] for row in trials)
+    return text.getvalue()

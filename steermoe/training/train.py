@@ -1,0 +1,218 @@
+"""Trains one arm: begins or resumes, keeps the best weights, writes the outputs."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from transformers import TrainerState, set_seed
+
+from steermoe.config import ArmConfig
+from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.shards import read_rows, shards_of
+from steermoe.data.skipped import skipped_reason
+from steermoe.data.staging import Staging, code_digest, write_text
+from steermoe.models.steermoe import SteerMoE
+from steermoe.training import history as log
+from steermoe.training.callbacks import Tracking
+from steermoe.training.checkpoints import discard_leftovers, last_checkpoint
+from steermoe.training.fingerprint import digest, fingerprint, training_key
+from steermoe.training.tracking import Tracker
+from steermoe.training.trainer import AdapterTrainer
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows that are trained on and rows that choose the best checkpoint, and the digest of their shards."""
+
+    train: pl.DataFrame
+    dev: pl.DataFrame
+    dropped: int  # training rows longer than training.max_seconds
+    digest: str
+
+
+def train(
+    arm: ArmConfig,
+    shards: Sequence[Path],
+    out: Path,
+    root: Path | None = None,
+    *,
+    history: Path | None = None,
+    timing: Path | None = None,
+    tracker: Tracker | None = None,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Train `arm`, or finish what a killed process began, and write the best weights.
+
+    Args:
+        arm: the resolved configuration.
+        shards: a folder a corpus, named as the corpus.
+        out: replaced, once all is done, by a folder of adapter.safetensors and config.json: the same bytes
+            however often training was interrupted.
+        root: work lies in `root`/.runs until it is done; by default in the project's root.
+        history: a CSV file, a row an evaluation; by default history.csv in `out`. Deterministic like `out`.
+        timing: a JSON file for the returned values, which are not all deterministic.
+        tracker: where metrics are logged; None for nowhere.
+        workers: processes that load data; 0 loads in this one.
+
+    Returns:
+        best_dev_loss, best_step, steps (trained), stopped_early, train_rows, dropped_rows, dev_rows,
+        trainable_parameters (a count a part), seconds_per_step (median), wall_seconds, fingerprint.
+
+    Raises:
+        ValueError: a corpus or its rows are missing.
+        StagingBusyError: another process trains this arm.
+        DivergedError: the loss is no longer finite.
+    """
+    set_seed(arm.seed)
+    model = SteerMoE.from_config(arm)
+    data = read_data(arm, shards)
+    key = training_key(arm, data.digest, model.frozen_hashes(), int(os.environ.get("WORLD_SIZE", "1")))
+    if int(os.environ.get("RANK", "0")):
+        return _results(_trained(model, arm, data, None, None, workers), data, key)
+    with Staging(out, key, root) as staging:
+        with _tracking(tracker, arm, fingerprint(key), data) as tracked:
+            trainer = _trained(model, arm, data, staging.scratch, tracked, workers)
+            results = _results(trainer, data, key)
+            model.save_pretrained(staging.files)
+            table = log.to_csv(log.table(trainer.state.log_history))
+            write_text(history or staging.part("history.csv"), table)
+            if timing is not None:
+                write_text(timing, json.dumps(results, indent=1) + "\n")
+            if tracked is not None:
+                _track_results(tracked, results, staging.files)
+        staging.commit()
+    return results
+
+
+@contextmanager
+def _tracking(
+    tracker: Tracker | None, arm: ArmConfig, name: str, data: TrainingData
+) -> Iterator[Tracker | None]:
+    """The tracker attached to this training's run, which is closed as it ended. A killed one stays open."""
+    if tracker is None:
+        yield None
+        return
+    tracker.start(arm, name, data.digest)
+    try:
+        yield tracker
+    except BaseException as error:
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracker.finish("FINISHED")
+
+
+def _track_results(tracker: Tracker, results: Mapping[str, Any], out: Path) -> None:
+    numbers = {f"train/{name}": float(v) for name, v in results.items() if isinstance(v, int | float)}
+    counts = {f"params/{part}": float(count) for part, count in results["trainable_parameters"].items()}
+    tracker.log(numbers | counts | {"params/trainable": sum(counts.values())}, step=results["steps"])
+    tracker.mark_adapter(out)
+
+
+def read_data(arm: ArmConfig, shards: Sequence[Path]) -> TrainingData:
+    """The rows of `arm`'s splits.
+
+    Raises:
+        ValueError: a corpus has no folder, or there is nothing to train on or to choose a checkpoint by.
+    """
+    folders = {folder.name: folder for folder in shards}
+    train, train_files = _rows(folders, arm.train_splits)
+    dev, dev_files = _rows(folders, arm.dev_splits)
+    for rows, splits in ((train, arm.train_splits), (dev, arm.dev_splits)):
+        if rows.is_empty():
+            raise ValueError(
+                f"{arm.name}: no rows in {splits} of {[str(p) for p in shards]}; run preprocess first"
+            )
+    kept = train.filter(pl.col("seconds") <= arm.training.max_seconds)
+    dropped = len(train) - len(kept)
+    if dropped:
+        limit = f"training.max_seconds ({arm.training.max_seconds:g})"
+        print(f"{arm.name}: {dropped} of {len(train)} training rows are longer than {limit}: dropped")
+    return TrainingData(kept, dev, dropped, digest(train_files + dev_files))
+
+
+def _rows(
+    folders: Mapping[str, Path], splits: Mapping[str, Sequence[str]]
+) -> tuple[pl.DataFrame, list[Path]]:
+    frames, files = [], []
+    for corpus, names in splits.items():
+        if not names:
+            continue
+        if corpus not in folders:
+            raise ValueError(f"no shards of corpus {corpus!r}; given are {sorted(folders)}")
+        folder = folders[corpus]
+        frames.append(read_rows(folder, names))
+        if skipped_reason(folder) is None:
+            files += [path for split in names for path in shards_of(folder, split)]
+    return (pl.concat(frames) if frames else pl.DataFrame()), files
+
+
+def _trained(
+    model: SteerMoE,
+    arm: ArmConfig,
+    data: TrainingData,
+    run: Path | None,
+    tracker: Tracker | None,
+    workers: int,
+) -> AdapterTrainer:
+    """A trainer whose training is complete and whose model holds the best weights."""
+    train, dev = (
+        (UtteranceDataset(rows, model.features, model.tokenizer, arm.prompts), rows["seconds"].to_list())
+        for rows in (data.train, data.dev)
+    )
+    callbacks = [Tracking(tracker)] if tracker is not None else []
+    trainer = AdapterTrainer(model, arm, train, dev, run, workers, callbacks)
+    with trainer.accelerator.main_process_first():
+        if trainer.args.should_save:
+            discard_leftovers(trainer.run)
+            _note_code(trainer.run)
+    checkpoint = last_checkpoint(trainer.run)
+    if checkpoint is not None:
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if checkpoint is None or not trainer.is_complete:
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            trainer.progress.close()
+    else:
+        trainer.restore(checkpoint)
+    if not trainer.is_complete:
+        raise RuntimeError(
+            f"{arm.name}: training ended at step {trainer.state.global_step} of {arm.training.steps}; "
+            "repeat the command, it resumes from the last checkpoint"
+        )
+    trainer.load_trained(trainer.best_weights)
+    return trainer
+
+
+def _note_code(run: Path) -> None:
+    """Say so when other code resumes a run than began it: its result is then neither's."""
+    note, now = run / "code", code_digest("audio", "data", "models", "training")
+    if note.exists() and last_checkpoint(run) is not None and note.read_text() != now:
+        print(
+            f"{run}: resumes a training that other code began; delete this folder to train anew with one code"
+        )
+    note.write_text(now)
+
+
+def _results(trainer: AdapterTrainer, data: TrainingData, key: Mapping[str, Any]) -> dict[str, Any]:
+    best = log.best(trainer.state.log_history)
+    assert best is not None
+    parts = trainer.adapted.parameter_groups()
+    return {
+        "best_dev_loss": best["dev_loss"],
+        "best_step": best["step"],
+        "steps": trainer.state.global_step,
+        "stopped_early": trainer.state.global_step < trainer.arm.training.steps,
+        "train_rows": len(data.train),
+        "dropped_rows": data.dropped,
+        "dev_rows": len(data.dev),
+        "trainable_parameters": {part: sum(p.numel() for p in group) for part, group in parts.items()},
+        "seconds_per_step": trainer.timer.median,
+        "wall_seconds": round(trainer.timer.wall, 1),
+        "fingerprint": fingerprint(key),
+    }

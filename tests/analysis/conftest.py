@@ -1,0 +1,90 @@
+"""Evaluations as `dvc repro` leaves them, of systems that know the answers more or less well."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from steermoe.audio.waveform import RATE, encode_flac
+from steermoe.config import Evaluation
+from steermoe.evaluation.evaluator import System, measure
+from steermoe.evaluation.predictions import summarise
+from steermoe.evaluation.results import write_json, write_result, write_skipped
+
+WORDS = ["ann", "bob", "has", "sees", "two", "three", "red", "blue", "cats", "dogs", "houses"]
+SKILLS = {"steermoe": 0.95, "linear": 0.7, "lora": 0.9, "steermoe-seed2": 0.93}  # chance to get a word right
+
+
+@pytest.fixture(scope="session")
+def settings() -> Evaluation:
+    return Evaluation(
+        normalizer="folded", max_new_tokens=6, batch_seconds=5.0, bootstrap_samples=200, confidence=0.95
+    )
+
+
+@pytest.fixture(scope="session")
+def utterances() -> pl.DataFrame:
+    """Splits `clean` (60 to transcribe, 30 to answer) and `other` (40), 0.2 s of noise each."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(130):
+        asked = 60 <= number < 90
+        text = " ".join(rng.choice(WORDS, size=6))
+        rows.append(
+            {
+                "source_id": f"u{number:03d}", "split": "clean" if number < 90 else "other", "speaker": "s",
+                "task": "answer" if asked else "transcribe", "prompt": "who | sees?" if asked else "",
+                "transcript": text, "target": text.split()[0] if asked else text,
+                "audio": encode_flac(0.1 * rng.standard_normal(RATE // 5), RATE), "sample_rate": RATE,
+                "seconds": 0.2,
+            }
+        )  # fmt: skip
+    return pl.DataFrame(rows)
+
+
+def knowing(rows: pl.DataFrame, name: str, skill: float) -> System:
+    """A system that knows every recording, but loses words."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    known = {
+        audio: " ".join(word if rng.random() < skill else "`x|" for word in target.split())
+        for audio, target in rows.select("audio", "target").iter_rows()
+    }
+    return System(lambda batch: [known[audio] for audio in batch["audio"]], f"as {name} does", "cpu")
+
+
+@pytest.fixture(scope="session")
+def evaluations(
+    utterances: pl.DataFrame, settings: Evaluation, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Four arms and three baselines on `synthetic`; `digits` was skipped."""
+    root = tmp_path_factory.mktemp("evaluations")
+    for arm, skill in SKILLS.items():
+        found = measure(knowing(utterances, arm, skill), utterances, settings, 1, ("own", "shuffled"))
+        write_result(root / arm / "synthetic", found, summarise(found, settings))
+        write_skipped(root / arm / "digits", "no archive")
+        check = {"weights": {"encoder": {"identical": True}, "llm": {"identical": True}}}
+        write_json(
+            root / arm / "synthetic" / "preservation.json",
+            check | {"logits": {"prompts": 9, "identical": 9 if arm != "lora" else 8}},
+        )
+    spoken = utterances.filter(task="transcribe")
+    for name, rows in (("encoder", spoken), ("text-only", utterances), ("constant", utterances)):
+        found = measure(knowing(rows, name, 0.97 if name == "encoder" else 0.1), rows, settings, 1)
+        write_result(root / "baseline" / "synthetic" / name, found, summarise(found, settings))
+    scores = {"repeat": {"n": 50, "value": 0.98, "low": 0.94, "high": 1.0}}
+    write_json(root / "baseline" / "synthetic" / "text_tasks.json", {"tasks": scores, "protocol": "exact"})
+    return root
+
+
+@pytest.fixture(scope="session")
+def timing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What training measured, for all arms but one."""
+    root = tmp_path_factory.mktemp("timing")
+    for arm in list(SKILLS)[:3]:
+        parts = {"projection": 1000, "router": 200} if arm == "steermoe" else {"projection": 1000}
+        found = {"trainable_parameters": parts, "seconds_per_step": 0.25, "steps": 100, "best_step": 80}
+        (root / f"{arm}.json").write_text(json.dumps(found))
+    return root

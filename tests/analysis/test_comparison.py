@@ -1,0 +1,132 @@
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from steermoe.analysis.comparison import Comparison, compare, worst
+from steermoe.config import Evaluation
+from steermoe.evaluation.metrics import word_errors
+from steermoe.evaluation.results import read_result, write_result, write_skipped
+from steermoe.evaluation.significance import paired_bootstrap
+
+ARMS = ["linear", "steermoe", "lora"]
+CORPORA = ["synthetic", "digits"]
+
+
+@pytest.fixture(scope="module")
+def comparison(evaluations: Path, timing: Path, settings: Evaluation) -> Comparison:
+    return compare(ARMS, "linear", CORPORA, evaluations, timing, settings, seed=1)
+
+
+def test_rows_are_the_arms_between_their_bars(comparison: Comparison) -> None:
+    assert [(row.system, row.audio) for row in comparison.rows] == [
+        ("baseline/encoder", "own"),
+        *((arm, "own") for arm in ARMS),
+        *((arm, "shuffled") for arm in ARMS),
+        ("baseline/text-only", "own"),
+        ("baseline/constant", "own"),
+    ]
+
+
+def test_costs_come_from_training_and_evaluation(comparison: Comparison, evaluations: Path) -> None:
+    rows = {row.system: row for row in comparison.rows if row.kind == "arm"}
+    assert rows["steermoe"].trainable == 1200 and rows["linear"].trainable == 1000
+    assert rows["linear"].seconds_per_step == 0.25
+    speed = read_result(evaluations / "linear" / "synthetic").summary["speed"]
+    assert rows["linear"].real_time_factor == speed["wall_seconds"] / speed["audio_seconds"]
+
+
+def test_sets_follow_the_corpora_and_keep_the_missing_one(comparison: Comparison) -> None:
+    assert [(place.title, place.task, place.n) for place in comparison.sets] == [
+        ("synthetic clean", "transcribe", 60),
+        ("synthetic clean", "answer", 30),
+        ("synthetic other", "transcribe", 40),
+        ("digits", "", 0),
+    ]
+    assert comparison.missing == {"digits": "no archive"}
+    assert [place.title for place in comparison.sets_of("answer")] == ["synthetic clean"]
+
+
+def test_differences_are_the_paired_bootstraps(
+    comparison: Comparison, evaluations: Path, settings: Evaluation
+) -> None:
+    place = comparison.sets[0]
+    rows = {row.system: row for row in comparison.rows if row.kind == "arm"}
+    frames = {
+        arm: read_result(evaluations / arm / "synthetic").frame.filter(
+            audio="own", split="clean", task="transcribe"
+        )
+        for arm in ARMS
+    }
+    for arm in ("steermoe", "lora"):
+        cell = comparison.cell(rows[arm], place, "wer")
+        assert cell is not None and cell.against is not None
+        ours, theirs = (word_errors(frames[name]) for name in (arm, "linear"))
+        assert cell.against == paired_bootstrap(
+            ours, theirs, settings.bootstrap_samples, settings.confidence, seed=1
+        )
+        assert cell.against.value < 0 and cell.against.p < 0.05
+    reference = comparison.cell(rows["linear"], place, "wer")
+    assert reference is not None and reference.against is None
+
+
+def test_controls_and_baselines_are_not_tested_against_the_reference(comparison: Comparison) -> None:
+    tested = {(cell.system, cell.audio) for cell in comparison.cells if cell.against is not None}
+    assert tested == {("steermoe", "own"), ("lora", "own")}
+
+
+def test_it_is_plain_data(comparison: Comparison) -> None:
+    tree = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
+    assert len(tree["cells"]) == len(comparison.cells)
+    headline = comparison.headline()
+    assert headline["baseline/encoder"]["synthetic"].keys() == {"clean", "other"}
+    assert set(headline["lora"]["synthetic"]["clean"]) == {"wer", "cer", "exact_match", "accuracy"}
+
+
+def test_one_arm_alone_is_compared_with_nothing(
+    evaluations: Path, timing: Path, settings: Evaluation
+) -> None:
+    alone = compare(["lora"], "lora", ["synthetic"], evaluations, timing, settings, seed=1)
+    assert [row.system for row in alone.rows if row.kind == "arm"] == ["lora"]
+    assert all(cell.against is None for cell in alone.cells) and alone.missing == {}
+
+
+def test_nothing_but_skipped_corpora_is_a_comparison_too(
+    evaluations: Path, timing: Path, settings: Evaluation
+) -> None:
+    empty = compare(ARMS, "linear", ["digits"], evaluations, timing, settings, seed=1)
+    assert empty.cells == [] and empty.protocol == {} and empty.missing == {"digits": "no archive"}
+
+
+def test_errors_name_the_arm(evaluations: Path, timing: Path, settings: Evaluation, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reference arm 'loar' is not among the compared arms: linear"):
+        compare(ARMS, "loar", CORPORA, evaluations, timing, settings, seed=1)
+    with pytest.raises(ValueError, match="arm 'lora' lacks evaluations of fleurs"):
+        compare(["lora"], "lora", ["synthetic", "fleurs"], evaluations, timing, settings, seed=1)
+    shutil.copytree(evaluations, tmp_path, dirs_exist_ok=True)
+    write_skipped(tmp_path / "lora" / "synthetic", "gone")
+    with pytest.raises(ValueError, match="synthetic was skipped for one of lora, linear"):
+        compare(ARMS, "linear", CORPORA, tmp_path, timing, settings, seed=1)
+
+
+def test_arms_must_have_read_the_same_utterances(
+    evaluations: Path, timing: Path, settings: Evaluation, tmp_path: Path
+) -> None:
+    from steermoe.evaluation.predictions import Predictions
+
+    shutil.copytree(evaluations, tmp_path, dirs_exist_ok=True)
+    result = read_result(tmp_path / "lora" / "synthetic")
+    fewer = Predictions(result.frame.filter(pl.col("source_id") != "u001"), "", 0, None)
+    write_result(tmp_path / "lora" / "synthetic", fewer, result.summary)
+    with pytest.raises(ValueError, match=r"synthetic clean: .* different utterances \(59 and 60 rows\)"):
+        compare(ARMS, "linear", CORPORA, tmp_path, timing, settings, seed=1)
+
+
+def test_worst_utterances_come_first(evaluations: Path) -> None:
+    result = read_result(evaluations / "linear" / "synthetic")
+    rows = worst(result, "clean", "transcribe", 5)
+    everything = result.frame.filter(audio="own", split="clean", task="transcribe")
+    assert rows["errors"].to_list() == everything["errors"].sort(descending=True)[:5].to_list()
+    assert not rows["exact"].any()

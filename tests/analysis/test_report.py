@@ -1,0 +1,147 @@
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from steermoe.analysis import sections
+from steermoe.analysis.comparison import Comparison, compare
+from steermoe.analysis.report import markdown, p_value, printed
+from steermoe.config import Evaluation
+from steermoe.evaluation.results import read_json, read_results
+
+ARMS = ["linear", "steermoe", "lora", "steermoe-seed2"]
+USE = {
+    "layers": [0, 2], "experts": 2, "utterances": 3, "frames": 1200, "mean_gates": [[0.5, 0.5], [0.9, 0.1]],
+    "entropy": [0.69, 0.33], "effective_experts": [2.0, 1.39], "effective_load": [2.0, 1.38],
+    "scales": [0.1, -0.25], "steer_to_residual": [0.001, 0.02],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def comparison(evaluations: Path, timing: Path, settings: Evaluation) -> Comparison:
+    return compare(ARMS, "linear", ["synthetic", "digits"], evaluations, timing, settings, seed=1)
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Every Markdown table as lines of cells."""
+    found: list[list[list[str]]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+        elif found[-1]:
+            found.append([])
+    return [table for table in found if table]
+
+
+def test_every_number_of_the_main_table_is_the_comparisons(comparison: Comparison) -> None:
+    header, _, *lines = tables(markdown(comparison, [], {}))[0]
+    assert header == [
+        "system", "trainable parameters", "synthetic clean WER", "synthetic other WER", "digits WER",
+        "synthetic clean accuracy", "s / step", "RTF",
+    ]  # fmt: skip
+    for row, line in zip(comparison.rows, lines, strict=True):
+        assert line[0] == row.title and line[4] == "not available"
+        cell = comparison.cell(row, comparison.sets[0], "wer")
+        assert cell is not None
+        expected = f"{100 * cell.value:.1f}<br>[{100 * cell.low:.1f}, {100 * cell.high:.1f}]"
+        if cell.against is not None:
+            expected += f"<br>p {p_value(cell.against.p)}"
+        assert line[2] == expected
+        assert (line[1] != "-") == (row.trainable is not None)
+    assert lines[0][5] == "-"  # the encoder's own decoder answers no questions
+
+
+def test_tables_are_rectangular_whatever_the_texts_hold(
+    comparison: Comparison, evaluations: Path, timing: Path
+) -> None:
+    results = {arm: of for arm, of in read_results(evaluations).items() if arm in ARMS}
+    text = markdown(comparison, [sections.worst_cases(results), sections.training(comparison)], {})
+    assert "`x" not in text  # a backtick of a hypothesis would end its code span
+    for table in tables(text):
+        assert {len(line) for line in table} == {len(table[0])}
+
+
+def test_the_protocol_stands_above_the_numbers(comparison: Comparison) -> None:
+    text = markdown(comparison, [], {})
+    before = text[: text.index("## Results")]
+    for part in (
+        "`folded`",
+        "95 % percentile bootstrap",
+        "200 resamples",
+        "seed 1",
+        "against `linear`",
+        "not corrected",
+    ):
+        assert part in before
+    assert "synthetic clean (transcribe): 60" in before
+    assert "Corpus `digits` is not available: no archive" in before
+    assert "batches of 5 audio seconds" in before and "`LLM without audio`: as text-only does." in before
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_printed_table_fits_any_terminal_and_breaks_no_word(comparison: Comparison, width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(printed(comparison))
+    text = console.export_text()
+    tables_shown = text.count(" system ")
+    assert (tables_shown == 1) == (width >= 120)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert all(line[-1] in "┓┃┩│┤┘" for line in text.splitlines() if line[0] in "┏┃┡│├└")
+    words = [word for row in comparison.rows for word in row.title.split()]
+    words += ["parameters", "accuracy", "available"]
+    assert all(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in words)
+    numbers = re.findall(r"\[\d+\.\d, \d+\.\d\]", text)
+    shown = [c for c in comparison.cells if c.metric in ("wer", "accuracy")]
+    assert len(numbers) == len(shown)
+
+
+def test_pictures_are_linked_with_what_they_show(comparison: Comparison) -> None:
+    assert "![error rates](wer.png)" in markdown(comparison, [], {"wer.png": "error rates"})
+
+
+def test_p_values_end_where_the_resamples_do() -> None:
+    assert p_value(0.0004) == "< 0.001" and p_value(0.0496) == "0.050" and p_value(1.0) == "1.000"
+
+
+def test_preservation_tells_what_changed(evaluations: Path) -> None:
+    checks = {arm: [read_json(evaluations / arm / "synthetic" / "preservation.json")] for arm in ARMS}
+    tasks = read_json(evaluations / "baseline" / "synthetic" / "text_tasks.json")
+    first, second = tables("\n".join(sections.preservation(checks, tasks)))
+    assert first[2] == ["linear", "identical", "identical", "identical (9 prompts)"]
+    assert first[4] == ["lora", "identical", "identical", "**CHANGED** (9 prompts)"]
+    assert second[2] == ["repeat", "98.0", "[94.0, 100.0]", "50"]
+    assert sections.preservation({}, {}) == []
+
+
+def test_steering_has_a_line_a_layer() -> None:
+    [table] = tables("\n".join(sections.steering({"steermoe": USE})))
+    assert [line[0] for line in table[2:]] == ["0", "2"]
+    assert table[3] == ["2", "-0.250", "0.0200", "1.39", "1.38", "90.0 %"]
+    assert sections.steering({}) == []
+
+
+def test_seed_noise_groups_arms_that_differ_in_the_seed_alone(comparison: Comparison, tiny_arm) -> None:
+    configs = {
+        "linear": tiny_arm("linear"),
+        "steermoe": tiny_arm("steering"),
+        "steermoe-seed2": tiny_arm("steering", {"seed": 6, "name": "steermoe-seed2"}),
+        "lora": tiny_arm("lora"),
+    }
+    [table] = tables("\n".join(sections.seed_noise(comparison, configs)))
+    assert [line[1] for line in table[2:]] == ["synthetic clean", "synthetic other"]
+    rows = [row for row in comparison.rows if row.kind == "arm" and row.system.startswith("steermoe")]
+    a, b = (comparison.cell(row, comparison.sets[0], "wer") for row in rows)
+    assert a is not None and b is not None
+    assert table[2][2] == f"{100 * abs(a.value - b.value):.1f}"
+    configs["steermoe-seed2"] = tiny_arm("steering", {"seed": 6, "steering.num_experts": 2})
+    assert sections.seed_noise(comparison, configs) == []
+
+
+def test_a_comparison_of_nothing_is_still_a_report(
+    evaluations: Path, timing: Path, settings: Evaluation
+) -> None:
+    empty = compare(["linear"], "linear", ["digits"], evaluations, timing, settings, seed=1)
+    text = markdown(empty, [sections.worst_cases({})], {})
+    assert "Corpus `digits` is not available: no archive" in text and "There is no other arm." in text

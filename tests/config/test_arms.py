@@ -1,0 +1,127 @@
+"""Arms are resolved to what they say and stay so through JSON; mistaken overrides are told."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from steermoe import config
+
+ROOT = Path(__file__).parents[2]
+Edit = Callable[[dict[str, Any]], None]
+Problems = Callable[[], list[str]]
+SHARED = "one of seed, bridge.*, prompts.*, encoder.*, llm.*, training.*"
+OVERRIDES = [  # arm and method, path, value, what follows the place
+    ("linear", "bridge.kernel", 4, ": found 4; legal: a value that differs from the shared one"),
+    ("linear", "bridge.kernel", "4", ': found "4"; legal: a whole number >= 1'),
+    ("linear", "bridge.downsample", "max", ': found "max"; legal: one of average, concat'),
+    ("lora", "lora.targets", ["fc1", 2], ": found 2; legal: text that is not empty"),
+    (
+        "lora",
+        "lora.rnak",
+        3,
+        ": no such value; legal: one of lora.rank, lora.alpha, lora.dropout, lora.targets; "
+        "nearest: lora.rank",
+    ),
+    (
+        "linear",
+        "bridge",
+        {"kernel": 3},
+        ": no such value; legal: one of bridge.downsample, bridge.kernel, bridge.projection; "
+        "nearest: bridge.kernel",
+    ),
+    ("linear", "evaluation.confidence", 0.9, f": no such value; legal: {SHARED}"),
+    ("linear", "steering.num_experts", 3, f": of method steering, without effect on linear; legal: {SHARED}"),
+    (
+        "linear",
+        "training.learning_rates.lora.lora",
+        3.0,
+        f": of method lora, without effect on linear; legal: {SHARED}",
+    ),
+]
+
+
+def test_overrides_change_the_named_values_only(edit: Edit, params: Path) -> None:
+    overrides = {"bridge.kernel": 2, "training.learning_rates.linear.projection": 0.5, "seed": 3}
+    edit({"arms.linear-concat": {"method": "linear", "overrides": overrides}})
+    loaded = config.load(params)
+    plain, other = loaded.arm("linear").model_dump(), loaded.arm("linear-concat").model_dump()
+    plain["name"], plain["seed"], plain["bridge"]["kernel"] = "linear-concat", 3, 2
+    plain["training"]["learning_rates"]["projection"] = 0.5
+    assert plain == other
+
+
+@pytest.mark.parametrize("name", YAML().load(ROOT / "params.yaml")["arms"])
+def test_arm_has_what_its_method_reads_and_survives_json(name: str) -> None:
+    loaded = config.load(ROOT / "params.yaml")
+    arm = loaded.arm(name)
+    assert set(arm.training.learning_rates) == set(
+        getattr(loaded.training.learning_rates, arm.method).model_dump()
+    )
+    assert (arm.steering is not None) is (arm.method == "steering")
+    assert (arm.lora is not None) is (arm.method == "lora")
+    assert arm.train_splits == {corpus: section.train for corpus, section in loaded.corpora.items()}
+    assert arm.dev_splits == {corpus: section.dev for corpus, section in loaded.corpora.items()}
+    again = config.ArmConfig.from_json(arm.to_json())
+    assert again == arm
+    assert again.to_json() == arm.to_json()
+
+
+def test_arm_from_wrong_json() -> None:
+    text = config.load(ROOT / "params.yaml").arm("linear").to_json()
+    with pytest.raises(config.ConfigError, match=r"method: found \"linea\"; legal: .*; nearest: linear"):
+        config.ArmConfig.from_json(text.replace('"method": "linear"', '"method": "linea"'))
+    with pytest.raises(config.ConfigError) as caught:
+        config.ArmConfig.from_json(text.replace('"method": "linear"', '"method": "lora"'))
+    section, rates = caught.value.lines
+    assert section == "arm's configuration: lora: found null; legal: a section, as the method is lora"
+    assert rates.startswith("arm's configuration: training: found {") and "of projection, lora" in rates
+
+
+def test_unknown_arm() -> None:
+    with pytest.raises(ValueError, match=r"legal: one of steermoe, linear, .*; nearest: linear"):
+        config.load(ROOT / "params.yaml").arm("liner")
+
+
+@pytest.mark.parametrize(("method", "path", "value", "rest"), OVERRIDES)
+def test_mistaken_override_is_told(
+    edit: Edit, problems: Problems, method: str, path: str, value: Any, rest: str
+) -> None:
+    edit({f"arms.{method}": {"method": method, "overrides": {path: value}}})
+    assert problems() == [f"params.yaml: arms.{method}.overrides.{path}{rest}"]
+
+
+def test_override_that_clashes_with_a_shared_value(edit: Edit, problems: Problems) -> None:
+    edit({"mini:training.steps": 300, "mini:training.eval_every": 200, "mini:training.warmup_steps": 10})
+    edit({"arms.linear": {"method": "linear", "overrides": {"training.steps": 150}}})
+    place = "params.yaml: arms.linear.overrides, leading to training.eval_every"
+    assert problems() == [f"{place}: found 200; legal: at most training.steps, which is 150"]
+
+
+def test_name_that_cannot_be_a_folders(edit: Edit, problems: Problems) -> None:
+    legal = "legal: a name of lower-case letters, digits, - and _, but not baseline"
+    edit({"arms": {name: {"method": name, "overrides": {}} for name in ("steering", "linear", "lora")}})
+    edit({"arms.Big": {"method": "linear", "overrides": {}}, "compare": ["linear", "lora"]})
+    edit({"arms.baseline": {"method": "linear", "overrides": {}}})
+    assert problems() == [
+        f'params.yaml: arms.{name}: found "{name}"; {legal}' for name in ("Big", "baseline")
+    ]
+
+
+def test_row_out_of_force_may_coincide_with_the_shared_values(
+    edit: Edit, problems: Problems, params: Path
+) -> None:
+    edit({"steering.num_experts": 16})  # as `dvc exp run -S steering.num_experts=16` does
+    assert config.load(params).arm("steermoe").steering == config.load(params).arm("steermoe-16").steering
+    edit({"compare": ["steermoe", "steermoe-16", "linear"]})
+    assert problems() == [
+        "params.yaml: arms.steermoe-16.overrides.steering.num_experts: found 16; "
+        "legal: a value that differs from the shared one"
+    ]
+
+
+def test_two_equal_arms_in_force(edit: Edit, problems: Problems) -> None:
+    edit({"arms.lora": {"method": "linear", "overrides": {}}})
+    assert problems() == ["params.yaml: arms.lora: the same as arms.linear; legal: an arm that differs"]

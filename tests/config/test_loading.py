@@ -1,0 +1,122 @@
+"""The shipped files load, all problems of both files are told at once, and the profile can be switched."""
+
+import difflib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from steermoe import config
+
+ROOT = Path(__file__).parents[2]
+Edit = Callable[[dict[str, Any]], None]
+Problems = Callable[[], list[str]]
+
+
+@pytest.mark.parametrize("profile", [file.stem for file in sorted((ROOT / "configs").glob("*.yaml"))])
+def test_shipped_configuration_loads(params: Path, profile: str) -> None:
+    config.switch_profile(params, profile)
+    loaded = config.load(params)
+    tree, sizes = YAML().load(params), YAML().load(ROOT / "configs" / f"{profile}.yaml")
+    assert (loaded.profile, list(loaded.corpora)) == (profile, tree["corpora"])
+    assert loaded.compare == tree["compare"]
+    assert loaded.arms.keys() == tree["arms"].keys()
+    rates = sizes["training"]["learning_rates"]["steering"]
+    assert loaded.training.learning_rates.steering.model_dump() == rates
+    assert isinstance(rates["vectors"], float)  # YAML 1.1 reads 1e-2 as text
+
+
+def test_every_problem_of_both_files_is_told_at_once(edit: Edit, problems: Problems) -> None:
+    edit(
+        {
+            "steering": {},
+            "seed": "x",
+            "compare": ["liner"],
+            "arms.baseline": {"method": "lora", "overrides": {"lora.rank": 0}},
+            "mini:training.steps": 0,
+            "mini:llm": {"path": "", "dtype": 3},
+        }
+    )
+    told = [line.split(":")[1].strip() for line in problems()]
+    steering = [f"steering.{name}" for name in config.Steering.model_fields]
+    mine = ["seed", "compare", "reference", "arms.baseline", "arms.baseline.overrides.lora.rank"]
+    theirs = ["training.steps", "llm.path", "llm.dtype"]
+    assert sorted(told) == sorted(steering + mine + theirs)
+
+
+def test_unknown_profile_hides_no_other_problem(edit: Edit, problems: Problems) -> None:
+    edit({"profile": "mnii", "seed": -1})
+    assert [line.split(":")[1].strip() for line in problems()] == ["seed", "profile"]
+
+
+@pytest.mark.parametrize("corpora", [["digits", "synthetic"], ["synthetic"]])
+def test_corpora_that_are_not_the_profiles(edit: Edit, problems: Problems, corpora: list[str]) -> None:
+    edit({"corpora": corpora})
+    assert len(found := problems()) == 1
+    assert found[0].endswith("run `make profile PROFILE=mini`")
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("a: 1\na: 2\n", 'line 2: not YAML: found duplicate key "a"'),
+        ("a: [1\n", "not YAML"),
+        ("- a\n", "legal: keys with values"),
+        ("a: {1: 2}\n", "key: found 1; legal: text"),
+        ("a: {2026-01-01: 2}\n", 'key: found "2026-01-01"; legal: text'),
+    ],
+)
+def test_text_that_is_no_configuration(params: Path, problems: Problems, text: str, rest: str) -> None:
+    params.write_text(text)
+    assert len(found := problems()) == 1
+    assert rest in found[0]
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"params\.yaml: no such file"):
+        config.load(tmp_path / "params.yaml")
+
+
+def test_switch_profile_changes_two_lines_and_keeps_comments(edit: Edit, params: Path) -> None:
+    shutil.copy(ROOT / "configs" / "mini.yaml", params.parent / "configs" / "words.yaml")
+    edit({"words:corpora.digits": ...})
+    before = params.read_text().splitlines()
+    config.switch_profile(params, "words")
+    loaded = config.load(params)
+    assert (loaded.profile, list(loaded.corpora)) == ("words", ["synthetic"])
+    after = params.read_text().splitlines()
+    changed = [line for line in difflib.ndiff(before, after) if line.startswith("+ ")]
+    assert [line.split()[1] for line in changed] == ["profile:", "corpora:"]
+    assert all("#" in line for line in changed)
+    config.switch_profile(params, "mini")
+    assert params.read_text().splitlines() == before
+    assert sorted(file.name for file in params.parent.iterdir()) == ["configs", "params.yaml"]
+
+
+def test_switch_to_a_wrong_profile_leaves_params_alone(edit: Edit, params: Path) -> None:
+    shutil.copy(params.parent / "configs" / "mini.yaml", params.parent / "configs" / "other.yaml")
+    edit({"other:training.steps": 0})
+    before = params.read_bytes()
+    with pytest.raises(config.ConfigError, match=r"other\.yaml: training\.steps"):
+        config.switch_profile(params, "other")
+    with pytest.raises(config.ConfigError, match="nearest: other"):
+        config.switch_profile(params, "othr")
+    assert params.read_bytes() == before
+
+
+def test_put_in_force_changes_one_line(params: Path) -> None:
+    before = params.read_text().splitlines()
+    every = list(config.load(params).arms)
+    config.put_in_force(params, every)
+    assert config.load(params).compare == every
+    changed = [
+        line for line in difflib.ndiff(before, params.read_text().splitlines()) if line.startswith("+ ")
+    ]
+    assert [line.split()[1] for line in changed] == ["compare:"]
+    assert "#" in changed[0]
+    with pytest.raises(config.ConfigError, match="nearest: linear"):
+        config.put_in_force(params, ["liner"])
+    assert config.load(params).compare == every

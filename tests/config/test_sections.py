@@ -1,0 +1,197 @@
+"""Every value of the configuration has its limits, and a mistake is told with what is legal."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from steermoe import config
+from steermoe.config import sections
+
+ROOT = Path(__file__).parents[2]
+Edit = Callable[[dict[str, Any]], None]
+Problems = Callable[[], list[str]]
+MISTAKES = [  # place, value (... removes it), the line that tells it
+    (
+        "steering",
+        3,
+        "steering: found 3; legal: a section with num_experts, router, layers, scale_init, vector_std",
+    ),
+    ("steering.num_experts", ..., "steering.num_experts: missing; legal: a whole number >= 1"),
+    ("steering.num_experts", "8", 'steering.num_experts: found "8"; legal: a whole number >= 1'),
+    ("steering.num_experts", 8.0, "steering.num_experts: found 8.0; legal: a whole number >= 1"),
+    ("steering.num_experts", True, "steering.num_experts: found true; legal: a whole number >= 1"),
+    ("steering.num_experts", 0, "steering.num_experts: found 0; legal: a whole number >= 1"),
+    ("steering.router", "shard", 'steering.router: found "shard"; legal: shared; nearest: shared'),
+    (
+        "steering.layers",
+        [1, 1],
+        "steering.layers: found [1, 1]; legal: all, or a list of different numbers >= 0",
+    ),
+    (
+        "steering.layers",
+        [True],
+        "steering.layers: found [true]; legal: all, or a list of different numbers >= 0",
+    ),
+    ("steering.layers", "al", 'steering.layers: found "al"; legal: all, or a list of different numbers >= 0'),
+    ("steering.scale_init", float("nan"), "steering.scale_init: found NaN; legal: a number >= 0"),
+    ("steering.vector_std", True, "steering.vector_std: found true; legal: a number >= 0"),
+    ("lora.rnk", 3, "lora.rnk: unknown key; legal: one of rank, alpha, dropout, targets; nearest: rank"),
+    ("lora.targets", ["a", "b", "a"], 'lora.targets: found ["a", "a"]; legal: every name once'),
+    ("lora.targets", [], "lora.targets: found []; legal: a list of at least one name"),
+    ("lora.dropout", 1, "lora.dropout: found 1; legal: a number >= 0 and < 1"),
+    ("bridge.kernel", 0, "bridge.kernel: found 0; legal: a whole number >= 1"),
+    ("bridge.downsample", "max", 'bridge.downsample: found "max"; legal: one of average, concat'),
+    ("prompts.answer", "hm", 'prompts.answer: found "hm"; legal: text with {question} in it, once'),
+    ("prompts.answer", "{ques", 'prompts.answer: found "{ques"; legal: text with {question} in it, once'),
+    ("prompts.transcribe", "a {b}", 'prompts.transcribe: found "a {b}"; legal: text without { and }'),
+    (
+        "evaluation.normalizer",
+        "fold",
+        'evaluation.normalizer: found "fold"; legal: one of none, folded; nearest: folded',
+    ),
+    ("evaluation.confidence", 95, "evaluation.confidence: found 95; legal: a number > 0 and < 1"),
+    ("seed", -1, "seed: found -1; legal: a whole number from 0 to 4294967295"),
+    ("compare", ["linear", "linear"], 'compare: found ["linear", "linear"]; legal: every name once'),
+    ("reference", "lora-2", 'reference: found "lora-2"; legal: one of steermoe, linear, lora; nearest: lora'),
+    ("profile", "mnii", 'profile: found "mnii"; legal: mini; nearest: mini'),
+    ("profile", 7, "profile: found 7; legal: text"),
+    ("arms.x", {"method": "linear"}, "arms.x.overrides: missing; legal: keys with values"),
+    (
+        "mini:training.learning_rates.steering.vectors",
+        ...,
+        "training.learning_rates.steering.vectors: missing; legal: a number > 0",
+    ),
+    (
+        "mini:training.learning_rates.linear.lora",
+        1e-3,
+        "training.learning_rates.linear.lora: unknown key; legal: projection",
+    ),
+    (
+        "mini:training.learning_rates.lora.lora",
+        0,
+        "training.learning_rates.lora.lora: found 0; legal: a number > 0",
+    ),
+    (
+        "mini:training.learning_rates.lora",
+        ...,
+        "training.learning_rates.lora: missing; legal: a section with projection, lora",
+    ),
+    (
+        "mini:training.warmup_steps",
+        100_000,
+        "training.warmup_steps: found 100000; legal: below training.steps, which is {steps}",
+    ),
+    (
+        "mini:training.eval_every",
+        100_000,
+        "training.eval_every: found 100000; legal: at most training.steps, which is {steps}",
+    ),
+    ("mini:training.precision", 16, "training.precision: found 16; legal: one of float32, bfloat16"),
+    (
+        "mini:training.schedule",
+        "cosin",
+        'training.schedule: found "cosin"; legal: one of cosine, linear, constant_with_warmup; '
+        "nearest: cosine",
+    ),
+    (
+        "mini:corpora.synthetic.test",
+        ["clean", "othr"],
+        'corpora.synthetic.test: found "othr"; legal: one of train, dev, clean, other; nearest: other',
+    ),
+    (
+        "mini:corpora.synthetic.dev",
+        ["train"],
+        'corpora.synthetic.dev: found "train"; legal: a split that is not in `train` too',
+    ),
+    (
+        "mini:corpora.digits.strings",
+        {"train": 1, "test": 0, "unseen": 1},
+        'corpora.digits.strings: found {"test": 0}; legal: rows for `test`, which is in train, dev or test',
+    ),
+    (
+        "mini:corpora.digits.strings",
+        {"train": 1},
+        'corpora.digits.strings: found {"train": 1}; legal: a number of rows for each of train, test, unseen',
+    ),
+    (
+        "mini:corpora.digits.mirror",
+        "",
+        'corpora.digits.mirror: found ""; legal: text that is not empty or null',
+    ),
+    ("mini:corpora.digits.required", "no", 'corpora.digits.required: found "no"; legal: true or false'),
+    ("mini:encoder.name", "wisper", 'encoder.name: found "wisper"; legal: whisper; nearest: whisper'),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "line"), MISTAKES)
+def test_mistake_is_told(edit: Edit, problems: Problems, place: str, value: Any, line: str) -> None:
+    edit({place: value})
+    profile, _, _ = place.rpartition(":")
+    file = f"configs/{profile}.yaml" if profile else "params.yaml"
+    steps = config.load(ROOT / "params.yaml").training.steps
+    assert problems() == [f"{file}: {line.replace('{steps}', str(steps))}"]
+
+
+def test_rows_of_a_split_that_nothing_uses(edit: Edit, problems: Problems) -> None:
+    edit({"mini:corpora.digits.test": ["test"]})
+    assert len(found := problems()) == 1
+    assert "legal: 0 for `unseen`, which is not in train, dev or test" in found[0]
+
+
+def test_no_corpus_to_choose_a_checkpoint_by(edit: Edit, problems: Problems) -> None:
+    edit({"mini:corpora.synthetic.dev": [], "mini:corpora.synthetic.utterances.dev": 0})
+    edit({"mini:corpora.synthetic.questions.dev": 0})
+    assert len(found := problems()) == 1
+    assert "at least one corpus with a split in `dev`" in found[0]
+
+
+def test_no_gradient_at_the_start(edit: Edit, problems: Problems) -> None:
+    edit({"steering.scale_init": 0, "steering.vector_std": 0.0})
+    assert [line for line in problems() if line.startswith("params.yaml: steering.vector_std: found 0.0")]
+
+
+def test_whole_numbers_serve_as_numbers(edit: Edit, params: Path) -> None:
+    edit({"mini:training.clip": 1, "evaluation.batch_seconds": 60})
+    loaded = config.load(params)
+    assert isinstance(loaded.training.clip, float)
+    assert isinstance(loaded.evaluation.batch_seconds, float)
+
+
+def test_registries_are_those_of_the_modules() -> None:
+    """What is read off the sources is what the modules hold."""
+    from steermoe.evaluation.normalizers import NORMALIZERS
+    from steermoe.models.downsample import DOWNSAMPLERS
+    from steermoe.models.encoders import ENCODERS
+    from steermoe.models.projection import PROJECTIONS
+    from steermoe.models.routers import ROUTERS
+
+    library = ROOT / "steermoe"
+    assert sections.registered(library / "evaluation/normalizers.py", "NORMALIZERS") == tuple(NORMALIZERS)
+    assert sections.registered(library / "models/downsample.py", "DOWNSAMPLERS") == tuple(DOWNSAMPLERS)
+    assert sections.registered(library / "models/encoders/__init__.py", "ENCODERS") == tuple(ENCODERS)
+    assert sections.registered(library / "models/projection.py", "PROJECTIONS") == tuple(PROJECTIONS)
+    assert sections.registered(library / "models/routers.py", "ROUTERS") == tuple(ROUTERS)
+
+
+def test_methods_have_learning_rates() -> None:
+    assert list(sections.LearningRates.model_fields) == list(get_args(sections.Method))
+
+
+def test_sections_are_frozen_and_nothing_has_a_default() -> None:
+    """A default in code would be a value that DVC does not see; only a corpus may be left out."""
+
+    def kinds(kind: type[BaseModel]) -> list[type[BaseModel]]:
+        return [kind, *(inner for child in kind.__subclasses__() for inner in kinds(child))]
+
+    found = kinds(sections.Section)
+    assert all(kind.model_config.get("frozen") for kind in found)
+    optional = [
+        f"{kind.__name__}.{name}"
+        for kind in found
+        for name, field in kind.model_fields.items()
+        if not field.is_required()
+    ]
+    assert optional == ["Corpora.synthetic", "Corpora.digits"]

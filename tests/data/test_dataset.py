@@ -1,0 +1,158 @@
+"""Rows to model inputs and batches: each value against a straight computation of it."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from steermoe.audio import waveform
+from steermoe.audio.features import LogMel
+from steermoe.config import Prompts
+from steermoe.data.batching import BatchSampler
+from steermoe.data.collator import IGNORED, collate
+from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.rows import frame_of
+
+PROMPTS = Prompts(transcribe="write down: ", answer="answer this: {question}")
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE, as Qwen's, with ids from 0 for what stands in the rows."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    inner.train_from_iterator(["tone write down answer this which"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
+
+
+@pytest.fixture
+def frame(make_row: Callable[..., dict]) -> pl.DataFrame:
+    rows = [make_row(i) for i in range(COUNT)]
+    rows[3] |= {"task": "answer", "prompt": "which tone?", "target": "the third"}
+    return frame_of(rows)
+
+
+@pytest.fixture
+def dataset(frame: pl.DataFrame, tokenizer: PreTrainedTokenizerFast) -> UtteranceDataset:
+    return UtteranceDataset(frame, LogMel(80), tokenizer, PROMPTS)
+
+
+def test_items(dataset: UtteranceDataset, frame: pl.DataFrame, tokenizer: PreTrainedTokenizerFast):
+    assert len(dataset) == COUNT
+    for index, row in enumerate(frame.iter_rows(named=True)):
+        item = dataset[index]
+        assert item["index"] == index
+        assert torch.equal(item["features"], LogMel(80)(waveform.load(row["audio"])))
+        question = "answer this: which tone?" if index == 3 else "write down: "
+        assert tokenizer.decode(item["prompt_ids"]) == question
+        assert item["target_ids"][-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(item["target_ids"][:-1]) == row["target"]
+        assert tokenizer.eos_token_id not in item["target_ids"][:-1]
+
+
+def test_features_are_computed_once(frame: pl.DataFrame, tokenizer: PreTrainedTokenizerFast):
+    class Counting(LogMel):
+        calls = 0
+
+        def __call__(self, waveform: np.ndarray | torch.Tensor) -> torch.Tensor:
+            Counting.calls += 1
+            return super().__call__(waveform)
+
+    plain = UtteranceDataset(frame, LogMel(80), tokenizer, PROMPTS)
+    kept = UtteranceDataset(frame, Counting(80), tokenizer, PROMPTS)
+    for _ in range(3):
+        for index in range(COUNT):
+            assert torch.equal(kept[index]["features"], plain[index]["features"])
+    assert Counting.calls == COUNT
+    room = sum(plain[index]["features"].nbytes for index in range(5))
+    bounded = UtteranceDataset(frame, Counting(80), tokenizer, PROMPTS, cache_bytes=room)
+    for _ in range(2):
+        for index in range(COUNT):
+            assert torch.equal(bounded[index]["features"], plain[index]["features"])
+    assert Counting.calls == COUNT + 5 + 2 * (COUNT - 5)
+
+
+def test_half_precision_is_the_same_every_time(frame: pl.DataFrame, tokenizer: PreTrainedTokenizerFast):
+    exact = UtteranceDataset(frame, LogMel(80), tokenizer, PROMPTS)[4]["features"]
+    for room in (2**20, 0):
+        half = UtteranceDataset(frame, LogMel(80), tokenizer, PROMPTS, torch.float16, room)
+        first, again = half[4]["features"], half[4]["features"]
+        assert first.dtype == torch.float32
+        assert torch.equal(first, again)
+        assert torch.equal(first, exact.half().float())
+
+
+def test_refused(frame: pl.DataFrame, tokenizer: PreTrainedTokenizerFast, make_row: Callable[..., dict]):
+    with pytest.raises(ValueError, match="rows without column 'audio'; a dataset needs: source_id, task"):
+        UtteranceDataset(frame.drop("audio"), LogMel(80), tokenizer, PROMPTS)
+    endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="no end-of-text token"):
+        UtteranceDataset(frame, LogMel(80), endless, PROMPTS)
+    damaged = frame_of([make_row(0), make_row(1, audio=make_row(1)["audio"][:50])])
+    with pytest.raises(ValueError, match=r"utterance 'tones-train-0001' \(row 1\): audio of 50 bytes"):
+        UtteranceDataset(damaged, LogMel(80), tokenizer, PROMPTS)[1]
+
+
+def test_collate(dataset: UtteranceDataset):
+    items = [dataset[index] for index in (3, 0, 7)]
+    batch = collate(items)
+    assert batch["indices"].tolist() == [3, 0, 7]
+    width = max(item["features"].shape[1] for item in items)
+    assert batch["features"].shape == (3, 80, width)
+    assert batch["features"].dtype == torch.float32
+    for row, item in enumerate(items):
+        length = int(batch["feature_lengths"][row])
+        assert torch.equal(batch["features"][row, :, :length], item["features"])
+        assert not batch["features"][row, :, length:].any()
+        for name, filling in (("prompt", 0), ("target", IGNORED)):
+            ids, length = batch[f"{name}_ids"][row].tolist(), int(batch[f"{name}_lengths"][row])
+            assert ids[:length] == item[f"{name}_ids"]
+            assert ids[length:] == [filling] * (len(ids) - length)
+    for name in ("prompt", "target"):
+        assert batch[f"{name}_ids"].shape[1] == batch[f"{name}_lengths"].max()
+    integers = [tensor.dtype for name, tensor in batch.items() if name != "features"]
+    assert integers == [torch.int64] * 6
+
+
+def test_a_row_is_the_same_in_every_batch(dataset: UtteranceDataset):
+    alone, among = collate([dataset[2]]), collate([dataset[index] for index in (9, 2, 4)])
+    for name in ("feature", "prompt", "target"):
+        key = "features" if name == "feature" else f"{name}_ids"
+        length = int(alone[f"{name}_lengths"][0])
+        assert length == int(among[f"{name}_lengths"][1])
+        assert torch.equal(alone[key][0][..., :length], among[key][1][..., :length])
+
+
+def test_through_a_data_loader(dataset: UtteranceDataset, frame: pl.DataFrame):
+    sampler = BatchSampler(frame["seconds"].to_list(), 1.0, seed=3)
+    seen = []
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
+    for batch, expected in zip(loader, sampler, strict=True):
+        assert batch["indices"].tolist() == expected
+        assert batch["features"].shape[0] * batch["features"].shape[2] <= 100
+        seen += expected
+    assert sorted(seen) == list(range(COUNT))
+
+
+def test_goes_to_loading_processes(dataset: UtteranceDataset):
+    there = pickle.loads(pickle.dumps(dataset))  # what spawning a worker does
+    for index in range(COUNT):
+        assert torch.equal(there[index]["features"], dataset[index]["features"])
+        assert there[index]["target_ids"] == dataset[index]["target_ids"]
+
+
+def test_rows_of_a_file(tmp_path: Path, frame: pl.DataFrame, dataset: UtteranceDataset, tokenizer) -> None:
+    frame.write_parquet(tmp_path / "rows.parquet")
+    read = UtteranceDataset(pl.read_parquet(tmp_path / "rows.parquet"), LogMel(80), tokenizer, PROMPTS)
+    assert torch.equal(read[5]["features"], dataset[5]["features"])

@@ -1,0 +1,146 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from steermoe.audio import waveform
+from steermoe.config import Encoder, Evaluation
+from steermoe.evaluation.decoders import CtcDecoder, WhisperDecoder, own_decoder
+from steermoe.evaluation.evaluator import measure
+from steermoe.models.encoders import load_encoder
+
+CPU = torch.device("cpu")
+
+
+def section(path: Path) -> Encoder:
+    return Encoder(name="whisper", path=str(path), dtype="float32")
+
+
+@pytest.fixture
+def encoder_dir(tiny_encoder_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny encoder's folder, free to be changed."""
+    for file in tiny_encoder_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_ctc_path_is_collapsed(tiny_encoder_dir: Path, settings: Evaluation) -> None:
+    decoder = CtcDecoder(section(tiny_encoder_dir), settings, CPU)
+    units = decoder.units
+    assert decoder.text(torch.tensor([0, 3, 3, 0, 3, 1, 1, 2, 0, 0])) == " ".join(
+        [units[2], units[2], units[0], units[1]]
+    )
+    assert decoder.text(torch.tensor([0, 0])) == ""
+
+
+def test_ctc_text_is_that_of_the_loudest_class_of_every_frame(
+    tiny_encoder_dir: Path, settings: Evaluation, utterances: pl.DataFrame
+) -> None:
+    """Against an independent way from frames to words, an utterance at a time."""
+    system = own_decoder(section(tiny_encoder_dir), settings)
+    assert system is not None and "CTC" in system.decoding
+    decoder = CtcDecoder(section(tiny_encoder_dir), settings, CPU)
+    encoder = load_encoder(section(tiny_encoder_dir))
+    head = load_file(tiny_encoder_dir / "ctc_head.safetensors")
+    expected = []
+    for audio in utterances["audio"]:
+        features = decoder.features(waveform.load(audio))
+        with torch.no_grad():
+            hidden, _ = encoder(features[None], torch.tensor([features.shape[1]]))
+        words, before = [], 0
+        for frame in hidden[0]:
+            best = int((head["weight"] @ frame + head["bias"]).argmax())
+            if best not in (0, before):
+                words.append(decoder.units[best - 1])
+            before = best
+        expected.append(" ".join(words))
+    found = measure(system, utterances, settings, seed=0).frame["hypothesis"].to_list()
+    assert found == expected and len(set(expected)) > 3
+
+
+def test_a_head_that_does_not_fit_its_units_is_an_error(encoder_dir: Path, settings: Evaluation) -> None:
+    (encoder_dir / "ctc_units.json").write_text(json.dumps(["one", "two"]))
+    with pytest.raises(ValueError, match=r"found weight of shape \(\d+, 32\), expected \(3, 32\)"):
+        own_decoder(section(encoder_dir), settings)
+
+
+def test_an_encoder_alone_has_no_decoder(encoder_dir: Path, settings: Evaluation) -> None:
+    (encoder_dir / "ctc_head.safetensors").unlink()
+    assert own_decoder(section(encoder_dir), settings) is None
+
+
+@pytest.fixture(scope="module")
+def whisper_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llm_dir: Path) -> Path:
+    """A whole Whisper with random weights, whose window is 4 s."""
+    from transformers import (
+        GenerationConfig,
+        PreTrainedTokenizerFast,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+    )
+
+    folder = tmp_path_factory.mktemp("whisper")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llm_dir)
+    tokenizer.save_pretrained(folder)
+    end = tokenizer.eos_token_id
+    torch.manual_seed(4)
+    sizes = WhisperConfig(
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=80, max_source_positions=200,
+        max_target_positions=64, vocab_size=len(tokenizer), init_std=0.5, decoder_start_token_id=end,
+        eos_token_id=end, bos_token_id=end, pad_token_id=end, suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = WhisperForConditionalGeneration(sizes)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        bos_token_id=end,
+        is_multilingual=False,
+    )
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80, chunk_length=4).save_pretrained(folder)
+    return folder
+
+
+def test_a_whole_whisper_decodes_greedily(
+    whisper_dir: Path, settings: Evaluation, utterances: pl.DataFrame
+) -> None:
+    system = own_decoder(section(whisper_dir), settings)
+    assert system is not None and "Whisper's decoder" in system.decoding
+    found = measure(system, utterances, settings, seed=0).frame["hypothesis"].to_list()
+    assert found == measure(system, utterances, settings, seed=1).frame["hypothesis"].to_list()
+    decoder = WhisperDecoder(section(whisper_dir), settings, CPU)
+    samples = waveform.load(utterances["audio"][0])
+    features = decoder.extractor(samples, sampling_rate=16000, return_tensors="pt")["input_features"]
+    tokens = [decoder.model.config.decoder_start_token_id]
+    for _ in range(settings.max_new_tokens):  # step by step, without generate
+        ids = torch.tensor([tokens])
+        with torch.no_grad():
+            logits = decoder.model(input_features=features, decoder_input_ids=ids).logits
+        tokens.append(int(logits[0, -1].argmax()))
+        if tokens[-1] == decoder.tokenizer.eos_token_id:
+            break
+    assert found[0] == decoder.tokenizer.decode(tokens[1:], skip_special_tokens=True).strip()
+
+
+def test_audio_beyond_whispers_window_is_refused(whisper_dir: Path, settings: Evaluation) -> None:
+    decoder = WhisperDecoder(section(whisper_dir), settings, CPU)
+    with pytest.raises(ValueError, match=r"found 5.0 s of audio, Whisper's window is 4 s"):
+        decoder([np.zeros(5 * waveform.RATE, dtype=np.float32)])
+
+
+def test_bias_of_the_ctc_head_counts(
+    encoder_dir: Path, settings: Evaluation, utterances: pl.DataFrame
+) -> None:
+    head = load_file(encoder_dir / "ctc_head.safetensors")
+    head["bias"][0] = 1e4
+    save_file(head, encoder_dir / "ctc_head.safetensors")
+    decoder = CtcDecoder(section(encoder_dir), settings, CPU)
+    assert decoder([waveform.load(utterances["audio"][0])]) == [""]

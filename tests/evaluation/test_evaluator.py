@@ -1,0 +1,116 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jiwer
+import polars as pl
+import pytest
+import torch
+
+from steermoe.config import Evaluation
+from steermoe.data.collator import collate
+from steermoe.data.dataset import UtteranceDataset
+from steermoe.evaluation.evaluator import System, adapter, evaluate, measure
+from steermoe.evaluation.normalizers import folded
+from steermoe.evaluation.predictions import Predictions, summarise
+from steermoe.models.steermoe import SteerMoE
+
+
+@pytest.fixture(scope="module")
+def model(tiny_arm: Callable[..., Any]) -> SteerMoE:
+    decided = {"steering.scale_init": 1.0, "steering.vector_std": 1.0}
+    return SteerMoE.from_config(tiny_arm("steering", decided))
+
+
+@pytest.fixture(scope="module")
+def predictions(model: SteerMoE, utterances: pl.DataFrame, settings: Evaluation) -> Predictions:
+    return evaluate(model, utterances, settings, seed=3)
+
+
+def listener(rows: pl.DataFrame) -> System:
+    """A system that knows every recording by heart, and hears nothing else."""
+    known = dict(rows.select("audio", "target").iter_rows())
+    return System(lambda batch: [known[audio] for audio in batch["audio"]], "by heart", "cpu")
+
+
+def test_answers_are_the_models_own_in_the_order_of_the_rows(
+    model: SteerMoE, predictions: Predictions, utterances: pl.DataFrame, settings: Evaluation
+) -> None:
+    own = predictions.frame.filter(audio="own")
+    assert own["source_id"].to_list() == utterances["source_id"].to_list()
+    dataset = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)
+    names = ("features", "feature_lengths", "prompt_ids", "prompt_lengths")
+    for row in range(len(utterances)):
+        batch = collate([dataset[row]])
+        inputs = {name: batch[name] for name in names}
+        [tokens] = model.generate(**inputs, max_new_tokens=settings.max_new_tokens)
+        assert own["hypothesis"][row] == model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert own["hypothesis"].n_unique() > 3  # else the order would not be tested
+
+
+def test_batches_and_repetition_change_nothing(
+    model: SteerMoE, predictions: Predictions, utterances: pl.DataFrame, settings: Evaluation
+) -> None:
+    for budget in (1.0, 1000.0):
+        again = evaluate(model, utterances, settings.model_copy(update={"batch_seconds": budget}), seed=3)
+        assert again.frame.equals(predictions.frame)
+
+
+def test_shuffled_rows_get_what_the_audio_they_hear_says(
+    utterances: pl.DataFrame, settings: Evaluation
+) -> None:
+    rows = utterances.filter(task="transcribe")
+    found = measure(listener(rows), rows, settings, seed=3, audio=("own", "shuffled")).frame
+    own, shuffled = found.filter(audio="own"), found.filter(audio="shuffled")
+    assert own["errors"].sum() == 0 and own["exact"].all()
+    texts = dict(rows.select("source_id", "target").iter_rows())
+    assert shuffled["hypothesis"].to_list() == [texts[name] for name in shuffled["heard"]]
+    assert not shuffled["exact"].any()
+
+
+def test_speed_counts_the_rows_own_audio(predictions: Predictions, utterances: pl.DataFrame) -> None:
+    assert predictions.speed is not None
+    assert predictions.speed.audio_seconds == pytest.approx(utterances["seconds"].sum())
+    assert predictions.speed.wall_seconds > 0
+    assert predictions.speed.threads == torch.get_num_threads() and predictions.speed.device == "cpu"
+
+
+def test_summary_is_jiwers_rate_for_each_set(
+    predictions: Predictions, utterances: pl.DataFrame, settings: Evaluation
+) -> None:
+    summary = summarise(predictions, settings)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert {split: list(tasks) for split, tasks in summary["own"].items()} == {
+        "clean": ["transcribe", "answer"],
+        "other": ["transcribe"],
+    }
+    scores = summary["own"]["clean"]["transcribe"]
+    rows = predictions.frame.filter(audio="own", split="clean", task="transcribe")
+    said, read = ([folded(text) for text in rows[name]] for name in ("reference", "hypothesis"))
+    assert scores["n"] == 9
+    assert scores["wer"]["value"] == pytest.approx(jiwer.wer(said, read))
+    assert scores["cer"]["value"] == pytest.approx(jiwer.cer(said, read))
+    assert scores["wer"]["low"] <= scores["wer"]["value"] <= scores["wer"]["high"]
+    assert set(summary["own"]["clean"]["answer"]) == {"n", "seconds", "accuracy"}
+    assert summary["shuffled"].keys() == summary["own"].keys()
+    assert summary["protocol"]["normalizer"] == "folded" and summary["protocol"]["seed"] == 3
+    assert summary["speed"]["real_time_factor"] > 0
+
+
+def test_a_system_without_speed_says_so(predictions: Predictions, settings: Evaluation) -> None:
+    assert summarise(replace(predictions, speed=None), settings)["speed"] is None
+
+
+def test_nothing_to_evaluate_is_an_error(utterances: pl.DataFrame, settings: Evaluation) -> None:
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        measure(listener(utterances), utterances.clear(), settings, seed=0)
+
+
+def test_the_prompt_reaches_the_model(
+    model: SteerMoE, utterances: pl.DataFrame, settings: Evaluation
+) -> None:
+    row = utterances.filter(task="answer")[:1]
+    asked = pl.concat([row, row.with_columns(pl.lit("one two three?").alias("prompt"))])
+    first, second = adapter(model, settings).respond(asked)
+    assert first != second

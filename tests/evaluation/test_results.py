@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from steermoe.config import Evaluation
+from steermoe.evaluation.evaluator import System, measure
+from steermoe.evaluation.predictions import Predictions, summarise
+from steermoe.evaluation.results import (
+    read_json,
+    read_result,
+    read_results,
+    write_json,
+    write_result,
+    write_skipped,
+)
+
+
+@pytest.fixture
+def predictions(utterances: pl.DataFrame, settings: Evaluation) -> Predictions:
+    system = System(lambda rows: ["the cat"] * len(rows), "one text", "none")
+    return measure(system, utterances, settings, seed=1)
+
+
+def test_what_is_written_is_read(tmp_path: Path, predictions: Predictions, settings: Evaluation) -> None:
+    summary = summarise(predictions, settings)
+    write_result(tmp_path / "r", predictions, summary)
+    result = read_result(tmp_path / "r")
+    assert result.summary == summary and result.skipped is None
+    assert result.frame.equals(predictions.frame)
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["metrics.json", "predictions.parquet"]
+
+
+def test_predictions_have_the_same_bytes_each_time(
+    tmp_path: Path, predictions: Predictions, settings: Evaluation
+) -> None:
+    for name in ("a", "b"):
+        write_result(tmp_path / name, predictions, summarise(predictions, settings))
+    first, second = ((tmp_path / name / "predictions.parquet").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_a_skipped_corpus_says_why(tmp_path: Path) -> None:
+    write_skipped(tmp_path / "r", "no network")
+    result = read_result(tmp_path / "r")
+    assert result.skipped == "no network" and result.summary == {} and result.frame.is_empty()
+
+
+def test_arms_and_baselines_are_found(tmp_path: Path, predictions: Predictions, settings: Evaluation) -> None:
+    summary = summarise(predictions, settings)
+    for folder in ("steermoe/synthetic", "linear/synthetic", "baseline/synthetic/encoder"):
+        write_result(tmp_path / folder, predictions, summary)
+    write_skipped(tmp_path / "steermoe/digits", "no archive")
+    results = read_results(tmp_path)
+    assert {name: sorted(of) for name, of in results.items()} == {
+        "steermoe": ["digits", "synthetic"],
+        "linear": ["synthetic"],
+        "baseline/encoder": ["synthetic"],
+    }
+
+
+@pytest.mark.parametrize(("content", "found"), [("{", "not valid JSON"), ("[1]", "found list")])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str, found: str) -> None:
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match=f"metrics.json: {found}"):
+        read_json(tmp_path / "metrics.json")
+
+
+def test_a_number_that_json_lacks_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
+    write_json(tmp_path / "metrics.json", {"wer": 0.5})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(tmp_path / "metrics.json", {"wer": float("nan")})
+    assert read_json(tmp_path / "metrics.json") == {"wer": 0.5}

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from steermoe.evaluation.metrics import Counts
+from steermoe.evaluation.significance import bootstrap_interval, paired_bootstrap, resamples
+
+
+def errors(rng: np.random.Generator, utterances: int, rate: float) -> Counts:
+    words = rng.integers(3, 12, utterances).astype(float)
+    return rng.binomial(words.astype(int), rate).astype(float), words
+
+
+def test_interval_holds_the_value_and_is_repeatable() -> None:
+    counts = errors(np.random.default_rng(0), 150, 0.2)
+    first = bootstrap_interval(counts, 500, 0.95, seed=3)
+    assert first == bootstrap_interval(counts, 500, 0.95, seed=3)
+    assert first != bootstrap_interval(counts, 500, 0.95, seed=4)
+    assert first.low < first.value < first.high
+    assert first.value == counts[0].sum() / counts[1].sum()
+
+
+def test_interval_agrees_with_the_normal_approximation_for_a_proportion() -> None:
+    hits = np.repeat([1.0, 0.0], [120, 280])
+    interval = bootstrap_interval((hits, np.ones(400)), 4000, 0.95, seed=0)
+    half = 1.96 * np.sqrt(0.3 * 0.7 / 400)
+    assert interval.low == pytest.approx(0.3 - half, abs=0.005)
+    assert interval.high == pytest.approx(0.3 + half, abs=0.005)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    intervals = [bootstrap_interval(errors(rng, 120, 0.25), 300, 0.9, seed=i) for i in range(300)]
+    covered = np.mean([interval.low <= 0.25 <= interval.high for interval in intervals])
+    assert 0.84 < covered < 0.95
+
+
+def test_wider_confidence_gives_wider_interval() -> None:
+    counts = errors(np.random.default_rng(2), 100, 0.3)
+    narrow, wide = (bootstrap_interval(counts, 500, c, seed=0) for c in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_p_values_of_equal_systems_are_uniform() -> None:
+    rng = np.random.default_rng(5)
+    p = np.array([paired_bootstrap(*pair(rng, 0.3, 0.3), 300, 0.95, seed=i).p for i in range(300)])
+    assert 0.02 < np.mean(p < 0.05) < 0.09
+    assert 0.4 < np.mean(p < 0.5) < 0.6
+
+
+def pair(
+    rng: np.random.Generator, first: float, second: float, utterances: int = 150
+) -> tuple[Counts, Counts]:
+    words = rng.integers(3, 12, utterances)
+    a, b = (rng.binomial(words, rate).astype(float) for rate in (first, second))
+    return (a, words.astype(float)), (b, words.astype(float))
+
+
+def test_a_real_difference_is_found_and_signed() -> None:
+    better, worse = pair(np.random.default_rng(6), 0.1, 0.4)
+    forward, backward = (
+        paired_bootstrap(*arms, 999, 0.95, seed=0) for arms in ((better, worse), (worse, better))
+    )
+    assert forward.high < 0 and forward.p == pytest.approx(1 / 1000)
+    assert backward.value == -forward.value and backward.p == forward.p
+    assert backward.low == pytest.approx(-forward.high) and backward.high == pytest.approx(-forward.low)
+
+
+def test_pairing_sees_what_two_intervals_hide() -> None:
+    rng = np.random.default_rng(7)
+    hard = rng.integers(0, 8, 200).astype(float)  # utterances differ much more than the systems do
+    slightly_worse = hard + (rng.random(200) < 0.2)
+    words = np.full(200, 9.0)
+    a, b = (bootstrap_interval((counts, words), 500, 0.95, seed=0) for counts in (hard, slightly_worse))
+    assert a.high > b.low
+    assert paired_bootstrap((slightly_worse, words), (hard, words), 500, 0.95, seed=0).p < 0.01
+
+
+def test_a_system_against_itself_has_p_one() -> None:
+    counts = errors(np.random.default_rng(8), 50, 0.3)
+    difference = paired_bootstrap(counts, counts, 200, 0.95, seed=0)
+    assert (difference.value, difference.low, difference.high, difference.p) == (0, 0, 0, 1)
+
+
+def test_chunks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.concatenate(list(resamples(7, 20, seed=1)))
+    monkeypatch.setattr("steermoe.evaluation.significance.CHUNK", 30)
+    chunks = list(resamples(7, 20, seed=1))
+    assert len(chunks) == 5
+    np.testing.assert_array_equal(np.concatenate(chunks), whole)
+
+
+def test_draws_without_words_are_left_out() -> None:
+    interval = bootstrap_interval((np.array([1.0, 2.0]), np.array([0.0, 4.0])), 200, 0.95, seed=0)
+    assert interval.value == 0.75 and np.isfinite([interval.low, interval.high]).all()
+
+
+def test_no_reference_words_at_all_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no rate over 2 utterances"):
+        bootstrap_interval((np.ones(2), np.zeros(2)), 10, 0.95, seed=0)
+
+
+def test_pairs_must_be_of_one_length() -> None:
+    with pytest.raises(ValueError, match="comparison of 3 with 2 utterances"):
+        paired_bootstrap((np.ones(3), np.ones(3)), (np.ones(2), np.ones(2)), 10, 0.95, seed=0)

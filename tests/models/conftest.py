@@ -1,0 +1,46 @@
+"""Batches as the collator makes them, with random features and ids, and models over the tiny base models."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+Batch = dict[str, torch.Tensor]
+FRAMES = (37, 160, 5, 98)  # feature frames of the rows: odd, even, shorter than a pooling window
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., Batch]:
+    """`make_batch(frames, prompts, targets, rows)`: a row depends on its own lengths and number only."""
+
+    def make(
+        frames: Sequence[int] = FRAMES,
+        prompts: Sequence[int] = (4, 2, 7, 3),
+        targets: Sequence[int] = (3, 6, 1, 2),
+        rows: Sequence[int] | None = None,
+    ) -> Batch:
+        features, prompt_ids, target_ids = [], [], []
+        for row in range(len(frames)) if rows is None else rows:
+            generator = torch.Generator().manual_seed(row)
+            features.append(torch.randn(frames[row], 80, generator=generator))
+            prompt_ids.append(torch.randint(1, 300, (prompts[row],), generator=generator))
+            target_ids.append(torch.randint(1, 300, (targets[row],), generator=generator))
+        return {
+            "features": pad_sequence(features, batch_first=True).transpose(1, 2),
+            "feature_lengths": torch.tensor([len(x) for x in features]),
+            "prompt_ids": pad_sequence(prompt_ids, batch_first=True),
+            "prompt_lengths": torch.tensor([len(x) for x in prompt_ids]),
+            "target_ids": pad_sequence(target_ids, batch_first=True, padding_value=-100),
+            "target_lengths": torch.tensor([len(x) for x in target_ids]),
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def heard() -> Callable[[Batch], dict[str, Any]]:
+    """The part of a batch that `generate` takes."""
+    names = ("features", "feature_lengths", "prompt_ids", "prompt_lengths")
+    return lambda batch: {name: batch[name] for name in names}

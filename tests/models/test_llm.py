@@ -1,0 +1,110 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from steermoe.config import Llm
+from steermoe.models.llm import decode, greedy, hidden_states, load_llm, logits
+from steermoe.models.sequence import pack
+
+PROMPTS = ["the cat sings", "please transcribe the audio: one two three two one", "red"]
+
+
+def section(path: Path, dtype: str = "float32") -> Llm:
+    return Llm.model_validate({"path": str(path), "dtype": dtype})
+
+
+@pytest.fixture(params=["tiny_llm_dir", "tiny_llama_dir"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@torch.no_grad()
+def by_hand(llm: Any, embeddings: torch.Tensor, stops: list[int], limit: int) -> list[int]:
+    """Greedy decoding of one row without cache, padding or generate()."""
+    answer: list[int] = []
+    while len(answer) < limit:
+        token = int(llm(inputs_embeds=embeddings[None]).logits[0, -1].argmax())
+        if token in stops:
+            break
+        answer.append(token)
+        embeddings = torch.cat([embeddings, llm.get_input_embeddings()(torch.tensor([token]))])
+    return answer
+
+
+def test_decoding_is_plain_greedy_whatever_the_generation_config_says(folder: Path) -> None:
+    llm, _ = load_llm(section(folder))
+    rows = [torch.randn(length, 32) for length in (3, 17, 1, 8)]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    embeddings, valid = pack([padded], [torch.tensor([len(row) for row in rows])], "left")
+    # Stop tokens that these rows really meet, one of them in mid-answer.
+    free = by_hand(llm, rows[1], [], 12)
+    stops = sorted({*llm.generation_config.eos_token_id, free[5]})
+    llm.generation_config.eos_token_id = stops
+    answers = decode(llm, embeddings, valid, 12)
+    assert answers == [by_hand(llm, row, stops, 12) for row in rows]
+    assert len(answers[1]) < 12
+    assert answers == decode(llm, embeddings, valid, 12)
+
+
+def test_the_stored_generation_config_would_have_sampled(folder: Path) -> None:
+    stored = AutoModelForCausalLM.from_pretrained(folder).generation_config
+    assert stored.do_sample and stored.repetition_penalty == 1.3
+
+
+def test_texts_are_answered_as_one_by_one(folder: Path) -> None:
+    llm, tokenizer = load_llm(section(folder))
+    answers = greedy(llm, tokenizer, PROMPTS, 8)
+    table = llm.get_input_embeddings()
+    stops = llm.generation_config.eos_token_id
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = by_hand(llm, table(torch.tensor(tokenizer(prompt)["input_ids"])), stops, 8)
+        assert answer == tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@torch.no_grad()
+def test_hidden_states_of_right_padded_rows_need_no_mask(folder: Path) -> None:
+    llm, _ = load_llm(section(folder))
+    rows = torch.randn(2, 9, 32)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, 4:] = 0
+    masked = llm(inputs_embeds=rows, attention_mask=mask).logits
+    ours = logits(llm, hidden_states(llm, rows))
+    torch.testing.assert_close(ours[0, :4], masked[0, :4])
+    torch.testing.assert_close(ours[1], masked[1])
+
+
+def test_it_is_frozen_and_its_text_logits_are_the_untouched_models(folder: Path) -> None:
+    llm, tokenizer = load_llm(section(folder))
+    assert not any(p.requires_grad for p in llm.parameters())
+    assert not any(module.training for module in llm.modules())
+    ids = torch.tensor([tokenizer(PROMPTS[1])["input_ids"]])
+    with torch.no_grad():
+        untouched = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+        assert torch.equal(llm(input_ids=ids).logits, untouched)
+
+
+def test_capped_logits_are_refused(tmp_path: Path, save_tiny_llm: Callable[..., Path]) -> None:
+    folder = save_tiny_llm(tmp_path, "gemma2", head_dim=8, final_logit_softcapping=0.5)
+    with pytest.raises(ValueError, match="scaled or capped"):
+        load_llm(section(folder))
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(tmp_path: Path, tiny_llm_dir: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_llm_dir).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm_dir)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no eos_token"):
+        load_llm(section(tmp_path))
+
+
+def test_pickled_weights_are_refused(tmp_path: Path, tiny_llm_dir: Path) -> None:
+    llm = AutoModelForCausalLM.from_pretrained(tiny_llm_dir)
+    llm.config.save_pretrained(tmp_path)
+    torch.save(llm.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"llm\.path: found .* safetensors"):
+        load_llm(section(tmp_path))

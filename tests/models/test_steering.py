@@ -1,0 +1,122 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from steermoe import config
+from steermoe.models.encoders import Encoder, load_encoder
+from steermoe.models.steering import Steering
+
+FEATURES, LENGTHS = torch.randn(2, 80, 60, generator=torch.Generator().manual_seed(3)), torch.tensor([60, 33])
+
+
+@pytest.fixture
+def arm(tiny_arm: Callable[..., Any]) -> config.ArmConfig:
+    return tiny_arm("steering", {"steering.vector_std": 1.0})
+
+
+def attach(arm: config.ArmConfig, **changes: Any) -> tuple[Encoder, Steering]:
+    assert arm.steering is not None
+    encoder = load_encoder(arm.encoder)
+    torch.manual_seed(0)
+    return encoder, Steering(arm.steering.model_copy(update=changes), encoder.layers, encoder.width)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scale_zero_is_the_unsteered_encoder_bit_for_bit(arm: config.ArmConfig, dtype: str) -> None:
+    arm = arm.model_copy(update={"encoder": arm.encoder.model_copy(update={"dtype": dtype})})
+    plain, _ = load_encoder(arm.encoder)(FEATURES, LENGTHS)
+    encoder, steering = attach(arm)
+    assert not torch.equal(encoder(FEATURES, LENGTHS)[0], plain)
+    with steering.disabled():
+        assert torch.equal(encoder(FEATURES, LENGTHS)[0], plain)
+    steering.scales.zero_()
+    steered, _ = encoder(FEATURES, LENGTHS)
+    assert steered.dtype == plain.dtype
+    assert torch.equal(steered, plain)
+
+
+@torch.no_grad()
+def test_steering_is_the_papers_formula(arm: config.ArmConfig) -> None:
+    encoder, steering = attach(arm)
+    steering.scales.copy_(torch.tensor([0.5, -1.0, 2.0]))
+    steered, _ = encoder(FEATURES, LENGTHS)
+    plain = load_encoder(arm.encoder)  # the same layers without hooks, steered by hand
+    hidden, lengths = plain.stem(FEATURES, LENGTHS)
+    context = plain.context(hidden, lengths)
+    experts = steering.vectors.shape[1]
+    for number, layer in enumerate(plain.layers):
+        hidden = layer(hidden, *context)
+        logits = steering.router(hidden, number).log()  # softmax again gives the gates
+        update = torch.zeros_like(hidden)
+        for expert in range(experts):
+            update += logits.softmax(-1)[..., expert, None] * steering.vectors[number, expert]
+        hidden = hidden + steering.scales[number] * update
+    torch.testing.assert_close(steered, plain.finish(hidden), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_transformers_own_forward_is_steered_too(arm: config.ArmConfig) -> None:
+    encoder, _ = attach(arm)
+    assert isinstance(encoder.model, WhisperEncoder)
+    full = torch.randn(1, 80, 400)
+    assert torch.equal(encoder.model(full).last_hidden_state, encoder(full, torch.tensor([400]))[0])
+
+
+@torch.no_grad()
+def test_only_chosen_layers_are_steered_and_have_parameters(arm: config.ArmConfig) -> None:
+    encoder, steering = attach(arm, layers=[2, 0])
+    assert steering.layer_numbers == [0, 2]
+    assert steering.vectors.shape[0] == steering.scales.shape[0] == 2
+    seen: list[tuple[int, torch.Size, torch.Size]] = []
+    outputs = []
+    encoder.layers[0].register_forward_hook(lambda *args: outputs.append(args[2]))
+    with steering.observed(lambda index, hidden, gates: seen.append((index, hidden.shape, gates.shape))):
+        encoder(FEATURES, LENGTHS)
+    assert seen == [(0, (2, 30, 32), (2, 30, 4)), (1, (2, 30, 32), (2, 30, 4))]
+    encoder(FEATURES, LENGTHS)
+    assert len(seen) == 2  # nobody watches any more
+
+
+def test_layers_that_do_not_exist_are_named(arm: config.ArmConfig) -> None:
+    with pytest.raises(ValueError, match=r"steering\.layers: found \[3\], the encoder has layers 0 to 2"):
+        attach(arm, layers=[1, 3])
+
+
+class _TupleLayer(nn.Module):
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, str]:
+        return hidden, "weights"
+
+
+def test_layers_that_return_tuples_are_steered(arm: config.ArmConfig) -> None:
+    assert arm.steering is not None
+    layers = nn.ModuleList([_TupleLayer(), nn.Identity()])
+    Steering(arm.steering, layers, 8)
+    hidden = torch.randn(1, 4, 8)
+    output = layers[0](hidden)
+    assert output[1] == "weights"
+    assert not torch.equal(output[0], hidden)
+    assert not torch.equal(layers[1](hidden), hidden)
+
+
+def test_steering_is_computed_in_float32_under_autocast(arm: config.ArmConfig) -> None:
+    _, steering = attach(arm)
+    hidden = torch.randn(1, 4, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(steering(hidden, 0), steering(hidden, 0).float())
+        mixed = steering(hidden, 0)
+    assert torch.equal(mixed, steering(hidden, 0))
+
+
+def test_gradients_reach_all_that_is_trained(arm: config.ArmConfig) -> None:
+    encoder, steering = attach(arm)
+    encoder(FEATURES, LENGTHS)[0].square().sum().backward()
+    for name, parameter in steering.named_parameters():
+        assert parameter.grad is not None, name
+        rows = parameter.grad.view(len(parameter), -1)
+        assert rows.abs().sum(1).min() > 0, name
+    assert all(p.grad is None for p in encoder.parameters())

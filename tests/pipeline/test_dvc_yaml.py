@@ -1,0 +1,93 @@
+"""dvc.yaml declares what the stages really read: the code they import, and the parameters that they use."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.__main__ import STAGES
+
+ROOT = Path(__file__).parents[2]
+DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+# Imported by name at run time, so no import statement tells; it imports nothing of ours but what they do.
+LAZY = {"steermoe/corpora/__init__.py": ["steermoe/corpora/synthetic.py", "steermoe/corpora/digits.py"]}
+
+
+def source_of(module: str) -> Path | None:
+    path = ROOT / Path(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+@cache
+def imported_by(path: Path) -> frozenset[Path]:
+    """The project's files that `path` imports, anywhere in it, packages of what it imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] in ("steermoe", "pipeline"):
+                found |= {source_of(".".join(parts[:n])) for n in range(1, len(parts) + 1)}
+    for lazy in LAZY.get(path.relative_to(ROOT).as_posix(), []):
+        found.add(ROOT / lazy)
+    return frozenset(p for p in found if p is not None)
+
+
+# Nothing of these decides what a stage writes: the package's lazy front door, words of --help, the log of runs.
+OUTSIDE = {
+    ROOT / "steermoe" / "__init__.py",
+    ROOT / "steermoe" / "training" / "__init__.py",
+    ROOT / "steermoe" / "training" / "tracking.py",
+    ROOT / "pipeline" / "__init__.py",
+    ROOT / "pipeline" / "options.py",
+}
+
+
+def closure(start: Path) -> set[Path]:
+    seen, queue = set(), [start]
+    while queue:
+        path = queue.pop()
+        if path not in seen | OUTSIDE:
+            seen.add(path)
+            queue.extend(imported_by(path))
+    return seen
+
+
+@pytest.mark.parametrize("stage", DVC)
+def test_stage_depends_on_the_code_that_it_imports(stage: str) -> None:
+    deps = [dep for dep in DVC[stage]["deps"] if "${" not in dep]
+    needed = closure(ROOT / "pipeline" / f"{stage}.py")
+    undeclared = {
+        path.relative_to(ROOT).as_posix()
+        for path in needed
+        if not any(path == ROOT / dep or (ROOT / dep) in path.parents for dep in deps)
+    }
+    assert not undeclared, f"add to deps of {stage!r} in dvc.yaml: {sorted(undeclared)}"
+
+
+@pytest.mark.parametrize("stage", DVC)
+def test_stage_is_a_command_of_the_pipeline_and_its_paths_are_declared(stage: str) -> None:
+    definition = DVC[stage]
+    words = definition["cmd"].split()
+    assert words[:4] == ["python", "-m", "pipeline", stage] and stage in STAGES
+    paths = {word for word in words if "/" in word}
+    declared = set(definition["deps"])
+    for kind in ("outs", "plots", "metrics"):
+        declared |= {next(iter(o)) if isinstance(o, dict) else o for o in definition.get(kind, [])}
+    assert paths <= declared, f"in the command but neither dependency nor output: {paths - declared}"
+
+
+@pytest.mark.parametrize("stage", DVC)
+def test_declared_code_exists(stage: str) -> None:
+    for dep in DVC[stage]["deps"]:
+        if "${" not in dep:
+            assert (ROOT / dep).exists(), dep

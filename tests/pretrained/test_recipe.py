@@ -1,0 +1,93 @@
+"""The recipe of the base models runs from end to end (a few steps of tiny models), and the shipped ones are good."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+from safetensors import safe_open
+
+from pretrained import soft_text, synthesize, train_encoder, train_llm
+from steermoe.config import Encoder, Llm
+from steermoe.corpora import grammar
+from steermoe.models.encoders import load_encoder
+from steermoe.models.llm import greedy, load_llm, load_tokenizer
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "pretrained"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    values = YAML(typ="safe").load(SHIPPED / "params.yaml")
+    values["speech"] |= {"utterances": 12, "dev_utterances": 4}
+    values["encoder"] |= {"width": 16, "layers": 1, "heads": 2, "ffn": 16, "steps": 3, "batch_seconds": 12}
+    values["llm"] |= {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn": 16, "steps": 3, "batch": 4}
+    params = tmp_path / "params.yaml"
+    with params.open("w") as file:
+        YAML(typ="safe").dump(values, file)
+    return params
+
+
+def test_encoder_recipe(tiny: Path, tmp_path: Path) -> None:
+    synthesize.main(tiny, tmp_path / "speech")
+    train_encoder.main(tiny, tmp_path / "speech", tmp_path / "encoder")
+    encoder = load_encoder(Encoder(name="whisper", path=str(tmp_path / "encoder"), dtype="float32"))
+    assert (encoder.width, encoder.num_mels, len(encoder.layers)) == (16, 80, 1)
+    units = json.loads((tmp_path / "encoder" / "ctc_units.json").read_text())
+    with safe_open(tmp_path / "encoder" / "ctc_head.safetensors", "pt") as head:
+        assert head.get_slice("weight").get_shape() == [len(units) + 1, 16]
+
+
+def test_llm_recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_llm, "HELD_OUT", 3)
+    train_llm.main(tiny, tmp_path / "llm")
+    load_llm(Llm(path=str(tmp_path / "llm"), dtype="float32"))
+    lines = (tmp_path / "llm" / "text_tasks.jsonl").read_text().splitlines()
+    assert len(lines) == 3 * len(soft_text.TASKS)
+    assert set(json.loads(lines[0])) == {"task", "prompt", "target"}
+
+
+def test_frame_labels_follow_the_word_times() -> None:
+    mel = torch.full((80, 100), 1.0)
+    labels = train_encoder.frame_labels(mel, [0.2, 0.5], torch.tensor([7, 9]), gap=2)
+    assert len(labels) == 50
+    assert labels[:12].eq(0).all()  # silence and the gap at the first word's start
+    assert labels[12:25].eq(7).all()
+    assert labels[27:].eq(9).all()
+
+
+def test_soft_weights_say_the_words_in_order() -> None:
+    words = "anna has the red drum".split()
+    weights = soft_text.soft_weights(np.random.default_rng(3), words)[:, : soft_text.SLOTS]
+    spoken = [int(row.argmax()) for row in weights if row.max() > 0.4]
+    assert spoken == sorted(spoken) and set(spoken) == set(range(len(words)))
+
+
+def test_every_word_is_one_token_of_the_shipped_tokenizer() -> None:
+    tokenizer = load_tokenizer(str(SHIPPED / "llm"))
+    for word in grammar.vocabulary():
+        assert len(tokenizer(word)["input_ids"]) == 1, word
+
+
+def test_shipped_units_are_the_words_of_the_grammar() -> None:
+    assert json.loads((SHIPPED / "encoder" / "ctc_units.json").read_text()) == grammar.vocabulary()
+
+
+def test_shipped_weights_are_small_safetensors() -> None:
+    files = [*SHIPPED.glob("*/*.safetensors")]
+    assert len(files) == 3
+    assert sum(path.stat().st_size for path in files) <= 25e6
+    assert not [*SHIPPED.glob("*/*.bin"), *SHIPPED.glob("*/*.pt")]
+
+
+def test_shipped_llm_answers_held_out_text() -> None:
+    llm, tokenizer = load_llm(Llm(path=str(SHIPPED / "llm"), dtype="float32"))
+    items = [json.loads(line) for line in (SHIPPED / "llm" / "text_tasks.jsonl").read_text().splitlines()]
+    for task, least in (("repeat", 0.9), ("question", 0.85), ("arithmetic", 0.85)):
+        chosen = [item for item in items if item["task"] == task][:40]
+        answers = greedy(llm, tokenizer, [item["prompt"] for item in chosen], 16)
+        right = sum(answer == item["target"] for answer, item in zip(answers, chosen, strict=True))
+        assert right / len(chosen) >= least, task

@@ -1,0 +1,160 @@
+"""The whole road on a copy of the repository, small: `dvc repro`, a no-op, an experiment, a killed training.
+
+One test after another works on the same copy: what the first leaves is what the next starts from.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+COPIED = (
+    "configs",
+    "pipeline",
+    "pretrained",
+    "steermoe",
+    "params.yaml",
+    "dvc.yaml",
+    ".dvcignore",
+    ".gitignore",
+)
+SMALL = {
+    "utterances": {"train": 48, "dev": 8, "clean": 8, "other": 8},
+    "questions": {"train": 0, "dev": 0, "clean": 6, "other": 6},
+}
+TRAINING = {"steps": 6, "warmup_steps": 2, "eval_every": 3, "batch_seconds": 20}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small profile in a git and DVC repository of its own."""
+    root = tmp_path_factory.mktemp("project")
+    for name in COPIED:
+        ignored = shutil.ignore_patterns("__pycache__", "speech")
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=ignored)
+        else:
+            shutil.copy(source, root)
+    yaml = YAML()
+    profile = yaml.load(root / "configs" / "mini.yaml")
+    profile["corpora"]["synthetic"].update(SMALL)
+    # An address that nothing listens on: whether or not there is a network, the corpus cannot be had.
+    profile["corpora"]["digits"]["mirror"] = "nowhere/archive.tar.gz"
+    profile["training"].update(TRAINING)
+    yaml.dump(profile, root / "configs" / "mini.yaml")
+    for command in (
+        "git init -q",
+        "git config user.email test@example.com",
+        "git config user.name test",
+        "dvc init -q",
+        "dvc config core.analytics false",
+        "git add -A",
+        "git commit -qm begin",
+    ):
+        run(root, *command.split())
+    return root
+
+
+def environment(root: Path) -> dict[str, str]:
+    """The caller's, with this interpreter first and the copy's own code, and without a repository to inherit."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
+    return inherited | {"PATH": path, "PYTHONPATH": str(root), "DO_NOT_TRACK": "1", "COLUMNS": "200"}
+
+
+def run(root: Path, *command: str) -> str:
+    done = subprocess.run(
+        command, cwd=root, env=environment(root), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, f"{command}:\n{done.stdout[-6000:]}"
+    return done.stdout
+
+
+def executed(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def test_repro_compares_the_arms_in_force(project: Path) -> None:
+    output = run(project, "dvc", "repro")
+    stages = executed(output)
+    assert {"train@mini-steermoe", "train@mini-linear", "train@mini-lora", "ablate@mini"} <= stages
+    comparison = project / "reports" / "mini" / "comparison"
+    report = (comparison / "report.md").read_text()
+    for row in ("steermoe", "linear", "lora", "encoder's own decoder", "shuffled", "LLM without audio"):
+        assert row in report
+    assert "**CHANGED**" not in report and "not available" in report
+    for picture in ("learning_curves", "error_rates", "expert_use", "layer_scales"):
+        assert (comparison / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((project / "reports" / "mini" / "metrics.json").read_text())
+    assert metrics["baseline/encoder"]["synthetic"]["clean"]["wer"] <= 0.2  # the shipped encoder hears
+    predictions = pl.read_parquet(project / "reports/mini/evaluations/linear/synthetic/predictions.parquet")
+    assert len(predictions) == 2 * (8 + 8 + 6 + 6)  # whole splits, with own and with shuffled audio
+
+
+def test_repro_again_runs_nothing(project: Path) -> None:
+    began = time.monotonic()
+    assert executed(run(project, "dvc", "repro")) == set()
+    assert time.monotonic() - began < 60  # a few seconds on an idle machine
+
+
+def test_show_prints_the_table(project: Path) -> None:
+    assert "steermoe" in run(project, "python", "-m", "pipeline", "show")
+
+
+def test_runs_are_in_mlflow_with_their_experiment(project: Path) -> None:
+    code = (
+        "from steermoe.training.tracking import open_store; from pathlib import Path\n"
+        "client = open_store(Path('.'))\n"
+        "found = client.get_experiment_by_name('steermoe/mini')\n"
+        "for r in client.search_runs([found.experiment_id]):\n"
+        "    print(r.info.run_name, r.info.status, sorted(r.data.metrics)[:3], len(r.data.params))"
+    )
+    output = run(project, "python", "-c", code)
+    for arm in ("steermoe", "linear", "lora"):
+        assert re.search(rf"^{arm} FINISHED", output, re.MULTILINE), output
+
+
+def test_experiment_reruns_what_depends_on_the_number(project: Path) -> None:
+    output = run(project, "dvc", "exp", "run", "-S", "steering.num_experts=16")
+    stages = {stage for stage in executed(output) if not stage.startswith("configure@")}
+    assert stages == {
+        "train@mini-steermoe",
+        "eval@mini-steermoe-synthetic",
+        "eval@mini-steermoe-digits",
+        "ablate@mini",
+    }
+    config = json.loads((project / "models/mini/steermoe/config.json").read_text())
+    assert "16" in json.dumps(config)
+    assert "steering.num_experts" in run(project, "dvc", "exp", "show", "--csv")
+
+
+def test_killed_training_resumes_to_the_same_weights(project: Path) -> None:
+    adapter = project / "models" / "mini" / "linear" / "adapter.safetensors"
+    undisturbed = adapter.read_bytes()
+    command = ["dvc", "repro", "--single-item", "--force", "train@mini-linear"]
+    process = subprocess.Popen(
+        command, cwd=project, env=environment(project), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(project.glob(".runs/*/**/checkpoint-*")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not adapter.exists()  # nothing half-written is taken for whole
+    run(project, *command)
+    assert adapter.read_bytes() == undisturbed

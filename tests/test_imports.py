@@ -1,0 +1,114 @@
+"""Imports run one way, heavy libraries stay where they belong, and what must start at once loads none."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A package imports from those in rows above its own, and from its own row as long as there is no circle.
+ROWS = (
+    ("config", "audio"),
+    ("corpora", "data", "models"),
+    ("training", "evaluation"),
+    ("analysis",),
+    ("serving",),
+    ("pipeline",),
+)
+RANKS = {name: rank for rank, row in enumerate(ROWS) for name in row}
+HOMES = {  # library -> the only files that may import it
+    "mlflow": ["steermoe/training/tracking.py"],
+    "peft": ["steermoe/models/lora.py"],
+    "dvc": [],
+    "prefect": [],
+}
+HEAVY = ("torch", "transformers", "peft", "matplotlib", "mlflow", "polars", "pandera", "scipy")
+FILES = sorted(path for top in ("steermoe", "pipeline") for path in (ROOT / top).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    """`steermoe.audio.waveform` of steermoe/audio/waveform.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports when it runs; `from a import b` counts as both `a` and `a.b`."""
+    package = module_of(path).split(".")
+    if path.name != "__init__.py":
+        package.pop()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            node.body = []  # never runs
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def room(module: str) -> str | None:
+    """The package of the house that a module is in; None if it is not ours, or the front door itself."""
+    top, *rest = module.split(".")
+    if top == "pipeline":
+        return top
+    return rest[0] if top == "steermoe" and rest and rest[0] in RANKS else None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_file_imports_from_above_only(path: Path) -> None:
+    module = module_of(path)
+    if module == "steermoe":  # the front door: opens `steermoe.SteerMoE` when asked
+        return
+    own = room(module)
+    assert own is not None, f"{module} is in no package of {ROWS}: say where it stands"
+    wrong = [name for name in imports(path) if RANKS.get(room(name) or "", -1) > RANKS[own]]
+    assert not wrong
+
+
+def test_packages_of_a_row_import_in_no_circle() -> None:
+    above: dict[str, set[str]] = {name: set() for name in RANKS}
+    for path in FILES:
+        own = room(module_of(path))
+        if own is not None:
+            above[own] |= {found for name in imports(path) if (found := room(name))} - {own}
+    left = dict(above)
+    while free := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"these import each other in a circle: {left}"
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_library_is_imported_at_home_only(library: str) -> None:
+    users = [
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        if any(name.split(".")[0] == library for name in imports(path))
+    ]
+    assert [user for user in users if user not in HOMES[library]] == []
+
+
+def loaded(code: str) -> set[str]:
+    """The modules that a new process has loaded after it ran some code."""
+    run = [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"]
+    return set(subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize("module", ["steermoe", "steermoe.config", "pipeline.__main__"])
+def test_light_module_loads_nothing_heavy(module: str) -> None:
+    assert loaded(f"import {module}").isdisjoint(HEAVY)
+
+
+def test_data_stages_load_no_torch() -> None:
+    """`download` and `preprocess` are a process a corpus: torch would cost each some seconds and 200 MB."""
+    corpora = [module_of(path) for path in FILES if path.parent.name == "corpora"]
+    modules = loaded(f"import {', '.join(['pipeline.download', 'pipeline.preprocess', *corpora])}")
+    assert modules >= set(corpora)
+    assert modules.isdisjoint({"torch", "transformers", "peft", "mlflow"})

@@ -1,0 +1,104 @@
+"""A few seconds of synthetic sound as shards, and arms that train on it in a moment."""
+
+import io
+import multiprocessing
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from steermoe.config import ArmConfig
+from steermoe.data.shards import write_shards
+
+PRELOADED = [
+    "mlflow",
+    "peft",
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.whisper.modeling_whisper",
+    "steermoe.models.lora",
+    "steermoe.training.tracking",
+    "steermoe.training.train",
+]
+WORDS = ("one", "two", "three", "four")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums of floats depend on the number of threads; children of a fork server run with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> ForkServerContext:
+    """Makes processes that have imported what takes seconds, but run nothing yet."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def utterance(split: str, place: int) -> dict:
+    """Each word is a tone of its own; lengths differ, so that batches do."""
+    generator = np.random.default_rng([place, len(split)])
+    words = generator.choice(len(WORDS), size=1 + place % 4)
+    time = np.arange(3200) / 16000
+    sound = np.concatenate([np.sin(2 * np.pi * 300 * (1 + word) * time) for word in words]) * 0.3
+    flac = io.BytesIO()
+    soundfile.write(flac, sound.astype(np.float32), 16000, format="FLAC")
+    transcript = " ".join(WORDS[word] for word in words)
+    return {
+        "source_id": f"{split}-{place:03d}",
+        "split": split,
+        "speaker": "tone",
+        "task": "transcribe",
+        "prompt": "",
+        "transcript": transcript,
+        "target": transcript,
+        "audio": flac.getvalue(),
+        "sample_rate": 16000,
+        "seconds": len(sound) / 16000,
+    }
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("shards") / "tones"
+    for split, count in (("train", 24), ("dev", 6)):
+        write_shards((utterance(split, place) for place in range(count)), folder, split, rows_per_shard=16)
+    return [folder]
+
+
+@pytest.fixture
+def quick_arm(tiny_arm) -> Callable[..., ArmConfig]:
+    """An arm of 6 steps with an evaluation every 2, and whatever of `training` is given."""
+
+    def make(method: str, **changed: object) -> ArmConfig:
+        arm = tiny_arm(method)
+        training = arm.training.model_copy(
+            update={
+                "steps": 6,
+                "batch_seconds": 3.0,
+                "max_seconds": 30.0,
+                "warmup_steps": 2,
+                "schedule": "cosine",
+                "eval_every": 2,
+                "patience": 10,
+                **changed,
+            }
+        )
+        update = {
+            "training": training,
+            "train_splits": {"tones": ["train"]},
+            "dev_splits": {"tones": ["dev"]},
+        }
+        if arm.lora is not None:
+            update["lora"] = arm.lora.model_copy(update={"dropout": 0.2})  # draws from the random generator
+        return arm.model_copy(update=update)
+
+    return make

@@ -1,0 +1,47 @@
+"""A training is found again by what decides its result."""
+
+import json
+from pathlib import Path
+
+from steermoe import config
+from steermoe.data.staging import Staging
+from steermoe.training.fingerprint import digest, fingerprint, training_key
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+HASHES = {"encoder": "e", "llm": "l"}
+
+
+def test_everything_that_decides_the_result_is_in_the_fingerprint():
+    loaded = config.load(PARAMS)
+    arm = loaded.arm("steermoe")
+    same = config.ArmConfig.from_json(arm.to_json())
+    base = fingerprint(training_key(arm, "data", HASHES, 1))
+    assert base == fingerprint(training_key(same, "data", dict(reversed(HASHES.items())), 1))
+    others = [
+        training_key(loaded.arm("steermoe-2"), "data", HASHES, 1),
+        training_key(arm, "other data", HASHES, 1),
+        training_key(arm, "data", HASHES | {"llm": "other"}, 1),
+        training_key(arm, "data", HASHES, 2),
+    ]
+    assert len({base, *map(fingerprint, others)}) == 5
+
+
+def test_the_work_folder_bears_the_fingerprint(tmp_path):
+    key = training_key(config.load(PARAMS).arm("lora"), "data", HASHES, 1)
+    with Staging(tmp_path / "out", key, tmp_path) as staging:
+        assert staging.scratch.parent.name == fingerprint(key)
+        assert json.loads((staging.scratch.parent / "key.json").read_text()) == key
+
+
+def test_a_digest_tells_contents_names_and_corpora_but_not_places(tmp_path):
+    def shards(root: str, corpus: str = "c", name: str = "train-00000.parquet", content: str = "x") -> str:
+        folder = tmp_path / root / corpus
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+        (folder / "train-00001.parquet").write_text("y")
+        return digest(folder.glob("*.parquet"))
+
+    base = shards("a")
+    assert shards("b") == base
+    others = [shards("c", corpus="d"), shards("e", name="dev-00000.parquet"), shards("f", content="z")]
+    assert len({base, *others}) == 4

@@ -1,0 +1,69 @@
+"""The same trials for every method, done once each."""
+
+import csv
+import json
+
+import pytest
+
+from steermoe.training import search as searching
+from steermoe.training.search import choose, search, short
+from steermoe.training.trainer import DivergedError
+
+
+def test_trials_are_alike_for_every_method_and_done_once(shards, quick_arm, tmp_path, monkeypatch):
+    arms = [quick_arm("steering"), quick_arm("linear")]
+    arguments = (arms, shards, tmp_path / "out", tmp_path, 4, (0.5, 1.0))
+    result = search(*arguments)
+    assert [(row["method"], row["multiplier"], row["steps"]) for row in result["trials"]] == [
+        ("steering", 0.5, 4),
+        ("steering", 1.0, 4),
+        ("linear", 0.5, 4),
+        ("linear", 1.0, 4),
+    ]
+    for method in ("steering", "linear"):
+        losses = [row["best_dev_loss"] for row in result["trials"] if row["method"] == method]
+        assert result["chosen"][method]["best_dev_loss"] == min(losses)
+    assert json.loads((tmp_path / "out" / "search.json").read_text()) == result
+    with (tmp_path / "out" / "search.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["vectors"] for row in rows][2:] == ["", ""]
+    assert float(rows[0]["vectors"]) == 0.5 * arms[0].training.learning_rates["vectors"]
+
+    def never(*args, **kwargs):
+        raise AssertionError("a trial was repeated")
+
+    monkeypatch.setattr(searching, "train", never)
+    assert search(*arguments) == result
+    with pytest.raises(AssertionError, match="repeated"):
+        search([quick_arm("linear", clip=0.5)], *arguments[1:])  # another configuration is another trial
+
+
+def test_a_short_arm_keeps_the_shape_of_its_schedule(quick_arm):
+    arm = quick_arm(
+        "linear", steps=1000, warmup_steps=100, eval_every=200, learning_rates={"projection": 1e-3}
+    )
+    shortened = short(arm, steps=100, multiplier=0.3).training
+    assert (shortened.steps, shortened.warmup_steps, shortened.eval_every) == (100, 10, 25)
+    assert shortened.learning_rates == {"projection": 3e-4}
+
+
+def test_a_diverged_trial_loses_and_a_method_without_another_is_an_error(quick_arm, tmp_path, monkeypatch):
+    def diverge(arm, *args, **kwargs):
+        if arm.training.learning_rates["projection"] > 1e-3:
+            raise DivergedError("too high")
+        return {"best_dev_loss": 1.0, "best_step": 2, "steps": 4}
+
+    monkeypatch.setattr(searching, "train", diverge)
+    arm = quick_arm("linear", learning_rates={"projection": 1e-3})
+    result = search([arm], [], tmp_path / "out", tmp_path, 4, (1.0, 10.0))
+    assert result["trials"][1]["best_dev_loss"] is None
+    assert result["chosen"]["linear"]["multiplier"] == 1.0
+    with pytest.raises(ValueError, match="every trial of linear diverged"):
+        search([arm], [], tmp_path / "other", tmp_path, 4, (10.0,))
+    with pytest.raises(ValueError, match="one arm a method"):
+        search([arm, arm], [], tmp_path / "out", tmp_path, 4)
+
+
+def test_the_first_of_equals_is_chosen():
+    rows = [{"method": "m", "multiplier": m, "learning_rates": {}, "best_dev_loss": 1.0} for m in (0.3, 1.0)]
+    assert choose(rows, "m")["multiplier"] == 0.3

@@ -1,0 +1,231 @@
+"""A training that is killed, anywhere, and repeated ends as one that nobody disturbed."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steermoe.config import ArmConfig
+from steermoe.data import staging
+from steermoe.data.shards import read_rows, write_shards
+from steermoe.data.staging import Staging, StagingBusyError
+from steermoe.models.steermoe import SteerMoE
+from steermoe.training import callbacks, checkpoints
+from steermoe.training import train as training
+from steermoe.training.train import train
+from steermoe.training.trainer import AdapterTrainer, DivergedError
+
+OUTPUTS = ("adapter.safetensors", "config.json", "history.csv")
+
+
+def _die_at(
+    call: int, owner: object, name: str, before: bool, when: Callable[..., bool] | None = None
+) -> None:
+    """Have the `call`-th call of `owner.name` end this process, before or after it did its work."""
+    real, calls = getattr(owner, name), 0
+
+    def dying(*args, **kwargs):
+        nonlocal calls
+        calls += when is None or when(*args)
+        doomed = calls == call
+        if doomed and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if doomed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, dying)
+
+
+def _is_retired(path: Path, *_: object) -> bool:
+    return Path(path).name.startswith(".retired")
+
+
+KILLS: dict[str, tuple] = {  # where: what to patch, and the steps that are left for the second try
+    "before the first checkpoint": (1, callbacks.StepTimer, "on_step_end", False, None, 6),
+    "between checkpoints": (5, callbacks.StepTimer, "on_step_end", False, None, 2),
+    "amid the files of a checkpoint": (5, checkpoints, "write_tree", False, None, 4),
+    "before a checkpoint has its name": (2, checkpoints, "commit_checkpoint", True, None, 4),
+    "before older checkpoints are gone": (2, checkpoints, "discard_leftovers", True, None, 2),
+    "before the outputs": (1, SteerMoE, "save_pretrained", True, None, 0),
+    "amid the outputs": (1, SteerMoE, "save_pretrained", False, None, 0),
+    "before the outputs have their place": (1, Staging, "commit", True, None, 0),
+    "before the work is removed": (1, staging, "_remove", True, _is_retired, 0),
+    "while the work is removed": (1, shutil, "rmtree", True, _is_retired, 6),
+}
+
+
+def _in_child(arm: str, shards: list[Path], out: Path, root: Path, where: str | None) -> None:
+    torch.set_num_threads(1)
+    if where is not None:
+        _die_at(*KILLS[where][:3], before=KILLS[where][3], when=KILLS[where][4])
+    steps = 0
+    timed = callbacks.StepTimer.on_step_end
+
+    def count(self, *args, **kwargs):
+        nonlocal steps
+        steps += 1
+        timed(self, *args, **kwargs)
+
+    callbacks.StepTimer.on_step_end = count
+    train(ArmConfig.from_json(arm), shards, out, root)
+    (out / "steps").write_text(str(steps))
+
+
+@pytest.fixture
+def child(forkserver) -> Callable[..., int | None]:
+    """Trains in a process of its own; returns its exit code."""
+
+    def run(*arguments: object) -> int | None:
+        process = forkserver.Process(target=_in_child, args=arguments)
+        process.start()
+        process.join()
+        return process.exitcode
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, dict[str, bytes]]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(references, shards, quick_arm, tmp_path) -> Callable[[str], dict[str, bytes]]:
+    def outputs(method: str) -> dict[str, bytes]:
+        if method not in references:
+            train(quick_arm(method), shards, tmp_path / "reference", tmp_path)
+            references[method] = {name: (tmp_path / "reference" / name).read_bytes() for name in OUTPUTS}
+        return references[method]
+
+    return outputs
+
+
+@pytest.mark.parametrize("place", range(len(KILLS)), ids=list(KILLS))
+def test_a_killed_training_is_finished_to_the_same_bytes(
+    place, child, undisturbed, shards, quick_arm, tmp_path
+):
+    where = list(KILLS)[place]
+    method = ("lora", "steering")[place % 2]  # LoRA has dropout here: it draws from the random generator
+    arguments = (quick_arm(method).to_json(), shards, tmp_path / "out", tmp_path)
+    assert child(*arguments, where) == -signal.SIGKILL
+    assert child(*arguments, None) == 0
+    for name, content in undisturbed(method).items():
+        assert (tmp_path / "out" / name).read_bytes() == content, name
+    assert int((tmp_path / "out" / "steps").read_text()) == KILLS[where][-1]
+    assert list((tmp_path / ".runs").iterdir()) == []
+
+
+def test_outputs_hold_the_best_weights_and_a_row_an_evaluation(shards, quick_arm, tmp_path):
+    arm = quick_arm("steering")
+    results = train(arm, shards, tmp_path / "out", tmp_path, timing=tmp_path / "t" / "timing.json")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(OUTPUTS)
+    header, *rows = (tmp_path / "out" / "history.csv").read_text().splitlines()
+    table = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
+    assert [int(row["step"]) for row in table] == [2, 4, 6]
+    assert min(float(row["dev_loss"]) for row in table) == results["best_dev_loss"]
+    assert all(row["lr_lora"] == "" and float(row["layer_scale"]) > 0 for row in table)
+    timing = json.loads((tmp_path / "t" / "timing.json").read_text())
+    assert timing == results
+    assert results["seconds_per_step"] > 0
+    assert results["steps"] == 6 and not results["stopped_early"]
+    weights = load_file(tmp_path / "out" / "adapter.safetensors")
+    assert sum(tensor.numel() for tensor in weights.values()) == sum(results["trainable_parameters"].values())
+
+
+def _fail(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("no further today")
+
+
+def test_patience_ends_a_training_and_the_best_is_kept(shards, quick_arm, tmp_path, monkeypatch):
+    # The words of these dev rows are never trained on: the more a model learns others, the worse they fare.
+    unheard = pl.lit("house dog")
+    dev = read_rows(shards[0], ["dev"]).with_columns(transcript=unheard, target=unheard)
+    folder = tmp_path / "tones"
+    write_shards(dev.iter_rows(named=True), folder, "dev", rows_per_shard=16)
+    shutil.copy(shards[0] / "train-00000.parquet", folder)
+    arm = quick_arm("linear", steps=60, warmup_steps=0, patience=2, schedule="constant")
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="no further"):
+        patched.setattr(SteerMoE, "save_pretrained", _fail)
+        train(arm, [folder], tmp_path / "out", tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(AdapterTrainer, "train", _fail)  # stopped is stopped: a resume trains no step more
+        results = train(arm, [folder], tmp_path / "out", tmp_path)
+    assert results["stopped_early"]
+    assert results["steps"] == results["best_step"] + 2 * arm.training.eval_every < 60
+
+    again = quick_arm("linear", steps=results["best_step"], warmup_steps=0, patience=2, schedule="constant")
+    train(again, [folder], tmp_path / "short", tmp_path)
+    best, last = (load_file(tmp_path / out / "adapter.safetensors") for out in ("out", "short"))
+    for name, tensor in best.items():
+        assert torch.equal(tensor, last[name])
+
+
+def test_a_training_that_diverges_says_so_and_writes_nothing(shards, quick_arm, tmp_path):
+    arm = quick_arm("linear", warmup_steps=0, schedule="constant", learning_rates={"projection": 1e30})
+    with pytest.raises(DivergedError, match=r"diverged by step \d.*training\.learning_rates"):
+        train(arm, shards, tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_stops_short_is_an_error_and_resumes(
+    undisturbed, shards, quick_arm, tmp_path, monkeypatch
+):
+    def interrupt(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 3
+        return control
+
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks.ProgressLines, "on_step_end", interrupt)
+        with pytest.raises(RuntimeError, match="ended at step 3 of 6"):
+            train(quick_arm("steering"), shards, tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+    train(quick_arm("steering"), shards, tmp_path / "out", tmp_path)
+    assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == undisturbed("steering")[
+        "adapter.safetensors"
+    ]
+
+
+def test_other_code_that_resumes_is_told(shards, quick_arm, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="no further"):
+        patched.setattr(SteerMoE, "save_pretrained", _fail)
+        train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
+    monkeypatch.setattr(training, "code_digest", lambda *packages: "other")
+    train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
+    assert "resumes a training that other code began" in capsys.readouterr().out
+
+
+def test_rows_that_are_missing_are_named(shards, quick_arm, tmp_path):
+    arm = quick_arm("linear")
+    with pytest.raises(ValueError, match="no shards of corpus 'songs'; given are \\['tones'\\]"):
+        train(arm.model_copy(update={"train_splits": {"songs": ["train"]}}), shards, tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="no rows in"):
+        train(arm.model_copy(update={"dev_splits": {"tones": []}}), shards, tmp_path, tmp_path)
+
+
+def test_rows_over_max_seconds_are_dropped_and_counted(shards, quick_arm, tmp_path, capsys):
+    results = train(quick_arm("linear", max_seconds=0.5), shards, tmp_path / "out", tmp_path)
+    assert (results["train_rows"], results["dropped_rows"]) == (12, 12)
+    assert "12 of 24 training rows are longer than training.max_seconds (0.5)" in capsys.readouterr().out
+
+
+def test_the_work_folder_is_held_while_training(shards, quick_arm, tmp_path, monkeypatch):
+    held = []
+
+    def look(self, *args, **kwargs):
+        [folder] = (tmp_path / ".runs").iterdir()
+        with pytest.raises(StagingBusyError, match=f"process {os.getpid()} makes this output already"):
+            Staging(tmp_path / "out", json.loads((folder / "key.json").read_text()), tmp_path)
+        held.append(folder)
+
+    monkeypatch.setattr(callbacks.ProgressLines, "on_train_begin", look)
+    train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
+    assert held
