@@ -42,7 +42,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small profile in a git and DVC repository of its own."""
     root = tmp_path_factory.mktemp("project")
     for name in COPIED:
-        ignored = shutil.ignore_patterns("__pycache__", "speech")
+        ignored = shutil.ignore_patterns("__pycache__", "made")
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, root / name, ignore=ignored)
@@ -51,8 +51,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     yaml = YAML()
     profile = yaml.load(root / "configs" / "mini.yaml")
     profile["corpora"]["synthetic"].update(SMALL)
-    # An address that nothing listens on: whether or not there is a network, the corpus cannot be had.
-    profile["corpora"]["digits"]["mirror"] = "nowhere/archive.tar.gz"
     profile["training"].update(TRAINING)
     yaml.dump(profile, root / "configs" / "mini.yaml")
     for command in (
@@ -69,10 +67,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """The caller's, with this interpreter first and the copy's own code, and without a repository to inherit."""
+    """The caller's, with this interpreter first and the copy's own code, and no repository to inherit."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
-    return inherited | {"PATH": path, "PYTHONPATH": str(root), "DO_NOT_TRACK": "1", "COLUMNS": "200"}
+    # A proxy that nothing listens on: whether or not there is a network, `digits` cannot be had and is skipped.
+    offline = {name: "http://127.0.0.1:9" for name in ("https_proxy", "HTTPS_PROXY")}
+    return (
+        inherited | offline | {"PATH": path, "PYTHONPATH": str(root), "DO_NOT_TRACK": "1", "COLUMNS": "200"}
+    )
 
 
 def run(root: Path, *command: str) -> str:
@@ -125,6 +127,28 @@ def test_runs_are_in_mlflow_with_their_experiment(project: Path) -> None:
     output = run(project, "python", "-c", code)
     for arm in ("steermoe", "linear", "lora"):
         assert re.search(rf"^{arm} FINISHED", output, re.MULTILINE), output
+
+
+def test_commands_of_the_readme(project: Path) -> None:
+    """Every command in a block of the README: `make` targets exist, everything else runs."""
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^    ((?:make|dvc|cat|python) .*)$", readme, re.MULTILINE)
+    commands = [line.split("#")[0].strip() for line in blocks]
+    assert len(commands) >= 7
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in commands:
+        if command.startswith("make "):
+            assert command.split()[1] in targets, command
+        elif not command.startswith("dvc exp run"):  # that has a test of its own
+            assert run(project, *command.split()), command
+
+
+def test_python_of_the_readme(project: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    row = pl.read_parquet(project / "data/mini/shards/synthetic/clean-00000.parquet").row(0, named=True)
+    (project / "speech.wav").write_bytes(row["audio"])
+    assert run(project, "python", "-c", code).strip()
+    (project / "speech.wav").unlink()
 
 
 def test_experiment_reruns_what_depends_on_the_number(project: Path) -> None:

@@ -17,7 +17,7 @@ from steermoe.data.staging import write_text
 from steermoe.training.train import train
 from steermoe.training.trainer import DivergedError
 
-MULTIPLIERS = (0.3, 1.0, 3.0)
+MULTIPLIERS = (0.3, 1.0, 3.0, 10.0)
 
 
 def search(
