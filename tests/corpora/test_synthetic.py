@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def settings() -> config.Synthetic:
     section = config.load(ROOT / "params.yaml").corpora["synthetic"]
+    assert isinstance(section, config.Synthetic)
     few = {"train": 6, "dev": 2, "clean": 4, "other": 4}
     return section.model_copy(update={"utterances": few, "questions": few | {"train": 0, "dev": 0}})
 
