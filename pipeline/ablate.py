@@ -51,19 +51,8 @@ def main(
         use = steering.collect(model, pl.concat(heard), settings.evaluation.batch_seconds, settings.seed)
         if use is not None:
             uses[name] = use
-    pictures = {
-        "learning_curves.png": "Development loss and token accuracy against optimizer steps",
-        "error_rates.png": "Word error rate of every arm on every test split, with intervals",
-    }
-    plots.learning_curves(
-        {name: pl.read_csv(history / f"{name}.csv") for name in names}, out / "learning_curves.png"
-    )
-    plots.error_rates(compared, out / "error_rates.png")
-    if uses:
-        pictures["expert_use.png"] = "Mean gate of every expert in every steered layer"
-        pictures["layer_scales.png"] = "Learned layer scales, and steering beside what it is added to"
-        plots.expert_use(uses, out / "expert_use.png")
-        plots.layer_scales(uses, out / "layer_scales.png")
+    histories = {name: pl.read_csv(history / f"{name}.csv") for name in names}
+    pictures = plots.draw_all(compared, histories, uses, out)
     read = results.read_results(evaluations)
     scored = {name: {c: read[name][c] for c in settings.corpora} for name in names}
     text = report.markdown(

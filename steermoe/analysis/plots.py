@@ -25,6 +25,24 @@ CURVES = {  # column of a history -> label of its axis
 }
 
 
+def draw_all(
+    comparison: Comparison, histories: Mapping[str, pl.DataFrame], uses: Mapping[str, dict], folder: Path
+) -> dict[str, str]:
+    """Draw every picture that there is data for into `folder`; returns what each file shows, by name."""
+    captions = {
+        "learning_curves.png": "Development loss and token accuracy against optimizer steps",
+        "error_rates.png": "Word error rate of every arm on every test split, with intervals",
+    }
+    learning_curves(histories, folder / "learning_curves.png")
+    error_rates(comparison, folder / "error_rates.png")
+    if uses:
+        captions["expert_use.png"] = "Mean gate of every expert in every steered layer"
+        captions["layer_scales.png"] = "Learned layer scales, and steering beside what it is added to"
+        expert_use(uses, folder / "expert_use.png")
+        layer_scales(uses, folder / "layer_scales.png")
+    return captions
+
+
 def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
     """What was measured on the development splits against optimizer steps, a line an arm.
 
