@@ -7,8 +7,9 @@ COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # spectral power falls as 1
 
 
 def noise(rng: np.random.Generator, samples: int, colour: str) -> np.ndarray:
-    """Coloured Gaussian noise of unit standard deviation, shaped in the frequency domain."""
+    """Coloured Gaussian noise of zero mean and unit rms, shaped in the frequency domain."""
     spectrum = np.fft.rfft(rng.standard_normal(samples))
+    spectrum[0] = 0
     frequency = np.maximum(np.fft.rfftfreq(samples), 1 / samples)
     shaped = np.fft.irfft(spectrum * frequency ** (-COLOURS[colour] / 2), samples)
     return (shaped / shaped.std()).astype(np.float32)
