@@ -27,11 +27,33 @@ WORDS = (
     "audio",
 )
 TinyArm = Callable[..., Any]
-PARTS = {
-    "steering": ["projection", "vectors", "router"],
-    "linear": ["projection"],
-    "lora": ["projection", "lora"],
-}
+RATES = {"steering": ["projection", "vectors", "router"], "linear": ["projection"], "lora": ["projection", "lora"]}
+STEERING: dict[str, Any] = {
+    "num_experts": 4, "router": "shared", "groups": None, "stages": None, "layers": "all", "post_encoder": False,
+    "site": "output", "scale": "learned", "scale_init": 0.1, "vector_std": 0.01, "temperature": 1.0, "top_k": None,
+    "gate_dropout": 0.0, "load_balance": 0.0, "z_loss": 0.0,
+}  # fmt: skip
+BRIDGE: dict[str, Any] = {
+    "downsample": "average", "kernel": 4, "after": None, "projection": "linear", "width": None, "heads": None,
+    "experts": None,
+}  # fmt: skip
+LORA: dict[str, Any] = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj", "fc1"]}
+
+
+@pytest.fixture(scope="session")
+def make_steering() -> Callable[..., Any]:
+    """`make_steering(router="mixed", ...)`: a section `steering` of 4 experts."""
+    from steermoe.config import Steering
+
+    return lambda **changes: Steering.model_validate(STEERING | changes)
+
+
+@pytest.fixture(scope="session")
+def make_bridge() -> Callable[..., Any]:
+    """`make_bridge(downsample="max", ...)`: a section `bridge` of kernel 4."""
+    from steermoe.config import Bridge
+
+    return lambda **changes: Bridge.model_validate(BRIDGE | changes)
 
 
 @pytest.fixture(scope="session")
@@ -113,30 +135,33 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
     from steermoe.config import ArmConfig
 
     def arm(method: str, overrides: Mapping[str, Any] | None = None) -> ArmConfig:
+        ingredients = method.split("+")
+        rates = {part: 1e-2 for one in ingredients for part in RATES.get(one, [one])}
         values: dict[str, Any] = {
             "name": f"tiny-{method}",
             "seed": 5,
             "method": method,
             "steering": None,
             "lora": None,
-            "bridge": {"downsample": "average", "kernel": 4, "projection": "linear"},
+            "llm_lora": None,
+            "bridge": dict(BRIDGE),
             "prompts": {"transcribe": "please transcribe the audio: ", "answer": "question is: {question}"},
             "encoder": {"name": "whisper", "path": str(tiny_encoder_dir), "dtype": "float32"},
             "llm": {"path": str(tiny_llm_dir), "dtype": "float32"},
             "training": {
                 "steps": 6, "batch_seconds": 4.0, "max_seconds": 4.0, "warmup_steps": 1, "schedule": "cosine",
                 "weight_decay": 0.01, "clip": 1.0, "steering_clip": 1.0, "precision": "float32",
-                "eval_every": 2, "patience": 5, "learning_rates": dict.fromkeys(PARTS[method], 1e-2),
+                "gradient_checkpointing": False, "eval_every": 2, "patience": 5, "learning_rates": rates,
             },
             "train_splits": {"tiny": ["train"]},
             "dev_splits": {"tiny": ["dev"]},
         }  # fmt: skip
-        if method == "steering":
-            values["steering"] = {
-                "num_experts": 4, "router": "shared", "layers": "all", "scale_init": 0.1, "vector_std": 0.01
-            }  # fmt: skip
-        if method == "lora":
-            values["lora"] = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj", "fc1"]}
+        if "steering" in ingredients:
+            values["steering"] = dict(STEERING)
+        if "lora" in ingredients:
+            values["lora"] = dict(LORA)
+        if "llm_lora" in ingredients:
+            values["llm_lora"] = LORA | {"targets": ["q_proj", "v_proj"]}
         for path, value in (overrides or {}).items():
             *sections, key = path.split(".")
             section = values

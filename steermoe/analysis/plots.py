@@ -8,11 +8,11 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
 
 from steermoe.analysis.comparison import Comparison, Row, Set
 from steermoe.data.staging import written_whole
 
+MARKERS = "os^vDPX*"
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLES = ["-", "--", "-.", ":"]
 GREY = "#8C8C8C"
@@ -129,9 +129,11 @@ def expert_use(uses: Mapping[str, dict], path: Path) -> None:
     figure = Figure((WIDTH, lines * (1.3 + 0.32 * min(layers, 16))), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, (arm, use) in zip(panels, uses.items(), strict=False):
-        gates = np.array(use["mean_gates"])  # (layers, experts)
+        gates = np.full((len(use["layers"]), max(use["experts"])), np.nan)
+        for line, row in zip(gates, use["mean_gates"], strict=True):
+            line[: len(row)] = row
         image = axes.imshow(
-            gates, cmap="cividis", vmin=0, vmax=max(gates.max(), 2 / gates.shape[1]), aspect="auto"
+            gates, cmap="cividis", vmin=0, vmax=max(np.nanmax(gates), 2 / gates.shape[1]), aspect="auto"
         )
         axes.set_yticks(range(len(use["layers"])), use["layers"])
         axes.set_xticks(range(gates.shape[1]), range(1, gates.shape[1] + 1))
@@ -146,22 +148,25 @@ def expert_use(uses: Mapping[str, dict], path: Path) -> None:
 
 
 def layer_scales(uses: Mapping[str, dict], path: Path) -> None:
-    """Learned scale of every steered layer, and how large the steering is beside what it is added to."""
+    """Scale of every steered place, and how large the steering is beside what it is added to."""
     figure = Figure((WIDTH, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    share = 0.8 / len(uses)
-    for place, (arm, use) in enumerate(uses.items()):
-        at = np.array(use["layers"]) + (place - (len(uses) - 1) / 2) * share
+    names = {name for use in uses.values() for name in use["layers"]}
+    order = sorted(names, key=lambda name: (not name.isdecimal(), name.zfill(4)))
+    for number, (arm, use) in enumerate(uses.items()):
+        at = [order.index(name) for name in use["layers"]]
+        marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
         for axes, column in ((left, "scales"), (right, "steer_to_residual")):
-            axes.bar(at, use[column], width=share, color=COLOURS[place % len(COLOURS)], label=arm)
+            axes.plot(at, use[column], marker=marker, color=colour, label=arm)
     left.set(xlabel="encoder layer", ylabel="layer scale")
     right.set(xlabel="encoder layer", ylabel="steering / layer output (rms)")
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xticks(range(len(order)), order)
+        thin(axes.get_xticklabels(), 16)
         bare(axes)
     entries = left.get_legend_handles_labels()
-    figure.legend(*entries, loc="outside upper center", ncols=min(6, len(uses)), frameon=False)
+    figure.legend(*entries, loc="outside upper center", ncols=min(5, len(uses)), frameon=False)
     save(figure, path)
 
 

@@ -47,8 +47,8 @@ def collect(model: SteerMoE, frame: pl.DataFrame, batch_seconds: float, seed: in
         return None
     rows = frame.sample(min(UTTERANCES, len(frame)), seed=seed)
     dataset = UtteranceDataset(rows, model.features, model.tokenizer, model.config.prompts)
-    steering, experts = model.steering, model.steering.vectors.shape[1]
-    totals = [Totals(experts) for _ in steering.layer_numbers]
+    steering = model.steering
+    totals = [Totals(place.experts) for place in steering.places]
     seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     with steering.observed(lambda index, hidden, gates: seen.append((index, hidden, gates))):
         for rows_of_batch in bucketed_batches(rows["seconds"].to_list(), batch_seconds, seed=None, epoch=0):
@@ -67,8 +67,8 @@ def summary(steering: Steering, totals: list[Totals], utterances: int) -> dict:
     gates = [total.gates / total.frames for total in totals]
     entropy = [total.entropy / total.frames for total in totals]
     return {
-        "layers": list(steering.layer_numbers),
-        "experts": steering.vectors.shape[1],
+        "layers": [str(place) for place in steering.places],
+        "experts": [place.experts for place in steering.places],
         "utterances": utterances,
         "frames": totals[0].frames,
         "mean_gates": [each.tolist() for each in gates],

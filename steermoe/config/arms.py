@@ -51,6 +51,7 @@ class Settings(Section):
     seed: Seed
     steering: Steering
     lora: Lora
+    llm_lora: Lora
     bridge: Bridge
     prompts: Prompts
     encoder: Encoder
@@ -66,6 +67,7 @@ class ArmConfig(Section):
     seed: Seed
     steering: Steering | None
     lora: Lora | None
+    llm_lora: Lora | None
     bridge: Bridge
     prompts: Prompts
     encoder: Encoder
@@ -74,11 +76,11 @@ class ArmConfig(Section):
     train_splits: dict[str, list[str]]
     dev_splits: dict[str, list[str]]
 
-    @field_validator("steering", "lora")
+    @field_validator("steering", "lora", "llm_lora")
     @classmethod
     def _of_the_method(cls, section: Section | None, info: ValidationInfo) -> Section | None:
         method = info.data.get("method")
-        if method and (section is not None) != (method == info.field_name):
+        if method and (section is not None) != (info.field_name in method.split("+")):
             needed = "a section" if section is None else "null"
             raise illegal(f"{needed}, as the method is {method}")
         return section
@@ -86,7 +88,7 @@ class ArmConfig(Section):
     @field_validator("training")
     @classmethod
     def _rates_of_the_method(cls, training: Training, info: ValidationInfo) -> Training:
-        parts = parts_of(info.data["method"]) if "method" in info.data else list(training.learning_rates)
+        parts = parts_of(info.data["method"]) if "method" in info.data else training.learning_rates
         if set(training.learning_rates) != set(parts):
             raise illegal(f"learning_rates of {', '.join(parts)}", found=training.learning_rates)
         return training
@@ -109,10 +111,13 @@ class ArmConfig(Section):
             raise ConfigError([f"arm's configuration: {path}{line}" for path, line in pairs]) from error
 
 
-def parts_of(method: str) -> list[str]:
-    """The parts that a method trains, each with its own learning rate."""
-    rates = cast(type[BaseModel], LearningRates.model_fields[method].annotation)
-    return list(rates.model_fields)
+def parts_of(method: str) -> dict[str, str]:
+    """The parts that a method trains, and the ingredient of the method that has each part's learning rate."""
+    parts: dict[str, str] = {}
+    for ingredient in method.split("+"):
+        rates = cast(type[BaseModel], LearningRates.model_fields[ingredient].annotation)
+        parts |= {part: ingredient for part in rates.model_fields if part not in parts}
+    return parts
 
 
 class Overrides:
@@ -121,8 +126,9 @@ class Overrides:
     Args:
         shared: the values of `Settings` as they stand in the files, right or wrong.
         file: the file that has the arms, for messages.
-        in_force: arms in which an override must change something. A row that nobody trains need not: with
-            `dvc exp run -S steering.num_experts=16` the row that overrides just that changes nothing.
+        in_force: arms whose values must be legal, and in which an override must change something. A row that
+            nobody trains need not: after `dvc exp run -S steering.num_experts=16` the row that overrides just
+            that changes nothing, and after `...=2` a row of two groups is impossible.
     """
 
     def __init__(self, shared: Mapping[str, Any], file: str, in_force: Collection[str]) -> None:
@@ -132,7 +138,7 @@ class Overrides:
 
     def resolve(self, name: str, arm: Arm, lines: list[str]) -> Settings | None:
         """The settings of an arm; its own problems are added to `lines`, not those of the shared settings."""
-        legal = list(leaves(Settings, arm.method))
+        legal = leaves(arm.method)
         merged, before = copy.deepcopy(self.shared), len(lines)
         for path, value in arm.overrides.items():
             if path not in legal:
@@ -140,14 +146,14 @@ class Overrides:
             elif not _put(merged, path.split("."), value):
                 return None  # the section is missing or no section: a problem of the shared settings
         settings, found = self._validated(merged)
-        for path, line in found:
+        for path, line in found if name in self.in_force else ():
             if path in arm.overrides or _owner(path) in arm.overrides:
                 lines.append(f"{self._place(name, path)}{line}")
             elif (path, line) not in self.known:
                 lines.append(f"{self.file}: arms.{name}.overrides, leading to {path}{line}")
         if len(lines) == before and settings and self.base and name in self.in_force:
             lines += self._without_effect(name, arm, settings)
-        return settings if len(lines) == before else None
+        return settings if len(lines) == before else None  # None, too, where a row out of force is impossible
 
     def _validated(self, values: dict[str, Any]) -> tuple[Settings | None, list[tuple[str, str]]]:
         try:
@@ -164,7 +170,7 @@ class Overrides:
     def _illegal_path(self, name: str, method: str, path: str, legal: list[str]) -> str:
         place = f"{self.file}: arms.{name}.overrides.{path}"
         for other in METHODS:
-            if path in leaves(Settings, other):
+            if path in leaves(other):
                 return f"{place}: of method {other}, without effect on {method}; legal: {_sections(legal)}"
         head = path.partition(".")[0]
         siblings = [known for known in legal if known.partition(".")[0] == head]
@@ -178,8 +184,11 @@ class Overrides:
 def arm_config(name: str, arm: Arm, settings: Settings, corpora: Mapping[str, Corpus]) -> ArmConfig:
     """The self-contained configuration of an arm: only the sections that its method reads."""
     values = settings.model_dump()
-    values["training"]["learning_rates"] = values["training"]["learning_rates"][arm.method]
-    values |= {section: None for section in ("steering", "lora") if section != arm.method}
+    rates, ingredients = values["training"]["learning_rates"], arm.method.split("+")
+    values["training"]["learning_rates"] = {
+        part: rates[ingredient][part] for part, ingredient in parts_of(arm.method).items()
+    }
+    values |= {section: None for section in ("steering", "lora", "llm_lora") if section not in ingredients}
     return ArmConfig(
         name=name,
         method=arm.method,
@@ -189,14 +198,28 @@ def arm_config(name: str, arm: Arm, settings: Settings, corpora: Mapping[str, Co
     )
 
 
-def leaves(model: type[BaseModel], method: str, prefix: str = "") -> Iterator[str]:
-    """The dotted paths of the single values under a section, as far as they concern a method."""
+def leaves(method: str) -> list[str]:
+    """The dotted paths of the single values of the settings, as far as they concern a method."""
+    ingredients, parts = method.split("+"), parts_of(method)
+    legal = []
+    for path in _paths(Settings):
+        match path.split("."):
+            case ["steering" | "lora" | "llm_lora" as section, _]:
+                concerns = section in ingredients
+            case ["training", "learning_rates", ingredient, part]:
+                concerns = parts.get(part) == ingredient
+            case _:
+                concerns = True
+        if concerns:
+            legal.append(path)
+    return legal
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         path, kind = f"{prefix}{name}", field.annotation
-        if name in METHODS and name != method:
-            continue
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from leaves(kind, method, f"{path}.")
+            yield from _paths(kind, f"{path}.")
         else:
             yield path
 

@@ -44,6 +44,7 @@ class Params(Section):
     seed: Seed
     steering: Steering
     lora: Lora
+    llm_lora: Lora
     bridge: Bridge
     prompts: Prompts
     evaluation: Evaluation
@@ -96,7 +97,7 @@ class Config:
 
     Attributes:
         corpora: the settings of each corpus, in the order of params.yaml.
-        arms: every arm, resolved; `compare` names those in force.
+        arms: every arm that is possible, resolved; `compare` names those in force.
     """
 
     profile: str
@@ -107,6 +108,7 @@ class Config:
     seed: int
     steering: Steering
     lora: Lora
+    llm_lora: Lora
     bridge: Bridge
     prompts: Prompts
     evaluation: Evaluation

@@ -74,6 +74,46 @@ class Concat(Downsampler):
         return _windows(hidden_BSD, lengths_B, self.kernel).flatten(2), _ceil_div(lengths_B, self.kernel)
 
 
+class Max(Average):
+    """The largest value, per channel, over the valid frames of each window; D' = D."""
+
+    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padding never wins; a window of nothing but padding is zero."""
+        windows_BAKD = _windows(hidden_BSD, lengths_B, self.kernel)
+        tokens = windows_BAKD.shape[1]
+        valid_BAK = valid_frames(lengths_B, tokens * self.kernel).unflatten(1, (-1, self.kernel))
+        largest_BAD = windows_BAKD.masked_fill(~valid_BAK[..., None], -torch.inf).amax(2)
+        return largest_BAD.masked_fill(~valid_BAK.any(2)[..., None], 0), _ceil_div(lengths_B, self.kernel)
+
+
+class Convolution(Average):
+    """A trained convolution of kernel and stride K; D' = D. K * D * D + D parameters.
+
+    It starts as the average over a full window.
+    """
+
+    def __init__(self, section: config.Bridge, frame_width: int) -> None:
+        super().__init__(section, frame_width)
+        self.linear = nn.Linear(section.kernel * frame_width, frame_width)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.eye(frame_width).repeat(1, section.kernel) / section.kernel)
+            self.linear.bias.zero_()
+
+    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """With stride = kernel it is one matrix over the frames of a window side by side."""
+        windows_BAE = _windows(hidden_BSD, lengths_B, self.kernel).flatten(2)
+        tokens_BAD = self.linear(windows_BAE.to(self.linear.weight.dtype))
+        return tokens_BAD.to(hidden_BSD.dtype), _ceil_div(lengths_B, self.kernel)
+
+
+class Identity(Average):
+    """No down-sampling: every frame is an audio token."""
+
+    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What comes in."""
+        return hidden_BSD, lengths_B
+
+
 def _windows(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor, kernel: int) -> torch.Tensor:
     """Windows (B, A, K, D) with zeros beyond each length."""
     frames = hidden_BSD.shape[1]
@@ -92,9 +132,21 @@ def make_downsampler(section: config.Bridge, frame_width: int) -> Downsampler:
     """The down-sampler that the section names, for frames of width D.
 
     Raises:
-        ValueError: there is no such down-sampler.
+        ValueError: there is no such down-sampler, or it would give a later layer frames of another width.
     """
-    return choose(DOWNSAMPLERS, section.downsample, "bridge.downsample")(section, frame_width)
+    downsampler = choose(DOWNSAMPLERS, section.downsample, "bridge.downsample")(section, frame_width)
+    if section.after is not None and downsampler.width != frame_width:
+        raise ValueError(
+            f"bridge.after: found {section.after} with bridge.downsample {section.downsample!r}, whose tokens are "
+            f"{downsampler.width} wide, but the layers behind take {frame_width}; use null, or another down-sampler"
+        )
+    return downsampler
 
 
-DOWNSAMPLERS: dict[str, type[Downsampler]] = {"average": Average, "concat": Concat}
+DOWNSAMPLERS: dict[str, type[Downsampler]] = {
+    "average": Average,
+    "max": Max,
+    "concat": Concat,
+    "conv": Convolution,
+    "none": Identity,
+}

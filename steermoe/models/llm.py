@@ -75,6 +75,12 @@ def hidden_states(llm: CausalLM, embeddings_BWH: torch.Tensor) -> torch.Tensor:
     return llm.base_model(inputs_embeds=embeddings_BWH, use_cache=False).last_hidden_state
 
 
+def decoder_layers(llm: CausalLM) -> list[torch.nn.Module]:
+    """The LLM's layers: the longest list of modules in it."""
+    lists = [module for module in llm.modules() if isinstance(module, torch.nn.ModuleList)]
+    return list(max(lists, key=len))
+
+
 def logits(llm: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
     """Logits of hidden states (..., H)."""
     return llm.get_output_embeddings()(hidden)

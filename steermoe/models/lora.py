@@ -1,46 +1,55 @@
-"""Low-rank adapters inside the encoder's layers (Hu et al. 2021), by peft."""
+"""Low-rank adapters inside the layers of a frozen model (Hu et al. 2021), by peft."""
+
+from collections.abc import Iterable
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from steermoe import config
-from steermoe.models.encoders.encoder import Encoder
 
 
-def add_lora(section: config.Lora, encoder: Encoder) -> list[nn.Parameter]:
-    """Put adapters into `encoder`, in place, in evaluation mode.
+def add_lora(
+    section: config.Lora, model: nn.Module, layers: Iterable[nn.Module], setting: str
+) -> list[nn.Parameter]:
+    """Put adapters into the layers of `model`, in place, in evaluation mode.
+
+    A target adds rank * (inputs + outputs) parameters in every layer.
+
+    Args:
+        section: their configuration.
+        model: a frozen model.
+        layers: its layers, where adapters go.
+        setting: name of the section, for the error.
 
     Returns:
-        Their parameters, in float32 whatever the encoder's type.
+        Their parameters, in float32 whatever the model's type.
 
     Raises:
-        ValueError: a target is no linear module inside the encoder's layers.
+        ValueError: a target is no linear module inside the layers.
     """
-    names = {
-        name.rsplit(".", 1)[-1] for name, m in encoder.layers.named_modules() if isinstance(m, nn.Linear)
-    }
-    wrong = [target for target in section.targets if target not in names]
+    inside = {id(m) for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)}
+    names = [name for name, module in model.named_modules() if id(module) in inside]
+    kinds = {name.rsplit(".", 1)[-1] for name in names}
+    wrong = [target for target in section.targets if target not in kinds]
     if wrong:
-        raise ValueError(
-            f"lora.targets: found {wrong}, the encoder's layers have: {', '.join(sorted(names))}"
-        )
+        raise ValueError(f"{setting}.targets: found {wrong}, the layers have: {', '.join(sorted(kinds))}")
     settings = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
         lora_dropout=section.dropout,
-        target_modules=list(section.targets),
+        target_modules=[name for name in names if name.rsplit(".", 1)[-1] in section.targets],
     )
-    inject_adapter_in_model(settings, encoder.model)
-    train_lora(encoder, False)
-    parameters = [p for p in encoder.parameters() if p.requires_grad]
+    inject_adapter_in_model(settings, model)
+    train_lora(model, False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
     return parameters
 
 
-def train_lora(encoder: Encoder, mode: bool) -> None:
+def train_lora(model: nn.Module, mode: bool) -> None:
     """Switch the adapters' dropout on or off; the frozen layers around them stay in evaluation mode."""
-    for module in encoder.modules():
+    for module in model.modules():
         if isinstance(module, LoraLayer):
             module.lora_dropout.train(mode)

@@ -1,42 +1,183 @@
-"""Routers: which experts steer a frame, `router(hidden_BSD, layer) -> gates_BSN`.
+"""Routers: how much a frame favours each expert, `router(hidden_BSD, layer, vectors_ND) -> logits_BSN`.
 
-Shapes: B batch, S encoder frames, D encoder width, L steered layers, N experts.
+gates.py makes the gates of the logits. "Layer" counts the steered layers from 0.
+Shapes: B batch, S encoder frames, D encoder width, L steered layers, N experts of a layer, G groups, C stages.
+Every row states its number of parameters for the same N in all layers.
 """
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import nn
+from torch.nn.functional import linear, log_softmax
 
 from steermoe import config
 from steermoe.models.registry import choose
 
 
-class SharedRouter(nn.Module):
-    """One Linear(D, L*N) for all layers (paper, section 2), of which layer l computes its own N outputs only.
+class Router(nn.Module, ABC):
+    """What every router has.
 
     Args:
         section: the configuration of steering.
-        layers: L.
+        experts: N of each steered layer.
         width: D.
     """
 
-    def __init__(self, section: config.Steering, layers: int, width: int) -> None:
+    def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, layers * section.num_experts)
-        self.num_experts = section.num_experts
+        bounds = list(accumulate(experts, initial=0))
+        self.rows = [slice(start, end) for start, end in pairwise(bounds)]  # of each layer, in flat tables
+        self.total = bounds[-1]
 
-    def forward(self, hidden_BSD: torch.Tensor, layer: int) -> torch.Tensor:
-        """Softmax gates; `layer` counts the steered layers from 0."""
-        rows = slice(layer * self.num_experts, (layer + 1) * self.num_experts)
-        return nn.functional.linear(hidden_BSD, self.linear.weight[rows], self.linear.bias[rows]).softmax(-1)
+    @abstractmethod
+    def forward(
+        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits (B, S, N); `vectors_ND` are what the layer's experts add, scale included."""
 
 
-def make_router(section: config.Steering, layers: int, width: int) -> nn.Module:
+class Shared(Router):
+    """One Linear(D, L*N) for all layers (paper, section 2), of which layer l computes its own N outputs only.
+
+    L*N*(D + 1) parameters. Count and function are those of `per_layer`: no weight serves two layers.
+    """
+
+    def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
+        super().__init__(section, experts, width)
+        self.linear = nn.Linear(width, self.total)
+
+    def forward(
+        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The layer's slice of the outputs."""
+        rows = self.rows[layer]
+        return linear(hidden_BSD, self.linear.weight[rows], self.linear.bias[rows])
+
+
+class PerLayer(Router):
+    """A Linear(D, N) for each layer: L*N*(D + 1) parameters."""
+
+    def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
+        super().__init__(section, experts, width)
+        self.linears = nn.ModuleList([nn.Linear(width, count) for count in experts])
+
+    def forward(
+        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The layer's own Linear."""
+        return self.linears[layer](hidden_BSD)
+
+
+class Mixed(Router):
+    """One Linear(D, N) for all layers, then a matrix (N, N) for each: N*(D + 1) + L*N*N parameters.
+
+    About L times smaller than `shared`. The matrices start as identities. Where layers have different numbers
+    of experts, the Linear has as many outputs as the largest.
+    """
+
+    def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
+        super().__init__(section, experts, width)
+        self.linear = nn.Linear(width, max(experts))
+        self.mixing = nn.ParameterList([nn.Parameter(torch.eye(count, max(experts))) for count in experts])
+
+    def forward(
+        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The common logits, mixed by the layer's matrix."""
+        return linear(self.linear(hidden_BSD), self.mixing[layer])
+
+
+class Hierarchical(Router):
+    """Gates over G groups of experts, times gates over the N/G experts within each group.
+
+    L*(G + N)*(D + 1) parameters. A vector of a group's own, added by the group's gate, would add nothing: the
+    gates within a group sum to one, so its experts' vectors can hold it.
+    """
+
+    def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
+        super().__init__(section, experts, width)
+        assert section.groups is not None
+        self.groups = section.groups
+        self.between = nn.Linear(width, len(experts) * self.groups)
+        self.within = nn.Linear(width, self.total)
+
+    def forward(
+        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logarithms of the products, whose softmax are the products."""
+        groups, rows = slice(layer * self.groups, (layer + 1) * self.groups), self.rows[layer]
+        between_BSG = linear(hidden_BSD, self.between.weight[groups], self.between.bias[groups])
+        within_BSN = linear(hidden_BSD, self.within.weight[rows], self.within.bias[rows])
+        within_BSGK = log_softmax(within_BSN.unflatten(-1, (self.groups, -1)), -1)
+        return (log_softmax(between_BSG, -1)[..., None] + within_BSGK).flatten(-2)
+
+
+class Progressive(Router):
+    """C stages of N/C experts; a stage sees the frame, and what the stages before it add.
+
+    The gates of a stage sum to 1/C. L*N*(D + 1) parameters for the frame, and L*N*(C - 1)/C*D for what was
+    added, which is not summed up first: its product with the stage's weights is the earlier gates times a
+    matrix (N before, N of the stage).
+    """
+
+    def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
+        super().__init__(section, experts, width)
+        assert section.stages is not None
+        self.stages = section.stages
+        self.linear = nn.Linear(width, self.total)
+        later = [count - count // self.stages for count in experts]
+        self.added = nn.ParameterList([nn.Parameter(torch.empty(count, width)) for count in later])
+        for weights in self.added:
+            nn.init.uniform_(weights, -(width**-0.5), width**-0.5)  # as nn.Linear does
+
+    def forward(
+        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logarithms of the stages' gates, whose softmax over all N are these, divided by C."""
+        assert vectors_ND is not None
+        rows = self.rows[layer]
+        frame_BSN = linear(hidden_BSD, self.linear.weight[rows], self.linear.bias[rows])
+        size = len(vectors_ND) // self.stages
+        seen_NN = vectors_ND @ self.added[layer].T / self.stages  # (of any stage, of a later stage)
+        logits = [log_softmax(frame_BSN[..., :size], -1)]
+        for stage in range(1, self.stages):
+            before, own = stage * size, slice((stage - 1) * size, stage * size)
+            added_BSK = torch.cat(logits, -1).exp() @ seen_NN[:before, own]
+            logits.append(log_softmax(frame_BSN[..., before : before + size] + added_BSK, -1))
+        return torch.cat(logits, -1)
+
+
+class Static(Router):
+    """No routing: the same learned mixture for every frame; L*N parameters. The ablation of "dynamic"."""
+
+    def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
+        super().__init__(section, experts, width)
+        self.logits = nn.Parameter(torch.zeros(self.total))
+
+    def forward(
+        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The layer's logits, whatever the frame."""
+        return self.logits[self.rows[layer]].expand(*hidden_BSD.shape[:-1], -1)
+
+
+def make_router(section: config.Steering, experts: Sequence[int], width: int) -> Router:
     """The router that the section names.
 
     Raises:
         ValueError: there is no such router.
     """
-    return choose(ROUTERS, section.router, "steering.router")(section, layers, width)
+    return choose(ROUTERS, section.router, "steering.router")(section, experts, width)
 
 
-ROUTERS: dict[str, type[nn.Module]] = {"shared": SharedRouter}
+ROUTERS: dict[str, type[Router]] = {
+    "shared": Shared,
+    "per_layer": PerLayer,
+    "mixed": Mixed,
+    "hierarchical": Hierarchical,
+    "progressive": Progressive,
+    "static": Static,
+}

@@ -31,7 +31,7 @@ from steermoe.models.downsample import make_downsampler
 from steermoe.models.encoders import load_encoder
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.frozen import digest, frozen_weights
-from steermoe.models.llm import CausalLM, decode, hidden_states, load_llm, logits
+from steermoe.models.llm import CausalLM, decode, decoder_layers, hidden_states, load_llm, logits
 from steermoe.models.projection import make_projection
 from steermoe.models.sequence import pack, target_rows
 from steermoe.models.steering import Steering
@@ -78,21 +78,36 @@ class SteerMoE(nn.Module):
         self.llm, self.tokenizer = load_llm(arm.llm)
         self.features = LogMel(self.encoder.num_mels)
         self.downsample = make_downsampler(arm.bridge, self.encoder.width)
+        self._after = _layer_number(arm.bridge.after, len(self.encoder.layers))
         # A generator state for each part: every arm with the same seed starts from the same projection.
         with _seeded(arm.seed, "projection"):
             embeddings = self.llm.get_input_embeddings().weight
             self.projection = make_projection(arm.bridge, self.downsample.width, embeddings)
         self.steering: Steering | None = None
-        self._lora: list[nn.Parameter] = []
         if arm.steering is not None:
+            layers = self.encoder.layers
+            if arm.steering.site == "attention":
+                layers = [self.encoder.attention(number) for number in range(len(layers))]
             with _seeded(arm.seed, "steering"):
-                self.steering = Steering(arm.steering, self.encoder.layers, self.encoder.width)
-        if arm.lora is not None:
-            from steermoe.models.lora import add_lora  # here, for peft takes seconds to import
-
-            with _seeded(arm.seed, "lora"):
-                self._lora = add_lora(arm.lora, self.encoder)
+                self.steering = Steering(arm.steering, layers, self.encoder.width)
+        self._adapters = self._with_lora(arm)
+        self._lengths: dict[int, torch.Tensor] = {}  # valid lengths, by the width of hidden states
         self.train(False)
+
+    def _with_lora(self, arm: ArmConfig) -> dict[str, list[nn.Parameter]]:
+        """Adapters put into encoder and LLM: their parameters by part."""
+        if arm.lora is None and arm.llm_lora is None:
+            return {}
+        from steermoe.models.lora import add_lora  # here, for peft takes seconds to import
+
+        adapters = {}
+        if arm.lora is not None:
+            with _seeded(arm.seed, "lora"):
+                adapters["lora"] = add_lora(arm.lora, self.encoder.model, self.encoder.layers, "lora")
+        if arm.llm_lora is not None:
+            with _seeded(arm.seed, "llm_lora"):
+                adapters["llm_lora"] = add_lora(arm.llm_lora, self.llm, decoder_layers(self.llm), "llm_lora")
+        return adapters
 
     # building, saving, loading
 
@@ -146,14 +161,16 @@ class SteerMoE(nn.Module):
     # what is trained, and what is not
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All trained parameters by part: projection; vectors (scales included) and router; lora."""
-        groups = {"projection": list(self.projection.parameters())}
+        """All trained parameters by part.
+
+        projection (with what down-sampling trains); vectors (with the scales) and router; lora; llm_lora.
+        """
+        groups = {"projection": [*self.downsample.parameters(), *self.projection.parameters()]}
         if self.steering is not None:
-            groups["vectors"] = [self.steering.vectors, self.steering.scales]
+            scales = [p for p in (self.steering.scales,) if isinstance(p, nn.Parameter)]
+            groups["vectors"] = [self.steering.vectors, *scales]
             groups["router"] = list(self.steering.router.parameters())
-        if self._lora:
-            groups["lora"] = list(self._lora)
-        return groups
+        return groups | self._adapters
 
     def trainable_state_dict(self) -> dict[str, torch.Tensor]:
         """The trained parameters by name, and nothing else."""
@@ -171,10 +188,11 @@ class SteerMoE(nn.Module):
         super().train(mode)
         self.encoder.eval()
         self.llm.eval()
-        if self._lora:
+        if self._adapters:
             from steermoe.models.lora import train_lora
 
             train_lora(self.encoder, mode)
+            train_lora(self.llm, mode)
         return self
 
     @property
@@ -185,16 +203,59 @@ class SteerMoE(nn.Module):
     # forward
 
     def encode(
-        self, features_BMT: torch.Tensor, lengths_B: torch.Tensor
+        self,
+        features_BMT: torch.Tensor,
+        lengths_B: torch.Tensor,
+        prompt_BPH: torch.Tensor,
+        prompt_lengths_B: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features to audio tokens in the LLM's embedding space: (audio_BAH, lengths_B).
+
+        Args:
+            features_BMT, lengths_B: what is heard.
+            prompt_BPH, prompt_lengths_B: the embedded prompt, which only aligners read.
 
         Raises:
             ValueError: the audio is longer than the encoder takes.
         """
-        hidden_BSD, lengths_B = self.encoder(features_BMT, lengths_B)
-        pooled_BAD, lengths_B = self.downsample(hidden_BSD, lengths_B)
-        return self.projection(pooled_BAD), lengths_B
+        pooled_BAD, lengths_B = self._heard(features_BMT, lengths_B)
+        return self.projection(pooled_BAD, prompt_BPH, prompt_lengths_B), lengths_B
+
+    def _heard(
+        self, features_BMT: torch.Tensor, lengths_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features to steered and down-sampled frames; keeps the lengths, for the losses on routing."""
+        self._lengths.clear()
+        if self.steering is not None:
+            self.steering.start()
+        between = None if self._after is None else {self._after: self._shorten}
+        hidden_BSD, lengths_B = self.encoder(features_BMT, lengths_B, between)
+        self._lengths[hidden_BSD.shape[1]] = lengths_B
+        if self.steering is not None:
+            hidden_BSD = self.steering.post(hidden_BSD)
+        return (hidden_BSD, lengths_B) if between else self.downsample(hidden_BSD, lengths_B)
+
+    def _shorten(
+        self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self._lengths[hidden_BSD.shape[1]] = lengths_B
+        return self.downsample(hidden_BSD, lengths_B)
+
+    @torch.no_grad()
+    def gates(self, audio: str | Path | np.ndarray) -> list[np.ndarray]:
+        """The gates of a recording: an array (frames, experts) for each of `steering.places`.
+
+        Raises:
+            ValueError: the model has no steering, or the recording cannot be read.
+        """
+        if self.steering is None:
+            raise ValueError(f"method {self.config.method} has no gates; steering has")
+        samples = audio if isinstance(audio, np.ndarray) else waveform.load(audio)
+        features = self.features(samples)[None].to(self.device)
+        seen: list[np.ndarray] = []
+        with self.steering.observed(lambda _, hidden, gates: seen.append(gates[0].float().cpu().numpy())):
+            self._heard(features, torch.tensor([features.shape[2]], device=self.device))
+        return seen
 
     def forward(
         self,
@@ -210,15 +271,17 @@ class SteerMoE(nn.Module):
 
         A row's last target token is predicted, never read.
         """
-        audio_BAH, audio_lengths = self.encode(features, feature_lengths)
-        parts = [audio_BAH, prompt_ids, target_ids[:, :-1]]
+        prompt_BPH, target_BYH = self._embedded([prompt_ids, target_ids[:, :-1]])
+        audio_BAH, audio_lengths = self.encode(features, feature_lengths, prompt_BPH, prompt_lengths)
         lengths = [audio_lengths, prompt_lengths, target_lengths - 1]
-        rows_BWH, _valid = pack(self._embedded(parts), lengths, "right")
+        rows_BWH, _valid = pack([audio_BAH.to(prompt_BPH.dtype), prompt_BPH, target_BYH], lengths, "right")
         hidden_BWH = hidden_states(self.llm, rows_BWH)
         rows, columns = target_rows(audio_lengths + prompt_lengths, target_lengths, target_ids.shape[1])
         logits_NV = logits(self.llm, hidden_BWH[rows, columns]).float()
         targets = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
         loss = nn.functional.cross_entropy(logits_NV, targets)
+        if self.training and self.steering is not None:
+            loss = loss + self.steering.losses(self._lengths.__getitem__)
         correct = (logits_NV.detach().argmax(-1) == targets).sum()
         return Loss(loss=loss, num_tokens=torch.tensor(len(targets), device=loss.device), num_correct=correct)
 
@@ -232,9 +295,10 @@ class SteerMoE(nn.Module):
         max_new_tokens: int,
     ) -> list[list[int]]:
         """Greedy answers as token ids, without end and padding tokens; the arguments are as in `forward`."""
-        audio_BAH, audio_lengths = self.encode(features, feature_lengths)
-        embedded = self._embedded([audio_BAH, prompt_ids])
-        rows_BWH, valid_BW = pack(embedded, [audio_lengths, prompt_lengths], "left")
+        (prompt_BPH,) = self._embedded([prompt_ids])
+        audio_BAH, audio_lengths = self.encode(features, feature_lengths, prompt_BPH, prompt_lengths)
+        parts, lengths = [audio_BAH.to(prompt_BPH.dtype), prompt_BPH], [audio_lengths, prompt_lengths]
+        rows_BWH, valid_BW = pack(parts, lengths, "left")
         return decode(self.llm, rows_BWH, valid_BW, max_new_tokens)
 
     def transcribe(
@@ -273,11 +337,16 @@ class SteerMoE(nn.Module):
         answers = self.generate(*batch, max_new_tokens=max_new_tokens)
         return [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
 
-    def _embedded(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Token ids through the LLM's embeddings (padding of -100 as any token), audio as it is; one type."""
+    def _embedded(self, ids: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Token ids through the LLM's embeddings; padding of -100 counts as any token."""
         table = self.llm.get_input_embeddings()
-        embedded = [p if p.is_floating_point() else table(p.clamp(min=0)) for p in parts]
-        return [e.to(table.weight.dtype) for e in embedded]
+        return [table(each.clamp(min=0)) for each in ids]
+
+
+def _layer_number(after: int | None, layers: int) -> int | None:
+    if after is not None and after >= layers:
+        raise ValueError(f"bridge.after: found {after}, the encoder has layers 0 to {layers - 1}")
+    return after
 
 
 @contextmanager

@@ -25,7 +25,9 @@ def use(layers: int, experts: int) -> dict:
     ]
     scales = [0.1 * layer - 0.1 for layer in range(layers)]
     ratios = [0.01] * layers
-    return {"layers": list(range(layers)), "mean_gates": gates, "scales": scales, "steer_to_residual": ratios}
+    names = [*map(str, range(layers - 1)), "post"]
+    shares = {"experts": [experts] * layers, "mean_gates": gates}
+    return {"layers": names, **shares, "scales": scales, "steer_to_residual": ratios}
 
 
 @pytest.fixture(params=["curves", "one curve", "no curves", "rates", "one rate", "use", "deep use", "scales"])

@@ -13,7 +13,7 @@ from steermoe.evaluation.results import read_json, read_results
 
 ARMS = ["linear", "steermoe", "lora", "steermoe-seed2"]
 USE = {
-    "layers": [0, 2], "experts": 2, "utterances": 3, "frames": 1200, "mean_gates": [[0.5, 0.5], [0.9, 0.1]],
+    "layers": ["0", "2"], "experts": [2, 2], "utterances": 3, "frames": 1200, "mean_gates": [[0.5, 0.5], [0.9, 0.1]],
     "entropy": [0.69, 0.33], "effective_experts": [2.0, 1.39], "effective_load": [2.0, 1.38],
     "scales": [0.1, -0.25], "steer_to_residual": [0.001, 0.02],
 }  # fmt: skip

@@ -29,7 +29,7 @@ def steering_of(model: SteerMoE) -> Steering:
 def test_gates_are_shares_and_numbers_fit_together(model: SteerMoE, utterances: pl.DataFrame) -> None:
     found = collect(model, utterances[:20], batch_seconds=1.0, seed=0)
     assert found is not None
-    assert found["layers"] == [0, 2] and found["experts"] == 4 and found["utterances"] == 20
+    assert found["layers"] == ["0", "2"] and found["experts"] == [4, 4] and found["utterances"] == 20
     assert found["frames"] == 20 * 10  # 0.2 s at 50 frames a second
     for layer in range(2):
         assert sum(found["mean_gates"][layer]) == pytest.approx(1)
@@ -87,10 +87,11 @@ def test_looking_leaves_the_model_as_it_was(model: SteerMoE, utterances: pl.Data
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     item = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)[0]
     batch = collate([item])
+    prompt = torch.zeros(1, 1, 32), torch.tensor([1])
     with torch.no_grad():
-        first = model.encode(batch["features"], batch["feature_lengths"])[0]
+        first = model.encode(batch["features"], batch["feature_lengths"], *prompt)[0]
         collect(model, utterances[:3], batch_seconds=5.0, seed=0)
-        second = model.encode(batch["features"], batch["feature_lengths"])[0]
+        second = model.encode(batch["features"], batch["feature_lengths"], *prompt)[0]
     assert torch.equal(first, second)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

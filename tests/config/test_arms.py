@@ -16,7 +16,7 @@ SHARED = "one of seed, bridge.*, prompts.*, encoder.*, llm.*, training.*"
 OVERRIDES = [  # arm and method, path, value, what follows the place
     ("linear", "bridge.kernel", 4, ": found 4; legal: a value that differs from the shared one"),
     ("linear", "bridge.kernel", "4", ': found "4"; legal: a whole number >= 1'),
-    ("linear", "bridge.downsample", "max", ': found "max"; legal: one of average, concat'),
+    ("linear", "bridge.downsample", "mx", ': found "mx"; legal: one of average, max, concat, conv, none; nearest: max'),
     ("lora", "lora.targets", ["fc1", 2], ": found 2; legal: text that is not empty"),
     (
         "lora",
@@ -29,8 +29,9 @@ OVERRIDES = [  # arm and method, path, value, what follows the place
         "linear",
         "bridge",
         {"kernel": 3},
-        ": no such value; legal: one of bridge.downsample, bridge.kernel, bridge.projection; "
-        "nearest: bridge.kernel",
+        ": no such value; legal: one of bridge.downsample, bridge.kernel, bridge.after, bridge.projection, bridge.width, "
+        "bridge.heads, bridge.experts; "
+        "nearest: bridge.width",
     ),
     ("linear", "evaluation.confidence", 0.9, f": no such value; legal: {SHARED}"),
     ("linear", "steering.num_experts", 3, f": of method steering, without effect on linear; legal: {SHARED}"),
@@ -57,11 +58,13 @@ def test_overrides_change_the_named_values_only(edit: Edit, params: Path) -> Non
 def test_arm_has_what_its_method_reads_and_survives_json(name: str) -> None:
     loaded = config.load(ROOT / "params.yaml")
     arm = loaded.arm(name)
-    assert set(arm.training.learning_rates) == set(
-        getattr(loaded.training.learning_rates, arm.method).model_dump()
-    )
-    assert (arm.steering is not None) is (arm.method == "steering")
-    assert (arm.lora is not None) is (arm.method == "lora")
+    ingredients = arm.method.split("+")
+    rates: dict[str, float] = {}
+    for ingredient in reversed(ingredients):
+        rates |= getattr(loaded.training.learning_rates, ingredient).model_dump()
+    assert arm.training.learning_rates == rates
+    for section in ("steering", "lora", "llm_lora"):
+        assert (getattr(arm, section) is not None) is (section in ingredients)
     assert arm.train_splits == {corpus: section.train for corpus, section in loaded.corpora.items()}
     assert arm.dev_splits == {corpus: section.dev for corpus, section in loaded.corpora.items()}
     again = config.ArmConfig.from_json(arm.to_json())
@@ -119,6 +122,18 @@ def test_row_out_of_force_may_coincide_with_the_shared_values(
     assert problems() == [
         "params.yaml: arms.steermoe-16.overrides.steering.num_experts: found 16; "
         "legal: a value that differs from the shared one"
+    ]
+
+
+def test_row_out_of_force_may_be_impossible_with_the_shared_values(
+    edit: Edit, problems: Problems, params: Path
+) -> None:
+    edit({"steering.num_experts": 2})  # two groups of one expert each
+    assert "steermoe-hierarchical" not in config.load(params).arms
+    edit({"compare": ["steermoe-hierarchical", "linear"]})
+    assert problems() == [
+        "params.yaml: arms.steermoe-hierarchical.overrides.steering.groups: found 2; "
+        "legal: a number that divides steering.num_experts ([2]) and is smaller"
     ]
 
 

@@ -35,14 +35,14 @@ def test_every_problem_of_both_files_is_told_at_once(edit: Edit, problems: Probl
             "steering": {},
             "seed": "x",
             "compare": ["liner"],
-            "arms.baseline": {"method": "lora", "overrides": {"lora.rank": 0}},
+            "arms.baseline": {"method": "lora", "overrides": {"lora.rnk": 0}},
             "mini:training.steps": 0,
             "mini:llm": {"path": "", "dtype": 3},
         }
     )
     told = [line.split(":")[1].strip() for line in problems()]
     steering = [f"steering.{name}" for name in config.Steering.model_fields]
-    mine = ["seed", "compare", "reference", "arms.baseline", "arms.baseline.overrides.lora.rank"]
+    mine = ["seed", "compare", "reference", "arms.baseline", "arms.baseline.overrides.lora.rnk"]
     theirs = ["training.steps", "llm.path", "llm.dtype"]
     assert sorted(told) == sorted(steering + mine + theirs)
 

@@ -13,37 +13,49 @@ from steermoe.config import sections
 ROOT = Path(__file__).parents[2]
 Edit = Callable[[dict[str, Any]], None]
 Problems = Callable[[], list[str]]
+EXPERTS = sections.EXPERTS
+ROUTERS = "one of shared, per_layer, mixed, hierarchical, progressive, static"
 MISTAKES = [  # place, value (... removes it), the line that tells it
     (
         "steering",
         3,
-        "steering: found 3; legal: a section with num_experts, router, layers, scale_init, vector_std",
+        f"steering: found 3; legal: a section with {', '.join(sections.Steering.model_fields)}",
     ),
-    ("steering.num_experts", ..., "steering.num_experts: missing; legal: a whole number >= 1"),
-    ("steering.num_experts", "8", 'steering.num_experts: found "8"; legal: a whole number >= 1'),
-    ("steering.num_experts", 8.0, "steering.num_experts: found 8.0; legal: a whole number >= 1"),
-    ("steering.num_experts", True, "steering.num_experts: found true; legal: a whole number >= 1"),
-    ("steering.num_experts", 0, "steering.num_experts: found 0; legal: a whole number >= 1"),
-    ("steering.router", "shard", 'steering.router: found "shard"; legal: shared; nearest: shared'),
+    ("steering.num_experts", ..., f"steering.num_experts: missing; legal: {EXPERTS}"),
+    ("steering.num_experts", "8", f'steering.num_experts: found "8"; legal: {EXPERTS}'),
+    ("steering.num_experts", 8.0, f"steering.num_experts: found 8.0; legal: {EXPERTS}"),
+    ("steering.num_experts", True, f"steering.num_experts: found true; legal: {EXPERTS}"),
+    ("steering.num_experts", 0, f"steering.num_experts: found 0; legal: {EXPERTS}"),
+    ("steering.num_experts", [4, 1], f"steering.num_experts: found [4, 1]; legal: {EXPERTS}"),
+    ("steering.router", "shard", f'steering.router: found "shard"; legal: {ROUTERS}; nearest: shared'),
+    ("steering.router", "mixd", f'steering.router: found "mixd"; legal: {ROUTERS}; nearest: mixed'),
+    ("steering.groups", 2, "steering.groups: found 2; legal: null, as only router hierarchical has it"),
+    ("steering.stages", 2, "steering.stages: found 2; legal: null, as only router progressive has it"),
+    ("steering.top_k", 8, "steering.top_k: found 8; legal: null, or a number below steering.num_experts (8)"),
+    ("steering.layers", "none", "steering.post_encoder: found false; legal: true where steering.layers is none"),
+    ("steering.scale", "none", "steering.scale_init: found 0.1; legal: null where steering.scale is none"),
+    ("steering.scale_init", None, "steering.scale_init: found null; legal: a number >= 0 where steering.scale is learned"),
+    ("bridge.width", 8, "bridge.width: found 8; legal: null with projection linear; only mlp, feature_space, adapter_attention have it"),
+    ("bridge.downsample", "none", "bridge.kernel: found 4; legal: 1 where bridge.downsample is none"),
     (
         "steering.layers",
         [1, 1],
-        "steering.layers: found [1, 1]; legal: all, or a list of different numbers >= 0",
+        f"steering.layers: found [1, 1]; legal: {sections.LAYERS}",
     ),
     (
         "steering.layers",
         [True],
-        "steering.layers: found [true]; legal: all, or a list of different numbers >= 0",
+        f"steering.layers: found [true]; legal: {sections.LAYERS}",
     ),
-    ("steering.layers", "al", 'steering.layers: found "al"; legal: all, or a list of different numbers >= 0'),
-    ("steering.scale_init", float("nan"), "steering.scale_init: found NaN; legal: a number >= 0"),
+    ("steering.layers", "al", f'steering.layers: found "al"; legal: {sections.LAYERS}'),
+    ("steering.scale_init", float("nan"), "steering.scale_init: found NaN; legal: a number >= 0 or null"),
     ("steering.vector_std", True, "steering.vector_std: found true; legal: a number >= 0"),
     ("lora.rnk", 3, "lora.rnk: unknown key; legal: one of rank, alpha, dropout, targets; nearest: rank"),
     ("lora.targets", ["a", "b", "a"], 'lora.targets: found ["a", "a"]; legal: every name once'),
     ("lora.targets", [], "lora.targets: found []; legal: a list of at least one name"),
     ("lora.dropout", 1, "lora.dropout: found 1; legal: a number >= 0 and < 1"),
     ("bridge.kernel", 0, "bridge.kernel: found 0; legal: a whole number >= 1"),
-    ("bridge.downsample", "max", 'bridge.downsample: found "max"; legal: one of average, concat'),
+    ("bridge.downsample", "mx", 'bridge.downsample: found "mx"; legal: one of average, max, concat, conv, none; nearest: max'),
     ("prompts.answer", "hm", 'prompts.answer: found "hm"; legal: text with {question} in it, once'),
     ("prompts.answer", "{ques", 'prompts.answer: found "{ques"; legal: text with {question} in it, once'),
     ("prompts.transcribe", "a {b}", 'prompts.transcribe: found "a {b}"; legal: text without { and }'),
@@ -89,7 +101,7 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
         100_000,
         "training.eval_every: found 100000; legal: at most training.steps, which is {steps}",
     ),
-    ("mini:training.precision", 16, "training.precision: found 16; legal: one of float32, bfloat16"),
+    ("mini:training.precision", 16, "training.precision: found 16; legal: one of float32, bfloat16, float16"),
     (
         "mini:training.schedule",
         "cosin",
@@ -177,7 +189,8 @@ def test_registries_are_those_of_the_modules() -> None:
 
 
 def test_methods_have_learning_rates() -> None:
-    assert list(sections.LearningRates.model_fields) == list(get_args(sections.Method))
+    ingredients = {name for method in get_args(sections.Method) for name in method.split("+")}
+    assert set(sections.LearningRates.model_fields) == ingredients
 
 
 def test_sections_are_frozen_and_nothing_has_a_default() -> None:

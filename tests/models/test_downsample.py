@@ -1,14 +1,16 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
-from steermoe.config import Bridge
-from steermoe.models.downsample import DOWNSAMPLERS, Average, Concat, make_downsampler
+from steermoe.models.downsample import DOWNSAMPLERS, Average, Concat, Convolution, Max, make_downsampler
 
 LENGTHS = (1, 4, 5, 8, 11, 3)
 
 
-def section(name: str, kernel: int = 4) -> Bridge:
-    return Bridge.model_validate({"downsample": name, "kernel": kernel, "projection": "linear"})
+Make = Callable[..., Any]
+SHORTENING = [name for name in DOWNSAMPLERS if name != "none"]
 
 
 @pytest.fixture
@@ -20,10 +22,13 @@ def hidden() -> torch.Tensor:
     return values
 
 
-@pytest.mark.parametrize("name", DOWNSAMPLERS)
-@pytest.mark.parametrize("kernel", [1, 3, 4])
-def test_a_row_does_not_depend_on_its_batch(name: str, kernel: int, hidden: torch.Tensor) -> None:
-    downsample = make_downsampler(section(name, kernel), 6)
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("none", 1), *((name, kernel) for name in SHORTENING for kernel in (1, 3, 4))]
+)
+def test_a_row_does_not_depend_on_its_batch(
+    name: str, kernel: int, hidden: torch.Tensor, make_bridge: Make
+) -> None:
+    downsample = make_downsampler(make_bridge(downsample=name, kernel=kernel), 6)
     together, tokens = downsample(hidden, torch.tensor(LENGTHS))
     assert tokens.tolist() == [-(-length // kernel) for length in LENGTHS]
     assert together.shape == (len(LENGTHS), -(-max(LENGTHS) // kernel), downsample.width)
@@ -32,34 +37,59 @@ def test_a_row_does_not_depend_on_its_batch(name: str, kernel: int, hidden: torc
         torch.testing.assert_close(together[row, : tokens[row]], alone[0])
 
 
-def test_average_is_the_mean_of_the_valid_frames(hidden: torch.Tensor) -> None:
-    pooled, tokens = Average(section("average"), 6)(hidden, torch.tensor(LENGTHS))
+def test_average_is_the_mean_of_the_valid_frames(hidden: torch.Tensor, make_bridge: Make) -> None:
+    pooled, tokens = Average(make_bridge(), 6)(hidden, torch.tensor(LENGTHS))
     for row, length in enumerate(LENGTHS):
         means = [frames.mean(0) for frames in hidden[row, :length].split(4)]
         torch.testing.assert_close(pooled[row, : tokens[row]], torch.stack(means))
 
 
-def test_concat_keeps_the_frames_in_order(hidden: torch.Tensor) -> None:
-    joined, tokens = Concat(section("concat"), 6)(hidden, torch.tensor(LENGTHS))
+def test_concat_keeps_the_frames_in_order(hidden: torch.Tensor, make_bridge: Make) -> None:
+    joined, tokens = Concat(make_bridge(downsample="concat"), 6)(hidden, torch.tensor(LENGTHS))
     for row, length in enumerate(LENGTHS):
         flat = joined[row, : tokens[row]].flatten()
         assert torch.equal(flat[: length * 6], hidden[row, :length].flatten())
         assert not flat[length * 6 :].any()
 
 
-@pytest.mark.parametrize("name", DOWNSAMPLERS)
-def test_gradients_stay_within_the_row(name: str, hidden: torch.Tensor) -> None:
+def test_maximum_is_that_of_the_valid_frames(hidden: torch.Tensor, make_bridge: Make) -> None:
+    pooled, tokens = Max(make_bridge(downsample="max"), 6)(hidden - 5, torch.tensor(LENGTHS))
+    for row, length in enumerate(LENGTHS):
+        largest = [frames.amax(0) for frames in (hidden[row, :length] - 5).split(4)]
+        assert torch.equal(pooled[row, : tokens[row]], torch.stack(largest))
+
+
+@torch.no_grad()
+def test_convolution_is_torchs_and_starts_as_the_average(hidden: torch.Tensor, make_bridge: Make) -> None:
+    convolve = Convolution(make_bridge(downsample="conv"), 6)
+    assert sum(p.numel() for p in convolve.parameters()) == 4 * 6 * 6 + 6
+    full, lengths = hidden[3:4, :8], torch.tensor([8])
+    torch.testing.assert_close(convolve(full, lengths)[0], Average(make_bridge(), 6)(full, lengths)[0])
+    torch.nn.init.normal_(convolve.linear.weight)
+    weight_DDK = convolve.linear.weight.unflatten(1, (4, 6)).transpose(1, 2)
+    expected = torch.conv1d(full.transpose(1, 2), weight_DDK, convolve.linear.bias, stride=4)
+    torch.testing.assert_close(convolve(full, lengths)[0], expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", SHORTENING)
+def test_gradients_stay_within_the_row(name: str, hidden: torch.Tensor, make_bridge: Make) -> None:
     hidden.requires_grad_(True)
-    pooled, _ = make_downsampler(section(name), 6)(hidden, torch.tensor(LENGTHS))
+    pooled, _ = make_downsampler(make_bridge(downsample=name), 6)(hidden, torch.tensor(LENGTHS))
     pooled.sum().backward()
     assert hidden.grad is not None
     for row, length in enumerate(LENGTHS):
-        assert hidden.grad[row, :length].abs().min() > 0
+        assert hidden.grad[row, :length].abs().sum() > 0
         assert not hidden.grad[row, length:].any()
 
 
-def test_unknown_downsamplers_are_named() -> None:
+def test_wider_tokens_cannot_go_to_a_later_layer(make_bridge: Make) -> None:
+    with pytest.raises(ValueError, match=r"bridge\.after: found 1 with bridge\.downsample 'concat'.* 24 wide"):
+        make_downsampler(make_bridge(downsample="concat", after=1), 6)
+    assert make_downsampler(make_bridge(downsample="conv", after=1), 6).width == 6
+
+
+def test_unknown_downsamplers_are_named(make_bridge: Make) -> None:
     with pytest.raises(
         ValueError, match=r"bridge\.downsample: found 'mean', must be one of: average, concat"
     ):
-        make_downsampler(section("average").model_copy(update={"downsample": "mean"}), 6)
+        make_downsampler(make_bridge().model_copy(update={"downsample": "mean"}), 6)

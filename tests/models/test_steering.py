@@ -48,13 +48,13 @@ def test_steering_is_the_papers_formula(arm: config.ArmConfig) -> None:
     plain = load_encoder(arm.encoder)  # the same layers without hooks, steered by hand
     hidden, lengths = plain.stem(FEATURES, LENGTHS)
     context = plain.context(hidden, lengths)
-    experts = steering.vectors.shape[1]
+    experts = steering.places[0].experts
     for number, layer in enumerate(plain.layers):
         hidden = layer(hidden, *context)
-        logits = steering.router(hidden, number).log()  # softmax again gives the gates
+        logits = steering.router(hidden, number)
         update = torch.zeros_like(hidden)
         for expert in range(experts):
-            update += logits.softmax(-1)[..., expert, None] * steering.vectors[number, expert]
+            update += logits.softmax(-1)[..., expert, None] * steering.vectors[number * experts + expert]
         hidden = hidden + steering.scales[number] * update
     torch.testing.assert_close(steered, plain.finish(hidden), atol=1e-5, rtol=1e-4)
 
@@ -70,8 +70,8 @@ def test_transformers_own_forward_is_steered_too(arm: config.ArmConfig) -> None:
 @torch.no_grad()
 def test_only_chosen_layers_are_steered_and_have_parameters(arm: config.ArmConfig) -> None:
     encoder, steering = attach(arm, layers=[2, 0])
-    assert steering.layer_numbers == [0, 2]
-    assert steering.vectors.shape[0] == steering.scales.shape[0] == 2
+    assert [place.layer for place in steering.places] == [0, 2]
+    assert len(steering.vectors) == 2 * 4 and len(steering.scales) == 2
     seen: list[tuple[int, torch.Size, torch.Size]] = []
     outputs = []
     encoder.layers[0].register_forward_hook(lambda *args: outputs.append(args[2]))
@@ -94,7 +94,7 @@ class _TupleLayer(nn.Module):
 
 def test_layers_that_return_tuples_are_steered(arm: config.ArmConfig) -> None:
     assert arm.steering is not None
-    layers = nn.ModuleList([_TupleLayer(), nn.Identity()])
+    layers = [_TupleLayer(), nn.Identity()]
     Steering(arm.steering, layers, 8)
     hidden = torch.randn(1, 4, 8)
     output = layers[0](hidden)
@@ -120,3 +120,80 @@ def test_gradients_reach_all_that_is_trained(arm: config.ArmConfig) -> None:
         rows = parameter.grad.view(len(parameter), -1)
         assert rows.abs().sum(1).min() > 0, name
     assert all(p.grad is None for p in encoder.parameters())
+
+
+@torch.no_grad()
+def test_strengths_scale_layers_and_experts_and_can_be_taken_back(arm: config.ArmConfig) -> None:
+    encoder, steering = attach(arm, post_encoder=True)
+
+    def heard() -> torch.Tensor:
+        return steering.post(encoder(FEATURES, LENGTHS)[0])
+
+    as_trained = heard()
+    with steering.disabled():
+        plain = heard()
+    steering.strength(0)
+    assert torch.equal(heard(), plain)
+    steering.strength(1, layer=1, expert=2)
+    assert not torch.equal(heard(), plain)
+    steering.strength()
+    assert torch.equal(heard(), as_trained)
+    steering.strength(-1, post=True)
+    pushed = heard()
+    with torch.no_grad():
+        steering.vectors[-4:] *= -1
+    steering.strength()
+    assert torch.equal(heard(), pushed)
+    assert not any("strength" in name for name in steering.state_dict())
+    for wrong, message in (({"layer": 7}, "found 7; steered places are 0, 1, 2, post"), ({"expert": 4}, "expert 4")):
+        with pytest.raises(ValueError, match=message):
+            steering.strength(0.5, **wrong)
+
+
+@torch.no_grad()
+def test_attention_can_be_steered_instead(arm: config.ArmConfig) -> None:
+    encoder = load_encoder(arm.encoder)
+    assert arm.steering is not None
+    plain, _ = encoder(FEATURES, LENGTHS)
+    attentions = [encoder.attention(number) for number in range(3)]
+    unsteered: list[Any] = []
+    outputs: list[Any] = []
+    attentions[0].register_forward_hook(lambda *args: unsteered.append(args[2]))
+    section = arm.steering.model_copy(update={"site": "attention"})
+    steering = Steering(section, attentions, encoder.width)
+    attentions[0].register_forward_hook(lambda *args: outputs.append(args[2]))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    with steering.observed(lambda index, hidden, gates: seen.append((hidden, gates))):
+        steered, _ = encoder(FEATURES, LENGTHS)
+    assert len(seen) == 3 and not torch.equal(steered, plain)
+    hidden, gates = seen[0]
+    torch.testing.assert_close(outputs[0][0], hidden + gates @ steering.scaled_vectors(0))
+    assert torch.equal(hidden, unsteered[0][0])
+
+
+def test_losses_see_valid_frames_only_and_in_training_only(arm: config.ArmConfig) -> None:
+    encoder, steering = attach(arm, load_balance=1.0, z_loss=0.5)
+    valid = {30: torch.tensor([30, 17])}
+    found = []
+    for features in (FEATURES, torch.cat([FEATURES, 100 * torch.ones(2, 80, 40)], 2)):
+        steering.train()
+        steering.start()
+        encoder(features, LENGTHS)
+        lengths = valid if features is FEATURES else {50: valid[30]}
+        found.append(steering.losses(lengths.__getitem__))
+    torch.testing.assert_close(found[0], found[1])
+    found[0].backward()
+    assert all(p.grad is not None for p in steering.router.parameters())
+    steering.eval()
+    steering.start()
+    encoder(FEATURES, LENGTHS)
+    assert steering.losses(valid.__getitem__) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("scale", "start"), [("fixed", 0.7), ("none", None)])
+def test_scales_can_be_fixed_or_none(arm: config.ArmConfig, scale: str, start: float | None) -> None:
+    encoder, steering = attach(arm, scale=scale, scale_init=start)
+    assert "scales" not in dict(steering.named_parameters()) and "scales" not in steering.state_dict()
+    assert steering.scales.tolist() == pytest.approx([start or 1.0] * 3)
+    assert encoder(FEATURES, LENGTHS)[0].isfinite().all()

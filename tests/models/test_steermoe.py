@@ -49,17 +49,22 @@ def train(model: SteerMoE, batch: Batch, steps: int, rate: float = 1e-2) -> list
     return losses
 
 
+def heard_by_encoder(model: SteerMoE, batch: Batch) -> tuple[torch.Tensor, ...]:
+    prompt = model.llm.get_input_embeddings()(batch["prompt_ids"])
+    return batch["features"], batch["feature_lengths"], prompt, batch["prompt_lengths"]
+
+
 # the batch an utterance is in
 
 
 @torch.no_grad()
 def test_audio_tokens_do_not_depend_on_the_batch(model: SteerMoE, make_batch: MakeBatch) -> None:
     batch = make_batch()
-    together, lengths = model.encode(batch["features"], batch["feature_lengths"])
+    together, lengths = model.encode(*heard_by_encoder(model, batch))
     assert lengths.tolist() == [5, 20, 1, 13]  # ceil(ceil(frames / 2) / 4)
     for row in range(4):
         alone = make_batch(rows=[row])
-        single, length = model.encode(alone["features"], alone["feature_lengths"])
+        single, length = model.encode(*heard_by_encoder(model, alone))
         assert length.item() == lengths[row] == single.shape[1]
         torch.testing.assert_close(together[row, : lengths[row]], single[0], atol=1e-5, rtol=1e-4)
 
@@ -101,7 +106,7 @@ def test_generated_ids_do_not_depend_on_the_batch(model: SteerMoE, make_batch: M
 def test_the_loss_is_transformers_own(model: SteerMoE, make_batch: MakeBatch) -> None:
     """One row, put together by hand, through the LLM's own loss."""
     batch = make_batch(rows=[1])
-    audio, _ = model.encode(batch["features"], batch["feature_lengths"])
+    audio, _ = model.encode(*heard_by_encoder(model, batch))
     table = model.llm.get_input_embeddings()
     rows = torch.cat([audio, table(batch["prompt_ids"]), table(batch["target_ids"])], dim=1)
     labels = torch.full(rows.shape[:2], -100)
@@ -154,7 +159,7 @@ def test_only_the_methods_own_parts_are_trained(method: str, model: SteerMoE) ->
         "linear": set(),
         "lora": {name for name in trained if ".lora_A." in name or ".lora_B." in name},
     }
-    assert set(trained) == {"projection.weight", "projection.bias"} | expected[method]
+    assert set(trained) == {"projection.linear.weight", "projection.linear.bias"} | expected[method]
     grouped = [id(p) for group in groups.values() for p in group]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
@@ -219,13 +224,13 @@ def test_every_arm_of_a_seed_starts_from_the_same_projection(tiny_arm: Callable[
     state = torch.manual_seed(123).get_state()
     models = [SteerMoE.from_config(tiny_arm(method)) for method in METHODS]
     assert torch.equal(torch.get_rng_state(), state)
-    first, *others = starts(models, "projection.weight")
+    first, *others = starts(models, "projection.linear.weight")
     assert all(torch.equal(first, other) for other in others)
     again = SteerMoE.from_config(tiny_arm("steering"))
     for name, tensor in models[0].trainable_state_dict().items():
         assert torch.equal(tensor, again.trainable_state_dict()[name]), name
     other_seed = SteerMoE.from_config(tiny_arm("steering", {"seed": 6}))
-    for name in ("projection.weight", "steering.vectors"):
+    for name in ("projection.linear.weight", "steering.vectors"):
         assert not torch.equal(*starts([models[0], other_seed], name))
 
 
@@ -238,13 +243,13 @@ def test_a_few_steps_lower_the_loss(method: str, tiny_arm: Callable[..., Any], m
 def test_layers_can_be_chosen(tiny_arm: Callable[..., Any], make_batch: MakeBatch) -> None:
     model = SteerMoE.from_config(tiny_arm("steering", {"steering.layers": [1]}))
     model(**make_batch()).loss.backward()
-    assert model.steering is not None and len(model.steering.vectors) == 1
+    assert model.steering is not None and len(model.steering.vectors) == 4
     assert all(p.grad is not None and p.grad.any() for p in model.steering.parameters())
 
 
 def test_concatenation_instead_of_the_mean(tiny_arm: Callable[..., Any], make_batch: MakeBatch) -> None:
     model = SteerMoE.from_config(tiny_arm("linear", {"bridge.downsample": "concat"}))
-    assert model.projection.weight.shape == (32, 4 * 32)
+    assert model.get_parameter("projection.linear.weight").shape == (32, 4 * 32)
     assert model(**make_batch()).loss.isfinite()
 
 

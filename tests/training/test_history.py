@@ -39,4 +39,4 @@ def test_windows_of_unequal_length_weigh_by_their_steps():
 def test_csv_has_every_column_for_every_method():
     header, first, *_ = history.to_csv(history.table(log_of(3.0))).splitlines()
     assert header.split(",") == list(history.COLUMNS)
-    assert first.startswith("10,3.0,3.0,0.5,0.2,,,,1.0")
+    assert first.startswith("10,3.0,3.0,0.5,0.2,,,,,1.0")

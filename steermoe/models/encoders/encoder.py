@@ -4,10 +4,13 @@ Shapes: B batch, M mels, T feature frames, S encoder frames, D encoder width.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+Between = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Encoder(nn.Module, ABC):
@@ -43,14 +46,24 @@ class Encoder(nn.Module, ABC):
     def finish(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
         """What comes after the layers: the final norm."""
 
+    @abstractmethod
+    def attention(self, number: int) -> nn.Module:
+        """The self-attention of a layer, whose output is added to the residual."""
+
     def forward(
-        self, features_BMT: torch.Tensor, lengths_B: torch.Tensor
+        self,
+        features_BMT: torch.Tensor,
+        lengths_B: torch.Tensor,
+        between: Mapping[int, Between] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mel features to (hidden_BSD, lengths_B); frames beyond a length are undefined but finite."""
         hidden_BSD, lengths_B = self.stem(features_BMT, lengths_B)
         context = self.context(hidden_BSD, lengths_B)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             hidden_BSD = layer_hidden(layer(hidden_BSD, *context))
+            if between and number in between:
+                hidden_BSD, lengths_B = between[number](hidden_BSD, lengths_B)
+                context = self.context(hidden_BSD, lengths_B)
         return self.finish(hidden_BSD), lengths_B
 
 

@@ -80,6 +80,10 @@ class Whisper(Encoder):
         mask = create_bidirectional_mask(self.model.config, hidden_BSD, attention_mask=valid_BS)
         return (mask,)  # pyright: ignore[reportReturnType]
 
+    def attention(self, number: int) -> nn.Module:
+        """WhisperAttention."""
+        return self.layers[number].self_attn
+
     def finish(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
         """The final layer norm."""
         return self.model.layer_norm(hidden_BSD)
