@@ -27,7 +27,11 @@ WORDS = (
     "audio",
 )
 TinyArm = Callable[..., Any]
-RATES = {"steering": ["projection", "vectors", "router"], "linear": ["projection"], "lora": ["projection", "lora"]}
+RATES = {
+    "steering": ["projection", "vectors", "router"],
+    "linear": ["projection"],
+    "lora": ["projection", "lora"],
+}
 STEERING: dict[str, Any] = {
     "num_experts": 4, "router": "shared", "groups": None, "stages": None, "layers": "all", "post_encoder": False,
     "site": "output", "scale": "learned", "scale_init": 0.1, "vector_std": 0.01, "temperature": 1.0, "top_k": None,
@@ -95,9 +99,10 @@ def _save_llm(folder: Path, kind: str, **sizes: Any) -> Path:
     )
     tokenizer.save_pretrained(folder)
     settings = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **sizes,
+        kind, vocab_size=len(tokenizer), num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=512, initializer_range=0.2, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        **{"hidden_size": 32, "intermediate_size": 64} | sizes,
     )  # fmt: skip
     torch.manual_seed(2)
     llm = AutoModelForCausalLM.from_config(settings)
@@ -147,7 +152,7 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
             "bridge": dict(BRIDGE),
             "prompts": {"transcribe": "please transcribe the audio: ", "answer": "question is: {question}"},
             "encoder": {"name": "whisper", "path": str(tiny_encoder_dir), "dtype": "float32"},
-            "llm": {"path": str(tiny_llm_dir), "dtype": "float32"},
+            "llm": {"path": str(tiny_llm_dir), "dtype": "float32", "quantization": "none"},
             "training": {
                 "steps": 6, "batch_seconds": 4.0, "max_seconds": 4.0, "warmup_steps": 1, "schedule": "cosine",
                 "weight_decay": 0.01, "clip": 1.0, "steering_clip": 1.0, "precision": "float32",

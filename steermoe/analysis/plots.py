@@ -136,7 +136,7 @@ def expert_use(uses: Mapping[str, dict], path: Path) -> None:
             gates, cmap="cividis", vmin=0, vmax=max(np.nanmax(gates), 2 / gates.shape[1]), aspect="auto"
         )
         axes.set_yticks(range(len(use["layers"])), use["layers"])
-        axes.set_xticks(range(gates.shape[1]), range(1, gates.shape[1] + 1))
+        axes.set_xticks(range(gates.shape[1]), range(gates.shape[1]))
         axes.set(xlabel="expert", ylabel="encoder layer")
         axes.set_title(arm, loc="left", fontsize=FONT)
         thin(axes.get_xticklabels(), 8 * 2 // columns)

@@ -34,18 +34,20 @@ class Totals:
 
 
 @torch.inference_mode()
-def collect(model: SteerMoE, frame: pl.DataFrame, batch_seconds: float, seed: int) -> dict | None:
-    """Look at the steering of a trained model while it hears a seeded sample of `frame`.
+def collect(
+    model: SteerMoE, frame: pl.DataFrame, batch_seconds: float, seed: int, utterances: int = UTTERANCES
+) -> dict | None:
+    """Look at the steering of a trained model while it hears a seeded sample of `frame`, of `utterances` at most.
 
     Returns:
-        None for a model without steering, else lists with an entry a steered layer: layers (numbers in the
-        encoder), mean_gates (N each), entropy (of a frame's gates in nats, mean), effective_experts (exp of
+        None for a model without steering, else lists with an entry a steered place: layers (the places'
+        names), experts (N), mean_gates (N each), entropy (of a frame's gates in nats, mean), effective_experts (exp of
         it: 1 to N), effective_load (exp of the entropy of the mean gates), scales, steer_to_residual (rms of
-        what is added over rms of the layer's output); besides experts (N), frames and utterances.
+        what is added over rms of the layer's output); besides frames and utterances.
     """
     if model.steering is None:
         return None
-    rows = frame.sample(min(UTTERANCES, len(frame)), seed=seed)
+    rows = frame.sample(min(utterances, len(frame)), seed=seed)
     dataset = UtteranceDataset(rows, model.features, model.tokenizer, model.config.prompts)
     steering = model.steering
     totals = [Totals(place.experts) for place in steering.places]
@@ -54,9 +56,9 @@ def collect(model: SteerMoE, frame: pl.DataFrame, batch_seconds: float, seed: in
         for rows_of_batch in bucketed_batches(rows["seconds"].to_list(), batch_seconds, seed=None, epoch=0):
             batch = collate([dataset[row] for row in rows_of_batch])
             features, lengths = (batch[name].to(model.device) for name in ("features", "feature_lengths"))
-            _, lengths = model.encoder(features, lengths)
+            model.hear(features, lengths)
             for index, hidden, gates in seen:
-                valid = valid_frames(lengths, hidden.shape[1])
+                valid = valid_frames(model.lengths[hidden.shape[1]], hidden.shape[1])
                 totals[index].add(steering, index, hidden[valid], gates[valid])
             seen.clear()
     return summary(steering, totals, len(rows))

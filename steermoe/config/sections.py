@@ -116,7 +116,9 @@ class Steering(Section):
         router, experts = info.data.get("router"), _list(info.data.get("num_experts", []))
         owner = {"groups": "hierarchical", "stages": "progressive"}[str(info.field_name)]
         if router is not None and (parts is not None) != (router == owner):
-            raise illegal("null, as only router " + owner + " has it" if parts else f"a number >= 2 for {owner}")
+            raise illegal(
+                "null, as only router " + owner + " has it" if parts else f"a number >= 2 for {owner}"
+            )
         if parts and any(count % parts or count == parts for count in experts):
             raise illegal(f"a number that divides steering.num_experts ({experts}) and is smaller")
         return parts
@@ -227,7 +229,9 @@ class Bridge(Section):
         projection, name = info.data.get("projection"), str(info.field_name)
         users = [row for row, options in PROJECTION_OPTIONS.items() if name in options]
         if projection is not None and (value is not None) != (projection in users):
-            needed = f"null with projection {projection}" if value else f"a number with projection {projection}"
+            needed = (
+                f"null with projection {projection}" if value else f"a number with projection {projection}"
+            )
             raise illegal(f"{needed}; only {', '.join(users)} have it")
         return value
 
@@ -279,10 +283,11 @@ class Encoder(Section):
 
 
 class Llm(Section):
-    """The frozen LLM: a folder or hub id of its weights."""
+    """The frozen LLM: a folder or hub id of its weights, and their form in memory."""
 
     path: Text
     dtype: Dtype
+    quantization: Annotated[str, row_of("models/quantization.py", "QUANTIZATIONS")]
 
 
 class TrainingSchedule(Section):

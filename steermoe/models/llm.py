@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from steermoe import config
-from steermoe.models.frozen import load_frozen
+from steermoe.models.frozen import DTYPES, load_frozen
+from steermoe.models.quantization import load_options
 from steermoe.models.sequence import pack
 
 CausalLM = Any  # a PreTrainedModel with a head; transformers types its accessors too loosely to be of use
@@ -27,7 +28,8 @@ def load_llm(section: config.Llm) -> tuple[CausalLM, Any]:
         ValueError: it cannot be loaded, its tokenizer has no end token, or its logits are not its output
             embeddings applied to its last hidden states (then our loss would not be the model's).
     """
-    llm = load_frozen(AutoModelForCausalLM, section.path, section.dtype, "llm")
+    options = load_options(section.quantization, DTYPES[section.dtype])
+    llm = load_frozen(AutoModelForCausalLM, section.path, section.dtype, "llm", **options)
     tokenizer = load_tokenizer(section.path)
     if tokenizer.eos_token_id is None:
         raise ValueError(

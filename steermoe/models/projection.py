@@ -117,7 +117,10 @@ class ModalitySteering(Projection):
         super().__init__(section, width, embeddings)
         assert section.experts is not None
         text = embeddings.shape[1]
-        self.audio_router, self.text_router = nn.Linear(width, section.experts), nn.Linear(text, section.experts)
+        self.audio_router, self.text_router = (
+            nn.Linear(width, section.experts),
+            nn.Linear(text, section.experts),
+        )
         self.audio_vectors = nn.Parameter(0.01 * torch.randn(section.experts, width))
         self.text_vectors = nn.Parameter(0.01 * self.rms * torch.randn(section.experts, text))
         self.fusion = nn.Linear(width + text, text)

@@ -4,7 +4,7 @@ It hangs on the frozen modules as forward hooks: whatever calls them is steered,
 Shapes: B batch, S encoder frames, D encoder width, L steered places, N experts of a place.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, pairwise
@@ -44,10 +44,10 @@ class Steering(nn.Module):
 
     scales: torch.Tensor
 
-    def __init__(self, section: config.Steering, layers: Sequence[nn.Module], width: int) -> None:
+    def __init__(self, section: config.Steering, layers: Iterable[nn.Module], width: int) -> None:
         super().__init__()
-        self.section = section
-        self.places = places(section, len(layers))
+        self.section, modules = section, list(layers)
+        self.places = places(section, len(modules))
         experts = [place.experts for place in self.places]
         bounds = list(accumulate(experts, initial=0))
         self.rows = [slice(start, end) for start, end in pairwise(bounds)]
@@ -66,7 +66,7 @@ class Steering(nn.Module):
         self._routed: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         for index, place in enumerate(self.places):
             if place.layer is not None:
-                layers[place.layer].register_forward_hook(partial(self._hook, index))
+                modules[place.layer].register_forward_hook(partial(self._hook, index))
 
     def forward(self, hidden_BSD: torch.Tensor, index: int) -> torch.Tensor:
         """Steer what comes out at place `index`; in float32, cast back to the type of `hidden_BSD`."""
@@ -118,7 +118,9 @@ class Steering(nn.Module):
             if (post or layer is not None) and place.layer != wanted:
                 continue
             if expert is not None and not 0 <= expert < place.experts:
-                raise ValueError(f"steering: found expert {expert}; place {place} has 0 to {place.experts - 1}")
+                raise ValueError(
+                    f"steering: found expert {expert}; place {place} has 0 to {place.experts - 1}"
+                )
             chosen = rows if expert is None else rows.start + expert
             self.strengths[chosen] = value
 

@@ -33,6 +33,7 @@ from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.llm import CausalLM, decode, decoder_layers, hidden_states, load_llm, logits
 from steermoe.models.projection import make_projection
+from steermoe.models.recompute import recompute
 from steermoe.models.sequence import pack, target_rows
 from steermoe.models.steering import Steering
 
@@ -66,6 +67,7 @@ class SteerMoE(nn.Module):
         llm: the frozen LLM as transformers loads it.
         tokenizer: the LLM's.
         features: waveform to features, as the encoder wants them.
+        lengths: of the batch that was heard last: valid lengths (B,) by the width S of hidden states.
     """
 
     llm: CausalLM
@@ -91,7 +93,9 @@ class SteerMoE(nn.Module):
             with _seeded(arm.seed, "steering"):
                 self.steering = Steering(arm.steering, layers, self.encoder.width)
         self._adapters = self._with_lora(arm)
-        self._lengths: dict[int, torch.Tensor] = {}  # valid lengths, by the width of hidden states
+        if arm.training.gradient_checkpointing:
+            recompute([*self.encoder.layers, *decoder_layers(self.llm)])
+        self.lengths: dict[int, torch.Tensor] = {}  # valid lengths, by the width of hidden states
         self.train(False)
 
     def _with_lora(self, arm: ArmConfig) -> dict[str, list[nn.Parameter]]:
@@ -218,19 +222,17 @@ class SteerMoE(nn.Module):
         Raises:
             ValueError: the audio is longer than the encoder takes.
         """
-        pooled_BAD, lengths_B = self._heard(features_BMT, lengths_B)
+        pooled_BAD, lengths_B = self.hear(features_BMT, lengths_B)
         return self.projection(pooled_BAD, prompt_BPH, prompt_lengths_B), lengths_B
 
-    def _heard(
-        self, features_BMT: torch.Tensor, lengths_B: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features to steered and down-sampled frames; keeps the lengths, for the losses on routing."""
-        self._lengths.clear()
+    def hear(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features to steered and down-sampled frames, and their lengths; notes in `lengths` how long rows were."""
+        self.lengths.clear()
         if self.steering is not None:
             self.steering.start()
         between = None if self._after is None else {self._after: self._shorten}
         hidden_BSD, lengths_B = self.encoder(features_BMT, lengths_B, between)
-        self._lengths[hidden_BSD.shape[1]] = lengths_B
+        self.lengths[hidden_BSD.shape[1]] = lengths_B
         if self.steering is not None:
             hidden_BSD = self.steering.post(hidden_BSD)
         return (hidden_BSD, lengths_B) if between else self.downsample(hidden_BSD, lengths_B)
@@ -238,7 +240,7 @@ class SteerMoE(nn.Module):
     def _shorten(
         self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._lengths[hidden_BSD.shape[1]] = lengths_B
+        self.lengths[hidden_BSD.shape[1]] = lengths_B
         return self.downsample(hidden_BSD, lengths_B)
 
     @torch.no_grad()
@@ -254,7 +256,7 @@ class SteerMoE(nn.Module):
         features = self.features(samples)[None].to(self.device)
         seen: list[np.ndarray] = []
         with self.steering.observed(lambda _, hidden, gates: seen.append(gates[0].float().cpu().numpy())):
-            self._heard(features, torch.tensor([features.shape[2]], device=self.device))
+            self.hear(features, torch.tensor([features.shape[2]], device=self.device))
         return seen
 
     def forward(
@@ -281,7 +283,7 @@ class SteerMoE(nn.Module):
         targets = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
         loss = nn.functional.cross_entropy(logits_NV, targets)
         if self.training and self.steering is not None:
-            loss = loss + self.steering.losses(self._lengths.__getitem__)
+            loss = loss + self.steering.losses(self.lengths.__getitem__)
         correct = (logits_NV.detach().argmax(-1) == targets).sum()
         return Loss(loss=loss, num_tokens=torch.tensor(len(targets), device=loss.device), num_correct=correct)
 

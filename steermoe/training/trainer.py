@@ -133,10 +133,18 @@ class AdapterTrainer(Trainer):
         Here and not in a callback: `on_pre_optimizer_step` comes after the Trainer's clipping.
         """
         self._step_log = {f"lr_{part}": rate for part, rate in current_rates(self.optimizer).items()}
+        scaled = self.accelerator.scaler is not None  # its gradients can be unscaled once only
+        clip = nn.utils.clip_grad_norm_ if scaled else self.accelerator.clip_grad_norm_
+        if scaled:
+            self.accelerator.unscale_gradients()
         if self._steering:
-            norm = self.accelerator.clip_grad_norm_(self._steering, self.arm.training.steering_clip)
+            norm = clip(self._steering, self.arm.training.steering_clip)
             self._step_log["steering_grad_norm"] = cast(torch.Tensor, norm)
-        return super()._clip_grad_norm(model)
+        return (
+            clip(list(self.trained.values()), self.arm.training.clip)
+            if scaled
+            else super()._clip_grad_norm(model)
+        )
 
     @override
     def evaluate(
@@ -172,7 +180,9 @@ class AdapterTrainer(Trainer):
                     logs["layer_scale"] = module.scales.detach().mean().item()
         elif "dev_loss" not in logs:
             return  # the Trainer's summary of its session, all times: no part of the history
-        broken = {name: value for name, value in logs.items() if not torch.isfinite(torch.tensor(value))}
+        # With a scaled loss, gradients that overflow are no accident: the step is left out and the scale lowered.
+        excused = ("grad_norm", "steering_grad_norm") if self.accelerator.scaler is not None else ()
+        broken = {k: v for k, v in logs.items() if k not in excused and not torch.isfinite(torch.tensor(v))}
         if broken:
             raise DivergedError(
                 f"{self.arm.name}: training diverged by step {self.state.global_step}: {broken}; lower "
@@ -261,6 +271,10 @@ class AdapterTrainer(Trainer):
 
 def _arguments(training: Training, seed: int, workers: int) -> TrainingArguments:
     cuda = torch.cuda.is_available()
+    if training.precision == "float16" and not cuda:
+        raise ValueError(
+            "training.precision: found 'float16', whose scaled loss needs a GPU; here use bfloat16"
+        )
     every = training.eval_every
     arguments = TrainingArguments(
         output_dir=".",  # never written to: see `_get_output_dir`
@@ -270,6 +284,7 @@ def _arguments(training: Training, seed: int, workers: int) -> TrainingArguments
         warmup_steps=training.warmup_steps,
         max_grad_norm=training.clip,
         bf16=training.precision == "bfloat16",
+        fp16=training.precision == "float16",
         use_cpu=not cuda,
         eval_strategy="steps",
         eval_steps=every,

@@ -13,10 +13,16 @@ ROOT = Path(__file__).parents[2]
 Edit = Callable[[dict[str, Any]], None]
 Problems = Callable[[], list[str]]
 SHARED = "one of seed, bridge.*, prompts.*, encoder.*, llm.*, training.*"
+DOWNSAMPLERS = "one of average, max, concat, conv, none"
 OVERRIDES = [  # arm and method, path, value, what follows the place
     ("linear", "bridge.kernel", 4, ": found 4; legal: a value that differs from the shared one"),
     ("linear", "bridge.kernel", "4", ': found "4"; legal: a whole number >= 1'),
-    ("linear", "bridge.downsample", "mx", ': found "mx"; legal: one of average, max, concat, conv, none; nearest: max'),
+    (
+        "linear",
+        "bridge.downsample",
+        "mx",
+        f': found "mx"; legal: {DOWNSAMPLERS}; nearest: max',
+    ),
     ("lora", "lora.targets", ["fc1", 2], ": found 2; legal: text that is not empty"),
     (
         "lora",
@@ -29,8 +35,7 @@ OVERRIDES = [  # arm and method, path, value, what follows the place
         "linear",
         "bridge",
         {"kernel": 3},
-        ": no such value; legal: one of bridge.downsample, bridge.kernel, bridge.after, bridge.projection, bridge.width, "
-        "bridge.heads, bridge.experts; "
+        f": no such value; legal: one of {', '.join(f'bridge.{name}' for name in config.Bridge.model_fields)}; "
         "nearest: bridge.width",
     ),
     ("linear", "evaluation.confidence", 0.9, f": no such value; legal: {SHARED}"),

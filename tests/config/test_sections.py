@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 Edit = Callable[[dict[str, Any]], None]
 Problems = Callable[[], list[str]]
 EXPERTS = sections.EXPERTS
+DOWNSAMPLERS = "one of average, max, concat, conv, none"
 ROUTERS = "one of shared, per_layer, mixed, hierarchical, progressive, static"
 MISTAKES = [  # place, value (... removes it), the line that tells it
     (
@@ -32,10 +33,23 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     ("steering.groups", 2, "steering.groups: found 2; legal: null, as only router hierarchical has it"),
     ("steering.stages", 2, "steering.stages: found 2; legal: null, as only router progressive has it"),
     ("steering.top_k", 8, "steering.top_k: found 8; legal: null, or a number below steering.num_experts (8)"),
-    ("steering.layers", "none", "steering.post_encoder: found false; legal: true where steering.layers is none"),
+    (
+        "steering.layers",
+        "none",
+        "steering.post_encoder: found false; legal: true where steering.layers is none",
+    ),
     ("steering.scale", "none", "steering.scale_init: found 0.1; legal: null where steering.scale is none"),
-    ("steering.scale_init", None, "steering.scale_init: found null; legal: a number >= 0 where steering.scale is learned"),
-    ("bridge.width", 8, "bridge.width: found 8; legal: null with projection linear; only mlp, feature_space, adapter_attention have it"),
+    (
+        "steering.scale_init",
+        None,
+        "steering.scale_init: found null; legal: a number >= 0 where steering.scale is learned",
+    ),
+    (
+        "bridge.width",
+        8,
+        "bridge.width: found 8; legal: null with projection linear; "
+        "only mlp, feature_space, adapter_attention have it",
+    ),
     ("bridge.downsample", "none", "bridge.kernel: found 4; legal: 1 where bridge.downsample is none"),
     (
         "steering.layers",
@@ -55,7 +69,11 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     ("lora.targets", [], "lora.targets: found []; legal: a list of at least one name"),
     ("lora.dropout", 1, "lora.dropout: found 1; legal: a number >= 0 and < 1"),
     ("bridge.kernel", 0, "bridge.kernel: found 0; legal: a whole number >= 1"),
-    ("bridge.downsample", "mx", 'bridge.downsample: found "mx"; legal: one of average, max, concat, conv, none; nearest: max'),
+    (
+        "bridge.downsample",
+        "mx",
+        f'bridge.downsample: found "mx"; legal: {DOWNSAMPLERS}; nearest: max',
+    ),
     ("prompts.answer", "hm", 'prompts.answer: found "hm"; legal: text with {question} in it, once'),
     ("prompts.answer", "{ques", 'prompts.answer: found "{ques"; legal: text with {question} in it, once'),
     ("prompts.transcribe", "a {b}", 'prompts.transcribe: found "a {b}"; legal: text without { and }'),

@@ -78,11 +78,14 @@ def test_a_damaged_file_is_an_error(saved: Path) -> None:
 
 def test_weights_of_another_shape_or_name_are_errors(saved: Path) -> None:
     rewrite(saved, lambda w: w.update({"projection.linear.bias": torch.zeros(7)}))
-    with pytest.raises(ValueError, match=r"projection\.linear\.bias: found shape \(7,\), the model needs \(32,\)"):
+    with pytest.raises(
+        ValueError, match=r"projection\.linear\.bias: found shape \(7,\), the model needs \(32,\)"
+    ):
         SteerMoE.from_pretrained(saved)
     rewrite(saved, lambda w: w.update({"projection.linear.gain": w.pop("projection.linear.bias")}))
     with pytest.raises(
-        ValueError, match=r"projection\.linear\.bias is missing; projection\.linear\.gain is not part of this model"
+        ValueError,
+        match=r"projection\.linear\.bias is missing; projection\.linear\.gain is not part of this model",
     ):
         SteerMoE.from_pretrained(saved)
 

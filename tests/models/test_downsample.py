@@ -83,7 +83,9 @@ def test_gradients_stay_within_the_row(name: str, hidden: torch.Tensor, make_bri
 
 
 def test_wider_tokens_cannot_go_to_a_later_layer(make_bridge: Make) -> None:
-    with pytest.raises(ValueError, match=r"bridge\.after: found 1 with bridge\.downsample 'concat'.* 24 wide"):
+    with pytest.raises(
+        ValueError, match=r"bridge\.after: found 1 with bridge\.downsample 'concat'.* 24 wide"
+    ):
         make_downsampler(make_bridge(downsample="concat", after=1), 6)
     assert make_downsampler(make_bridge(downsample="conv", after=1), 6).width == 6
 

@@ -19,9 +19,7 @@ def arm(tiny_arm: Callable[..., Any]) -> ArmConfig:
 def adapt(arm: ArmConfig, **changes: Any) -> tuple[Encoder, list[torch.nn.Parameter]]:
     assert arm.lora is not None
     encoder = load_encoder(arm.encoder)
-    return encoder, add_lora(
-        arm.lora.model_copy(update=changes), encoder.model, encoder.layers, "lora"
-    )
+    return encoder, add_lora(arm.lora.model_copy(update=changes), encoder.model, encoder.layers, "lora")
 
 
 @torch.no_grad()
@@ -65,7 +63,5 @@ def test_adapters_of_a_bfloat16_encoder_are_float32(arm: ArmConfig) -> None:
 
 def test_targets_that_are_not_there_are_named(arm: ArmConfig) -> None:
     legal = "fc1, fc2, k_proj, out_proj, q_proj, v_proj"
-    with pytest.raises(
-        ValueError, match=rf"lora\.targets: found \['o_proj'\], the layers have: {legal}"
-    ):
+    with pytest.raises(ValueError, match=rf"lora\.targets: found \['o_proj'\], the layers have: {legal}"):
         adapt(arm, targets=["q_proj", "o_proj"])

@@ -32,12 +32,16 @@ def test_places_are_in_the_order_of_the_frames(
 def test_each_place_may_have_its_own_number_of_experts(make_steering: Make) -> None:
     section = make_steering(layers="last-2", post_encoder=True, num_experts=[2, 4, 8])
     assert [(str(place), place.experts) for place in places(section, 6)] == [("4", 2), ("5", 4), ("post", 8)]
-    with pytest.raises(ValueError, match=r"num_experts: found 3 numbers, but 2 places are steered: 1, 2; give"):
+    with pytest.raises(
+        ValueError, match=r"num_experts: found 3 numbers, but 2 places are steered: 1, 2; give"
+    ):
         places(make_steering(layers=[1, 2], num_experts=[2, 4, 8]), 6)
 
 
 def test_layers_that_do_not_exist_are_named(make_steering: Make) -> None:
     with pytest.raises(ValueError, match=r"steering\.layers: found \[6\], the encoder has layers 0 to 5"):
         places(make_steering(layers=[1, 6]), 6)
-    with pytest.raises(ValueError, match=r"steering\.layers: found 'first-6', the encoder has 6 layers; use all"):
+    with pytest.raises(
+        ValueError, match=r"steering\.layers: found 'first-6', the encoder has 6 layers; use all"
+    ):
         places(make_steering(layers="first-6"), 6)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from steermoe.models.gates import Gate
-from steermoe.models.routers import ROUTERS, Progressive, Shared, make_router
+from steermoe.models.routers import ROUTERS, PerLayer, Progressive, Shared, make_router
 
 LAYERS, EXPERTS, WIDTH = 3, 4, 6
 OPTIONS: dict[str, dict[str, int]] = {"hierarchical": {"groups": 2}, "progressive": {"stages": 2}}
@@ -59,7 +59,7 @@ def test_a_mixed_router_of_the_papers_size_is_27_times_smaller(make_steering: Ma
 
 def test_the_shared_router_is_one_linear_per_layer(make_steering: Make) -> None:
     shared = Shared(make_steering(), [EXPERTS] * LAYERS, WIDTH)
-    split = make_router(make_steering(router="per_layer"), [EXPERTS] * LAYERS, WIDTH)
+    split = PerLayer(make_steering(router="per_layer"), [EXPERTS] * LAYERS, WIDTH)
     with torch.no_grad():
         for layer, linear in enumerate(split.linears):
             assert isinstance(linear, nn.Linear)

@@ -145,9 +145,12 @@ def test_strengths_scale_layers_and_experts_and_can_be_taken_back(arm: config.Ar
     steering.strength()
     assert torch.equal(heard(), pushed)
     assert not any("strength" in name for name in steering.state_dict())
-    for wrong, message in (({"layer": 7}, "found 7; steered places are 0, 1, 2, post"), ({"expert": 4}, "expert 4")):
+    for wrong, message in (
+        ({"layer": 7}, "found 7; steered places are 0, 1, 2, post"),
+        ({"expert": 4}, "expert 4"),
+    ):
         with pytest.raises(ValueError, match=message):
-            steering.strength(0.5, **wrong)
+            steering.strength(0.5, **wrong)  # pyright: ignore[reportArgumentType]
 
 
 @torch.no_grad()

@@ -82,7 +82,9 @@ class Whisper(Encoder):
 
     def attention(self, number: int) -> nn.Module:
         """WhisperAttention."""
-        return self.layers[number].self_attn
+        attention = self.layers[number].self_attn
+        assert isinstance(attention, nn.Module)
+        return attention
 
     def finish(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
         """The final layer norm."""

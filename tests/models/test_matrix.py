@@ -1,0 +1,149 @@
+"""Every row of the registries, in combinations: what must hold for any of them, whatever it is combined with."""
+
+import random
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from steermoe.models.downsample import DOWNSAMPLERS
+from steermoe.models.projection import PROJECTIONS
+from steermoe.models.routers import ROUTERS
+from steermoe.models.steermoe import SteerMoE
+
+LLMS = ("qwen2", "llama")
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "list": {"layers": [2, 0], "num_experts": [4, 8]},
+    "every": {"layers": "every-2"},
+    "first": {"layers": "first-1"},
+    "last and post": {"layers": "last-2", "post_encoder": True},
+    "post": {"layers": "none", "post_encoder": True},
+    "attention": {"site": "attention"},
+}
+ROUTER_OPTIONS = {"hierarchical": {"groups": 2}, "progressive": {"stages": 2}}
+BRIDGES = [(name, None) for name in DOWNSAMPLERS] + [(name, 1) for name in ("average", "max", "conv")]
+PROJECTION_OPTIONS: dict[str, dict[str, int]] = {
+    "mlp": {"width": 48}, "feature_space": {"width": 16, "heads": 2}, "modality_steering": {"experts": 2},
+    "adapter_attention": {"width": 16, "heads": 2},
+}  # fmt: skip
+Combination = tuple[str, str, tuple[str, int | None], str, str]
+
+
+def combinations(more: int = 12) -> list[Combination]:
+    """Each row of each registry at least once, and `more` drawn from the whole product."""
+    draw = random.Random(7)
+    tables: list[list[Any]] = [[*ROUTERS], [*PLACEMENTS], [*BRIDGES], [*PROJECTIONS], [*LLMS]]
+    longest = max(map(len, tables))
+    columns = [(rows * longest)[:longest] for rows in tables]
+    for column in columns:
+        draw.shuffle(column)
+    covering = list(zip(*columns, strict=True))
+    rest = [each for each in product(*tables) if each not in covering]
+    return covering + draw.sample(rest, more)
+
+
+@pytest.fixture(params=combinations(), ids=lambda c: "-".join(str(part) for part in c).replace(" ", "_"))
+def model(
+    request: pytest.FixtureRequest, tiny_arm: Callable[..., Any], tiny_llm_dir: Path, tiny_llama_dir: Path
+) -> SteerMoE:
+    router, placement, (downsample, after), projection, llm = request.param
+    steering = {
+        "router": router,
+        **ROUTER_OPTIONS.get(router, {}),
+        **PLACEMENTS[placement],
+        "vector_std": 0.5,
+    }
+    bridge = {"downsample": downsample, "after": after, "kernel": 1 if downsample == "none" else 3}
+    bridge |= {"projection": projection, **PROJECTION_OPTIONS.get(projection, {})}
+    values = {f"steering.{name}": value for name, value in steering.items()}
+    values |= {f"bridge.{name}": value for name, value in bridge.items()}
+    values["llm.path"] = str({"qwen2": tiny_llm_dir, "llama": tiny_llama_dir}[llm])
+    return SteerMoE.from_config(tiny_arm("steering", values))
+
+
+@torch.no_grad()
+def stirred(model: SteerMoE) -> SteerMoE:
+    """Away from the initial values, some of which are zeros."""
+    generator = torch.Generator().manual_seed(9)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model
+
+
+def test_only_the_declared_parameters_train_and_gradients_reach_all(model: SteerMoE, make_batch: Any) -> None:
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    groups = model.parameter_groups()
+    assert trained == {id(p) for group in groups.values() for p in group}
+    assert set(groups) == {"projection", "vectors", "router"}
+    stirred(model).train()
+    model(**make_batch()).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.any(), name
+        else:
+            assert parameter.grad is None, name
+
+
+@torch.no_grad()
+def test_scale_zero_is_the_unsteered_model(model: SteerMoE, make_batch: Any) -> None:
+    steering, batch = stirred(model).steering, make_batch()
+    assert steering is not None
+    steered = model(**batch).loss
+    with steering.disabled():
+        plain = model(**batch).loss
+    steering.scales.zero_()
+    assert torch.equal(model(**batch).loss, plain) and not torch.equal(steered, plain)
+
+
+@torch.no_grad()
+def test_gates_sum_to_one(model: SteerMoE, make_batch: Any) -> None:
+    steering = stirred(model).steering
+    assert steering is not None
+    seen: list[torch.Tensor] = []
+    with steering.observed(lambda index, hidden, gates: seen.append(gates)):
+        model(**make_batch())
+    assert [gates.shape[-1] for gates in seen] == [place.experts for place in steering.places]
+    for gates in seen:
+        torch.testing.assert_close(gates.sum(-1), torch.ones(gates.shape[:-1]))
+
+
+@torch.no_grad()
+def test_an_utterance_alone_is_an_utterance_among_others(
+    model: SteerMoE, make_batch: Any, heard: Any
+) -> None:
+    stirred(model)
+    together = model.generate(**heard(make_batch()), max_new_tokens=3)
+    losses, tokens = [], []
+    for row in range(4):
+        alone = model(**make_batch(rows=[row]))
+        losses.append(alone.loss * alone.num_tokens)
+        tokens.append(alone.num_tokens)
+        assert model.generate(**heard(make_batch(rows=[row])), max_new_tokens=3) == [together[row]]
+    expected = torch.stack(losses).sum() / torch.stack(tokens).sum()
+    torch.testing.assert_close(model(**make_batch()).loss, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_what_is_saved_is_what_is_loaded(model: SteerMoE, make_batch: Any, tmp_path: Path) -> None:
+    stirred(model).save_pretrained(tmp_path)
+    again = SteerMoE.from_pretrained(tmp_path)
+    assert torch.equal(again(**make_batch()).loss, model(**make_batch()).loss)
+
+
+def test_a_few_steps_lower_the_loss(model: SteerMoE, make_batch: Any) -> None:
+    parameters = [p for group in model.parameter_groups().values() for p in group]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    model.train()
+    losses = []
+    for _ in range(12):
+        loss = model(**make_batch()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
