@@ -23,7 +23,7 @@ def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = P
     loaded = SteerMoE.from_pretrained(model)
     results.write_json(out / results.PRESERVATION, preservation.check(loaded, model))
     rows = read_rows(shards, settings.corpora[corpus].test)
-    predictions = evaluate(loaded, rows, settings.evaluation, settings.seed)
+    predictions = evaluate(loaded, rows, settings.evaluation, settings.generation, settings.seed)
     summary = summarise(predictions, settings.evaluation)
     results.write_result(out, predictions, summary)
     tracker = Tracker(settings.profile)

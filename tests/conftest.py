@@ -108,6 +108,21 @@ def save_tiny_llm() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def greedy() -> Callable[..., Any]:
+    """`greedy(7, strategy="beam", beams=3)`: a generation section of at most 7 new tokens."""
+    from steermoe.config import Generation
+
+    def section(max_new_tokens: int, **changes: Any) -> Generation:
+        values: dict[str, Any] = {
+            "min_new_tokens": 0, "strategy": "greedy", "beams": None, "temperature": None, "top_p": None,
+            "no_repeat_ngram": None, "max_repeats": 8,
+        }  # fmt: skip
+        return Generation.model_validate({"max_new_tokens": max_new_tokens, **values, **changes})
+
+    return section
+
+
+@pytest.fixture(scope="session")
 def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
     """`tiny_arm(method, {"dotted.path": value})`: the configuration of an arm over the tiny base models."""
     from steermoe.config import ArmConfig
@@ -120,7 +135,10 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
             "steering": None,
             "lora": None,
             "bridge": {"downsample": "average", "kernel": 4, "projection": "linear"},
-            "prompts": {"transcribe": "please transcribe the audio: ", "answer": "question is: {question}"},
+            "prompts": {
+                "format": "plain", "system": None,
+                "transcribe": "please transcribe the audio: ", "answer": "question is: {question}",
+            },
             "encoder": {"name": "whisper", "path": str(tiny_encoder_dir), "dtype": "float32"},
             "llm": {"path": str(tiny_llm_dir), "dtype": "float32"},
             "training": {

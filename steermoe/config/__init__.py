@@ -5,6 +5,7 @@ of both files at once. A component takes its own section, whole.
 """
 
 from steermoe.config.arms import ArmConfig
+from steermoe.config.language import Generation, Prompts
 from steermoe.config.loading import Config, load, put_in_force, switch_profile
 from steermoe.config.problems import ConfigError
 from steermoe.config.sections import (
@@ -14,7 +15,6 @@ from steermoe.config.sections import (
     Evaluation,
     Llm,
     Lora,
-    Prompts,
     Steering,
     Synthetic,
     Training,
@@ -28,6 +28,7 @@ __all__ = [
     "Digits",
     "Encoder",
     "Evaluation",
+    "Generation",
     "Llm",
     "Lora",
     "Prompts",

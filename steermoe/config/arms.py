@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo, field_validator
 
+from steermoe.config.language import Prompts
 from steermoe.config.problems import ConfigError, illegal, located, nearest, one_of, problem
 from steermoe.config.sections import (
     Bridge,
@@ -18,7 +19,6 @@ from steermoe.config.sections import (
     Lora,
     Method,
     ProfileTraining,
-    Prompts,
     Section,
     Seed,
     Steering,

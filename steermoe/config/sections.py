@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import string
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -109,30 +108,10 @@ class Bridge(Section):
     projection: Annotated[str, row_of("models/projection.py", "PROJECTIONS")]
 
 
-class Prompts(Section):
-    """The text between audio and answer, per task."""
-
-    transcribe: Text
-    answer: Text
-
-    @field_validator("transcribe", "answer")
-    @classmethod
-    def _placeholders(cls, template: str, info: ValidationInfo) -> str:
-        asks = info.field_name == "answer"
-        try:
-            parsed = list(string.Formatter().parse(template))
-        except ValueError:
-            parsed = [("", "", "", "")]
-        if [tuple(parts) for _, *parts in parsed if parts[0] is not None] != [("question", "", None)] * asks:
-            raise illegal("text with {question} in it, once" if asks else "text without { and }")
-        return template
-
-
 class Evaluation(Section):
-    """How predictions are made and scored."""
+    """How predictions are scored, and in which batches they are made."""
 
     normalizer: Annotated[str, row_of("evaluation/normalizers.py", "NORMALIZERS")]
-    max_new_tokens: Count
     batch_seconds: Positive
     bootstrap_samples: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0, lt=1)]

@@ -1,58 +1,39 @@
 """SteerMoE: a frozen speech encoder, a frozen LLM, and the little between them that is trained.
 
 features -> encoder, its layers steered (or with LoRA) -> down-sampling -> projection
--> `[audio ; prompt ; target]` -> LLM -> loss on the target's tokens, or text.
+-> `[prefix ; audio ; prompt ; target]` -> LLM -> loss on the target's tokens, or text.
 
-Shapes: B batch, M mels, T feature frames, S encoder frames, D encoder width, A audio tokens, P prompt tokens,
-Y target tokens, N target tokens of all rows, H width of the LLM, V its vocabulary.
+Shapes: B batch, M mels, T feature frames, S encoder frames, D encoder width, P0 prefix tokens, A audio tokens,
+P prompt tokens, Y target tokens, N target tokens of all rows, H width of the LLM, V its vocabulary.
 """
 
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers.utils.generic import ModelOutput
 
-from steermoe.audio import waveform
 from steermoe.audio.features import LogMel
-from steermoe.config import ArmConfig
-from steermoe.data.batching import bucketed_batches
-from steermoe.data.prompts import render
+from steermoe.config import ArmConfig, Generation
 from steermoe.models import adapter
+from steermoe.models.answers import Audio, answer_all
 from steermoe.models.downsample import make_downsampler
 from steermoe.models.encoders import load_encoder
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.frozen import digest, frozen_weights
-from steermoe.models.llm import CausalLM, decode, hidden_states, load_llm, logits
+from steermoe.models.generation import GREEDY, decode
+from steermoe.models.llm import CausalLM, hidden_states, input_embeddings, load_llm, logits
+from steermoe.models.loss import Loss, target_loss
+from steermoe.models.prefix import prefix_cache
 from steermoe.models.projection import make_projection
 from steermoe.models.sequence import pack, target_rows
 from steermoe.models.steering import Steering
-
-Audio = str | Path | np.ndarray
-BATCH_SECONDS = 120.0  # of `transcribe`, padding included
-
-
-@dataclass
-class Loss(ModelOutput):
-    """What a training step needs.
-
-    Attributes:
-        loss: mean cross-entropy over all target tokens of the batch, end tokens included.
-        num_tokens: how many these are.
-        num_correct: how many of them are the likeliest token where they stand.
-    """
-
-    loss: torch.Tensor | None = None
-    num_tokens: torch.Tensor | None = None
-    num_correct: torch.Tensor | None = None
+from steermoe.models.tools import Answer
 
 
 class SteerMoE(nn.Module):
@@ -80,7 +61,7 @@ class SteerMoE(nn.Module):
         self.downsample = make_downsampler(arm.bridge, self.encoder.width)
         # A generator state for each part: every arm with the same seed starts from the same projection.
         with _seeded(arm.seed, "projection"):
-            embeddings = self.llm.get_input_embeddings().weight
+            embeddings = input_embeddings(self.llm)
             self.projection = make_projection(arm.bridge, self.downsample.width, embeddings)
         self.steering: Steering | None = None
         self._lora: list[nn.Parameter] = []
@@ -200,80 +181,98 @@ class SteerMoE(nn.Module):
         self,
         features: torch.Tensor,
         feature_lengths: torch.Tensor,
+        prefix_ids: torch.Tensor,
+        prefix_lengths: torch.Tensor,
         prompt_ids: torch.Tensor,
         prompt_lengths: torch.Tensor,
         target_ids: torch.Tensor,
         target_lengths: torch.Tensor,
         **_: Any,
     ) -> Loss:
-        """The loss of a batch as the collator makes it: features (B, M, T), ids (B, P) and (B, Y).
+        """The loss of a batch as the collator makes it: features (B, M, T), ids (B, P0), (B, P) and (B, Y).
 
         A row's last target token is predicted, never read.
         """
         audio_BAH, audio_lengths = self.encode(features, feature_lengths)
-        parts = [audio_BAH, prompt_ids, target_ids[:, :-1]]
-        lengths = [audio_lengths, prompt_lengths, target_lengths - 1]
-        rows_BWH, _valid = pack(self._embedded(parts), lengths, "right")
-        hidden_BWH = hidden_states(self.llm, rows_BWH)
-        rows, columns = target_rows(audio_lengths + prompt_lengths, target_lengths, target_ids.shape[1])
-        logits_NV = logits(self.llm, hidden_BWH[rows, columns]).float()
-        targets = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
-        loss = nn.functional.cross_entropy(logits_NV, targets)
-        correct = (logits_NV.detach().argmax(-1) == targets).sum()
-        return Loss(loss=loss, num_tokens=torch.tensor(len(targets), device=loss.device), num_correct=correct)
+        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
+        before = [(audio_BAH, audio_lengths), (prompt_ids, prompt_lengths)]
+        if cache is None:
+            before.insert(0, (prefix_ids, prefix_lengths))
+        parts, lengths = zip(*before, (target_ids[:, :-1], target_lengths - 1), strict=True)
+        rows_BWH, _valid = pack(self._embedded(parts), list(lengths), "right")
+        hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
+        rows, columns = target_rows(sum(lengths[:-1]), target_lengths, target_ids.shape[1])
+        targets_N = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
+        return target_loss(logits(self.llm, hidden_BWH[rows, columns]), targets_N)
 
     @torch.no_grad()
     def generate(
         self,
         features: torch.Tensor,
         feature_lengths: torch.Tensor,
+        prefix_ids: torch.Tensor,
+        prefix_lengths: torch.Tensor,
         prompt_ids: torch.Tensor,
         prompt_lengths: torch.Tensor,
-        max_new_tokens: int,
+        generation: Generation,
+        seed: int = 0,
     ) -> list[list[int]]:
-        """Greedy answers as token ids, without end and padding tokens; the arguments are as in `forward`."""
+        """Answers as token ids, without end and padding tokens; the other arguments are as in `forward`."""
         audio_BAH, audio_lengths = self.encode(features, feature_lengths)
-        embedded = self._embedded([audio_BAH, prompt_ids])
-        rows_BWH, valid_BW = pack(embedded, [audio_lengths, prompt_lengths], "left")
-        return decode(self.llm, rows_BWH, valid_BW, max_new_tokens)
+        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
+        parts, lengths = [audio_BAH, prompt_ids], [audio_lengths, prompt_lengths]
+        if cache is None:
+            parts, lengths = [prefix_ids, *parts], [prefix_lengths, *lengths]
+        rows_BWH, valid_BW = pack(self._embedded(parts), lengths, "left")
+        return decode(self.llm, rows_BWH, valid_BW, generation, seed, cache)
 
     def transcribe(
-        self, audio: Audio | Sequence[Audio], question: str | None = None, max_new_tokens: int = 200
+        self,
+        audio: Audio | Sequence[Audio],
+        question: str | None = None,
+        generation: Generation = GREEDY,
+        seed: int = 0,
     ) -> str | list[str]:
         """Text of a recording (a path, or a waveform at 16 kHz), or of each of several.
 
         Args:
             audio: one recording or several.
             question: what to answer about it; None: write down what is said.
-            max_new_tokens: longest answer.
+            generation: how to decode.
+            seed: of sampling.
 
         Raises:
             ValueError: a recording cannot be read, or is longer than the encoder takes.
         """
         if isinstance(audio, str | Path | np.ndarray):
-            return self.transcribe([audio], question, max_new_tokens)[0]
-        waveforms = [a if isinstance(a, np.ndarray) else waveform.load(a) for a in audio]
-        seconds = [len(samples) / waveform.RATE for samples in waveforms]
-        texts = [""] * len(waveforms)
-        for rows in bucketed_batches(seconds, BATCH_SECONDS, seed=None, epoch=0):
-            answers = self._answers([waveforms[row] for row in rows], question, max_new_tokens)
-            for row, answer in zip(rows, answers, strict=True):
-                texts[row] = answer
-        return texts
+            return answer_all(self, [audio], question, None, generation, seed)[0].text
+        return [answer.text for answer in answer_all(self, audio, question, None, generation, seed)]
 
-    def _answers(self, waveforms: list[np.ndarray], question: str | None, max_new_tokens: int) -> list[str]:
-        features = [self.features(samples) for samples in waveforms]
-        lengths = torch.tensor([f.shape[1] for f in features])
-        padded = pad_sequence([f.T for f in features], batch_first=True).transpose(1, 2)
-        task = "transcribe" if question is None else "answer"
-        prompt = render(self.config.prompts, task, question or "")
-        ids = torch.tensor([self.tokenizer(prompt, add_special_tokens=False)["input_ids"]] * len(features))
-        prompt_lengths = torch.full((len(features),), ids.shape[1])
-        batch = [tensor.to(self.device) for tensor in (padded, lengths, ids, prompt_lengths)]
-        answers = self.generate(*batch, max_new_tokens=max_new_tokens)
-        return [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+    def ask(
+        self,
+        audio: Audio,
+        question: str | None = None,
+        tools: Sequence[dict] | None = None,
+        generation: Generation = GREEDY,
+        seed: int = 0,
+    ) -> Answer:
+        """The answer to a recording, which may call tools: parsed and checked, never run.
 
-    def _embedded(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        Args:
+            audio: a path, or a waveform at 16 kHz.
+            question: what to answer about it; None: write down what is said.
+            tools: what may be called: function definitions as OpenAI's API and chat templates take them,
+                `{"type": "function", "function": {"name", "description", "parameters": <JSON schema>}}`.
+            generation: how to decode.
+            seed: of sampling.
+
+        Raises:
+            ValueError: as `transcribe`; a tool is no such definition; or the LLM cannot be told of tools
+                (prompts.format plain, no chat template, or one without tools).
+        """
+        return answer_all(self, [audio], question, tools, generation, seed)[0]
+
+    def _embedded(self, parts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """Token ids through the LLM's embeddings (padding of -100 as any token), audio as it is; one type."""
         table = self.llm.get_input_embeddings()
         embedded = [p if p.is_floating_point() else table(p.clamp(min=0)) for p in parts]

@@ -20,7 +20,7 @@ from steermoe.data.collator import IGNORED, collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.rows import frame_of
 
-PROMPTS = Prompts(transcribe="write down: ", answer="answer this: {question}")
+PROMPTS = Prompts(format="plain", system=None, transcribe="write down: ", answer="answer this: {question}")
 COUNT = 12
 
 
@@ -115,14 +115,14 @@ def test_collate(dataset: UtteranceDataset):
         length = int(batch["feature_lengths"][row])
         assert torch.equal(batch["features"][row, :, :length], item["features"])
         assert not batch["features"][row, :, length:].any()
-        for name, filling in (("prompt", 0), ("target", IGNORED)):
+        for name, filling in (("prefix", 0), ("prompt", 0), ("target", IGNORED)):
             ids, length = batch[f"{name}_ids"][row].tolist(), int(batch[f"{name}_lengths"][row])
             assert ids[:length] == item[f"{name}_ids"]
             assert ids[length:] == [filling] * (len(ids) - length)
-    for name in ("prompt", "target"):
+    for name in ("prefix", "prompt", "target"):
         assert batch[f"{name}_ids"].shape[1] == batch[f"{name}_lengths"].max()
     integers = [tensor.dtype for name, tensor in batch.items() if name != "features"]
-    assert integers == [torch.int64] * 6
+    assert integers == [torch.int64] * 8
 
 
 def test_a_row_is_the_same_in_every_batch(dataset: UtteranceDataset):

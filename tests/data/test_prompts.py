@@ -5,7 +5,9 @@ import pytest
 from steermoe.config import Prompts
 from steermoe.data.prompts import TASKS, render
 
-PROMPTS = Prompts(transcribe="write down: ", answer="the question is: {question}. answer: ")
+PROMPTS = Prompts(
+    format="plain", system=None, transcribe="write down: ", answer="the question is: {question}. answer: "
+)
 
 
 def test_templates():
@@ -14,7 +16,7 @@ def test_templates():
 
 
 def test_every_task_has_a_template():
-    assert set(TASKS) == set(Prompts.model_fields)
+    assert {"format", "system", *TASKS} == set(Prompts.model_fields)
 
 
 def test_unknown_task():

@@ -1,11 +1,13 @@
 """Utterances of coloured noise with a text each, as the shards hold them."""
 
+from collections.abc import Callable
+
 import numpy as np
 import polars as pl
 import pytest
 
 from steermoe.audio.waveform import RATE, encode_flac
-from steermoe.config import Evaluation
+from steermoe.config import Evaluation, Generation
 
 TEXTS = ["the cat runs", "a red dog", "two blue houses", "please sing", "one two three", "the tree is red"]
 
@@ -13,8 +15,13 @@ TEXTS = ["the cat runs", "a red dog", "two blue houses", "please sing", "one two
 @pytest.fixture(scope="session")
 def settings() -> Evaluation:
     return Evaluation(
-        normalizer="folded", max_new_tokens=6, batch_seconds=5.0, bootstrap_samples=200, confidence=0.95
+        normalizer="folded", batch_seconds=5.0, bootstrap_samples=200, confidence=0.95
     )
+
+
+@pytest.fixture(scope="session")
+def generation(greedy: Callable[..., Generation]) -> Generation:
+    return greedy(6)
 
 
 @pytest.fixture(scope="session")
