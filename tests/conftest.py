@@ -26,6 +26,14 @@ WORDS = (
     "transcribe",
     "audio",
 )
+CHAT_TEMPLATE = (  # ChatML as Qwen has it, in short
+    "{% if tools or messages[0].role == 'system' %}<|im_start|>system\n"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+    "{% if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}<|im_end|>\n{% endif %}"
+    "{% for turn in messages if turn.role != 'system' %}"
+    "<|im_start|>{{ turn.role }}\n{{ turn.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TinyArm = Callable[..., Any]
 PARTS = {
     "steering": ["projection", "vectors", "router"],
@@ -58,8 +66,11 @@ def tiny_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _save_llm(folder: Path, kind: str, **sizes: Any) -> Path:
-    """A random LLM with a byte-level BPE tokenizer, and generation settings that nothing may heed."""
+def _save_llm(folder: Path, kind: str, chat_template: str | None = None, **sizes: Any) -> Path:
+    """A random LLM with a byte-level BPE tokenizer, and generation settings that nothing may heed.
+
+    With a chat template, the tokenizer has ChatML's special tokens too.
+    """
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
@@ -71,6 +82,9 @@ def _save_llm(folder: Path, kind: str, **sizes: Any) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
+    if chat_template is not None:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+        tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     settings = AutoConfig.for_model(
         kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -99,6 +113,13 @@ def tiny_llm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a Llama, embeddings not tied."""
     return _save_llm(tmp_path_factory.mktemp("base") / "llama", "llama", tie_word_embeddings=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as an instruction-tuned LLM has it: with a chat template, whose turns end with <|im_end|>."""
+    folder = tmp_path_factory.mktemp("base") / "chat"
+    return _save_llm(folder, "qwen2", chat_template=CHAT_TEMPLATE, tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """What the LLM is asked, per task, and in which format: `[prefix ; audio ; suffix ; answer]`."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -10,7 +9,13 @@ from steermoe.config import Prompts
 
 TASKS = ("transcribe", "answer")
 PLACE = "AudioStandsHere"  # goes through any chat template as it is
-TODAY = datetime(2024, 7, 26)  # for templates that tell the date: a prompt must be the same every day
+# Some templates tell the date: a prompt must be the same every day.
+TODAY = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024"}
+SAME_DAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('{code}', '{text}')" for code, text in TODAY.items())
+    + " }}{% endmacro %}{{ '' }}"
+)
 
 
 class Prompt(NamedTuple):
@@ -42,8 +47,9 @@ def prompt_texts(
     """The texts before and behind the audio.
 
     Format `plain`: nothing, and the rendered template. Format `chat`: the tokenizer's chat template with the
-    system turn (where there is one) and a user's turn of audio and rendered template, opened for an answer
-    (`add_generation_prompt`); split where the audio stands. A model that could think first is told not to.
+    system turn (where there is one; some chat templates have one of their own) and a user's turn of audio and
+    rendered template, opened for an answer (`add_generation_prompt`); split where the audio stands. A model
+    that could think first is told not to.
 
     Args:
         prompts: format, system turn and templates.
@@ -66,10 +72,10 @@ def prompt_texts(
         return "", asked
     turns = [] if prompts.system is None else [{"role": "system", "content": prompts.system}]
     turns.append({"role": "user", "content": PLACE + asked})
-    text = _chat(tokenizer, turns, tools=tools, add_generation_prompt=True)
+    text = _chat(tokenizer, turns, tools, answering=True)
     if PLACE not in text:
         raise ValueError(f"{tokenizer.name_or_path}: the chat template changes or drops the user's text")
-    if tools is not None and text == _chat(tokenizer, turns, add_generation_prompt=True):
+    if tools is not None and text == _chat(tokenizer, turns, answering=True):
         raise ValueError(f"{tokenizer.name_or_path}: the chat template tells the LLM nothing of tools")
     prefix, _, suffix = text.partition(PLACE)
     return prefix, suffix
@@ -109,20 +115,24 @@ def end_of_turn(tokenizer: Any) -> int:
     return next((token for token in behind if token in special), tokenizer.eos_token_id)
 
 
-def _chat(tokenizer: Any, turns: list[dict[str, str]], **options: Any) -> str:
+def _chat(
+    tokenizer: Any, turns: list[dict[str, str]], tools: Sequence[dict] | None = None, answering: bool = False
+) -> str:
     if tokenizer.chat_template is None:
         raise ValueError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template, which prompts.format chat needs; "
             "use an instruction-tuned LLM or prompts.format plain"
         )
+    shown = None if tools is None else list(tools)
     try:
         return tokenizer.apply_chat_template(
             turns,
+            tools=shown,
+            chat_template=SAME_DAY + tokenizer.get_chat_template(tools=shown),
+            add_generation_prompt=answering,
             tokenize=False,
             enable_thinking=False,
-            date_string=TODAY.strftime("%d %b %Y"),
-            strftime_now=TODAY.strftime,
-            **options,
+            date_string=" ".join(TODAY[code] for code in ("%d", "%b", "%Y")),
         )
     except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)

@@ -33,9 +33,7 @@ class Decoder(Protocol):
 
     decoding: str
 
-    def __init__(
-        self, section: Encoder, generation: Generation, seed: int, device: torch.device
-    ) -> None: ...
+    def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None: ...
 
     @staticmethod
     def offered(path: str) -> bool:
@@ -137,9 +135,7 @@ class WhisperDecoder:
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
 
 
-def own_decoder(
-    section: Encoder, generation: Generation, seed: int, device: str = "cpu"
-) -> System | None:
+def own_decoder(section: Encoder, generation: Generation, seed: int, device: str = "cpu") -> System | None:
     """The decoder that comes with the encoder, for rows to transcribe; None where it has none."""
     kind = next((kind for kind in DECODERS.values() if kind.offered(section.path)), None)
     if kind is None:

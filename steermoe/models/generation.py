@@ -48,8 +48,9 @@ def decode(
         zeros = embeddings_BWH.new_zeros(*before, embeddings_BWH.shape[-1])
         embeddings_BWH = torch.cat([zeros, embeddings_BWH], dim=1)
         valid_BW = torch.cat([valid_BW.new_ones(before), valid_BW], dim=1)
-    inputs = {"inputs_embeds": embeddings_BWH, "attention_mask": valid_BW.long()}
+    inputs: dict[str, Any] = {"inputs_embeds": embeddings_BWH, "attention_mask": valid_BW.long()}
     if cache is not None:
+        cache.batch_repeat_interleave(generation.beams or 1)  # generate() does so with all else
         inputs["past_key_values"] = cache
     with seeded(generation, seed, embeddings_BWH.device):
         generated = llm.generate(**inputs, **options(generation))

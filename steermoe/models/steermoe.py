@@ -9,10 +9,10 @@ P prompt tokens, Y target tokens, N target tokens of all rows, H width of the LL
 
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -193,15 +193,15 @@ class SteerMoE(nn.Module):
 
         A row's last target token is predicted, never read.
         """
-        audio_BAH, audio_lengths = self.encode(features, feature_lengths)
+        audio = self.encode(features, feature_lengths)
         cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
-        before = [(audio_BAH, audio_lengths), (prompt_ids, prompt_lengths)]
+        read = [audio, (prompt_ids, prompt_lengths)]
         if cache is None:
-            before.insert(0, (prefix_ids, prefix_lengths))
-        parts, lengths = zip(*before, (target_ids[:, :-1], target_lengths - 1), strict=True)
-        rows_BWH, _valid = pack(self._embedded(parts), list(lengths), "right")
+            read.insert(0, (prefix_ids, prefix_lengths))
+        rows_BWH, _valid = self._packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
         hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
-        rows, columns = target_rows(sum(lengths[:-1]), target_lengths, target_ids.shape[1])
+        before_B = torch.stack([lengths for _, lengths in read]).sum(0)
+        rows, columns = target_rows(before_B, target_lengths, target_ids.shape[1])
         targets_N = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
         return target_loss(logits(self.llm, hidden_BWH[rows, columns]), targets_N)
 
@@ -218,12 +218,11 @@ class SteerMoE(nn.Module):
         seed: int = 0,
     ) -> list[list[int]]:
         """Answers as token ids, without end and padding tokens; the other arguments are as in `forward`."""
-        audio_BAH, audio_lengths = self.encode(features, feature_lengths)
+        read = [self.encode(features, feature_lengths), (prompt_ids, prompt_lengths)]
         cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
-        parts, lengths = [audio_BAH, prompt_ids], [audio_lengths, prompt_lengths]
         if cache is None:
-            parts, lengths = [prefix_ids, *parts], [prefix_lengths, *lengths]
-        rows_BWH, valid_BW = pack(self._embedded(parts), lengths, "left")
+            read.insert(0, (prefix_ids, prefix_lengths))
+        rows_BWH, valid_BW = self._packed(read, "left")
         return decode(self.llm, rows_BWH, valid_BW, generation, seed, cache)
 
     def transcribe(
@@ -272,11 +271,16 @@ class SteerMoE(nn.Module):
         """
         return answer_all(self, [audio], question, tools, generation, seed)[0]
 
-    def _embedded(self, parts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """Token ids through the LLM's embeddings (padding of -100 as any token), audio as it is; one type."""
+    def _packed(
+        self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], padding: Literal["left", "right"]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Parts with their lengths as rows for the LLM (`pack`): audio as it is, token ids through its embeddings.
+
+        Padding of -100 is embedded as any token.
+        """
         table = self.llm.get_input_embeddings()
-        embedded = [p if p.is_floating_point() else table(p.clamp(min=0)) for p in parts]
-        return [e.to(table.weight.dtype) for e in embedded]
+        embedded = [p if p.is_floating_point() else table(p.clamp(min=0)) for p, _ in parts]
+        return pack([e.to(table.weight.dtype) for e in embedded], [lengths for _, lengths in parts], padding)
 
 
 @contextmanager

@@ -23,6 +23,10 @@ TYPES: dict[str, tuple[type, ...]] = {  # of JSON schema
 SPACE_OR_COMMA = re.compile(r"[\s;,]*")
 
 
+class Malformed(str):
+    """What is wrong with a call that could not even be read."""
+
+
 @dataclass(frozen=True)
 class ToolCall:
     """One call: the name is that of a tool, and the arguments fit its parameters."""
@@ -84,25 +88,31 @@ def read_answer(ids: list[int], tokenizer: Any, tools: Sequence[dict] | None, op
     if getattr(tokenizer, "response_template", None) is not None:
         try:
             message = tokenizer.parse_response(written, prefix=opening, tools=list(tools))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return Answer(text, errors=(f"found {written[:SHOWN]!r}, which cannot be read: {error}",))
-        found = [call.get("function", call) for call in message.get("tool_calls") or []]
+        found = [_function(call) for call in message.get("tool_calls") or []]
         return _checked(message.get("content") or "", found, tools)
     for mark, read in FORMATS.items():
         if re.search(mark, written):
             spoken, _, _ = re.split(f"({mark})", written, maxsplit=1)[:3]
             for token in tokenizer.all_special_tokens:
                 spoken = spoken.replace(token, "")
-            return _checked(spoken.strip(), list(read(written)), tools)
+            found = list(read(written)) or [Malformed(f"found {written[:SHOWN]!r}, which has no call in it")]
+            return _checked(spoken.strip(), found, tools)
     return Answer(text)
 
 
+def _function(call: Any) -> Any:
+    """What is called, of a call as a chat message has it."""
+    return call.get("function", call) if isinstance(call, dict) else call
+
+
 def _checked(text: str, found: list[Any], tools: Sequence[dict]) -> Answer:
-    """An answer of what was found: objects with name and arguments, or lines that say what is wrong."""
+    """An answer of what was found: the calls that are right, and what is wrong with the others."""
     known = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in tools}
     calls, errors = [], []
     for call in found:
-        if isinstance(call, str):
+        if isinstance(call, Malformed):
             errors.append(call)
             continue
         name = call.get("name") if isinstance(call, dict) else None
@@ -167,14 +177,14 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def _objects(text: str) -> Iterator[Any]:
-    """The JSON values that stand one after the other; a line that says what is wrong, where one is malformed."""
+    """The JSON values that stand one after the other, lists item by item, up to one that is malformed."""
     place, decoder = 0, json.JSONDecoder()
     text = text.strip()
     while place < len(text):
         try:
             value, place = decoder.raw_decode(text, place)
-        except json.JSONDecodeError as error:
-            yield f"found {text[place : place + SHOWN]!r}, which is not JSON: {error.msg}, character {error.pos}"
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield Malformed(f"found {text[place : place + SHOWN]!r}, which is not JSON: {error}")
             return
         yield from value if isinstance(value, list) else [value]
         if gap := SPACE_OR_COMMA.match(text, place):
@@ -199,7 +209,7 @@ def _llama(written: str) -> Iterator[Any]:
     yield from _objects(written.removeprefix("<|python_tag|>"))
 
 
-# Pattern of the mark -> reader of the whole text, yielding a JSON value a call, or a line where it is malformed.
+# Pattern of the mark -> reader of the whole text, yielding a JSON value a call.
 FORMATS: dict[str, Callable[[str], Iterator[Any]]] = {
     r"<tool_call>": _hermes,  # Hermes, Qwen 2.5 and 3
     r"\[TOOL_CALLS\]": _mistral,

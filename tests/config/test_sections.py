@@ -47,6 +47,37 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     ("prompts.answer", "hm", 'prompts.answer: found "hm"; legal: text with {question} in it, once'),
     ("prompts.answer", "{ques", 'prompts.answer: found "{ques"; legal: text with {question} in it, once'),
     ("prompts.transcribe", "a {b}", 'prompts.transcribe: found "a {b}"; legal: text without { and }'),
+    ("prompts.format", "chatt", 'prompts.format: found "chatt"; legal: one of plain, chat; nearest: chat'),
+    (
+        "prompts.system",
+        "Be brief.",
+        'prompts.system: found "Be brief."; legal: null, as prompts.format is plain',
+    ),
+    ("generation.beams", 4, "generation.beams: found 4; legal: null, as generation.strategy is greedy"),
+    ("generation.beams", 1, "generation.beams: found 1; legal: a whole number >= 2 or null"),
+    (
+        "generation.strategy",
+        "beam",
+        "generation.beams: found null; legal: a number, as generation.strategy is beam",
+    ),
+    (
+        "generation.strategy",
+        "sample",
+        "generation.temperature: found null; legal: a number, as generation.strategy is sample",
+    ),
+    ("generation.top_p", 0.9, "generation.top_p: found 0.9; legal: null, as generation.strategy is greedy"),
+    ("generation.top_p", 1.1, "generation.top_p: found 1.1; legal: a number > 0 and <= 1 or null"),
+    (
+        "generation.min_new_tokens",
+        1000,
+        "generation.min_new_tokens: found 1000; legal: at most generation.max_new_tokens, which is 48",
+    ),
+    ("generation.max_repeats", 0, "generation.max_repeats: found 0; legal: a whole number >= 1 or null"),
+    (
+        "generation.no_repeat_ngram",
+        ...,
+        "generation.no_repeat_ngram: missing; legal: a whole number >= 1 or null",
+    ),
     (
         "evaluation.normalizer",
         "fold",

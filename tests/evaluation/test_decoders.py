@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,25 @@ def test_a_whole_whisper_decodes_greedily(
         if tokens[-1] == decoder.tokenizer.eos_token_id:
             break
     assert found[0] == decoder.tokenizer.decode(tokens[1:], skip_special_tokens=True).strip()
+
+
+def test_a_whole_whisper_decodes_as_the_section_says(
+    whisper_dir: Path, settings: Evaluation, greedy: Callable[..., Generation], utterances: pl.DataFrame
+) -> None:
+    texts = []
+    for wanted, words in (
+        (greedy(300), "greedy, at most 60 new tokens"),
+        (greedy(8, strategy="beam", beams=3), "beam search, 3 beams, at most 8 new tokens"),
+        (greedy(8, strategy="sample", temperature=2.0), "sampled at temperature 2, seed 7, at most 8"),
+        (greedy(8, no_repeat_ngram=1), "greedy, at most 8 new tokens, no 1-gram twice"),
+    ):
+        system = own_decoder(section(whisper_dir), wanted, 7)
+        assert system is not None and words in system.decoding
+        torch.manual_seed(len(texts))
+        found = measure(system, utterances[:4], settings, seed=0).frame["hypothesis"].to_list()
+        assert found == measure(system, utterances[:4], settings, seed=0).frame["hypothesis"].to_list()
+        texts.append(found)
+    assert texts[2] != texts[0]
 
 
 def test_audio_beyond_whispers_window_is_refused(whisper_dir: Path, generation: Generation) -> None:

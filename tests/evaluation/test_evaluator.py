@@ -44,7 +44,7 @@ def test_answers_are_the_models_own_in_the_order_of_the_rows(
     dataset = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)
     for row in range(len(utterances)):
         batch = collate([dataset[row]])
-        inputs = {name: batch[name] for name in INPUTS}
+        inputs: Any = {name: batch[name] for name in INPUTS}
         [tokens] = model.generate(**inputs, generation=generation)
         assert own["hypothesis"][row] == model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert own["hypothesis"].n_unique() > 3  # else the order would not be tested

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jiwer
@@ -68,3 +69,14 @@ def test_text_only_is_the_llms_answer_to_the_prompt(
         prompt = model.tokenizer(render(model.config.prompts, task, question))["input_ids"]
         [expected] = answer_texts(model.llm, model.tokenizer, [prompt], generation, seed=0)
         assert rows.filter(task=task)["hypothesis"].unique().to_list() == [expected]
+
+
+def test_text_only_reads_the_chat_that_the_adapter_reads(
+    tiny_arm: Callable[..., Any], tiny_chat_dir: Path, utterances: pl.DataFrame, generation: Generation
+) -> None:
+    arm = tiny_arm("linear", {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"})
+    model = SteerMoE.from_config(arm)
+    text = "<|im_start|>user\nplease transcribe the audio:<|im_end|>\n<|im_start|>assistant\n"
+    ids = model.tokenizer(text)["input_ids"]
+    expected = answer_texts(model.llm, model.tokenizer, [ids], generation, seed=0)
+    assert text_only(model, generation, seed=0).respond(utterances[:1]) == expected

@@ -119,7 +119,9 @@ def test_audio_starts_as_loud_as_tokens(model: SteerMoE) -> None:
     tokens = model.llm.get_input_embeddings()(torch.arange(model.llm.config.vocab_size))
     assert torch.equal(input_embeddings(model.llm), tokens)
     audio = model.projection(torch.randn(500, 32))
-    assert float(audio.square().mean().sqrt()) == pytest.approx(float(tokens.square().mean().sqrt()), rel=0.15)
+    assert float(audio.square().mean().sqrt()) == pytest.approx(
+        float(tokens.square().mean().sqrt()), rel=0.15
+    )
     scaled = model.llm.config.model_type.startswith("gemma")
     assert torch.allclose(tokens, model.llm.get_input_embeddings().weight) != scaled
 

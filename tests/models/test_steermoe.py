@@ -88,9 +88,7 @@ def test_gradients_of_a_batch_are_those_of_its_rows(model: SteerMoE, make_batch:
             torch.testing.assert_close(parameter.grad, together[name], atol=1e-5, rtol=1e-3)
 
 
-def test_generated_ids_do_not_depend_on_the_batch(
-    model: SteerMoE, make_batch: MakeBatch, heard: Any, greedy: Any
-) -> None:
+def test_answers_ignore_the_batch(model: SteerMoE, make_batch: MakeBatch, heard: Any, greedy: Any) -> None:
     together = model.generate(**heard(make_batch()), generation=greedy(7))
     alone = [model.generate(**heard(make_batch(rows=[row])), generation=greedy(7))[0] for row in range(4)]
     assert together == alone
