@@ -25,12 +25,12 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
         return
     # Any arm will do: only its frozen parts are used here.
     model = SteerMoE.from_config(settings.arm(settings.reference))
-    tasks = preservation.text_tasks(model, settings.evaluation, seed)
+    tasks = preservation.text_tasks(model, settings.evaluation, settings.generation, seed)
     if tasks is not None:
         results.write_json(out / results.TEXT_TASKS, tasks)
     systems = {
-        "encoder": decoders.own_decoder(model.config.encoder, settings.evaluation),
-        "text-only": floors.text_only(model, settings.evaluation),
+        "encoder": decoders.own_decoder(model.config.encoder, settings.generation, seed),
+        "text-only": floors.text_only(model, settings.generation, seed),
     }
     section = settings.corpora[corpus]
     test, train = (read_rows(shards, splits) for splits in (section.test, section.train))

@@ -21,9 +21,14 @@ def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = P
         return
     settings = config.load(params)
     loaded = SteerMoE.from_pretrained(model)
-    results.write_json(out / results.PRESERVATION, preservation.check(loaded, model))
+    kept = preservation.check(loaded, model)
+    if kept["adapted"]:  # what the adapters inside the LLM cost it
+        kept["text_tasks"] = preservation.text_tasks(
+            loaded, settings.evaluation, settings.generation, settings.seed
+        )
+    results.write_json(out / results.PRESERVATION, kept)
     rows = read_rows(shards, settings.corpora[corpus].test)
-    predictions = evaluate(loaded, rows, settings.evaluation, settings.seed)
+    predictions = evaluate(loaded, rows, settings.evaluation, settings.generation, settings.seed)
     summary = summarise(predictions, settings.evaluation)
     results.write_result(out, predictions, summary)
     tracker = Tracker(settings.profile)

@@ -20,11 +20,12 @@ from transformers import (
 
 from pretrained.soft_text import KINDS, PROMPTS, Item, Reader, held_out, items, pool, soft_weights
 from steermoe.corpora import grammar
-from steermoe.models.llm import decode
+from steermoe.models.generation import GREEDY, decode
 from steermoe.models.sequence import pack
 
 EOS = "<|endoftext|>"
 HELD_OUT = 200  # items of each task
+SHORT = GREEDY.model_copy(update={"max_new_tokens": 12})
 
 
 def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
@@ -82,7 +83,7 @@ def exact_match(llm: Qwen2ForCausalLM, reader: Reader, chosen: list[Item], soft:
             rows.append(torch.cat([reader.content(rng, item.text, weights), prompt]))
         lengths = torch.tensor([len(row) for row in rows])
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        answers = decode(llm, *pack([padded], [lengths], "left"), max_new_tokens=12)
+        answers = decode(llm, *pack([padded], [lengths], "left"), SHORT)
         texts = [reader.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
         right += sum(text == item.target for text, item in zip(texts, batch, strict=True))
     return right / len(chosen)

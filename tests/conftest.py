@@ -26,6 +26,14 @@ WORDS = (
     "transcribe",
     "audio",
 )
+CHAT_TEMPLATE = (  # ChatML as Qwen has it, in short
+    "{% if tools or messages[0].role == 'system' %}<|im_start|>system\n"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+    "{% if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}<|im_end|>\n{% endif %}"
+    "{% for turn in messages if turn.role != 'system' %}"
+    "<|im_start|>{{ turn.role }}\n{{ turn.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TinyArm = Callable[..., Any]
 RATES = {
     "steering": ["projection", "vectors", "router"],
@@ -84,8 +92,11 @@ def tiny_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _save_llm(folder: Path, kind: str, **sizes: Any) -> Path:
-    """A random LLM with a byte-level BPE tokenizer, and generation settings that nothing may heed."""
+def _save_llm(folder: Path, kind: str, chat_template: str | None = None, **sizes: Any) -> Path:
+    """A random LLM with a byte-level BPE tokenizer, and generation settings that nothing may heed.
+
+    With a chat template, the tokenizer has ChatML's special tokens too.
+    """
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
@@ -97,6 +108,9 @@ def _save_llm(folder: Path, kind: str, **sizes: Any) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
+    if chat_template is not None:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+        tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     settings = AutoConfig.for_model(
         kind, vocab_size=len(tokenizer), num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -129,9 +143,31 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_chat_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as an instruction-tuned LLM has it: with a chat template, whose turns end with <|im_end|>."""
+    folder = tmp_path_factory.mktemp("base") / "chat"
+    return _save_llm(folder, "qwen2", chat_template=CHAT_TEMPLATE, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
 def save_tiny_llm() -> Callable[..., Path]:
     """`save_tiny_llm(folder, model_type, **sizes)` writes a tiny LLM of another architecture."""
     return _save_llm
+
+
+@pytest.fixture(scope="session")
+def greedy() -> Callable[..., Any]:
+    """`greedy(7, strategy="beam", beams=3)`: a generation section of at most 7 new tokens."""
+    from steermoe.config import Generation
+
+    def section(max_new_tokens: int, **changes: Any) -> Generation:
+        values: dict[str, Any] = {
+            "min_new_tokens": 0, "strategy": "greedy", "beams": None, "temperature": None, "top_p": None,
+            "no_repeat_ngram": None, "max_repeats": 8,
+        }  # fmt: skip
+        return Generation.model_validate({"max_new_tokens": max_new_tokens, **values, **changes})
+
+    return section
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +186,10 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
             "lora": None,
             "llm_lora": None,
             "bridge": dict(BRIDGE),
-            "prompts": {"transcribe": "please transcribe the audio: ", "answer": "question is: {question}"},
+            "prompts": {
+                "format": "plain", "system": None,
+                "transcribe": "please transcribe the audio: ", "answer": "question is: {question}",
+            },
             "encoder": {"name": "whisper", "path": str(tiny_encoder_dir), "dtype": "float32"},
             "llm": {"path": str(tiny_llm_dir), "dtype": "float32", "quantization": "none"},
             "training": {

@@ -80,30 +80,41 @@ def preservation(checks: Mapping[str, Sequence[dict]], text_tasks: Mapping[str, 
     lines = []
     for arm, found in checks.items():
         weights = [[check["weights"][part]["identical"] for check in found] for part in ("encoder", "llm")]
-        logits = [check["logits"] for check in found]
-        count = max(check["prompts"] for check in logits)
         verdicts = ["identical" if all(values) else "**CHANGED**" for values in weights]
-        same = all(check["identical"] == check["prompts"] for check in logits)
-        lines.append([arm, *verdicts, f"{'identical' if same else '**CHANGED**'} ({count} prompts)"])
-    if not lines and not text_tasks:
+        lines.append([arm, *verdicts, _logits(found)])
+    scores = {"the frozen LLM": text_tasks} if text_tasks else {}
+    scores |= {arm: found[0]["text_tasks"] for arm, found in checks.items() if found[0].get("text_tasks")}
+    if not lines and not scores:
         return []
     text = ["## Preservation", ""]
     if lines:
         text += [
             "Weights: SHA-256 of the frozen tensors after training against a fresh copy of the base model. "
-            "Logits: those of the arm's LLM on fixed text prompts against the fresh copy's, bit by bit.",
+            "Logits: those of the arm's LLM on fixed text prompts against the fresh copy's, bit by bit. Arms that "
+            "train adapters inside the LLM change its logits by design; what that costs its text tasks stands below.",
             "",
             *markdown_table(["arm", "encoder weights", "LLM weights", "LLM text logits"], lines),
             "",
         ]
-    if text_tasks:
+    if scores:
         body = [
-            [task, percent(s["value"]), f"[{percent(s['low'])}, {percent(s['high'])}]", str(s["n"])]
-            for task, s in text_tasks["tasks"].items()
+            [system, task, percent(s["value"]), f"[{percent(s['low'])}, {percent(s['high'])}]", str(s["n"])]
+            for system, found in scores.items()
+            for task, s in found["tasks"].items()
         ]
-        header = ["held-out text task of the frozen LLM", "exact match %", "interval", "n"]
-        text += [*markdown_table(header, body), "", f"Protocol: {text_tasks['protocol']}."]
+        header = ["LLM", "held-out text task", "exact match %", "interval", "n"]
+        protocols = dict.fromkeys(found["protocol"] for found in scores.values())
+        text += [*markdown_table(header, body), "", f"Protocol: {'; '.join(protocols)}."]
     return text
+
+
+def _logits(found: Sequence[dict]) -> str:
+    logits = [check["logits"] for check in found]
+    count = max(check["prompts"] for check in logits)
+    if all(check["identical"] == check["prompts"] for check in logits):
+        return f"identical ({count} prompts)"
+    change = f"by at most {max(check['largest_change'] for check in logits):.3g} ({count} prompts)"
+    return f"changed by its adapters, {change}" if found[0]["adapted"] else f"**CHANGED** {change}"
 
 
 def worst_cases(results: Mapping[str, Mapping[str, Result]]) -> Lines:

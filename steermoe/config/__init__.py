@@ -5,17 +5,15 @@ of both files at once. A component takes its own section, whole.
 """
 
 from steermoe.config.arms import ArmConfig
+from steermoe.config.language import Generation, Prompts
 from steermoe.config.loading import Config, load, put_in_force, switch_profile
+from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.problems import ConfigError
 from steermoe.config.sections import (
-    Bridge,
     Digits,
     Encoder,
     Evaluation,
     Llm,
-    Lora,
-    Prompts,
-    Steering,
     Synthetic,
     Training,
 )
@@ -28,6 +26,7 @@ __all__ = [
     "Digits",
     "Encoder",
     "Evaluation",
+    "Generation",
     "Llm",
     "Lora",
     "Prompts",

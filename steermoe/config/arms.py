@@ -8,20 +8,18 @@ from typing import Annotated, Any, Self, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo, field_validator
 
+from steermoe.config.language import Prompts
+from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.problems import ConfigError, illegal, located, nearest, one_of, problem
 from steermoe.config.sections import (
-    Bridge,
     Corpus,
     Encoder,
     LearningRates,
     Llm,
-    Lora,
     Method,
     ProfileTraining,
-    Prompts,
     Section,
     Seed,
-    Steering,
     Training,
 )
 

@@ -11,23 +11,22 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from steermoe.config.arms import Arm, ArmConfig, ArmName, Overrides, Settings, arm_config
+from steermoe.config.language import Generation, Prompts
+from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.problems import ConfigError, illegal, located, problem
 from steermoe.config.sections import (
-    Bridge,
     Corpora,
     Digits,
     Encoder,
     Evaluation,
     Llm,
-    Lora,
     ProfileTraining,
-    Prompts,
     Section,
     Seed,
     SomeNames,
-    Steering,
     Synthetic,
 )
 
@@ -47,6 +46,7 @@ class Params(Section):
     llm_lora: Lora
     bridge: Bridge
     prompts: Prompts
+    generation: Generation
     evaluation: Evaluation
     arms: dict[ArmName, Arm]
 
@@ -111,6 +111,7 @@ class Config:
     llm_lora: Lora
     bridge: Bridge
     prompts: Prompts
+    generation: Generation
     evaluation: Evaluation
     encoder: Encoder
     llm: Llm
@@ -156,10 +157,19 @@ def put_in_force(params: Path, arms: list[str]) -> None:
     _rewrite(params, {"compare": arms})
 
 
+class _NullInWords(RoundTripRepresenter):
+    """Writes `null` where ruamel would leave the place empty."""
+
+
+_NullInWords.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
 def _rewrite(params: Path, changes: dict[str, Any]) -> None:
     _checked(params, _read(params) | changes)
     yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 4096
+    yaml.preserve_quotes, yaml.width, yaml.Representer = True, 4096, _NullInWords
     tree = yaml.load(params.read_text(encoding="utf-8"))
     for name, value in changes.items():
         if isinstance(value, list) and isinstance(tree.get(name), list):

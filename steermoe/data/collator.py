@@ -8,18 +8,28 @@ from torch.nn.functional import pad
 from steermoe.data.dataset import Item
 
 IGNORED = -100  # target id of padding, which torch's cross-entropy leaves out
+INPUTS = (  # what a model needs to answer
+    "features",
+    "feature_lengths",
+    "prefix_ids",
+    "prefix_lengths",
+    "prompt_ids",
+    "prompt_lengths",
+)
 
 
 def collate(items: Sequence[Item]) -> dict[str, torch.Tensor]:
     """Pad the items of a batch on the right.
 
-    B items, M mels, T frames, P prompt tokens, S target tokens: each the longest of the batch.
+    B items, M mels, T frames, P0 tokens before the audio, P behind it, S target tokens: each the longest of
+    the batch.
 
     Returns:
-        features (B, M, T) float32, zero behind feature_lengths (B,); prompt_ids (B, P), 0 behind
-        prompt_lengths (B,); target_ids (B, S), -100 behind target_lengths (B,), which count the end-of-text
-        token; indices (B,). Integers are int64.
+        features (B, M, T) float32, zero behind feature_lengths (B,); prefix_ids (B, P0), 0 behind
+        prefix_lengths (B,); prompt_ids (B, P), 0 behind prompt_lengths (B,); target_ids (B, S), -100 behind
+        target_lengths (B,), which count the end token; indices (B,). Integers are int64.
     """
+    prefixes, prefix_lengths = _padded([item["prefix_ids"] for item in items], 0)
     prompts, prompt_lengths = _padded([item["prompt_ids"] for item in items], 0)
     targets, target_lengths = _padded([item["target_ids"] for item in items], IGNORED)
     lengths = [item["features"].shape[1] for item in items]
@@ -28,6 +38,8 @@ def collate(items: Sequence[Item]) -> dict[str, torch.Tensor]:
             [pad(item["features"], (0, max(lengths) - n)) for item, n in zip(items, lengths, strict=True)]
         ),
         "feature_lengths": torch.tensor(lengths),
+        "prefix_ids": prefixes,
+        "prefix_lengths": prefix_lengths,
         "prompt_ids": prompts,
         "prompt_lengths": prompt_lengths,
         "target_ids": targets,

@@ -1,6 +1,6 @@
 """Utterances as what the model takes: log-mel features, and token ids of prompt and target."""
 
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import polars as pl
 import torch
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from steermoe.audio import waveform
 from steermoe.audio.features import LogMel
 from steermoe.config import Prompts
-from steermoe.data.prompts import render
+from steermoe.data.prompts import Prompt, encode_prompt, end_token
 
 COLUMNS = ("source_id", "task", "prompt", "target", "audio")
 
@@ -19,8 +19,9 @@ class Item(TypedDict):
     """One utterance. M mels, T frames of 10 ms."""
 
     features: torch.Tensor  # (M, T) float32, unpadded
-    prompt_ids: list[int]
-    target_ids: list[int]  # the end-of-text token included
+    prefix_ids: list[int]  # before the audio
+    prompt_ids: list[int]  # behind it
+    target_ids: list[int]  # the end token included
     index: int  # row of the frame
 
 
@@ -31,14 +32,15 @@ class UtteranceDataset(Dataset[Item]):
         frame: rows of `Utterance`, at least COLUMNS.
         features: from waveform to features.
         tokenizer: the LLM's; it must know its end-of-text token.
-        prompts: templates of what is asked.
+        prompts: format and templates of what is asked.
         cache_dtype: features are kept at this precision; float16 halves the memory and rounds what is
             returned, the first time too.
         cache_bytes: features are kept until they fill so much memory (in every process that loads data);
             those of the other rows are computed each time.
 
     Raises:
-        ValueError: a column is missing, or the tokenizer has no end-of-text token.
+        ValueError: a column is missing, or the tokenizer has no end-of-text token, or lacks the chat template
+            that the format needs.
     """
 
     def __init__(
@@ -52,25 +54,26 @@ class UtteranceDataset(Dataset[Item]):
     ) -> None:
         if missing := [name for name in COLUMNS if name not in frame.columns]:
             raise ValueError(f"rows without column {missing[0]!r}; a dataset needs: {', '.join(COLUMNS)}")
-        if tokenizer.eos_token_id is None:
-            raise ValueError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-text token (eos_token)")
         self._audio, self._ids, self._targets = frame["audio"], frame["source_id"], frame["target"]
         self._questions = frame.select("task", "prompt").rows()
         self._features, self._tokenizer, self._prompts = features, tokenizer, prompts
-        self._end = cast(int, tokenizer.eos_token_id)
+        self._end = end_token(prompts, tokenizer)
         self._cache: dict[int, torch.Tensor] = {}
         self._cache_dtype, self._free_bytes = cache_dtype, cache_bytes
-        self._prompt_ids: dict[tuple[str, str], list[int]] = {}
+        self._encoded: dict[tuple[str, str], Prompt] = {}
 
     def __len__(self) -> int:
         return len(self._audio)
 
     def __getitem__(self, index: int) -> Item:
         """Raises ValueError naming the utterance whose audio cannot be used."""
+        prompt = self._prompt_of(index)
+        target = self._tokenizer.encode(self._targets[index], add_special_tokens=False)
         return {
             "features": self._features_of(index),
-            "prompt_ids": self._prompt_of(index),
-            "target_ids": [*self._tokens(self._targets[index]), self._end],
+            "prefix_ids": prompt.prefix,
+            "prompt_ids": prompt.suffix,
+            "target_ids": [*target, self._end],
             "index": index,
         }
 
@@ -86,11 +89,8 @@ class UtteranceDataset(Dataset[Item]):
             self._cache[index] = computed
         return self._cache[index].float()
 
-    def _prompt_of(self, index: int) -> list[int]:
+    def _prompt_of(self, index: int) -> Prompt:
         asked = self._questions[index]
-        if asked not in self._prompt_ids:
-            self._prompt_ids[asked] = self._tokens(render(self._prompts, *asked))
-        return self._prompt_ids[asked]
-
-    def _tokens(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        if asked not in self._encoded:
+            self._encoded[asked] = encode_prompt(self._prompts, self._tokenizer, *asked)
+        return self._encoded[asked]

@@ -1,8 +1,28 @@
-"""What the LLM is asked, per task."""
+"""What the LLM is asked, per task, and in which format: `[prefix ; audio ; suffix ; answer]`."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
 
 from steermoe.config import Prompts
 
 TASKS = ("transcribe", "answer")
+PLACE = "AudioStandsHere"  # goes through any chat template as it is
+# Some templates tell the date: a prompt must be the same every day.
+TODAY = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024"}
+SAME_DAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('{code}', '{text}')" for code, text in TODAY.items())
+    + " }}{% endmacro %}{{ '' }}"
+)
+
+
+class Prompt(NamedTuple):
+    """Token ids before and behind the audio."""
+
+    prefix: list[int]
+    suffix: list[int]
 
 
 def render(prompts: Prompts, task: str, question: str) -> str:
@@ -19,3 +39,108 @@ def render(prompts: Prompts, task: str, question: str) -> str:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; one of: {', '.join(TASKS)}")
     return getattr(prompts, task).replace("{question}", question)
+
+
+def prompt_texts(
+    prompts: Prompts, tokenizer: Any, task: str, question: str, tools: Sequence[dict] | None = None
+) -> tuple[str, str]:
+    """The texts before and behind the audio.
+
+    Format `plain`: nothing, and the rendered template. Format `chat`: the tokenizer's chat template with the
+    system turn (where there is one; some chat templates have one of their own) and a user's turn of audio and
+    rendered template, opened for an answer (`add_generation_prompt`); split where the audio stands. A model
+    that could think first is told not to.
+
+    Args:
+        prompts: format, system turn and templates.
+        tokenizer: the LLM's.
+        task: one of TASKS.
+        question: as in `render`.
+        tools: function definitions (JSON schema) that an answer may call.
+
+    Raises:
+        ValueError: unknown task; no chat template, one that fails or loses the audio's place; tools with
+            format `plain`, or with a template that does not show them.
+    """
+    asked = render(prompts, task, question)
+    if prompts.format == "plain":
+        if tools is not None:
+            raise ValueError(
+                "found tools with prompts.format plain; a chat template tells an LLM of tools: use an adapter "
+                "that was trained with prompts.format chat"
+            )
+        return "", asked
+    turns = [] if prompts.system is None else [{"role": "system", "content": prompts.system}]
+    turns.append({"role": "user", "content": PLACE + asked})
+    text = _chat(tokenizer, turns, tools, answering=True)
+    if PLACE not in text:
+        raise ValueError(f"{tokenizer.name_or_path}: the chat template changes or drops the user's text")
+    if tools is not None and text == _chat(tokenizer, turns, answering=True):
+        raise ValueError(f"{tokenizer.name_or_path}: the chat template tells the LLM nothing of tools")
+    prefix, _, suffix = text.partition(PLACE)
+    return prefix, suffix
+
+
+def encode_prompt(
+    prompts: Prompts, tokenizer: Any, task: str, question: str, tools: Sequence[dict] | None = None
+) -> Prompt:
+    """Token ids of `prompt_texts`, each side encoded by itself."""
+    return Prompt(*(_ids(tokenizer, t) for t in prompt_texts(prompts, tokenizer, task, question, tools)))
+
+
+def end_token(prompts: Prompts, tokenizer: Any) -> int:
+    """The id that ends a target: `end_of_turn` with format `chat`, else the tokenizer's end-of-text token.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-text token, or no chat template.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{tokenizer.name_or_path}: the tokenizer has no end-of-text token (eos_token)")
+    return tokenizer.eos_token_id if prompts.format == "plain" else end_of_turn(tokenizer)
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The id that ends an assistant's turn in the tokenizer's chat template.
+
+    It is the first special token that the template writes behind an answer (`<|im_end|>` of ChatML,
+    `<|eot_id|>` of Llama 3, `<end_of_turn>` of Gemma); the tokenizer's end-of-text token where there is none.
+
+    Raises:
+        ValueError: there is no chat template, or it fails.
+    """
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
+    behind = _ids(tokenizer, _chat(tokenizer, turns).rpartition(PLACE)[2])
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    special |= set(tokenizer.all_special_ids)
+    return next((token for token in behind if token in special), tokenizer.eos_token_id)
+
+
+def _chat(
+    tokenizer: Any, turns: list[dict[str, str]], tools: Sequence[dict] | None = None, answering: bool = False
+) -> str:
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template, which prompts.format chat needs; "
+            "use an instruction-tuned LLM or prompts.format plain"
+        )
+    shown = None if tools is None else list(tools)
+    try:
+        return tokenizer.apply_chat_template(
+            turns,
+            tools=shown,
+            chat_template=SAME_DAY + tokenizer.get_chat_template(tools=shown),
+            add_generation_prompt=answering,
+            tokenize=False,
+            enable_thinking=False,
+            date_string=" ".join(TODAY[code] for code in ("%d", "%b", "%Y")),
+        )
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise ValueError(
+            f"{tokenizer.name_or_path}: the chat template takes no turns {roles}: {error} (prompts.system: null "
+            "leaves the system turn out)"
+        ) from error
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)

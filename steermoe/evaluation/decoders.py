@@ -19,20 +19,21 @@ from transformers import (
 
 from steermoe.audio import waveform
 from steermoe.audio.features import LogMel
-from steermoe.config import Encoder, Evaluation
+from steermoe.config import Encoder, Generation
 from steermoe.evaluation.evaluator import System
 from steermoe.models.encoders import load_encoder
+from steermoe.models.generation import describe, ended, options, seeded
 
 CTC_HEAD, CTC_UNITS = "ctc_head.safetensors", "ctc_units.json"
 BLANK = 0
 
 
 class Decoder(Protocol):
-    """A row of DECODERS, built from the encoder's section, the evaluation's and a device."""
+    """A row of DECODERS, built from the encoder's section, how to decode, the seed of sampling and a device."""
 
     decoding: str
 
-    def __init__(self, section: Encoder, settings: Evaluation, device: torch.device) -> None: ...
+    def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None: ...
 
     @staticmethod
     def offered(path: str) -> bool:
@@ -45,9 +46,12 @@ class Decoder(Protocol):
 
 
 class CtcDecoder:
-    """A linear layer to blank and units (words), greedy: the likeliest class of every frame, collapsed."""
+    """A linear layer to blank and units (words), greedy: the likeliest class of every frame, collapsed.
 
-    def __init__(self, section: Encoder, settings: Evaluation, device: torch.device) -> None:
+    It does not write token by token: of how to decode nothing concerns it.
+    """
+
+    def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None:
         folder = Path(section.path)
         self.encoder = load_encoder(section).to(device)
         self.features = LogMel(self.encoder.num_mels)
@@ -84,9 +88,9 @@ class CtcDecoder:
 
 
 class WhisperDecoder:
-    """A whole Whisper as transformers runs it: padded to its window, greedy, the language its own guess."""
+    """A whole Whisper as transformers runs it: padded to its window, the language its own guess."""
 
-    def __init__(self, section: Encoder, settings: Evaluation, device: torch.device) -> None:
+    def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None:
         dtype = getattr(torch, section.dtype)
         model: Any = WhisperForConditionalGeneration.from_pretrained(section.path, dtype=dtype)
         self.model = model.eval()
@@ -95,10 +99,16 @@ class WhisperDecoder:
         self.tokenizer = AutoTokenizer.from_pretrained(section.path)
         # Four positions are taken: start, language, task, no timestamps.
         room = self.model.config.max_target_positions - 4
-        self.options: dict[str, Any] = {"max_new_tokens": min(settings.max_new_tokens, room)}
+        longest = min(generation.max_new_tokens, room)
+        shortest = min(generation.min_new_tokens, room)
+        self.generation = generation.model_copy(
+            update={"max_new_tokens": longest, "min_new_tokens": shortest}
+        )
+        self.seed = seed
+        self.language: dict[str, Any] = {}
         if getattr(self.model.generation_config, "is_multilingual", False):
-            self.options["task"] = "transcribe"
-        self.decoding = f"Whisper's decoder, greedy, at most {self.options['max_new_tokens']} new tokens"
+            self.language["task"] = "transcribe"
+        self.decoding = f"Whisper's decoder, {describe(self.generation, seed)}"
 
     @staticmethod
     def offered(path: str) -> bool:
@@ -115,21 +125,22 @@ class WhisperDecoder:
                 f"{limit / waveform.RATE:g} s; split the audio"
             )
         features = self.extractor(list(waveforms), sampling_rate=waveform.RATE, return_tensors="pt")
-        tokens = self.model.generate(
-            features["input_features"].to(self.model.device, self.model.dtype),
-            do_sample=False,
-            num_beams=1,
-            **self.options,
-        )
-        return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
+        with seeded(self.generation, self.seed, self.model.device):
+            tokens = self.model.generate(
+                features["input_features"].to(self.model.device, self.model.dtype),
+                **options(self.generation),
+                **self.language,
+            )
+        answers = [ended(ids, set(), self.generation.max_repeats) for ids in tokens.tolist()]
+        return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
 
 
-def own_decoder(section: Encoder, settings: Evaluation, device: str = "cpu") -> System | None:
+def own_decoder(section: Encoder, generation: Generation, seed: int, device: str = "cpu") -> System | None:
     """The decoder that comes with the encoder, for rows to transcribe; None where it has none."""
     kind = next((kind for kind in DECODERS.values() if kind.offered(section.path)), None)
     if kind is None:
         return None
-    decoder = kind(section, settings, torch.device(device))
+    decoder = kind(section, generation, seed, torch.device(device))
 
     @torch.inference_mode()
     def respond(rows: pl.DataFrame) -> list[str]:

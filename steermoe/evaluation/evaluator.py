@@ -12,14 +12,15 @@ import polars as pl
 import torch
 from rich.progress import track
 
-from steermoe.config import Evaluation
+from steermoe.config import Evaluation, Generation
 from steermoe.data.batching import bucketed_batches
-from steermoe.data.collator import collate
+from steermoe.data.collator import INPUTS, collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.evaluation.controls import AUDIO
 from steermoe.evaluation.metrics import count_errors
 from steermoe.evaluation.normalizers import normalizer
 from steermoe.evaluation.predictions import Predictions, Speed
+from steermoe.models.generation import describe
 from steermoe.models.steermoe import SteerMoE
 
 Respond = Callable[[pl.DataFrame], list[str]]  # utterance rows of one batch -> one text a row
@@ -34,24 +35,25 @@ class System:
     device: str
 
 
-def evaluate(model: SteerMoE, frame: pl.DataFrame, settings: Evaluation, seed: int) -> Predictions:
-    """Greedy answers of a trained adapter to every row of `frame`, with their own and with shuffled audio."""
-    return measure(adapter(model, settings), frame, settings, seed, audio=tuple(AUDIO))
+def evaluate(
+    model: SteerMoE, frame: pl.DataFrame, settings: Evaluation, generation: Generation, seed: int
+) -> Predictions:
+    """Answers of a trained adapter to every row of `frame`, with their own and with shuffled audio."""
+    return measure(adapter(model, generation, seed), frame, settings, seed, audio=tuple(AUDIO))
 
 
-def adapter(model: SteerMoE, settings: Evaluation) -> System:
-    """The model as a system: [audio ; prompt] in, greedy text out."""
+def adapter(model: SteerMoE, generation: Generation, seed: int) -> System:
+    """The model as a system: [prefix ; audio ; prompt] in, text out."""
 
     @torch.inference_mode()
     def respond(rows: pl.DataFrame) -> list[str]:
         dataset = UtteranceDataset(rows, model.features, model.tokenizer, model.config.prompts)
         batch = collate([dataset[row] for row in range(len(dataset))])
-        names = ("features", "feature_lengths", "prompt_ids", "prompt_lengths")
-        inputs = {name: batch[name].to(model.device) for name in names}
-        tokens = model.generate(**inputs, max_new_tokens=settings.max_new_tokens)
+        inputs = {name: batch[name].to(model.device) for name in INPUTS}
+        tokens = model.generate(**inputs, generation=generation, seed=seed)
         return [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
 
-    return System(respond, f"greedy, at most {settings.max_new_tokens} new tokens", str(model.device))
+    return System(respond, describe(generation, seed), str(model.device))
 
 
 def measure(

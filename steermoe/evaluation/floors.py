@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 import torch
 
-from steermoe.config import Evaluation
-from steermoe.data.prompts import render
+from steermoe.config import Evaluation, Generation
+from steermoe.data.prompts import encode_prompt
 from steermoe.evaluation.evaluator import System
 from steermoe.evaluation.metrics import edits
 from steermoe.evaluation.normalizers import Normalizer, normalizer
-from steermoe.models.llm import greedy
+from steermoe.models.generation import answer_texts, describe
 from steermoe.models.steermoe import SteerMoE
 
 CANDIDATES = 200  # transcripts that are tried as the constant
@@ -84,17 +84,15 @@ def template_guess(texts: Sequence[str], normalize: Normalizer, seed: int) -> st
     return min(candidates, key=errors)
 
 
-def text_only(model: SteerMoE, settings: Evaluation) -> System:
-    """The frozen LLM's greedy answer to each row's prompt alone."""
+def text_only(model: SteerMoE, generation: Generation, seed: int) -> System:
+    """The frozen LLM's answer to each row's prompt alone, in the format that the adapter has it."""
 
     @torch.inference_mode()
     def respond(rows: pl.DataFrame) -> list[str]:
-        prompts = [
-            render(model.config.prompts, task, question)
-            for task, question in rows.select("task", "prompt").iter_rows()
-        ]
-        return greedy(model.llm, model.tokenizer, prompts, settings.max_new_tokens)
+        prompts = []
+        for task, question in rows.select("task", "prompt").iter_rows():
+            prompt = encode_prompt(model.config.prompts, model.tokenizer, task, question)
+            prompts.append(prompt.prefix + prompt.suffix)
+        return answer_texts(model.llm, model.tokenizer, prompts, generation, seed)
 
-    return System(
-        respond, f"greedy, at most {settings.max_new_tokens} new tokens, no audio", str(model.device)
-    )
+    return System(respond, f"{describe(generation, seed)}, no audio", str(model.device))

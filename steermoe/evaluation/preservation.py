@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from steermoe.config import Evaluation
+from steermoe.config import Evaluation, Generation
 from steermoe.evaluation.normalizers import normalizer
 from steermoe.evaluation.significance import bootstrap_interval
 from steermoe.models import adapter
 from steermoe.models.encoders import load_encoder
 from steermoe.models.frozen import digest, frozen_weights
-from steermoe.models.llm import greedy, load_llm
+from steermoe.models.generation import answer_texts, describe
+from steermoe.models.llm import load_llm
 from steermoe.models.steermoe import SteerMoE
 
 TEXT_TASKS = "text_tasks.jsonl"  # beside the LLM's weights; a line: {"task", "prompt", "target"}
@@ -42,7 +43,8 @@ def check(model: SteerMoE, source: Path | str) -> dict:
 
     Returns:
         {"weights": {encoder, llm: {base, trained_against, now, identical}},
-        "logits": {"prompts": how many, "identical": how many of them give the same logits in every bit}}
+        "logits": {"prompts": how many, "identical": how many of them give the same logits in every bit,
+        "largest_change": of a logit}, "adapted": whether the arm trains adapters inside the LLM}
     """
     base_llm, _ = load_llm(model.config.llm)
     base_encoder = load_encoder(model.config.encoder)
@@ -62,11 +64,14 @@ def check(model: SteerMoE, source: Path | str) -> dict:
     }
     torch.nn.Module.to(base_llm, model.device)
     prompts = fixed_prompts(Path(model.config.llm.path))
-    same = 0
+    same, largest = 0, 0.0
     for prompt in prompts:
         ids = torch.tensor([model.tokenizer(prompt)["input_ids"]], device=model.device)
-        same += torch.equal(model.llm(input_ids=ids).logits, base_llm(input_ids=ids).logits)
-    return {"weights": weights, "logits": {"prompts": len(prompts), "identical": same}}
+        now, before = model.llm(input_ids=ids).logits, base_llm(input_ids=ids).logits
+        same += torch.equal(now, before)
+        largest = max(largest, float((now.float() - before.float()).abs().max()))
+    logits = {"prompts": len(prompts), "identical": same, "largest_change": largest}
+    return {"adapted": model.config.llm_lora is not None, "weights": weights, "logits": logits}
 
 
 def fixed_prompts(llm: Path) -> list[str]:
@@ -80,8 +85,8 @@ def fixed_prompts(llm: Path) -> list[str]:
     return prompts
 
 
-def text_tasks(model: SteerMoE, settings: Evaluation, seed: int) -> dict | None:
-    """Exact match of the LLM's greedy answers on its held-out text tasks; None where it brings none.
+def text_tasks(model: SteerMoE, settings: Evaluation, generation: Generation, seed: int) -> dict | None:
+    """Exact match of the LLM's answers on its held-out text tasks; None where it brings none.
 
     Returns:
         {"tasks": {<task>: {n, value, low, high}}, "protocol": how}
@@ -94,8 +99,8 @@ def text_tasks(model: SteerMoE, settings: Evaluation, seed: int) -> dict | None:
     hits: dict[str, list[float]] = {}
     for start in track(range(0, len(items), BATCH), description="text tasks"):
         batch = items[start : start + BATCH]
-        prompts = [item["prompt"] for item in batch]
-        answers = greedy(model.llm, model.tokenizer, prompts, settings.max_new_tokens)
+        prompts = [model.tokenizer.encode(item["prompt"], add_special_tokens=False) for item in batch]
+        answers = answer_texts(model.llm, model.tokenizer, prompts, generation, seed)
         for item, answer in zip(batch, answers, strict=True):
             right = normalize(answer) == normalize(item["target"])
             hits.setdefault(item["task"], []).append(float(right))
@@ -105,8 +110,8 @@ def text_tasks(model: SteerMoE, settings: Evaluation, seed: int) -> dict | None:
         interval = bootstrap_interval(counts, settings.bootstrap_samples, settings.confidence, seed)
         tasks[task] = {"n": len(hits[task]), **asdict(interval)}
     protocol = (
-        f"exact match, normaliser {settings.normalizer}, greedy, at most {settings.max_new_tokens} new "
-        f"tokens, {100 * settings.confidence:g} % percentile bootstrap over items, "
+        f"exact match, normaliser {settings.normalizer}, {describe(generation, seed)}, "
+        f"{100 * settings.confidence:g} % percentile bootstrap over items, "
         f"{settings.bootstrap_samples} resamples, seed {seed}"
     )
     return {"tasks": tasks, "protocol": protocol}

@@ -128,17 +128,20 @@ def _ceil_div(lengths_B: torch.Tensor, kernel: int) -> torch.Tensor:
     return (lengths_B + kernel - 1) // kernel
 
 
-def make_downsampler(section: config.Bridge, frame_width: int) -> Downsampler:
-    """The down-sampler that the section names, for frames of width D.
+def make_downsampler(section: config.Bridge, frame_width: int, layers: int) -> Downsampler:
+    """The down-sampler that the section names, for frames of width D from an encoder of so many layers.
 
     Raises:
-        ValueError: there is no such down-sampler, or it would give a later layer frames of another width.
+        ValueError: there is no such down-sampler, or it cannot stand where `bridge.after` says.
     """
     downsampler = choose(DOWNSAMPLERS, section.downsample, "bridge.downsample")(section, frame_width)
+    if section.after is not None and section.after >= layers:
+        raise ValueError(f"bridge.after: found {section.after}, the encoder has layers 0 to {layers - 1}")
     if section.after is not None and downsampler.width != frame_width:
         raise ValueError(
             f"bridge.after: found {section.after} with bridge.downsample {section.downsample!r}, whose tokens are "
-            f"{downsampler.width} wide, but the layers behind take {frame_width}; use null, or another down-sampler"
+            f"{downsampler.width} wide, but the layers behind take {frame_width}; use null, or another "
+            "down-sampler"
         )
     return downsampler
 

@@ -1,12 +1,17 @@
 """What is never trained: loading it, and proving that it did not change."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+QUIET_BYTES = 2**30  # of weights, which load in a second: no progress bar
 
 Pretrained = TypeVar("Pretrained", bound=nn.Module)
 
@@ -25,9 +30,10 @@ def load_frozen(kind: Any, path: str, dtype: str, setting: str, **options: Any) 
         ValueError: there is nothing to load at `path`, or its weights do not fit its configuration.
     """
     try:
-        model, report = kind.from_pretrained(
-            path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
-        )
+        with _progress(path):
+            model, report = kind.from_pretrained(
+                path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
+            )
     except OSError as error:
         raise ValueError(
             f"{setting}.path: found {path!r}, which is neither a folder in Hugging Face format with "
@@ -40,6 +46,20 @@ def load_frozen(kind: Any, path: str, dtype: str, setting: str, **options: Any) 
             f"them in another shape: {', '.join(missing[:5])}...; is it the right folder?"
         )
     return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _progress(path: str) -> Iterator[None]:
+    """Without transformers' progress bars where a folder has few bytes of weights."""
+    local = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    if not 0 < local < QUIET_BYTES or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def digest(weights: dict[str, torch.Tensor]) -> str:

@@ -1,19 +1,19 @@
 """The frozen language model: any that transformers loads as a causal LM; nothing here knows its architecture.
 
-Shapes: B batch, W width of the packed batch, H width of the LLM.
+Shapes: B batch, W width of the packed batch, H width of the LLM, V its vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from steermoe import config
+from steermoe.data.prompts import end_of_turn
 from steermoe.models.frozen import DTYPES, load_frozen
 from steermoe.models.quantization import load_options
-from steermoe.models.sequence import pack
 
 CausalLM = Any  # a PreTrainedModel with a head; transformers types its accessors too loosely to be of use
 
@@ -21,12 +21,13 @@ CausalLM = Any  # a PreTrainedModel with a head; transformers types its accessor
 def load_llm(section: config.Llm) -> tuple[CausalLM, Any]:
     """The frozen LLM and its tokenizer.
 
-    The LLM's own generation settings (sampling, penalties, ...) are replaced: it decodes greedily, and stops
-    at the tokenizer's end token and at those that the LLM stopped at before.
+    Of the LLM's own generation settings (sampling, penalties, ...) only the tokens that it stops at are kept;
+    it stops at the tokenizer's end token too, and at the token that ends a turn in its chat template.
 
     Raises:
         ValueError: it cannot be loaded, its tokenizer has no end token, or its logits are not its output
-            embeddings applied to its last hidden states (then our loss would not be the model's).
+            embeddings applied to its last hidden states, scaled and capped as its configuration declares
+            (then our loss would not be the model's).
     """
     options = load_options(section.quantization, DTYPES[section.dtype])
     llm = load_frozen(AutoModelForCausalLM, section.path, section.dtype, "llm", **options)
@@ -37,10 +38,10 @@ def load_llm(section: config.Llm) -> tuple[CausalLM, Any]:
         )
     own_stops = llm.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(own_stops if isinstance(own_stops, list) else [own_stops])} - {None}
+    if tokenizer.chat_template is not None:
+        stops.add(end_of_turn(tokenizer))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    llm.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, repetition_penalty=1.0, eos_token_id=sorted(stops), pad_token_id=pad
-    )
+    llm.generation_config = GenerationConfig(eos_token_id=sorted(stops), pad_token_id=pad)
     _check_head(llm, section.path)
     return llm, tokenizer
 
@@ -63,18 +64,33 @@ def _check_head(llm: CausalLM, path: str) -> None:
     ours = logits(llm, hidden_states(llm, llm.get_input_embeddings()(ids)))
     if not torch.allclose(own.float(), ours.float(), rtol=1e-2, atol=1e-2 * float(own.abs().max())):
         raise ValueError(
-            f"llm.path: the logits of {path!r} are not its output embeddings applied to its last hidden "
-            "states: they are scaled or capped; such a model is not supported"
+            f"llm.path: the logits of {path!r} are not its output embeddings applied to its last hidden states, "
+            f"changed as its config.json declares ({', '.join(LOGIT_CHANGES)}); such a model is not supported"
         )
 
 
-def hidden_states(llm: CausalLM, embeddings_BWH: torch.Tensor) -> torch.Tensor:
+@torch.no_grad()
+def input_embeddings(llm: CausalLM) -> torch.Tensor:
+    """All token embeddings as the layers are given them, (V, H): the space of `inputs_embeds`.
+
+    Gemma's embedding module multiplies its weights by sqrt(H): they are not yet what the layers get. Granite
+    multiplies `inputs_embeds`, whatever they come from, later on: this is no part of the space.
+    """
+    table = llm.get_input_embeddings()
+    return table(torch.arange(table.num_embeddings, device=table.weight.device))
+
+
+def hidden_states(llm: CausalLM, embeddings_BWH: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
     """Last hidden states (B, W, H) of right-padded rows.
 
     Without attention mask: causality keeps padding on the right away from all that stands before it, and
-    positions count from 0 in every row as they are.
+    positions count from 0, or from the end of the cache, in every row as they are. Of a cache the new
+    keys and values are appended; it is used up.
     """
-    return llm.base_model(inputs_embeds=embeddings_BWH, use_cache=False).last_hidden_state
+    inputs = {"inputs_embeds": embeddings_BWH, "use_cache": cache is not None}
+    if cache is not None:
+        inputs["past_key_values"] = cache
+    return llm.base_model(**inputs).last_hidden_state
 
 
 def decoder_layers(llm: CausalLM) -> list[torch.nn.Module]:
@@ -84,31 +100,24 @@ def decoder_layers(llm: CausalLM) -> list[torch.nn.Module]:
 
 
 def logits(llm: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits of hidden states (..., H)."""
-    return llm.get_output_embeddings()(hidden)
+    """Logits (..., V) of hidden states (..., H), scaled and capped as the model's config.json declares."""
+    scores = llm.get_output_embeddings()(hidden)
+    declared = llm.config.get_text_config()
+    for name, change in LOGIT_CHANGES.items():
+        value = getattr(declared, name, None)
+        if value is not None:
+            scores = change(scores, value)
+    return scores
 
 
-@torch.no_grad()
-def decode(
-    llm: CausalLM, embeddings_BWH: torch.Tensor, valid_BW: torch.Tensor, max_new_tokens: int
-) -> list[list[int]]:
-    """Greedy continuations of left-padded rows, up to the first end token, which is left out."""
-    generated = llm.generate(
-        inputs_embeds=embeddings_BWH, attention_mask=valid_BW.long(), max_new_tokens=max_new_tokens
-    )
-    stops = set(llm.generation_config.eos_token_id)
-    answers = []
-    for ids in generated.tolist():
-        end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
-        answers.append(ids[:end])
-    return answers
+def _capped(scores: torch.Tensor, cap: float) -> torch.Tensor:
+    return torch.tanh(scores / cap) * cap
 
 
-def greedy(llm: CausalLM, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """The LLM's own greedy answers to texts, without any audio."""
-    ids = [torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
-    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(llm.device)
-    lengths = torch.tensor([len(row) for row in ids], device=llm.device)
-    embeddings, valid = pack([llm.get_input_embeddings()(padded)], [lengths], "left")
-    answers = decode(llm, embeddings, valid, max_new_tokens)
-    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+# Key of config.json -> what it does to the logits.
+LOGIT_CHANGES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "logit_scale": torch.mul,  # Cohere
+    "logits_scaling": torch.div,  # Granite
+    "lm_head_multiplier": torch.mul,  # Falcon-H1
+    "final_logit_softcapping": _capped,  # Gemma 2 and later
+}

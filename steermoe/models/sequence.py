@@ -1,4 +1,4 @@
-"""Rows of different lengths, put together without gaps: `[audio ; prompt ; target]`, and padding on one side.
+"""Rows of different lengths, put together without gaps: `[prefix ; audio ; prompt ; target]`, and padding on one side.
 
 Shapes: B batch, Y target tokens, W width of the packed batch, H width of the LLM.
 """

@@ -1,59 +1,41 @@
 """SteerMoE: a frozen speech encoder, a frozen LLM, and the little between them that is trained.
 
 features -> encoder, its layers steered (or with LoRA) -> down-sampling -> projection
--> `[audio ; prompt ; target]` -> LLM -> loss on the target's tokens, or text.
+-> `[prefix ; audio ; prompt ; target]` -> LLM -> loss on the target's tokens, or text.
 
-Shapes: B batch, M mels, T feature frames, S encoder frames, D encoder width, A audio tokens, P prompt tokens,
-Y target tokens, N target tokens of all rows, H width of the LLM, V its vocabulary.
+Shapes: B batch, M mels, T feature frames, S encoder frames, D encoder width, P0 prefix tokens, A audio tokens,
+P prompt tokens, Y target tokens, N target tokens of all rows, H width of the LLM, V its vocabulary.
 """
 
 import tempfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers.utils.generic import ModelOutput
 
+from steermoe import config
 from steermoe.audio import waveform
 from steermoe.audio.features import LogMel
-from steermoe.config import ArmConfig
-from steermoe.data.batching import bucketed_batches
-from steermoe.data.prompts import render
+from steermoe.config import ArmConfig, Generation
 from steermoe.models import adapter
+from steermoe.models.answers import Audio, answer_all
 from steermoe.models.downsample import make_downsampler
 from steermoe.models.encoders import load_encoder
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.frozen import digest, frozen_weights
-from steermoe.models.llm import CausalLM, decode, decoder_layers, hidden_states, load_llm, logits
-from steermoe.models.projection import make_projection
+from steermoe.models.generation import GREEDY, decode
+from steermoe.models.llm import CausalLM, decoder_layers, hidden_states, input_embeddings, load_llm, logits
+from steermoe.models.loss import Loss, target_loss
+from steermoe.models.prefix import prefix_cache
+from steermoe.models.projection import Projection, make_projection
 from steermoe.models.recompute import recompute
+from steermoe.models.seeds import seeded
 from steermoe.models.sequence import pack, target_rows
 from steermoe.models.steering import Steering
-
-Audio = str | Path | np.ndarray
-BATCH_SECONDS = 120.0  # of `transcribe`, padding included
-
-
-@dataclass
-class Loss(ModelOutput):
-    """What a training step needs.
-
-    Attributes:
-        loss: mean cross-entropy over all target tokens of the batch, end tokens included.
-        num_tokens: how many these are.
-        num_correct: how many of them are the likeliest token where they stand.
-    """
-
-    loss: torch.Tensor | None = None
-    num_tokens: torch.Tensor | None = None
-    num_correct: torch.Tensor | None = None
+from steermoe.models.tools import Answer
 
 
 class SteerMoE(nn.Module):
@@ -71,7 +53,7 @@ class SteerMoE(nn.Module):
     """
 
     llm: CausalLM
-    projection: nn.Module
+    projection: Projection
 
     def __init__(self, arm: ArmConfig) -> None:
         super().__init__()
@@ -79,38 +61,37 @@ class SteerMoE(nn.Module):
         self.encoder = load_encoder(arm.encoder)
         self.llm, self.tokenizer = load_llm(arm.llm)
         self.features = LogMel(self.encoder.num_mels)
-        self.downsample = make_downsampler(arm.bridge, self.encoder.width)
-        self._after = _layer_number(arm.bridge.after, len(self.encoder.layers))
+        self.downsample = make_downsampler(arm.bridge, self.encoder.width, len(self.encoder.layers))
         # A generator state for each part: every arm with the same seed starts from the same projection.
-        with _seeded(arm.seed, "projection"):
-            embeddings = self.llm.get_input_embeddings().weight
+        with seeded(arm.seed, "projection"):
+            embeddings = input_embeddings(self.llm)
             self.projection = make_projection(arm.bridge, self.downsample.width, embeddings)
         self.steering: Steering | None = None
         if arm.steering is not None:
             layers = self.encoder.layers
             if arm.steering.site == "attention":
                 layers = [self.encoder.attention(number) for number in range(len(layers))]
-            with _seeded(arm.seed, "steering"):
+            with seeded(arm.seed, "steering"):
                 self.steering = Steering(arm.steering, layers, self.encoder.width)
-        self._adapters = self._with_lora(arm)
+        self._adapters = self._with_lora()
         if arm.training.gradient_checkpointing:
             recompute([*self.encoder.layers, *decoder_layers(self.llm)])
         self.lengths: dict[int, torch.Tensor] = {}  # valid lengths, by the width of hidden states
         self.train(False)
 
-    def _with_lora(self, arm: ArmConfig) -> dict[str, list[nn.Parameter]]:
-        """Adapters put into encoder and LLM: their parameters by part."""
-        if arm.lora is None and arm.llm_lora is None:
-            return {}
-        from steermoe.models.lora import add_lora  # here, for peft takes seconds to import
-
+    def _with_lora(self) -> dict[str, list[nn.Parameter]]:
+        """Adapters put into encoder and LLM, where the arm has them: their parameters by part."""
+        frozen: dict[str, tuple[config.Lora | None, nn.Module, Iterable[nn.Module]]] = {
+            "lora": (self.config.lora, self.encoder.model, self.encoder.layers),
+            "llm_lora": (self.config.llm_lora, self.llm, decoder_layers(self.llm)),
+        }
         adapters = {}
-        if arm.lora is not None:
-            with _seeded(arm.seed, "lora"):
-                adapters["lora"] = add_lora(arm.lora, self.encoder.model, self.encoder.layers, "lora")
-        if arm.llm_lora is not None:
-            with _seeded(arm.seed, "llm_lora"):
-                adapters["llm_lora"] = add_lora(arm.llm_lora, self.llm, decoder_layers(self.llm), "llm_lora")
+        for part, (section, model, layers) in frozen.items():
+            if section is not None:
+                from steermoe.models.lora import add_lora  # here, for peft takes seconds to import
+
+                with seeded(self.config.seed, part):
+                    adapters[part] = add_lora(section, model, layers, part)
         return adapters
 
     # building, saving, loading
@@ -210,19 +191,25 @@ class SteerMoE(nn.Module):
         self,
         features_BMT: torch.Tensor,
         lengths_B: torch.Tensor,
-        prompt_BPH: torch.Tensor,
-        prompt_lengths_B: torch.Tensor,
+        prompt_BPH: torch.Tensor | None = None,
+        prompt_lengths_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features to audio tokens in the LLM's embedding space: (audio_BAH, lengths_B).
 
         Args:
             features_BMT, lengths_B: what is heard.
-            prompt_BPH, prompt_lengths_B: the embedded prompt, which only aligners read.
+            prompt_BPH, prompt_lengths_B: the embedded prompt, which only aligners need.
 
         Raises:
-            ValueError: the audio is longer than the encoder takes.
+            ValueError: the audio is longer than the encoder takes, or an aligner gets no prompt.
         """
         pooled_BAD, lengths_B = self.hear(features_BMT, lengths_B)
+        if prompt_BPH is None or prompt_lengths_B is None:
+            if self.projection.reads_prompt:
+                raise ValueError(
+                    f"bridge.projection {self.config.bridge.projection} reads the prompt: none given"
+                )
+            prompt_BPH, prompt_lengths_B = pooled_BAD.new_zeros(len(lengths_B), 0, 1), lengths_B * 0
         return self.projection(pooled_BAD, prompt_BPH, prompt_lengths_B), lengths_B
 
     def hear(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -230,7 +217,8 @@ class SteerMoE(nn.Module):
         self.lengths.clear()
         if self.steering is not None:
             self.steering.start()
-        between = None if self._after is None else {self._after: self._shorten}
+        after = self.config.bridge.after
+        between = None if after is None else {after: self._shorten}
         hidden_BSD, lengths_B = self.encoder(features_BMT, lengths_B, between)
         self.lengths[hidden_BSD.shape[1]] = lengths_B
         if self.steering is not None:
@@ -263,97 +251,110 @@ class SteerMoE(nn.Module):
         self,
         features: torch.Tensor,
         feature_lengths: torch.Tensor,
+        prefix_ids: torch.Tensor,
+        prefix_lengths: torch.Tensor,
         prompt_ids: torch.Tensor,
         prompt_lengths: torch.Tensor,
         target_ids: torch.Tensor,
         target_lengths: torch.Tensor,
         **_: Any,
     ) -> Loss:
-        """The loss of a batch as the collator makes it: features (B, M, T), ids (B, P) and (B, Y).
+        """The loss of a batch as the collator makes it: features (B, M, T), ids (B, P0), (B, P) and (B, Y).
 
         A row's last target token is predicted, never read.
         """
-        prompt_BPH, target_BYH = self._embedded([prompt_ids, target_ids[:, :-1]])
-        audio_BAH, audio_lengths = self.encode(features, feature_lengths, prompt_BPH, prompt_lengths)
-        lengths = [audio_lengths, prompt_lengths, target_lengths - 1]
-        rows_BWH, _valid = pack([audio_BAH.to(prompt_BPH.dtype), prompt_BPH, target_BYH], lengths, "right")
-        hidden_BWH = hidden_states(self.llm, rows_BWH)
-        rows, columns = target_rows(audio_lengths + prompt_lengths, target_lengths, target_ids.shape[1])
-        logits_NV = logits(self.llm, hidden_BWH[rows, columns]).float()
-        targets = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
-        loss = nn.functional.cross_entropy(logits_NV, targets)
+        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
+        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
+        read = [audio, (prompt_ids, prompt_lengths)]
+        if cache is None:
+            read.insert(0, (prefix_ids, prefix_lengths))
+        rows_BWH, _valid = self._packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
+        hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
+        before_B = torch.stack([lengths for _, lengths in read]).sum(0)
+        rows, columns = target_rows(before_B, target_lengths, target_ids.shape[1])
+        targets_N = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
+        found = target_loss(logits(self.llm, hidden_BWH[rows, columns]), targets_N)
         if self.training and self.steering is not None:
-            loss = loss + self.steering.losses(self.lengths.__getitem__)
-        correct = (logits_NV.detach().argmax(-1) == targets).sum()
-        return Loss(loss=loss, num_tokens=torch.tensor(len(targets), device=loss.device), num_correct=correct)
+            found.loss = found.loss + self.steering.losses(self.lengths.__getitem__)
+        return found
 
     @torch.no_grad()
     def generate(
         self,
         features: torch.Tensor,
         feature_lengths: torch.Tensor,
+        prefix_ids: torch.Tensor,
+        prefix_lengths: torch.Tensor,
         prompt_ids: torch.Tensor,
         prompt_lengths: torch.Tensor,
-        max_new_tokens: int,
+        generation: Generation,
+        seed: int = 0,
     ) -> list[list[int]]:
-        """Greedy answers as token ids, without end and padding tokens; the arguments are as in `forward`."""
-        (prompt_BPH,) = self._embedded([prompt_ids])
-        audio_BAH, audio_lengths = self.encode(features, feature_lengths, prompt_BPH, prompt_lengths)
-        parts, lengths = [audio_BAH.to(prompt_BPH.dtype), prompt_BPH], [audio_lengths, prompt_lengths]
-        rows_BWH, valid_BW = pack(parts, lengths, "left")
-        return decode(self.llm, rows_BWH, valid_BW, max_new_tokens)
+        """Answers as token ids, without end and padding tokens; the other arguments are as in `forward`."""
+        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
+        read = [audio, (prompt_ids, prompt_lengths)]
+        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
+        if cache is None:
+            read.insert(0, (prefix_ids, prefix_lengths))
+        rows_BWH, valid_BW = self._packed(read, "left")
+        return decode(self.llm, rows_BWH, valid_BW, generation, seed, cache)
 
     def transcribe(
-        self, audio: Audio | Sequence[Audio], question: str | None = None, max_new_tokens: int = 200
+        self,
+        audio: Audio | Sequence[Audio],
+        question: str | None = None,
+        generation: Generation = GREEDY,
+        seed: int = 0,
     ) -> str | list[str]:
         """Text of a recording (a path, or a waveform at 16 kHz), or of each of several.
 
         Args:
             audio: one recording or several.
             question: what to answer about it; None: write down what is said.
-            max_new_tokens: longest answer.
+            generation: how to decode.
+            seed: of sampling.
 
         Raises:
             ValueError: a recording cannot be read, or is longer than the encoder takes.
         """
         if isinstance(audio, str | Path | np.ndarray):
-            return self.transcribe([audio], question, max_new_tokens)[0]
-        waveforms = [a if isinstance(a, np.ndarray) else waveform.load(a) for a in audio]
-        seconds = [len(samples) / waveform.RATE for samples in waveforms]
-        texts = [""] * len(waveforms)
-        for rows in bucketed_batches(seconds, BATCH_SECONDS, seed=None, epoch=0):
-            answers = self._answers([waveforms[row] for row in rows], question, max_new_tokens)
-            for row, answer in zip(rows, answers, strict=True):
-                texts[row] = answer
-        return texts
+            return answer_all(self, [audio], question, None, generation, seed)[0].text
+        return [answer.text for answer in answer_all(self, audio, question, None, generation, seed)]
 
-    def _answers(self, waveforms: list[np.ndarray], question: str | None, max_new_tokens: int) -> list[str]:
-        features = [self.features(samples) for samples in waveforms]
-        lengths = torch.tensor([f.shape[1] for f in features])
-        padded = pad_sequence([f.T for f in features], batch_first=True).transpose(1, 2)
-        task = "transcribe" if question is None else "answer"
-        prompt = render(self.config.prompts, task, question or "")
-        ids = torch.tensor([self.tokenizer(prompt, add_special_tokens=False)["input_ids"]] * len(features))
-        prompt_lengths = torch.full((len(features),), ids.shape[1])
-        batch = [tensor.to(self.device) for tensor in (padded, lengths, ids, prompt_lengths)]
-        answers = self.generate(*batch, max_new_tokens=max_new_tokens)
-        return [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+    def ask(
+        self,
+        audio: Audio,
+        question: str | None = None,
+        tools: Sequence[dict] | None = None,
+        generation: Generation = GREEDY,
+        seed: int = 0,
+    ) -> Answer:
+        """The answer to a recording, which may call tools: parsed and checked, never run.
 
-    def _embedded(self, ids: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Token ids through the LLM's embeddings; padding of -100 counts as any token."""
-        table = self.llm.get_input_embeddings()
-        return [table(each.clamp(min=0)) for each in ids]
+        Args:
+            audio: a path, or a waveform at 16 kHz.
+            question: what to answer about it; None: write down what is said.
+            tools: what may be called: function definitions as OpenAI's API and chat templates take them,
+                `{"type": "function", "function": {"name", "description", "parameters": <JSON schema>}}`.
+            generation: how to decode.
+            seed: of sampling.
 
+        Raises:
+            ValueError: as `transcribe`; a tool is no such definition; or the LLM cannot be told of tools
+                (prompts.format plain, no chat template, or one without tools).
+        """
+        return answer_all(self, [audio], question, tools, generation, seed)[0]
 
-def _layer_number(after: int | None, layers: int) -> int | None:
-    if after is not None and after >= layers:
-        raise ValueError(f"bridge.after: found {after}, the encoder has layers 0 to {layers - 1}")
-    return after
+    def _packed(
+        self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], padding: Literal["left", "right"]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Parts with their lengths as rows for the LLM (`pack`): audio as it is, token ids through its embeddings.
 
+        Padding of -100 is embedded as any token.
+        """
+        embedded = [p if p.is_floating_point() else self._embedded(p) for p, _ in parts]
+        dtype = self.llm.get_input_embeddings().weight.dtype
+        return pack([e.to(dtype) for e in embedded], [lengths for _, lengths in parts], padding)
 
-@contextmanager
-def _seeded(seed: int, part: str) -> Iterator[None]:
-    """Draw from a generator of this part's own, and leave the global one as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + zlib.crc32(part.encode()))
-        yield
+    def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.llm.get_input_embeddings()(ids.clamp(min=0))

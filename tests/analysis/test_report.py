@@ -110,8 +110,12 @@ def test_preservation_tells_what_changed(evaluations: Path) -> None:
     tasks = read_json(evaluations / "baseline" / "synthetic" / "text_tasks.json")
     first, second = tables("\n".join(sections.preservation(checks, tasks)))
     assert first[2] == ["linear", "identical", "identical", "identical (9 prompts)"]
-    assert first[4] == ["lora", "identical", "identical", "**CHANGED** (9 prompts)"]
-    assert second[2] == ["repeat", "98.0", "[94.0, 100.0]", "50"]
+    assert first[4] == ["lora", "identical", "identical", "**CHANGED** by at most 0.25 (9 prompts)"]
+    assert second[2] == ["the frozen LLM", "repeat", "98.0", "[94.0, 100.0]", "50"]
+    checks["lora"][0] |= {"adapted": True, "text_tasks": tasks}
+    first, second = tables("\n".join(sections.preservation(checks, tasks)))
+    assert first[4][3] == "changed by its adapters, by at most 0.25 (9 prompts)"
+    assert [line[0] for line in second[2:]] == ["the frozen LLM", "lora"]
     assert sections.preservation({}, {}) == []
 
 

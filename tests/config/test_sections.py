@@ -8,19 +8,19 @@ import pytest
 from pydantic import BaseModel
 
 from steermoe import config
-from steermoe.config import sections
+from steermoe.config import method, sections
 
 ROOT = Path(__file__).parents[2]
 Edit = Callable[[dict[str, Any]], None]
 Problems = Callable[[], list[str]]
-EXPERTS = sections.EXPERTS
+EXPERTS = method.EXPERTS
 DOWNSAMPLERS = "one of average, max, concat, conv, none"
 ROUTERS = "one of shared, per_layer, mixed, hierarchical, progressive, static"
 MISTAKES = [  # place, value (... removes it), the line that tells it
     (
         "steering",
         3,
-        f"steering: found 3; legal: a section with {', '.join(sections.Steering.model_fields)}",
+        f"steering: found 3; legal: a section with {', '.join(method.Steering.model_fields)}",
     ),
     ("steering.num_experts", ..., f"steering.num_experts: missing; legal: {EXPERTS}"),
     ("steering.num_experts", "8", f'steering.num_experts: found "8"; legal: {EXPERTS}'),
@@ -54,14 +54,14 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     (
         "steering.layers",
         [1, 1],
-        f"steering.layers: found [1, 1]; legal: {sections.LAYERS}",
+        f"steering.layers: found [1, 1]; legal: {method.LAYERS}",
     ),
     (
         "steering.layers",
         [True],
-        f"steering.layers: found [true]; legal: {sections.LAYERS}",
+        f"steering.layers: found [true]; legal: {method.LAYERS}",
     ),
-    ("steering.layers", "al", f'steering.layers: found "al"; legal: {sections.LAYERS}'),
+    ("steering.layers", "al", f'steering.layers: found "al"; legal: {method.LAYERS}'),
     ("steering.scale_init", float("nan"), "steering.scale_init: found NaN; legal: a number >= 0 or null"),
     ("steering.vector_std", True, "steering.vector_std: found true; legal: a number >= 0"),
     ("lora.rnk", 3, "lora.rnk: unknown key; legal: one of rank, alpha, dropout, targets; nearest: rank"),
@@ -77,6 +77,37 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     ("prompts.answer", "hm", 'prompts.answer: found "hm"; legal: text with {question} in it, once'),
     ("prompts.answer", "{ques", 'prompts.answer: found "{ques"; legal: text with {question} in it, once'),
     ("prompts.transcribe", "a {b}", 'prompts.transcribe: found "a {b}"; legal: text without { and }'),
+    ("prompts.format", "chatt", 'prompts.format: found "chatt"; legal: one of plain, chat; nearest: chat'),
+    (
+        "prompts.system",
+        "Be brief.",
+        'prompts.system: found "Be brief."; legal: null, as prompts.format is plain',
+    ),
+    ("generation.beams", 4, "generation.beams: found 4; legal: null, as generation.strategy is greedy"),
+    ("generation.beams", 1, "generation.beams: found 1; legal: a whole number >= 2 or null"),
+    (
+        "generation.strategy",
+        "beam",
+        "generation.beams: found null; legal: a number, as generation.strategy is beam",
+    ),
+    (
+        "generation.strategy",
+        "sample",
+        "generation.temperature: found null; legal: a number, as generation.strategy is sample",
+    ),
+    ("generation.top_p", 0.9, "generation.top_p: found 0.9; legal: null, as generation.strategy is greedy"),
+    ("generation.top_p", 1.1, "generation.top_p: found 1.1; legal: a number > 0 and <= 1 or null"),
+    (
+        "generation.min_new_tokens",
+        1000,
+        "generation.min_new_tokens: found 1000; legal: at most generation.max_new_tokens, which is 48",
+    ),
+    ("generation.max_repeats", 0, "generation.max_repeats: found 0; legal: a whole number >= 1 or null"),
+    (
+        "generation.no_repeat_ngram",
+        ...,
+        "generation.no_repeat_ngram: missing; legal: a whole number >= 1 or null",
+    ),
     (
         "evaluation.normalizer",
         "fold",

@@ -20,7 +20,7 @@ from steermoe.data.collator import IGNORED, collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.rows import frame_of
 
-PROMPTS = Prompts(transcribe="write down: ", answer="answer this: {question}")
+PROMPTS = Prompts(format="plain", system=None, transcribe="write down: ", answer="answer this: {question}")
 COUNT = 12
 
 
@@ -56,9 +56,23 @@ def test_items(dataset: UtteranceDataset, frame: pl.DataFrame, tokenizer: PreTra
         assert torch.equal(item["features"], LogMel(80)(waveform.load(row["audio"])))
         question = "answer this: which tone?" if index == 3 else "write down: "
         assert tokenizer.decode(item["prompt_ids"]) == question
+        assert item["prefix_ids"] == []
         assert item["target_ids"][-1] == tokenizer.eos_token_id
         assert tokenizer.decode(item["target_ids"][:-1]) == row["target"]
         assert tokenizer.eos_token_id not in item["target_ids"][:-1]
+
+
+def test_items_of_a_chat(frame: pl.DataFrame, tiny_chat_dir: Path):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_chat_dir)
+    chat = PROMPTS.model_copy(update={"format": "chat", "system": "one two three"})
+    items = [UtteranceDataset(frame, LogMel(80), tokenizer, chat)[index] for index in (0, 3)]
+    batch = collate(items)
+    opening = "<|im_start|>system\none two three<|im_end|>\n<|im_start|>user\n"
+    assert [tokenizer.decode(ids) for ids in batch["prefix_ids"]] == [opening] * 2
+    assert batch["prefix_lengths"].tolist() == [batch["prefix_ids"].shape[1]] * 2
+    asked = "answer this: which tone?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(items[1]["prompt_ids"]) == asked
+    assert tokenizer.decode(items[1]["target_ids"]) == "the third<|im_end|>"
 
 
 def test_features_are_computed_once(frame: pl.DataFrame, tokenizer: PreTrainedTokenizerFast):
@@ -115,14 +129,14 @@ def test_collate(dataset: UtteranceDataset):
         length = int(batch["feature_lengths"][row])
         assert torch.equal(batch["features"][row, :, :length], item["features"])
         assert not batch["features"][row, :, length:].any()
-        for name, filling in (("prompt", 0), ("target", IGNORED)):
+        for name, filling in (("prefix", 0), ("prompt", 0), ("target", IGNORED)):
             ids, length = batch[f"{name}_ids"][row].tolist(), int(batch[f"{name}_lengths"][row])
             assert ids[:length] == item[f"{name}_ids"]
             assert ids[length:] == [filling] * (len(ids) - length)
-    for name in ("prompt", "target"):
+    for name in ("prefix", "prompt", "target"):
         assert batch[f"{name}_ids"].shape[1] == batch[f"{name}_lengths"].max()
     integers = [tensor.dtype for name, tensor in batch.items() if name != "features"]
-    assert integers == [torch.int64] * 6
+    assert integers == [torch.int64] * 8
 
 
 def test_a_row_is_the_same_in_every_batch(dataset: UtteranceDataset):

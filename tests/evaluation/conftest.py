@@ -1,20 +1,25 @@
 """Utterances of coloured noise with a text each, as the shards hold them."""
 
+from collections.abc import Callable
+
 import numpy as np
 import polars as pl
 import pytest
 
 from steermoe.audio.waveform import RATE, encode_flac
-from steermoe.config import Evaluation
+from steermoe.config import Evaluation, Generation
 
 TEXTS = ["the cat runs", "a red dog", "two blue houses", "please sing", "one two three", "the tree is red"]
 
 
 @pytest.fixture(scope="session")
 def settings() -> Evaluation:
-    return Evaluation(
-        normalizer="folded", max_new_tokens=6, batch_seconds=5.0, bootstrap_samples=200, confidence=0.95
-    )
+    return Evaluation(normalizer="folded", batch_seconds=5.0, bootstrap_samples=200, confidence=0.95)
+
+
+@pytest.fixture(scope="session")
+def generation(greedy: Callable[..., Generation]) -> Generation:
+    return greedy(6)
 
 
 @pytest.fixture(scope="session")

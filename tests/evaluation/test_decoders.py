@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steermoe.audio import waveform
-from steermoe.config import Encoder, Evaluation
+from steermoe.config import Encoder, Evaluation, Generation
 from steermoe.evaluation.decoders import CtcDecoder, WhisperDecoder, own_decoder
 from steermoe.evaluation.evaluator import measure
 from steermoe.models.encoders import load_encoder
@@ -28,8 +29,8 @@ def encoder_dir(tiny_encoder_dir: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_ctc_path_is_collapsed(tiny_encoder_dir: Path, settings: Evaluation) -> None:
-    decoder = CtcDecoder(section(tiny_encoder_dir), settings, CPU)
+def test_ctc_path_is_collapsed(tiny_encoder_dir: Path, generation: Generation) -> None:
+    decoder = CtcDecoder(section(tiny_encoder_dir), generation, 0, CPU)
     units = decoder.units
     assert decoder.text(torch.tensor([0, 3, 3, 0, 3, 1, 1, 2, 0, 0])) == " ".join(
         [units[2], units[2], units[0], units[1]]
@@ -38,12 +39,12 @@ def test_ctc_path_is_collapsed(tiny_encoder_dir: Path, settings: Evaluation) -> 
 
 
 def test_ctc_text_is_that_of_the_loudest_class_of_every_frame(
-    tiny_encoder_dir: Path, settings: Evaluation, utterances: pl.DataFrame
+    tiny_encoder_dir: Path, settings: Evaluation, generation: Generation, utterances: pl.DataFrame
 ) -> None:
     """Against an independent way from frames to words, an utterance at a time."""
-    system = own_decoder(section(tiny_encoder_dir), settings)
+    system = own_decoder(section(tiny_encoder_dir), generation, 0)
     assert system is not None and "CTC" in system.decoding
-    decoder = CtcDecoder(section(tiny_encoder_dir), settings, CPU)
+    decoder = CtcDecoder(section(tiny_encoder_dir), generation, 0, CPU)
     encoder = load_encoder(section(tiny_encoder_dir))
     head = load_file(tiny_encoder_dir / "ctc_head.safetensors")
     expected = []
@@ -62,15 +63,15 @@ def test_ctc_text_is_that_of_the_loudest_class_of_every_frame(
     assert found == expected and len(set(expected)) > 3
 
 
-def test_a_head_that_does_not_fit_its_units_is_an_error(encoder_dir: Path, settings: Evaluation) -> None:
+def test_a_head_that_does_not_fit_its_units_is_an_error(encoder_dir: Path, generation: Generation) -> None:
     (encoder_dir / "ctc_units.json").write_text(json.dumps(["one", "two"]))
     with pytest.raises(ValueError, match=r"found weight of shape \(\d+, 32\), expected \(3, 32\)"):
-        own_decoder(section(encoder_dir), settings)
+        own_decoder(section(encoder_dir), generation, 0)
 
 
-def test_an_encoder_alone_has_no_decoder(encoder_dir: Path, settings: Evaluation) -> None:
+def test_an_encoder_alone_has_no_decoder(encoder_dir: Path, generation: Generation) -> None:
     (encoder_dir / "ctc_head.safetensors").unlink()
-    assert own_decoder(section(encoder_dir), settings) is None
+    assert own_decoder(section(encoder_dir), generation, 0) is None
 
 
 @pytest.fixture(scope="module")
@@ -110,17 +111,17 @@ def whisper_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llm_dir: Path) ->
 
 
 def test_a_whole_whisper_decodes_greedily(
-    whisper_dir: Path, settings: Evaluation, utterances: pl.DataFrame
+    whisper_dir: Path, settings: Evaluation, generation: Generation, utterances: pl.DataFrame
 ) -> None:
-    system = own_decoder(section(whisper_dir), settings)
+    system = own_decoder(section(whisper_dir), generation, 0)
     assert system is not None and "Whisper's decoder" in system.decoding
     found = measure(system, utterances, settings, seed=0).frame["hypothesis"].to_list()
     assert found == measure(system, utterances, settings, seed=1).frame["hypothesis"].to_list()
-    decoder = WhisperDecoder(section(whisper_dir), settings, CPU)
+    decoder = WhisperDecoder(section(whisper_dir), generation, 0, CPU)
     samples = waveform.load(utterances["audio"][0])
     features = decoder.extractor(samples, sampling_rate=16000, return_tensors="pt")["input_features"]
     tokens = [decoder.model.config.decoder_start_token_id]
-    for _ in range(settings.max_new_tokens):  # step by step, without generate
+    for _ in range(generation.max_new_tokens):  # step by step, without generate
         ids = torch.tensor([tokens])
         with torch.no_grad():
             logits = decoder.model(input_features=features, decoder_input_ids=ids).logits
@@ -130,17 +131,36 @@ def test_a_whole_whisper_decodes_greedily(
     assert found[0] == decoder.tokenizer.decode(tokens[1:], skip_special_tokens=True).strip()
 
 
-def test_audio_beyond_whispers_window_is_refused(whisper_dir: Path, settings: Evaluation) -> None:
-    decoder = WhisperDecoder(section(whisper_dir), settings, CPU)
+def test_a_whole_whisper_decodes_as_the_section_says(
+    whisper_dir: Path, settings: Evaluation, greedy: Callable[..., Generation], utterances: pl.DataFrame
+) -> None:
+    texts = []
+    for wanted, words in (
+        (greedy(300), "greedy, at most 60 new tokens"),
+        (greedy(8, strategy="beam", beams=3), "beam search, 3 beams, at most 8 new tokens"),
+        (greedy(8, strategy="sample", temperature=2.0), "sampled at temperature 2, seed 7, at most 8"),
+        (greedy(8, no_repeat_ngram=1), "greedy, at most 8 new tokens, no 1-gram twice"),
+    ):
+        system = own_decoder(section(whisper_dir), wanted, 7)
+        assert system is not None and words in system.decoding
+        torch.manual_seed(len(texts))
+        found = measure(system, utterances[:4], settings, seed=0).frame["hypothesis"].to_list()
+        assert found == measure(system, utterances[:4], settings, seed=0).frame["hypothesis"].to_list()
+        texts.append(found)
+    assert texts[2] != texts[0]
+
+
+def test_audio_beyond_whispers_window_is_refused(whisper_dir: Path, generation: Generation) -> None:
+    decoder = WhisperDecoder(section(whisper_dir), generation, 0, CPU)
     with pytest.raises(ValueError, match=r"found 5.0 s of audio, Whisper's window is 4 s"):
         decoder([np.zeros(5 * waveform.RATE, dtype=np.float32)])
 
 
 def test_bias_of_the_ctc_head_counts(
-    encoder_dir: Path, settings: Evaluation, utterances: pl.DataFrame
+    encoder_dir: Path, generation: Generation, utterances: pl.DataFrame
 ) -> None:
     head = load_file(encoder_dir / "ctc_head.safetensors")
     head["bias"][0] = 1e4
     save_file(head, encoder_dir / "ctc_head.safetensors")
-    decoder = CtcDecoder(section(encoder_dir), settings, CPU)
+    decoder = CtcDecoder(section(encoder_dir), generation, 0, CPU)
     assert decoder([waveform.load(utterances["audio"][0])]) == [""]

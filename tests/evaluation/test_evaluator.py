@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 import torch
 
-from steermoe.config import Evaluation
-from steermoe.data.collator import collate
+from steermoe.config import Evaluation, Generation
+from steermoe.data.collator import INPUTS, collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.evaluation.evaluator import System, adapter, evaluate, measure
 from steermoe.evaluation.normalizers import folded
@@ -24,8 +24,10 @@ def model(tiny_arm: Callable[..., Any]) -> SteerMoE:
 
 
 @pytest.fixture(scope="module")
-def predictions(model: SteerMoE, utterances: pl.DataFrame, settings: Evaluation) -> Predictions:
-    return evaluate(model, utterances, settings, seed=3)
+def predictions(
+    model: SteerMoE, utterances: pl.DataFrame, settings: Evaluation, generation: Generation
+) -> Predictions:
+    return evaluate(model, utterances, settings, generation, seed=3)
 
 
 def listener(rows: pl.DataFrame) -> System:
@@ -35,25 +37,29 @@ def listener(rows: pl.DataFrame) -> System:
 
 
 def test_answers_are_the_models_own_in_the_order_of_the_rows(
-    model: SteerMoE, predictions: Predictions, utterances: pl.DataFrame, settings: Evaluation
+    model: SteerMoE, predictions: Predictions, utterances: pl.DataFrame, generation: Generation
 ) -> None:
     own = predictions.frame.filter(audio="own")
     assert own["source_id"].to_list() == utterances["source_id"].to_list()
     dataset = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)
-    names = ("features", "feature_lengths", "prompt_ids", "prompt_lengths")
     for row in range(len(utterances)):
         batch = collate([dataset[row]])
-        inputs = {name: batch[name] for name in names}
-        [tokens] = model.generate(**inputs, max_new_tokens=settings.max_new_tokens)
+        inputs: Any = {name: batch[name] for name in INPUTS}
+        [tokens] = model.generate(**inputs, generation=generation)
         assert own["hypothesis"][row] == model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert own["hypothesis"].n_unique() > 3  # else the order would not be tested
 
 
 def test_batches_and_repetition_change_nothing(
-    model: SteerMoE, predictions: Predictions, utterances: pl.DataFrame, settings: Evaluation
+    model: SteerMoE,
+    predictions: Predictions,
+    utterances: pl.DataFrame,
+    settings: Evaluation,
+    generation: Generation,
 ) -> None:
     for budget in (1.0, 1000.0):
-        again = evaluate(model, utterances, settings.model_copy(update={"batch_seconds": budget}), seed=3)
+        batches = settings.model_copy(update={"batch_seconds": budget})
+        again = evaluate(model, utterances, batches, generation, seed=3)
         assert again.frame.equals(predictions.frame)
 
 
@@ -108,9 +114,9 @@ def test_nothing_to_evaluate_is_an_error(utterances: pl.DataFrame, settings: Eva
 
 
 def test_the_prompt_reaches_the_model(
-    model: SteerMoE, utterances: pl.DataFrame, settings: Evaluation
+    model: SteerMoE, utterances: pl.DataFrame, generation: Generation
 ) -> None:
     row = utterances.filter(task="answer")[:1]
     asked = pl.concat([row, row.with_columns(pl.lit("one two three?").alias("prompt"))])
-    first, second = adapter(model, settings).respond(asked)
+    first, second = adapter(model, generation, seed=0).respond(asked)
     assert first != second

@@ -1,16 +1,17 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jiwer
 import polars as pl
 import pytest
 
-from steermoe.config import Evaluation
+from steermoe.config import Evaluation, Generation
 from steermoe.data.prompts import render
 from steermoe.evaluation.evaluator import measure
 from steermoe.evaluation.floors import constant, most_frequent, template_guess, text_only
 from steermoe.evaluation.normalizers import as_written, folded
-from steermoe.models.llm import greedy
+from steermoe.models.generation import answer_texts
 from steermoe.models.steermoe import SteerMoE
 
 SAID = ["ann has two cats", "ann has two dogs", "bob has two cats", "rain"]
@@ -58,11 +59,24 @@ def test_a_task_without_training_rows_uses_the_evaluated_ones_and_says_so(
 
 
 def test_text_only_is_the_llms_answer_to_the_prompt(
-    tiny_arm: Callable[..., Any], utterances: pl.DataFrame, settings: Evaluation
+    tiny_arm: Callable[..., Any], utterances: pl.DataFrame, settings: Evaluation, generation: Generation
 ) -> None:
     model = SteerMoE.from_config(tiny_arm("linear"))
-    rows = measure(text_only(model, settings), utterances, settings, seed=0).frame
+    system = text_only(model, generation, seed=0)
+    assert system.decoding.startswith("greedy, at most 6 new tokens") and "no audio" in system.decoding
+    rows = measure(system, utterances, settings, seed=0).frame
     for task, question in (("transcribe", ""), ("answer", "what is red?")):
-        prompt = render(model.config.prompts, task, question)
-        [expected] = greedy(model.llm, model.tokenizer, [prompt], settings.max_new_tokens)
+        prompt = model.tokenizer(render(model.config.prompts, task, question))["input_ids"]
+        [expected] = answer_texts(model.llm, model.tokenizer, [prompt], generation, seed=0)
         assert rows.filter(task=task)["hypothesis"].unique().to_list() == [expected]
+
+
+def test_text_only_reads_the_chat_that_the_adapter_reads(
+    tiny_arm: Callable[..., Any], tiny_chat_dir: Path, utterances: pl.DataFrame, generation: Generation
+) -> None:
+    arm = tiny_arm("linear", {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"})
+    model = SteerMoE.from_config(arm)
+    text = "<|im_start|>user\nplease transcribe the audio:<|im_end|>\n<|im_start|>assistant\n"
+    ids = model.tokenizer(text)["input_ids"]
+    expected = answer_texts(model.llm, model.tokenizer, [ids], generation, seed=0)
+    assert text_only(model, generation, seed=0).respond(utterances[:1]) == expected

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from steermoe.config import Evaluation
+from steermoe.config import Evaluation, Generation
 from steermoe.evaluation import preservation
-from steermoe.models.llm import greedy
+from steermoe.models.generation import answer_texts
 from steermoe.models.steermoe import SteerMoE
 
 
@@ -25,6 +25,19 @@ def test_an_untouched_model_is_identical(model: SteerMoE, tmp_path: Path) -> Non
     found = preservation.check(SteerMoE.from_pretrained(tmp_path), tmp_path)
     assert found["weights"]["encoder"]["identical"] and found["weights"]["llm"]["identical"]
     assert found["logits"]["prompts"] == found["logits"]["identical"] > len(preservation.PROMPTS)
+
+
+def test_adapters_inside_the_llm_are_no_change_of_its_weights(
+    tiny_arm: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = SteerMoE.from_config(tiny_arm("linear+llm_lora"))
+    with torch.no_grad():
+        for parameter in model.parameter_groups()["llm_lora"]:
+            parameter.normal_(std=0.5)
+    model.save_pretrained(tmp_path)
+    found = preservation.check(SteerMoE.from_pretrained(tmp_path), tmp_path)
+    assert found["adapted"] and found["weights"]["llm"]["identical"]
+    assert found["logits"]["identical"] == 0 and found["logits"]["largest_change"] > 0.01
 
 
 @pytest.mark.parametrize("part", ["encoder", "llm"])
@@ -51,11 +64,16 @@ def test_training_that_changed_the_llm_is_found_by_the_adapters_hashes(
 
 
 def test_text_tasks_are_scored_by_exact_match(
-    tiny_arm: Callable[..., Any], settings: Evaluation, tmp_path: Path, tiny_llm_dir: Path
+    tiny_arm: Callable[..., Any],
+    settings: Evaluation,
+    generation: Generation,
+    tmp_path: Path,
+    tiny_llm_dir: Path,
 ) -> None:
     model = SteerMoE.from_config(tiny_arm("linear"))
     prompts = ["the cat", "a dog runs", "one two"]
-    answers = greedy(model.llm, model.tokenizer, prompts, settings.max_new_tokens)
+    ids = [model.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    answers = answer_texts(model.llm, model.tokenizer, ids, generation, seed=0)
     items = [
         {"task": "repeat", "prompt": prompt, "target": answer}
         for prompt, answer in zip(prompts, [answers[0].upper(), answers[1], "wrong"], strict=True)
@@ -66,9 +84,9 @@ def test_text_tasks_are_scored_by_exact_match(
     (tmp_path / preservation.TEXT_TASKS).unlink()
     (tmp_path / preservation.TEXT_TASKS).write_text("".join(json.dumps(item) + "\n" for item in items))
     found = preservation.text_tasks(
-        SteerMoE.from_config(tiny_arm("linear", {"llm.path": str(tmp_path)})), settings, seed=0
+        SteerMoE.from_config(tiny_arm("linear", {"llm.path": str(tmp_path)})), settings, generation, seed=0
     )
-    assert found is not None
+    assert found is not None and "greedy, at most 6 new tokens" in found["protocol"]
     assert found["tasks"]["repeat"]["n"] == 3 and found["tasks"]["repeat"]["value"] == pytest.approx(2 / 3)
     assert found["tasks"]["question"] == {"n": 1, "value": 1.0, "low": 1.0, "high": 1.0}
 

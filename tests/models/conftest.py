@@ -7,19 +7,22 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from steermoe.data.collator import INPUTS
+
 Batch = dict[str, torch.Tensor]
 FRAMES = (37, 160, 5, 98)  # feature frames of the rows: odd, even, shorter than a pooling window
 
 
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., Batch]:
-    """`make_batch(frames, prompts, targets, rows)`: a row depends on its own lengths and number only."""
+    """`make_batch(frames, prompts, targets, rows, prefix)`: a row depends on its lengths and number only."""
 
     def make(
         frames: Sequence[int] = FRAMES,
         prompts: Sequence[int] = (4, 2, 7, 3),
         targets: Sequence[int] = (3, 6, 1, 2),
         rows: Sequence[int] | None = None,
+        prefix: Sequence[int] = (),
     ) -> Batch:
         features, prompt_ids, target_ids = [], [], []
         for row in range(len(frames)) if rows is None else rows:
@@ -30,6 +33,8 @@ def make_batch() -> Callable[..., Batch]:
         return {
             "features": pad_sequence(features, batch_first=True).transpose(1, 2),
             "feature_lengths": torch.tensor([len(x) for x in features]),
+            "prefix_ids": torch.tensor([list(prefix)] * len(features), dtype=torch.long),
+            "prefix_lengths": torch.full((len(features),), len(prefix)),
             "prompt_ids": pad_sequence(prompt_ids, batch_first=True),
             "prompt_lengths": torch.tensor([len(x) for x in prompt_ids]),
             "target_ids": pad_sequence(target_ids, batch_first=True, padding_value=-100),
@@ -42,5 +47,4 @@ def make_batch() -> Callable[..., Batch]:
 @pytest.fixture(scope="session")
 def heard() -> Callable[[Batch], dict[str, Any]]:
     """The part of a batch that `generate` takes."""
-    names = ("features", "feature_lengths", "prompt_ids", "prompt_lengths")
-    return lambda batch: {name: batch[name] for name in names}
+    return lambda batch: {name: batch[name] for name in INPUTS}

@@ -41,13 +41,13 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
 
 @torch.no_grad()
 def test_what_was_saved_comes_back(
-    model: SteerMoE, saved: Path, make_batch: Callable[..., dict[str, torch.Tensor]], heard: Any
+    model: SteerMoE, saved: Path, make_batch: Callable[..., dict[str, torch.Tensor]], heard: Any, greedy: Any
 ) -> None:
     again = SteerMoE.from_pretrained(saved)
     batch = make_batch()
     assert torch.equal(again(**batch).loss, model(**batch).loss)
-    answers = model.generate(**heard(batch), max_new_tokens=5)
-    assert again.generate(**heard(batch), max_new_tokens=5) == answers
+    answers = model.generate(**heard(batch), generation=greedy(5))
+    assert again.generate(**heard(batch), generation=greedy(5)) == answers
     assert again.config == model.config
     assert not again.training
 

@@ -28,7 +28,7 @@ def hidden() -> torch.Tensor:
 def test_a_row_does_not_depend_on_its_batch(
     name: str, kernel: int, hidden: torch.Tensor, make_bridge: Make
 ) -> None:
-    downsample = make_downsampler(make_bridge(downsample=name, kernel=kernel), 6)
+    downsample = make_downsampler(make_bridge(downsample=name, kernel=kernel), 6, 3)
     together, tokens = downsample(hidden, torch.tensor(LENGTHS))
     assert tokens.tolist() == [-(-length // kernel) for length in LENGTHS]
     assert together.shape == (len(LENGTHS), -(-max(LENGTHS) // kernel), downsample.width)
@@ -74,7 +74,7 @@ def test_convolution_is_torchs_and_starts_as_the_average(hidden: torch.Tensor, m
 @pytest.mark.parametrize("name", SHORTENING)
 def test_gradients_stay_within_the_row(name: str, hidden: torch.Tensor, make_bridge: Make) -> None:
     hidden.requires_grad_(True)
-    pooled, _ = make_downsampler(make_bridge(downsample=name), 6)(hidden, torch.tensor(LENGTHS))
+    pooled, _ = make_downsampler(make_bridge(downsample=name), 6, 3)(hidden, torch.tensor(LENGTHS))
     pooled.sum().backward()
     assert hidden.grad is not None
     for row, length in enumerate(LENGTHS):
@@ -86,12 +86,14 @@ def test_wider_tokens_cannot_go_to_a_later_layer(make_bridge: Make) -> None:
     with pytest.raises(
         ValueError, match=r"bridge\.after: found 1 with bridge\.downsample 'concat'.* 24 wide"
     ):
-        make_downsampler(make_bridge(downsample="concat", after=1), 6)
-    assert make_downsampler(make_bridge(downsample="conv", after=1), 6).width == 6
+        make_downsampler(make_bridge(downsample="concat", after=1), 6, 3)
+    with pytest.raises(ValueError, match=r"bridge\.after: found 3, the encoder has layers 0 to 2"):
+        make_downsampler(make_bridge(after=3), 6, 3)
+    assert make_downsampler(make_bridge(downsample="conv", after=1), 6, 3).width == 6
 
 
 def test_unknown_downsamplers_are_named(make_bridge: Make) -> None:
     with pytest.raises(
         ValueError, match=r"bridge\.downsample: found 'mean', must be one of: average, concat"
     ):
-        make_downsampler(make_bridge().model_copy(update={"downsample": "mean"}), 6)
+        make_downsampler(make_bridge().model_copy(update={"downsample": "mean"}), 6, 3)

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steermoe.config import Llm
-from steermoe.models.llm import decode, greedy, hidden_states, load_llm, logits
+from steermoe.models.generation import answer_texts, decode
+from steermoe.models.llm import hidden_states, load_llm, logits
 from steermoe.models.sequence import pack
 
 PROMPTS = ["the cat sings", "please transcribe the audio: one two three two one", "red"]
@@ -35,7 +35,7 @@ def by_hand(llm: Any, embeddings: torch.Tensor, stops: list[int], limit: int) ->
     return answer
 
 
-def test_decoding_is_plain_greedy_whatever_the_generation_config_says(folder: Path) -> None:
+def test_decoding_is_plain_greedy_whatever_the_generation_config_says(folder: Path, greedy: Any) -> None:
     llm, _ = load_llm(section(folder))
     rows = [torch.randn(length, 32) for length in (3, 17, 1, 8)]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -44,10 +44,10 @@ def test_decoding_is_plain_greedy_whatever_the_generation_config_says(folder: Pa
     free = by_hand(llm, rows[1], [], 12)
     stops = sorted({*llm.generation_config.eos_token_id, free[5]})
     llm.generation_config.eos_token_id = stops
-    answers = decode(llm, embeddings, valid, 12)
+    answers = decode(llm, embeddings, valid, greedy(12))
     assert answers == [by_hand(llm, row, stops, 12) for row in rows]
     assert len(answers[1]) < 12
-    assert answers == decode(llm, embeddings, valid, 12)
+    assert answers == decode(llm, embeddings, valid, greedy(12))
 
 
 def test_the_stored_generation_config_would_have_sampled(folder: Path) -> None:
@@ -55,9 +55,10 @@ def test_the_stored_generation_config_would_have_sampled(folder: Path) -> None:
     assert stored.do_sample and stored.repetition_penalty == 1.3
 
 
-def test_texts_are_answered_as_one_by_one(folder: Path) -> None:
+def test_texts_are_answered_as_one_by_one(folder: Path, greedy: Any) -> None:
     llm, tokenizer = load_llm(section(folder))
-    answers = greedy(llm, tokenizer, PROMPTS, 8)
+    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    answers = answer_texts(llm, tokenizer, prompts, greedy(8), seed=0)
     table = llm.get_input_embeddings()
     stops = llm.generation_config.eos_token_id
     for prompt, answer in zip(PROMPTS, answers, strict=True):
@@ -85,12 +86,6 @@ def test_it_is_frozen_and_its_text_logits_are_the_untouched_models(folder: Path)
     with torch.no_grad():
         untouched = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
         assert torch.equal(llm(input_ids=ids).logits, untouched)
-
-
-def test_capped_logits_are_refused(tmp_path: Path, save_tiny_llm: Callable[..., Path]) -> None:
-    folder = save_tiny_llm(tmp_path, "gemma2", head_dim=8, final_logit_softcapping=0.5)
-    with pytest.raises(ValueError, match="scaled or capped"):
-        load_llm(section(folder))
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tmp_path: Path, tiny_llm_dir: Path) -> None:

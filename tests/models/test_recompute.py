@@ -34,10 +34,12 @@ def test_loss_and_gradients_are_the_same_with_fewer_activations_kept(
 
 
 @torch.no_grad()
-def test_generation_is_as_without(tiny_arm: Callable[..., Any], make_batch: Any, heard: Any) -> None:
+def test_generation_is_as_without(
+    tiny_arm: Callable[..., Any], make_batch: Any, heard: Any, greedy: Any
+) -> None:
     answers = [
         SteerMoE.from_config(tiny_arm("steering", {"training.gradient_checkpointing": recompute})).generate(
-            **heard(make_batch()), max_new_tokens=4
+            **heard(make_batch()), generation=greedy(4)
         )
         for recompute in (False, True)
     ]

@@ -93,13 +93,13 @@ def test_gradients_of_a_batch_are_those_of_its_rows(model: SteerMoE, make_batch:
             torch.testing.assert_close(parameter.grad, together[name], atol=1e-5, rtol=1e-3)
 
 
-def test_generated_ids_do_not_depend_on_the_batch(model: SteerMoE, make_batch: MakeBatch, heard: Any) -> None:
-    together = model.generate(**heard(make_batch()), max_new_tokens=7)
-    alone = [model.generate(**heard(make_batch(rows=[row])), max_new_tokens=7)[0] for row in range(4)]
+def test_answers_ignore_the_batch(model: SteerMoE, make_batch: MakeBatch, heard: Any, greedy: Any) -> None:
+    together = model.generate(**heard(make_batch()), generation=greedy(7))
+    alone = [model.generate(**heard(make_batch(rows=[row])), generation=greedy(7))[0] for row in range(4)]
     assert together == alone
     assert len({tuple(answer) for answer in alone}) > 1
     torch.manual_seed(1)
-    assert model.generate(**heard(make_batch()), max_new_tokens=7) == together
+    assert model.generate(**heard(make_batch()), generation=greedy(7)) == together
 
 
 @torch.no_grad()
@@ -254,18 +254,18 @@ def test_concatenation_instead_of_the_mean(tiny_arm: Callable[..., Any], make_ba
 
 
 def test_another_llm(
-    tiny_arm: Callable[..., Any], tiny_llama_dir: Path, make_batch: MakeBatch, heard: Any
+    tiny_arm: Callable[..., Any], tiny_llama_dir: Path, make_batch: MakeBatch, heard: Any, greedy: Any
 ) -> None:
     model = SteerMoE.from_config(tiny_arm("steering", {"llm.path": str(tiny_llama_dir)}))
     assert type(model.llm).__name__ == "LlamaForCausalLM"
     losses = train(model, make_batch(), steps=10, rate=2e-2)
     assert losses[-1] < losses[0]
-    alone = [model.generate(**heard(make_batch(rows=[row])), max_new_tokens=4)[0] for row in range(4)]
-    assert model.generate(**heard(make_batch()), max_new_tokens=4) == alone
+    alone = [model.generate(**heard(make_batch(rows=[row])), generation=greedy(4))[0] for row in range(4)]
+    assert model.generate(**heard(make_batch()), generation=greedy(4)) == alone
 
 
 def test_bfloat16_frozen_weights(
-    method: str, tiny_arm: Callable[..., Any], make_batch: MakeBatch, heard: Any
+    method: str, tiny_arm: Callable[..., Any], make_batch: MakeBatch, heard: Any, greedy: Any
 ) -> None:
     model = SteerMoE.from_config(tiny_arm(method, {"encoder.dtype": "bfloat16", "llm.dtype": "bfloat16"}))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
@@ -273,7 +273,7 @@ def test_bfloat16_frozen_weights(
     losses = train(model, make_batch(), steps=15, rate=2e-2)
     assert losses[-1] < losses[0]
     model.eval()
-    assert len(model.generate(**heard(make_batch()), max_new_tokens=4)) == 4
+    assert len(model.generate(**heard(make_batch()), generation=greedy(4))) == 4
 
 
 def test_autocast(method: str, tiny_arm: Callable[..., Any], make_batch: MakeBatch) -> None:
@@ -290,15 +290,15 @@ def test_autocast(method: str, tiny_arm: Callable[..., Any], make_batch: MakeBat
 # use
 
 
-def test_recordings_are_transcribed_one_or_many(model: SteerMoE, tmp_path: Path) -> None:
+def test_recordings_are_transcribed_one_or_many(model: SteerMoE, tmp_path: Path, greedy: Any) -> None:
     rng = np.random.default_rng(0)
     waves = [rng.normal(0, 0.1, samples).astype(np.float32) for samples in (16000, 4001, 30000)]
     for number, wave in enumerate(waves):
         soundfile.write(tmp_path / f"{number}.wav", wave, 16000, subtype="FLOAT")
     paths = [str(tmp_path / f"{number}.wav") for number in range(3)]
-    texts = model.transcribe(paths, max_new_tokens=5)
-    assert texts == [model.transcribe(wave, max_new_tokens=5) for wave in waves]
-    assert texts == [model.transcribe(Path(path), max_new_tokens=5) for path in paths]
-    assert model.transcribe(waves[0], question="who sings?", max_new_tokens=5) != texts[0]
+    texts = model.transcribe(paths, generation=greedy(5))
+    assert texts == [model.transcribe(wave, generation=greedy(5)) for wave in waves]
+    assert texts == [model.transcribe(Path(path), generation=greedy(5)) for path in paths]
+    assert model.transcribe(waves[0], question="who sings?", generation=greedy(5)) != texts[0]
     with pytest.raises(ValueError, match="the encoder takes at most"):
         model.transcribe(np.zeros(16000 * 5, np.float32))

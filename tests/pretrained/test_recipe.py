@@ -13,7 +13,8 @@ from pretrained import soft_text, synthesize, train_encoder, train_llm
 from steermoe.config import Encoder, Llm
 from steermoe.corpora import grammar
 from steermoe.models.encoders import load_encoder
-from steermoe.models.llm import greedy, load_llm, load_tokenizer
+from steermoe.models.generation import GREEDY, answer_texts
+from steermoe.models.llm import load_llm, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "pretrained"
@@ -88,6 +89,7 @@ def test_shipped_llm_answers_held_out_text() -> None:
     items = [json.loads(line) for line in (SHIPPED / "llm" / "text_tasks.jsonl").read_text().splitlines()]
     for task, least in (("repeat", 0.9), ("question", 0.85), ("arithmetic", 0.85)):
         chosen = [item for item in items if item["task"] == task][:40]
-        answers = greedy(llm, tokenizer, [item["prompt"] for item in chosen], 16)
+        prompts = [tokenizer.encode(item["prompt"], add_special_tokens=False) for item in chosen]
+        answers = answer_texts(llm, tokenizer, prompts, GREEDY.model_copy(update={"max_new_tokens": 16}), 0)
         right = sum(answer == item["target"] for answer, item in zip(answers, chosen, strict=True))
         assert right / len(chosen) >= least, task

@@ -1,0 +1,221 @@
+"""Calls of tools: read from what LLMs of several families write, checked, and asked for end to end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from steermoe.data.collator import collate
+from steermoe.data.prompts import encode_prompt, end_of_turn
+from steermoe.models.steermoe import SteerMoE
+from steermoe.models.tools import Answer, ToolCall, check_tools, misfit, read_answer
+
+LAMP = {
+    "type": "object",
+    "properties": {
+        "room": {"type": "string", "enum": ["kitchen", "hall"]},
+        "level": {"type": "integer"},
+        "colours": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["room"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "lamp", "description": "Turn on.", "parameters": LAMP}},
+    {"type": "function", "function": {"name": "stop"}},
+]
+HALL = ToolCall("lamp", {"room": "hall", "level": 3})
+CALL = '{"name": "lamp", "arguments": {"room": "hall", "level": 3}}'
+
+
+@pytest.fixture
+def tokenizer(tiny_chat_dir: Path) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_chat_dir)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "<|python_tag|>"]})
+    return tokenizer
+
+
+def read(tokenizer: Any, written: str, tools: Any = TOOLS) -> Answer:
+    ids = tokenizer.encode(written, add_special_tokens=False)
+    return read_answer(ids, tokenizer, tools, "<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "calls"),
+    [
+        ("the cat", "the cat", ()),
+        (f"<tool_call>\n{CALL}\n</tool_call>", "", (HALL,)),
+        (f"well<tool_call>{CALL}</tool_call>\n<tool_call>\n{{\"name\": \"stop\", \"arguments\": {{}}}}",
+         "well", (HALL, ToolCall("stop", {}))),
+        (f"[TOOL_CALLS] [{CALL}, {CALL}]", "", (HALL, HALL)),
+        ('[TOOL_CALLS]lamp[ARGS]{"room": "hall", "level": 3}[TOOL_CALLS]stop[ARGS]{}', "",
+         (HALL, ToolCall("stop", {}))),
+        ('{"name": "lamp", "parameters": {"room": "hall", "level": 3}}', "", (HALL,)),
+        ('<|python_tag|>{"type": "function", "name": "lamp", "parameters": {"room": "hall", "level": 3}}; '
+         '{"name": "stop", "parameters": {}}', "", (HALL, ToolCall("stop", {}))),
+        ('<tool_call>{"name": "lamp", "arguments": "{\\"room\\": \\"hall\\", \\"level\\": 3}"}</tool_call>',
+         "", (HALL,)),
+        ('{"the cat": "sings"}', '{"the cat": "sings"}', ()),
+    ],
+)  # fmt: skip
+def test_calls_of_every_family_are_read(tokenizer: Any, written: str, text: str, calls: Any) -> None:
+    assert read(tokenizer, written) == Answer(text, calls)
+    plain = read(tokenizer, written, tools=None)
+    assert plain.tool_calls == () and plain.errors == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "error"),
+    [
+        ('<tool_call>{"name": "lamp", "argum', "found '{\"name\": \"lamp\", \"argum', which is not JSON"),
+        ("<tool_call></tool_call>", "which has no call in it"),
+        ("[TOOL_CALLS] lamp", "found 'lamp', which is not JSON"),
+        ("[TOOL_CALLS]lamp[ARGS]{", "found '{', which is not JSON"),
+        ('<tool_call>["lamp"]</tool_call>', 'found "lamp", expected an object with name and arguments'),
+        ('<tool_call>{"arguments": {}}</tool_call>', "expected an object with name and arguments"),
+        ('{"name": "lamp", "parameters": [1]}', "expected an object with name and arguments"),
+        ('<tool_call>{"name": "door", "arguments": {}}</tool_call>',
+         "found a call of 'door', which is no tool; one of: lamp, stop"),
+        ('{"name": "lamp", "parameters": {}}', "lamp: arguments: 'room' is missing"),
+        ('{"name": "lamp", "parameters": {"room": "attic"}}',
+         'lamp: arguments.room: found "attic", expected one of ["kitchen", "hall"]'),
+        ('{"name": "lamp", "parameters": {"room": "hall", "level": "3"}}',
+         'lamp: arguments.level: found "3", expected integer'),
+        ('{"name": "lamp", "parameters": {"room": "hall", "level": true}}', "found true, expected integer"),
+        ('{"name": "lamp", "parameters": {"room": "hall", "colours": ["a", 1]}}',
+         "lamp: arguments.colours[1]: found 1, expected string"),
+        ('{"name": "lamp", "parameters": {"room": "hall", "x": 1}}',
+         "found 'x', expected one of: room, level, colours"),
+        ('{"name": "stop", "parameters": {"now": 1}}', "found 'now', expected one of: none"),
+        ('<tool_call>' + "[" * 30000, "which is not JSON"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_kept_as_an_error(tokenizer: Any, written: str, error: str) -> None:
+    answer = read(tokenizer, written)
+    assert answer.tool_calls == ()
+    assert len(answer.errors) == 1 and error in answer.errors[0]
+
+
+def test_a_right_call_stands_beside_a_wrong_one(tokenizer: Any) -> None:
+    answer = read(tokenizer, f'<tool_call>{CALL}</tool_call><tool_call>{{"name": "door"}}</tool_call>')
+    assert answer.tool_calls == (HALL,) and len(answer.errors) == 1
+
+
+def test_a_declared_response_template_is_followed(tokenizer: Any) -> None:
+    tokenizer.response_template = {
+        "start_anchor": "<|im_start|>assistant\n",
+        "fields": {
+            "tool_calls": {
+                "open": "<<", "close": ">>", "repeats": True, "content": "json",
+                "transform": {"type": "function", "function": "{content}"},
+            },
+            "content": {"close": "<|im_end|>", "content": "text"},
+        },
+    }  # fmt: skip
+    assert read(tokenizer, f"<<{CALL}>>") == Answer("", (HALL,))
+    assert read(tokenizer, "the cat") == Answer("the cat")
+    wrong = read(tokenizer, "<<{>>")
+    assert wrong.tool_calls == () and "cannot be read" in wrong.errors[0]
+    assert "is no tool" in read(tokenizer, '<<{"name": "door", "arguments": {}}>>').errors[0]
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"type": ["string", "null"]}, [None, "a"], [1]),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, [None, 3], ["3", 0.5, True]),
+        ({"type": "number"}, [1, 0.5], [True, "1"]),
+        ({"const": "a"}, ["a"], ["b"]),
+        ({"type": "object", "additionalProperties": {"type": "integer"}}, [{"x": 1}, {}], [{"x": "1"}]),
+        ({"type": "object", "additionalProperties": True}, [{"x": "1"}], [[]]),
+        (
+            {"properties": {"a": {"properties": {"b": {"type": "null"}}}}},
+            [{"a": {"b": None}}],
+            [{"a": {"b": 0}}],
+        ),
+        ({}, [1, "a", None, [], {"x": 1}], []),
+    ],
+)
+def test_values_are_checked_against_schemas(schema: dict, right: list, wrong: list) -> None:
+    assert [misfit(value, schema, "x") for value in right] == [""] * len(right)
+    assert all(misfit(value, schema, "x").startswith("x") for value in wrong)
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ([], "tools: found none"),
+        ([{"name": "lamp"}], r"tools\[0\]: found {'name': 'lamp'}, expected"),
+        ([TOOLS[0], "lamp"], r"tools\[1\]: found lamp"),
+        ([TOOLS[0], TOOLS[0]], "tools: found lamp more than once"),
+        ([{"function": {"name": "a", "parameters": []}}], r"tools\[0\]: found"),
+    ],
+)
+def test_definitions_are_checked(tools: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_tools(tools)
+
+
+# asked end to end
+
+
+@pytest.fixture(scope="module")
+def caller(tiny_chat_dir: Path, tiny_arm: Callable[..., Any]) -> SteerMoE:
+    """A model whose tiny Qwen2 was trained on one recording: to call the lamp with tools, else to say `one two`."""
+    arm = tiny_arm("linear", {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"})
+    model = SteerMoE.from_config(arm)
+    model.llm.requires_grad_(True)
+    items: list[Any] = []
+    for tools, target in ((TOOLS, f"<tool_call>\n{CALL}\n</tool_call>"), (None, "one two")):
+        prompt = encode_prompt(arm.prompts, model.tokenizer, "answer", "which lamp?", tools)
+        target_ids = model.tokenizer.encode(target, add_special_tokens=False)
+        items.append(
+            {
+                "features": model.features(recording()), "prefix_ids": prompt.prefix,
+                "prompt_ids": prompt.suffix, "target_ids": [*target_ids, end_of_turn(model.tokenizer)],
+                "index": len(items),
+            }
+        )  # fmt: skip
+    batch = collate(items)
+    optimizer = torch.optim.Adam(model.llm.parameters(), lr=3e-3)
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(300):
+            loss = model(**batch)
+            optimizer.zero_grad()
+            loss.loss.backward()
+            optimizer.step()
+            if loss.num_correct == loss.num_tokens and loss.loss < 0.05:
+                break
+    model.llm.requires_grad_(False)
+    return model
+
+
+def recording() -> np.ndarray:
+    return np.sin(np.arange(16000) * 0.1).astype(np.float32)
+
+
+def test_an_answer_can_be_a_call(caller: SteerMoE) -> None:
+    assert caller.ask(recording(), "which lamp?", TOOLS) == Answer("", (HALL,))
+    assert caller.ask(recording(), "which lamp?") == Answer("one two")
+    assert caller.transcribe(recording(), "which lamp?") == "one two"
+
+
+def test_a_call_that_was_cut_short_is_an_error(caller: SteerMoE, greedy: Callable[..., Any]) -> None:
+    answer = caller.ask(recording(), "which lamp?", TOOLS, generation=greedy(20))
+    assert answer.tool_calls == () and "which is not JSON" in answer.errors[0]
+    assert json.dumps(answer.errors)
+
+
+def test_tools_need_a_chat(tiny_arm: Callable[..., Any], tiny_llm_dir: Path, tiny_chat_dir: Path) -> None:
+    plain = SteerMoE.from_config(tiny_arm("linear", {"llm.path": str(tiny_chat_dir)}))
+    with pytest.raises(ValueError, match=r"found tools with prompts\.format plain"):
+        plain.ask(recording(), "which lamp?", TOOLS)
+    bare = SteerMoE.from_config(tiny_arm("linear", {"prompts.format": "chat"}))
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        bare.ask(recording(), "which lamp?", TOOLS)
+    with pytest.raises(ValueError, match="tools: found none"):
+        bare.ask(recording(), tools=[])
