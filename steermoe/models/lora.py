@@ -17,9 +17,9 @@ def add_lora(section: config.Lora, encoder: Encoder) -> list[nn.Parameter]:
     Raises:
         ValueError: a target is no linear module inside the encoder's layers.
     """
-    names = {
-        name.rsplit(".", 1)[-1] for name, m in encoder.layers.named_modules() if isinstance(m, nn.Linear)
-    }
+    inside = {m for m in encoder.layers.modules() if isinstance(m, nn.Linear)}
+    paths = [name for name, m in encoder.model.named_modules() if m in inside]
+    names = {path.rsplit(".", 1)[-1] for path in paths}
     wrong = [target for target in section.targets if target not in names]
     if wrong:
         raise ValueError(
@@ -29,7 +29,8 @@ def add_lora(section: config.Lora, encoder: Encoder) -> list[nn.Parameter]:
         r=section.rank,
         lora_alpha=section.alpha,
         lora_dropout=section.dropout,
-        target_modules=list(section.targets),
+        # Whole paths: what has the same name outside the layers is left alone.
+        target_modules=[path for path in paths if path.rsplit(".", 1)[-1] in section.targets],
     )
     inject_adapter_in_model(settings, encoder.model)
     train_lora(encoder, False)

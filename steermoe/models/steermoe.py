@@ -3,8 +3,8 @@
 features -> encoder, its layers steered (or with LoRA) -> down-sampling -> projection
 -> `[audio ; prompt ; target]` -> LLM -> loss on the target's tokens, or text.
 
-Shapes: B batch, M mels, T feature frames, S encoder frames, D encoder width, A audio tokens, P prompt tokens,
-Y target tokens, N target tokens of all rows, H width of the LLM, V its vocabulary.
+Shapes: B batch, M feature channels, T feature frames, S encoder frames, D encoder width, A audio tokens,
+P prompt tokens, Y target tokens, N target tokens of all rows, H width of the LLM, V its vocabulary.
 """
 
 import tempfile
@@ -22,7 +22,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils.generic import ModelOutput
 
 from steermoe.audio import waveform
-from steermoe.audio.features import LogMel
 from steermoe.config import ArmConfig
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.prompts import render
@@ -76,7 +75,7 @@ class SteerMoE(nn.Module):
         self.config = arm
         self.encoder = load_encoder(arm.encoder)
         self.llm, self.tokenizer = load_llm(arm.llm)
-        self.features = LogMel(self.encoder.num_mels)
+        self.features = self.encoder.features
         self.downsample = make_downsampler(arm.bridge, self.encoder.width)
         # A generator state for each part: every arm with the same seed starts from the same projection.
         with _seeded(arm.seed, "projection"):
