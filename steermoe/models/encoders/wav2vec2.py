@@ -44,7 +44,9 @@ class Wav2Vec2(Encoder):
         if valid_BS is not None:
             mask = create_bidirectional_mask(self.model.config, hidden_BSD, attention_mask=valid_BS)
         embed = self.model.encoder.embed_positions
-        return mask, None if embed is None else embed(hidden_BSD), valid_BS
+        # A copy: transformers keeps the last one, and one that inference mode made is of no use in training.
+        positions = None if embed is None else embed(hidden_BSD).clone()
+        return mask, positions, valid_BS
 
     def attention(self, layer_number: int) -> nn.Module:
         """Wav2Vec2ConformerSelfAttention or Wav2Vec2BertSelfAttention."""

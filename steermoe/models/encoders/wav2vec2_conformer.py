@@ -47,7 +47,7 @@ class Wav2Vec2Conformer(Wav2Vec2):
         return lengths_B.clamp(min=0)
 
     def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
-        """The convolutions over samples and the projection; zero behind each utterance."""
+        """The convolutions over samples and the projection."""
         waveforms_BT = features_BMT[:, 0]
         if padded and self.model.config.feat_extract_norm == "group":
             # Its normalisation runs over time: each utterance goes through on its own.
