@@ -58,7 +58,7 @@ def collect(
             features, lengths = (batch[name].to(model.device) for name in ("features", "feature_lengths"))
             model.hear(features, lengths)
             for index, hidden, gates in seen:
-                valid = valid_frames(model.lengths[hidden.shape[1]], hidden.shape[1])
+                valid = valid_frames(model.lengths_of(hidden.shape[1]), hidden.shape[1])
                 totals[index].add(steering, index, hidden[valid], gates[valid])
             seen.clear()
     return summary(steering, totals, len(rows))

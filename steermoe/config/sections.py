@@ -89,6 +89,7 @@ class Encoder(Section):
     name: Annotated[str, row_of("models/encoders/__init__.py", "ENCODERS")]
     path: Text
     dtype: Dtype
+    window: Literal["unpadded", "full"]
 
 
 class Llm(Section):

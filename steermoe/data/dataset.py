@@ -1,4 +1,4 @@
-"""Utterances as what the model takes: log-mel features, and token ids of prompt and target."""
+"""Utterances as what the model takes: features of the audio, and token ids of prompt and target."""
 
 from typing import TypedDict
 
@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from steermoe.audio import waveform
-from steermoe.audio.features import LogMel
+from steermoe.audio.features import Features
 from steermoe.config import Prompts
 from steermoe.data.prompts import Prompt, encode_prompt, end_token
 
@@ -16,7 +16,7 @@ COLUMNS = ("source_id", "task", "prompt", "target", "audio")
 
 
 class Item(TypedDict):
-    """One utterance. M mels, T frames of 10 ms."""
+    """One utterance. M feature channels, T feature frames."""
 
     features: torch.Tensor  # (M, T) float32, unpadded
     prefix_ids: list[int]  # before the audio
@@ -46,7 +46,7 @@ class UtteranceDataset(Dataset[Item]):
     def __init__(
         self,
         frame: pl.DataFrame,
-        features: LogMel,
+        features: Features,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
         cache_dtype: torch.dtype = torch.float32,

@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from steermoe.audio import waveform
-from steermoe.audio.features import LogMel
 from steermoe.config import Encoder, Generation
 from steermoe.evaluation.evaluator import System
 from steermoe.models.encoders import load_encoder
@@ -54,7 +53,7 @@ class CtcDecoder:
     def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None:
         folder = Path(section.path)
         self.encoder = load_encoder(section).to(device)
-        self.features = LogMel(self.encoder.num_mels)
+        self.features = self.encoder.features
         self.device = device
         self.head = {name: tensor.to(device) for name, tensor in load_file(folder / CTC_HEAD).items()}
         self.units: list[str] = json.loads((folder / CTC_UNITS).read_text(encoding="utf-8"))

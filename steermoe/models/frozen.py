@@ -62,6 +62,30 @@ def _progress(path: str) -> Iterator[None]:
         logging.enable_progress_bar()
 
 
+def load_extractor(kind: Any, path: str, setting: str) -> Any:
+    """Load the feature extractor that belongs to pretrained weights.
+
+    Args:
+        kind: a class of transformers with `from_pretrained`.
+        path: folder in Hugging Face format, or a hub id.
+        setting: name of the configuration's section, for errors.
+
+    Raises:
+        ValueError: there is none, or one of another class.
+    """
+    try:
+        settings, _ = kind.get_feature_extractor_dict(path)
+    except OSError as error:
+        raise ValueError(
+            f"{setting}.path: {path!r} lacks preprocessor_config.json, which says how its features are made: "
+            f"{error}"
+        ) from error
+    found = settings.get("feature_extractor_type", kind.__name__)
+    if found != kind.__name__:
+        raise ValueError(f"{setting}.path: {path!r} is with {found}; this encoder takes {kind.__name__}")
+    return kind.from_dict(settings)
+
+
 def digest(weights: dict[str, torch.Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of tensors, whatever their order and device."""
     total = hashlib.sha256()

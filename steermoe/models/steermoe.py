@@ -3,8 +3,8 @@
 features -> encoder, its layers steered (or with LoRA) -> down-sampling -> projection
 -> `[prefix ; audio ; prompt ; target]` -> LLM -> loss on the target's tokens, or text.
 
-Shapes: B batch, M mels, T feature frames, S encoder frames, D encoder width, P0 prefix tokens, A audio tokens,
-P prompt tokens, Y target tokens, N target tokens of all rows, H width of the LLM, V its vocabulary.
+Shapes: B batch, M feature channels, T feature frames, S encoder frames, D encoder width, P0 prefix tokens, A audio
+tokens, P prompt tokens, Y target tokens, N target tokens of all rows, H width of the LLM, V its vocabulary.
 """
 
 import tempfile
@@ -18,7 +18,6 @@ from torch import nn
 
 from steermoe import config
 from steermoe.audio import waveform
-from steermoe.audio.features import LogMel
 from steermoe.config import ArmConfig, Generation
 from steermoe.models import adapter
 from steermoe.models.answers import Audio, answer_all
@@ -49,7 +48,6 @@ class SteerMoE(nn.Module):
         llm: the frozen LLM as transformers loads it.
         tokenizer: the LLM's.
         features: waveform to features, as the encoder wants them.
-        lengths: of the batch that was heard last: valid lengths (B,) by the width S of hidden states.
     """
 
     llm: CausalLM
@@ -60,7 +58,7 @@ class SteerMoE(nn.Module):
         self.config = arm
         self.encoder = load_encoder(arm.encoder)
         self.llm, self.tokenizer = load_llm(arm.llm)
-        self.features = LogMel(self.encoder.num_mels)
+        self.features = self.encoder.features
         self.downsample = make_downsampler(arm.bridge, self.encoder.width, len(self.encoder.layers))
         # A generator state for each part: every arm with the same seed starts from the same projection.
         with seeded(arm.seed, "projection"):
@@ -76,7 +74,7 @@ class SteerMoE(nn.Module):
         self._adapters = self._with_lora()
         if arm.training.gradient_checkpointing:
             recompute([*self.encoder.layers, *decoder_layers(self.llm)])
-        self.lengths: dict[int, torch.Tensor] = {}  # valid lengths, by the width of hidden states
+        self._lengths: dict[int, torch.Tensor] = {}  # valid lengths, by the width of hidden states
         self.train(False)
 
     def _with_lora(self) -> dict[str, list[nn.Parameter]]:
@@ -213,14 +211,14 @@ class SteerMoE(nn.Module):
         return self.projection(pooled_BAD, prompt_BPH, prompt_lengths_B), lengths_B
 
     def hear(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features to steered and down-sampled frames, and their lengths; notes in `lengths` how long rows were."""
-        self.lengths.clear()
+        """Features to steered and down-sampled frames, and their lengths; `lengths_of` knows those before."""
+        self._lengths.clear()
         if self.steering is not None:
             self.steering.start()
         after = self.config.bridge.after
         between = None if after is None else {after: self._shorten}
         hidden_BSD, lengths_B = self.encoder(features_BMT, lengths_B, between)
-        self.lengths[hidden_BSD.shape[1]] = lengths_B
+        self._lengths[hidden_BSD.shape[1]] = lengths_B
         if self.steering is not None:
             hidden_BSD = self.steering.post(hidden_BSD)
         return (hidden_BSD, lengths_B) if between else self.downsample(hidden_BSD, lengths_B)
@@ -228,8 +226,15 @@ class SteerMoE(nn.Module):
     def _shorten(
         self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.lengths[hidden_BSD.shape[1]] = lengths_B
+        self._lengths[hidden_BSD.shape[1]] = lengths_B
         return self.downsample(hidden_BSD, lengths_B)
+
+    def lengths_of(self, width: int) -> torch.Tensor:
+        """Valid lengths (B,) of the hidden states of a width, somewhere in the encoder, that were heard last.
+
+        An unknown width is that of a full window: its rows are as long as when they left it.
+        """
+        return self._lengths.get(width, next(iter(self._lengths.values())))
 
     @torch.no_grad()
     def gates(self, audio: str | Path | np.ndarray) -> list[np.ndarray]:
@@ -275,7 +280,7 @@ class SteerMoE(nn.Module):
         targets_N = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
         found = target_loss(logits(self.llm, hidden_BWH[rows, columns]), targets_N)
         if self.training and self.steering is not None:
-            found.loss = found.loss + self.steering.losses(self.lengths.__getitem__)
+            found.loss = found.loss + self.steering.losses(self.lengths_of)
         return found
 
     @torch.no_grad()

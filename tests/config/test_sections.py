@@ -183,7 +183,17 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
         'corpora.digits.mirror: found ""; legal: text that is not empty or null',
     ),
     ("mini:corpora.digits.required", "no", 'corpora.digits.required: found "no"; legal: true or false'),
-    ("mini:encoder.name", "wisper", 'encoder.name: found "wisper"; legal: whisper; nearest: whisper'),
+    (
+        "mini:encoder.name",
+        "wisper",
+        'encoder.name: found "wisper"; legal: one of whisper, wav2vec2-conformer, w2v-bert, parakeet, firered; '
+        "nearest: whisper",
+    ),
+    (
+        "mini:encoder.window",
+        "fill",
+        'encoder.window: found "fill"; legal: one of unpadded, full; nearest: full',
+    ),
 ]
 
 

@@ -11,8 +11,14 @@ from pipeline.__main__ import STAGES
 
 ROOT = Path(__file__).parents[2]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-# Imported by name at run time, so no import statement tells; it imports nothing of ours but what they do.
-LAZY = {"steermoe/corpora/__init__.py": ["steermoe/corpora/synthetic.py", "steermoe/corpora/digits.py"]}
+# Imported by name at run time, so no import statement tells.
+LAZY = {
+    "steermoe/corpora/__init__.py": ["steermoe/corpora/synthetic.py", "steermoe/corpora/digits.py"],
+    "steermoe/models/encoders/__init__.py": [
+        f"steermoe/models/encoders/{name}.py"
+        for name in ("whisper", "wav2vec2_conformer", "w2v_bert", "parakeet", "firered")
+    ],
+}
 
 
 def source_of(module: str) -> Path | None:

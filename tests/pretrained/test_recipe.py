@@ -35,8 +35,9 @@ def tiny(tmp_path: Path) -> Path:
 def test_encoder_recipe(tiny: Path, tmp_path: Path) -> None:
     synthesize.main(tiny, tmp_path / "speech")
     train_encoder.main(tiny, tmp_path / "speech", tmp_path / "encoder")
-    encoder = load_encoder(Encoder(name="whisper", path=str(tmp_path / "encoder"), dtype="float32"))
-    assert (encoder.width, encoder.num_mels, len(encoder.layers)) == (16, 80, 1)
+    path = str(tmp_path / "encoder")
+    encoder = load_encoder(Encoder(name="whisper", path=path, dtype="float32", window="unpadded"))
+    assert (encoder.width, encoder.features.channels, len(encoder.layers)) == (16, 80, 1)
     units = json.loads((tmp_path / "encoder" / "ctc_units.json").read_text())
     with safe_open(tmp_path / "encoder" / "ctc_head.safetensors", "pt") as head:
         assert head.get_slice("weight").get_shape() == [len(units) + 1, 16]

@@ -1,10 +1,9 @@
 """Speech encoders. A new one is a file with an `Encoder` subclass and a row here."""
 
-from collections.abc import Callable
+import importlib
 
 from steermoe import config
 from steermoe.models.encoders.encoder import Encoder
-from steermoe.models.encoders.whisper import Whisper
 from steermoe.models.registry import choose
 
 
@@ -12,9 +11,17 @@ def load_encoder(section: config.Encoder) -> Encoder:
     """The frozen encoder that the section names, in evaluation mode.
 
     Raises:
-        ValueError: there is no such encoder, or its weights cannot be loaded.
+        ValueError: there is no such encoder, its weights cannot be loaded, or a setting does not fit it.
     """
-    return choose(ENCODERS, section.name, "encoder.name")(section).eval()
+    module, kind = choose(ENCODERS, section.name, "encoder.name").split(":")
+    return getattr(importlib.import_module(module), kind)(section).eval()
 
 
-ENCODERS: dict[str, Callable[[config.Encoder], Encoder]] = {"whisper": Whisper}
+# `module:class`, imported when it is chosen: each brings in its own modelling code of transformers.
+ENCODERS = {
+    "whisper": "steermoe.models.encoders.whisper:Whisper",
+    "wav2vec2-conformer": "steermoe.models.encoders.wav2vec2_conformer:Wav2Vec2Conformer",
+    "w2v-bert": "steermoe.models.encoders.w2v_bert:W2vBert",
+    "parakeet": "steermoe.models.encoders.parakeet:Parakeet",
+    "firered": "steermoe.models.encoders.firered:FireRed",
+}

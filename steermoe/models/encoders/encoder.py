@@ -1,41 +1,66 @@
-"""What every speech encoder offers: a stem, a list of frozen layers, and a finish.
+"""What every speech encoder offers: features, a stem, a list of frozen layers, and a finish.
 
-Shapes: B batch, M mels, T feature frames, S encoder frames, D encoder width.
+Shapes: B batch, M feature channels, T feature frames, S encoder frames, D encoder width.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from steermoe import config
+from steermoe.audio.features import Features
+
 Between = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(hidden_BSD, lengths_B) -> the same of fewer frames; applied between two layers."""
 
 
 class Encoder(nn.Module, ABC):
-    """A frozen encoder. Steering hooks into `layers`; LoRA goes into the linear layers below `model`.
+    """A frozen encoder. Steering hooks into `layers`; LoRA goes into the linear layers inside them.
 
     Attributes:
+        windows: legal values of `encoder.window`.
+        features: waveform to features, as the model was trained with.
         model: the wrapped pretrained module; all of its parameters are frozen.
         layers: its layers in order; each is called as `layer(hidden_BSD, *context)`.
         width: D.
-        num_mels: M.
         frames_per_second: of the output.
+        max_frames: the longest input that it has positions for, in encoder frames; None: no limit.
+
+    Args:
+        section: its configuration.
+
+    Raises:
+        ValueError: the section's window means nothing to this encoder.
     """
 
+    windows: ClassVar[tuple[str, ...]] = ("unpadded",)
+    features: Features
     model: nn.Module
     layers: nn.ModuleList
     width: int
-    num_mels: int
     frames_per_second: float
+    max_frames: int | None = None
+
+    def __init__(self, section: config.Encoder) -> None:
+        super().__init__()
+        if section.window not in self.windows:
+            raise ValueError(
+                f"encoder.window: found {section.window!r}; legal for this encoder: {', '.join(self.windows)}"
+            )
+        self.window = section.window
 
     @abstractmethod
-    def stem(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What comes before the layers: (hidden_BSD, lengths_B in encoder frames).
+    def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Encoder frames of utterances of so many feature frames."""
 
-        Raises:
-            ValueError: the features are longer than the encoder can take, or have another number of mels.
+    @abstractmethod
+    def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
+        """What comes before the layers: hidden_BSD, its first frames those of `output_lengths`.
+
+        `features_BMT` are of the model's type, and zero behind each length; `padded`: whether there are such.
         """
 
     @abstractmethod
@@ -47,8 +72,42 @@ class Encoder(nn.Module, ABC):
         """What comes after the layers: the final norm."""
 
     @abstractmethod
-    def attention(self, number: int) -> nn.Module:
-        """The self-attention of a layer, whose output is added to the residual."""
+    def attention(self, layer_number: int) -> nn.Module:
+        """The self-attention of a layer: what it returns (first, if a tuple) is added to the residual."""
+
+    def stem(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What comes before the layers: (hidden_BSD, lengths_B in encoder frames to be attended to).
+
+        Raises:
+            ValueError: the features are longer than the encoder can take, too short for a single frame, or
+                have another number of channels.
+        """
+        _, channels, frames = features_BMT.shape
+        if channels != self.features.channels:
+            raise ValueError(
+                f"features: found {channels} channels, the encoder takes {self.features.channels}"
+            )
+        steps_B = self.output_lengths(lengths_B)
+        longest = int(self.output_lengths(torch.tensor(frames)))
+        if self.max_frames is not None and longest > self.max_frames:
+            raise ValueError(
+                f"features: found {longest / self.frames_per_second:.2f} s of audio, the encoder takes at "
+                f"most {self.max_frames / self.frames_per_second:.2f} s; split the audio"
+            )
+        if int(steps_B.min()) < 1:
+            raise ValueError(
+                f"features: found an utterance of {int(lengths_B.min())} feature frames, too short for a "
+                "single frame of the encoder; leave it out, or pad it with silence"
+            )
+        features_BMT = features_BMT.to(next(self.model.parameters()).dtype)
+        padding_B1T = ~valid_frames(lengths_B, frames)[:, None]
+        padded = bool(padding_B1T.any())
+        if padded:
+            features_BMT = features_BMT.masked_fill(padding_B1T, 0)
+        hidden_BSD = self.embed(features_BMT, lengths_B, padded)
+        if self.window == "full":
+            return hidden_BSD, torch.full_like(steps_B, hidden_BSD.shape[1])
+        return hidden_BSD, steps_B
 
     def forward(
         self,
@@ -56,14 +115,29 @@ class Encoder(nn.Module, ABC):
         lengths_B: torch.Tensor,
         between: Mapping[int, Between] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-mel features to (hidden_BSD, lengths_B); frames beyond a length are undefined but finite."""
-        hidden_BSD, lengths_B = self.stem(features_BMT, lengths_B)
-        context = self.context(hidden_BSD, lengths_B)
+        """Features to (hidden_BSD, lengths_B); frames beyond a length are undefined but finite.
+
+        Args:
+            features_BMT: right-padded features.
+            lengths_B: how many of their frames are valid.
+            between: layer number -> what shortens the sequence after that layer. What a full window holds
+                beyond the utterances is cut off before it; the later layers mask as without a window.
+
+        Raises:
+            ValueError: as `stem`; or `between` names a layer that there is not.
+        """
+        between = between or {}
+        if wrong := [number for number in between if number not in range(len(self.layers))]:
+            raise ValueError(f"between: found layers {wrong}, the encoder has 0 to {len(self.layers) - 1}")
+        hidden_BSD, attended_B = self.stem(features_BMT, lengths_B)
+        lengths_B = self.output_lengths(lengths_B)
+        context = self.context(hidden_BSD, attended_B)
         for number, layer in enumerate(self.layers):
             hidden_BSD = layer_hidden(layer(hidden_BSD, *context))
-            if between and number in between:
-                hidden_BSD, lengths_B = between[number](hidden_BSD, lengths_B)
+            if number in between:
+                hidden_BSD, lengths_B = between[number](hidden_BSD[:, : int(lengths_B.max())], lengths_B)
                 context = self.context(hidden_BSD, lengths_B)
+        hidden_BSD = hidden_BSD[:, : int(lengths_B.max())]
         return self.finish(hidden_BSD), lengths_B
 
 
@@ -75,3 +149,9 @@ def layer_hidden(output: Any) -> torch.Tensor:
 def valid_frames(lengths_B: torch.Tensor, frames: int) -> torch.Tensor:
     """True where a frame is within its row's length, (B, frames)."""
     return torch.arange(frames, device=lengths_B.device) < lengths_B[:, None]
+
+
+def padding_mask(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor | None:
+    """True where a frame is valid, (B, S); None if all are, for then layers run without a mask."""
+    steps = hidden_BSD.shape[1]
+    return None if bool((lengths_B == steps).all()) else valid_frames(lengths_B, steps)

@@ -2,7 +2,8 @@
 
 transformers' own forward insists on the full window (30 s) and attends to padding. Here the stem is as long
 as its input and masked, and the frozen layers get an attention mask, so that the result for an utterance does
-not depend on what it is batched with. On a full window the result is transformers' own.
+not depend on what it is batched with. On a full window the result is transformers' own. With the setting
+`window: full` every utterance is padded with silence to a full window, which is what Whisper was trained on.
 """
 
 from typing import ClassVar
@@ -13,8 +14,13 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from steermoe import config
-from steermoe.models.encoders.encoder import Encoder, valid_frames
+from steermoe.audio.features import LogMel
+from steermoe.models.encoders.encoder import Encoder, padding_mask, valid_frames
 from steermoe.models.frozen import load_frozen
+
+TAIL = 2  # with a full window, features hold the frames behind the end that still see the last samples
+SILENCE = -1.5  # what LogMel makes of zeros: the logarithm of 1e-10, scaled
+RANGE = 2.0  # and of what is more than 80 dB below the loudest frame
 
 
 class _EncoderOnly(WhisperEncoder):
@@ -33,59 +39,54 @@ class Whisper(Encoder):
         ValueError: nothing can be loaded from the path, or weights are missing in it.
     """
 
+    windows: ClassVar = ("unpadded", "full")
     frames_per_second = 50.0  # features come at 100 a second, conv2 has stride 2
 
     def __init__(self, section: config.Encoder) -> None:
-        super().__init__()
+        super().__init__(section)
         self.model: WhisperEncoder = load_frozen(
             _EncoderOnly, section.path, section.dtype, "encoder", key_mapping={r"^(model\.)?encoder\.": ""}
         )
         self.layers: nn.ModuleList = self.model.layers
         self.width: int = self.model.config.d_model
-        self.num_mels: int = self.model.config.num_mel_bins
+        self.max_frames: int = self.model.embed_positions.num_embeddings
+        self.tail = TAIL if section.window == "full" else 0
+        self.features = LogMel(self.model.config.num_mel_bins, self.tail)
 
-    @property
-    def max_frames(self) -> int:
-        """The longest input that it has positions for, in encoder frames."""
-        return self.model.embed_positions.num_embeddings
+    def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Half of the feature frames, rounded up."""
+        return (lengths_B - self.tail + 1) // 2
 
-    def stem(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two convolutions and the positions; T feature frames become ceil(T / 2)."""
-        _, mels, frames = features_BMT.shape
-        if mels != self.num_mels:
-            raise ValueError(f"features: found {mels} mels, the encoder takes {self.num_mels}")
-        steps = (frames + 1) // 2
-        if steps > self.max_frames:
-            raise ValueError(
-                f"features: found {steps / self.frames_per_second:.2f} s of audio, the encoder takes at most "
-                f"{self.max_frames / self.frames_per_second:.2f} s; split the audio"
-            )
-        features_BMT = features_BMT.to(self.model.conv1.weight.dtype)
-        padding_B1T = ~valid_frames(lengths_B, frames)[:, None]
-        padded = bool(padding_B1T.any())
-        if padded:
-            features_BMT = features_BMT.masked_fill(padding_B1T, 0)
+    def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
+        """Two convolutions and the positions."""
+        if self.window == "full":
+            features_BMT, padded = self._full(features_BMT, lengths_B), False
+        frames = features_BMT.shape[2]
         hidden_BDT = nn.functional.gelu(self.model.conv1(features_BMT))
         if padded:  # conv2 must see zeros behind an utterance, as it does at the end of a batch
-            hidden_BDT = hidden_BDT.masked_fill(padding_B1T, 0)
+            hidden_BDT = hidden_BDT.masked_fill(~valid_frames(lengths_B, frames)[:, None], 0)
         hidden_BDS = nn.functional.gelu(self.model.conv2(hidden_BDT))
-        return hidden_BDS.transpose(1, 2) + self.model.embed_positions.weight[:steps], (lengths_B + 1) // 2
+        return hidden_BDS.transpose(1, 2) + self.model.embed_positions.weight[: (frames + 1) // 2]
 
     def context(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor | None]:
         """The attention mask in the form that the attention implementation takes; None without padding."""
-        steps = hidden_BSD.shape[1]
-        if bool((lengths_B == steps).all()):
-            return (None,)
-        valid_BS = valid_frames(lengths_B, steps)
-        mask = create_bidirectional_mask(self.model.config, hidden_BSD, attention_mask=valid_BS)
+        mask = padding_mask(hidden_BSD, lengths_B)
+        if mask is not None:
+            mask = create_bidirectional_mask(self.model.config, hidden_BSD, attention_mask=mask)
         return (mask,)  # pyright: ignore[reportReturnType]
-
-    def attention(self, number: int) -> nn.Module:
-        """WhisperAttention."""
-        attention = self.layers[number].self_attn
-        assert isinstance(attention, nn.Module)
-        return attention
 
     def finish(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
         """The final layer norm."""
         return self.model.layer_norm(hidden_BSD)
+
+    def attention(self, layer_number: int) -> nn.Module:
+        """WhisperAttention."""
+        return self.layers[layer_number].get_submodule("self_attn")
+
+    def _full(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Features padded to the whole window with what silence is in the scale of each utterance."""
+        window = 2 * self.max_frames
+        features_BMT = nn.functional.pad(features_BMT, (0, window - features_BMT.shape[2]))
+        behind_B1T = ~valid_frames(lengths_B, window)[:, None]
+        loudest_B11 = features_BMT.masked_fill(behind_B1T, -torch.inf).amax((1, 2), keepdim=True)
+        return torch.where(behind_B1T, (loudest_B11 - RANGE).clamp(min=SILENCE), features_BMT)

@@ -1,0 +1,68 @@
+"""Every encoder, and every window, inside the whole model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from steermoe import config
+from steermoe.data.collator import collate
+from steermoe.models.encoders import ENCODERS
+from steermoe.models.steermoe import SteerMoE
+
+CHOICES = [*((name, "unpadded") for name in ENCODERS), ("whisper", "full")]
+
+
+@pytest.mark.parametrize(("name", "window"), CHOICES)
+def test_the_model_hears_with_it(
+    name: str,
+    window: str,
+    tiny_arm: Callable[..., config.ArmConfig],
+    section: Callable[..., config.Encoder],
+    speech: Callable[[int, int], np.ndarray],
+    greedy: Callable[..., config.Generation],
+) -> None:
+    chosen: dict[str, Any] = section(name, window=window).model_dump()
+    arm = tiny_arm("steering", {f"encoder.{key}": value for key, value in chosen.items()})
+    model = SteerMoE.from_config(arm)
+    assert model.features is model.encoder.features
+    waveforms = [speech(samples, seed) for seed, samples in enumerate((16_000, 7_000, 30_000))]
+    together = model.transcribe(waveforms, generation=greedy(6))
+    assert together == [model.transcribe(each, generation=greedy(6)) for each in waveforms]
+    assert any(together)
+
+
+PLACES: list[dict[str, Any]] = [
+    {"steering.site": "attention"},
+    {"steering.layers": "last-2", "steering.post_encoder": True, "bridge.after": 0},
+    {
+        "steering.router": "progressive",
+        "steering.stages": 2,
+        "steering.z_loss": 0.0,
+        "steering.load_balance": 0.1,
+    },
+]
+
+
+@pytest.mark.parametrize("places", PLACES, ids=["attention", "between and post", "progressive"])
+@pytest.mark.parametrize(("name", "window"), CHOICES)
+def test_any_placement_trains_with_it(
+    name: str,
+    window: str,
+    places: dict[str, Any],
+    tiny_arm: Callable[..., config.ArmConfig],
+    section: Callable[..., config.Encoder],
+    speech: Callable[[int, int], np.ndarray],
+) -> None:
+    chosen = {f"encoder.{key}": value for key, value in section(name, window=window).model_dump().items()}
+    model = SteerMoE.from_config(tiny_arm("steering", chosen | places | {"steering.vector_std": 0.3})).train()
+    features = [model.features(speech(samples, seed)) for seed, samples in enumerate((16_000, 7_000))]
+    item: Any = {"prefix_ids": [], "prompt_ids": [5, 6], "target_ids": [7, 8, 9]}
+    batch = collate([item | {"features": each, "index": row} for row, each in enumerate(features)])
+    loss = model(**batch).loss
+    loss.backward()
+    for part, parameters in model.parameter_groups().items():
+        assert all(p.grad is not None and p.grad.any() for p in parameters), part
+    assert all(p.grad is None for p in model.encoder.model.parameters())
+    assert len(model.gates(speech(16_000, 0))) == len(model.steering.places)  # pyright: ignore
