@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     ParakeetEncoder,
     ParakeetEncoderConfig,
@@ -26,8 +27,10 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from steermoe.config import Encoder
+from steermoe.models import encoders
 from steermoe.models.encoders.firered_convert import convert
 
+SAMPLES = (9_000, 24_001, 3_333, 16_000)  # of the utterances of a batch
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -35,6 +38,13 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 64,
 }
 FIRERED = {"idim": 80, "d_model": 32, "n_layers_enc": 3, "n_head": 2, "kernel_size": 7, "pe_maxlen": 100}
+
+
+def batch(encoder: encoders.Encoder, waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features padded with what no encoder may hear, and their lengths."""
+    rows = [encoder.features(samples).T for samples in waveforms]
+    padded = pad_sequence(rows, batch_first=True, padding_value=3.0).transpose(1, 2)
+    return padded, torch.tensor([len(row) for row in rows])
 
 
 def shaken(model: nn.Module) -> Any:
