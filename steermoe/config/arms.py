@@ -8,10 +8,10 @@ from typing import Annotated, Any, Self, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo, field_validator
 
+from steermoe.config.corpora import Corpus
 from steermoe.config.problems import ConfigError, illegal, located, nearest, one_of, problem
 from steermoe.config.sections import (
     Bridge,
-    Corpus,
     Encoder,
     LearningRates,
     Llm,

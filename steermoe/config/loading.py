@@ -13,11 +13,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from steermoe.config.arms import Arm, ArmConfig, ArmName, Overrides, Settings, arm_config
+from steermoe.config.corpora import Corpora, Corpus
 from steermoe.config.problems import ConfigError, illegal, located, problem
 from steermoe.config.sections import (
     Bridge,
-    Corpora,
-    Digits,
     Encoder,
     Evaluation,
     Llm,
@@ -28,7 +27,6 @@ from steermoe.config.sections import (
     Seed,
     SomeNames,
     Steering,
-    Synthetic,
 )
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -100,7 +98,7 @@ class Config:
     """
 
     profile: str
-    corpora: dict[str, Synthetic | Digits]
+    corpora: dict[str, Corpus]
     arms: dict[str, ArmConfig]
     compare: list[str]
     reference: str
