@@ -115,15 +115,19 @@ def entries(fetched: Path, split: str, protocol: str) -> Iterator[Entry]:
     """
     place = sources.locate(fetched)
     table = place(_table(split))
-    asked: dict[tuple[str, str], list[str]] = {}
+    asked: dict[tuple[str, str], list[list[str]]] = {}  # a question may be asked twice about a sound
     for number, row in tables.read_table(table, COLUMNS):
         name, question = row["file_name"].strip(), row["QuestionText"].strip()
         audio = f"{AUDIO.holds}/{name}"
         if "/" in name or not place(audio).is_file():
             raise ArchiveError(f"{table}, line {number}: no sound {place(audio)}")
-        asked.setdefault((name, question), []).append(row["answer"])
-    for number, ((name, question), answers) in enumerate(asked.items()):
-        if len(answers) % PEOPLE or not all(answer.strip() for answer in answers):
+        groups = asked.setdefault((name, question), [[]])
+        if len(groups[-1]) == PEOPLE:
+            groups.append([])
+        groups[-1].append(row["answer"])
+    questions = [(*key, answers) for key, groups in asked.items() for answers in groups]
+    for number, (name, question, answers) in enumerate(questions):
+        if len(answers) != PEOPLE or not all(answer.strip() for answer in answers):
             raise ArchiveError(
                 f"{table}: {name!r}, {question!r}: found answers {answers}, expected {PEOPLE}, none empty"
             )

@@ -31,10 +31,11 @@ def listing(repository: str, revision: str, folder: str) -> dict[str, tuple[int,
         files = [item for item in tree if isinstance(item, RepoFile)]
     except errors.HfHubHTTPError as error:
         raise UnavailableError(
-            f"{ENDPOINT}/datasets/{repository}: no folder {folder!r} at revision {revision} "
-            f"({type(error).__name__})"
+            f"{ENDPOINT}/datasets/{repository}: cannot list folder {folder!r} at revision {revision} "
+            f"({type(error).__name__}, status {error.response.status_code})"
         ) from error
-    except (errors.HTTPError, OSError) as error:  # of the HTTP library that the hub's client uses
+    # The error of the HTTP library that the hub's client uses; which library that is changes.
+    except (errors.HTTPError, OSError) as error:  # pyright: ignore[reportPrivateImportUsage]
         raise UnavailableError(
             f"{ENDPOINT} cannot be reached ({type(error).__name__}); is this machine online?"
         ) from error

@@ -17,6 +17,7 @@ from steermoe.corpora import archives, checksums
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.checksums import Digest
 from steermoe.corpora.downloads import (
+    FULL,
     Report,
     SpaceError,
     UnavailableError,
@@ -91,14 +92,14 @@ def fetch(corpus: str, sources: Sequence[Source], settings: Archived, dest: Path
         raise ArchiveError(
             f"corpora.{corpus}.lock: without effect, as all is used as it lies in the mirror; legal: null"
         )
-    todo = [errand for errand in errands if not errand.place and not _done(work, dest, errand.source)]
+    todo = [errand for errand in errands if not errand.place and not _done(work, dest, errand)]
     _check_space(todo, dest)
     _bring_all(corpus, todo, dest, lock)
     digests = {}
     for errand in errands:
         if not errand.place:
             noted = json.loads(_mark(work, errand.source).read_text(encoding="utf-8"))
-            digests[errand.source.path] = Digest(**noted)
+            digests[errand.source.path] = Digest(noted["bytes"], noted["sha256"])
     note = {
         "corpus": corpus,
         "places": {e.source.holds: str(e.place) if e.place else None for e in errands},
@@ -228,7 +229,14 @@ def _bring(errand: Errand, dest: Path, lock: dict[str, Digest] | None, report: R
         if not errand.archive:
             path.unlink()  # the next try downloads it anew
         raise
-    write_text(mark, json.dumps(asdict(digest)))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        fault = (
+            f"the disk is full ({error.strerror}) while {path.name} is unpacked; free some space and repeat"
+        )
+        raise SpaceError(error.errno, fault, str(dest)) from error
+    write_text(mark, json.dumps(asdict(digest) | {"of": _identity(errand)}))
     archives.clear(mark.with_suffix(""))
 
 
@@ -258,8 +266,20 @@ def _mark(work: Path, source: Source) -> Path:
     return work / f"{source.path.replace('/', '_')}.json"
 
 
-def _done(work: Path, dest: Path, source: Source) -> bool:
-    return _mark(work, source).exists() and (dest / "data" / source.holds).exists()
+def _done(work: Path, dest: Path, errand: Errand) -> bool:
+    """Whether an earlier try finished with the same file."""
+    mark = _mark(work, errand.source)
+    if not mark.exists() or not (dest / "data" / errand.source.holds).exists():
+        return False
+    return json.loads(mark.read_text(encoding="utf-8"))["of"] == _identity(errand)
+
+
+def _identity(errand: Errand) -> list[str | int | None]:
+    """What tells the file of an errand from another one in its place."""
+    if errand.archive is None:
+        return [errand.url, errand.source.checksum]
+    status = errand.archive.stat()
+    return [str(errand.archive), status.st_size, status.st_mtime_ns]
 
 
 def _digest_of(place: Path | None) -> str:

@@ -57,9 +57,7 @@ def test_all_had_arrived(place: Any, tmp_path: Path):
     assert download(place.url, tmp_path / "a", LIMIT).read_bytes() == DATA
 
 
-@pytest.mark.parametrize(
-    "other", [{"etag": '"two"'}, {"ranges": False}, {"etag": None}, {"etag": 'W/"one"'}]
-)
+@pytest.mark.parametrize("other", [{"etag": '"two"'}, {"ranges": False}, {"etag": None}, {"etag": 'W/"one"'}])
 def test_another_or_unsure_file_is_taken_from_its_start(place: Any, tmp_path: Path, other: dict):
     for name, value in other.items():
         setattr(place, name, value)

@@ -1,9 +1,11 @@
 """Files of a corpus from mirrors and servers: verified before use, noted, gone on with; nothing half-made is whole."""
 
+import gzip
 import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -171,7 +173,9 @@ def test_disk_space_is_looked_at_first(
 ):
     usage = shutil.disk_usage(dest)
     monkeypatch.setattr(sources.shutil, "disk_usage", lambda path: usage._replace(free=1_600_000))
-    with pytest.raises(SpaceError, match=r"0\.0 GB are free, about 0\.0 GB are needed for first\.tar, second"):
+    with pytest.raises(
+        SpaceError, match=r"0\.0 GB are free, about 0\.0 GB are needed for first\.tar, second"
+    ):
         sources.fetch("two", both(served.url), settings(), dest)
     assert not served.asked
     needed = 2.1 * (len(FIRST) + len(SECOND))  # both archives, and both unpacked
@@ -233,7 +237,7 @@ def test_mirrors(served: Any, settings: Any, root: Path, fill: Callable[..., Pat
     one = [source("", "first", FIRST)]
     assert (fetch(3, "mirror/first.tar", one) / "data/held/first/b").read_bytes() == b"b"
     assert (fetch(4, f"{served.url}/first.tar", one) / "data/held/first/b").read_bytes() == b"b"
-    with pytest.raises(ArchiveError, match="one file, but 2 are needed: first.tar, second.tar"):
+    with pytest.raises(ArchiveError, match=r"one file, but 2 are needed: first\.tar, second\.tar"):
         fetch(5, "mirror/first.tar")
     with pytest.raises(ArchiveError, match=r"mirror 'none' \(.*/none\): expected .*: no such folder"):
         fetch(6, "none")
@@ -264,7 +268,9 @@ def test_a_change_in_an_unpacked_mirror_is_noticed(settings: Any, root: Path, fi
 
 
 def test_no_official_place(settings: Any, dest: Path):
-    with pytest.raises(UnavailableError, match=r"first\.tar of one cannot be downloaded.*corpora\.one\.mirror"):
+    with pytest.raises(
+        UnavailableError, match=r"first\.tar of one cannot be downloaded.*corpora\.one\.mirror"
+    ):
         sources.fetch("one", [source("", "first", FIRST)], settings(), dest)
 
 
@@ -294,3 +300,22 @@ def test_a_git_checksum(served: Any, settings: Any, dest: Path):
     blob = "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object of it
     sources.fetch("one", [Source(served.url, "a.tsv", "a.tsv", checksum=f"git:{blob}")], settings(), dest)
     assert (dest / "data/a.tsv").read_bytes() == text
+
+
+def test_a_disk_that_fills_up_while_unpacking(settings: Any, root: Path, dest: Path):
+    """An archive of 1 kB with a file of 600 kB, where no file may be larger than 200 kB."""
+    (root / "mirror").mkdir()
+    path = root / "mirror" / "first.tar.gz"
+    path.write_bytes(gzip.compress(packed(a=bytes(600_000))))
+    one = Source("", "first.tar.gz", "held/first", ("top",))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(SpaceError, match=r"the disk is full \(File too large\) while first\.tar\.gz"):
+            sources.fetch("one", [one], settings(mirror="mirror"), dest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (dest / "data/held/first").exists()
+    assert not (dest / "source.json").exists()
+    sources.fetch("one", [one], settings(mirror="mirror"), dest)
+    assert (dest / "data/held/first/a").read_bytes() == bytes(600_000)
