@@ -8,11 +8,11 @@ from typing import Annotated, Any, Self, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ValidationError, ValidationInfo, field_validator
 
+from steermoe.config.corpora import Corpus
 from steermoe.config.language import Prompts
 from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.problems import ConfigError, illegal, located, nearest, one_of, problem
 from steermoe.config.sections import (
-    Corpus,
     Encoder,
     LearningRates,
     Llm,

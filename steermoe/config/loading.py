@@ -14,12 +14,11 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from steermoe.config.arms import Arm, ArmConfig, ArmName, Overrides, Settings, arm_config
+from steermoe.config.corpora import Corpora, Corpus
 from steermoe.config.language import Generation, Prompts
 from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.problems import ConfigError, illegal, located, problem
 from steermoe.config.sections import (
-    Corpora,
-    Digits,
     Encoder,
     Evaluation,
     Llm,
@@ -27,7 +26,6 @@ from steermoe.config.sections import (
     Section,
     Seed,
     SomeNames,
-    Synthetic,
 )
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -101,7 +99,7 @@ class Config:
     """
 
     profile: str
-    corpora: dict[str, Synthetic | Digits]
+    corpora: dict[str, Corpus]
     arms: dict[str, ArmConfig]
     compare: list[str]
     reference: str

@@ -3,7 +3,7 @@
 import ast
 import functools
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -175,84 +175,3 @@ class ProfileTraining(TrainingSchedule):
     """How the arms of a profile are trained: `learning_rates` of every method."""
 
     learning_rates: LearningRates
-
-
-class Corpus(Section):
-    """What every corpus says: which of its SPLITS serve for what."""
-
-    SPLITS: ClassVar[tuple[str, ...]]
-    train: Names
-    dev: Names
-    test: Names
-    seed: Seed
-
-    @field_validator("train", "dev", "test")
-    @classmethod
-    def _own_and_apart(cls, names: list[str], info: ValidationInfo) -> list[str]:
-        for name in names:
-            if name not in cls.SPLITS:
-                raise illegal(cls.SPLITS, found=name)
-            for use, taken in info.data.items():
-                if name in taken:
-                    raise illegal(f"a split that is not in `{use}` too", found=name)
-        return names
-
-    @classmethod
-    def _rows_per_split(
-        cls, rows: dict[str, int], info: ValidationInfo, others: dict[str, int] | None
-    ) -> dict[str, int]:
-        """`rows` of every split: none where it is not in use; some, with those of `others`, where it is."""
-        if set(rows) != set(cls.SPLITS):
-            raise illegal(f"a number of rows for each of {', '.join(cls.SPLITS)}")
-        used = [name for use in ("train", "dev", "test") for name in info.data.get(use, cls.SPLITS)]
-        for name, count in rows.items():
-            if name not in used and count:
-                raise illegal(f"0 for `{name}`, which is not in train, dev or test", found={name: count})
-            if name in used and others is not None and not count + others.get(name, 0):
-                raise illegal(f"rows for `{name}`, which is in train, dev or test", found={name: count})
-        return rows
-
-
-class Synthetic(Corpus):
-    """Corpus `synthetic`: espeak-ng speech."""
-
-    SPLITS: ClassVar = ("train", "dev", "clean", "other")
-    utterances: dict[str, Rows]
-    questions: dict[str, Rows]
-    noisy_share: Annotated[float, Field(ge=0, le=1)]
-
-    @field_validator("utterances", "questions")
-    @classmethod
-    def _rows(cls, rows: dict[str, int], info: ValidationInfo) -> dict[str, int]:
-        return cls._rows_per_split(rows, info, info.data.get("utterances"))
-
-
-class Digits(Corpus):
-    """Corpus `digits`: the Free Spoken Digit Dataset, joined into strings of digits."""
-
-    SPLITS: ClassVar = ("train", "test", "unseen")
-    strings: dict[str, Rows]
-    max_digits: Count
-    mirror: Text | None
-    required: bool
-
-    @field_validator("strings")
-    @classmethod
-    def _rows(cls, rows: dict[str, int], info: ValidationInfo) -> dict[str, int]:
-        return cls._rows_per_split(rows, info, {})
-
-
-LEFT_OUT: Any = None  # not a legal value, and not checked: a profile may lack a corpus
-
-
-class Corpora(Section):
-    """The settings of each corpus that a profile uses."""
-
-    synthetic: Synthetic = LEFT_OUT
-    digits: Digits = LEFT_OUT
-
-    def named(self) -> dict[str, Synthetic | Digits]:
-        """Those that are not left out."""
-        return {
-            name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set
-        }

@@ -2,6 +2,7 @@
 
 A reader is a module with
 
+    CARD: Card, printed before anything is fetched
     SPLITS: tuple[str, ...]
     fetch(settings, dest): put the source into the folder `dest`, which exists and outlives a killed try
     parts(settings, source) -> list: what can be made apart from each other, split by split, in order. A part
@@ -9,8 +10,9 @@ A reader is a module with
     rows(settings, source, part) -> Iterator[dict]: the utterances of a part, with the columns of
         `steermoe.data.schemas.Utterance`. Runs in a process of its own
 
-`settings` is the corpus' section of the configuration. The same settings and source give the same rows. A
-reader whose source cannot be had, and need not be, marks `dest` by `steermoe.data.skipped.write_skipped`.
+`settings` is the corpus' section of the configuration. The same settings and source give the same rows. `fetch`
+must not depend on `settings.limit`. Where it raises UnavailableError, and the corpus is not required, the corpus is
+skipped, visibly.
 """
 
 import importlib
@@ -19,9 +21,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from pydantic import BaseModel
-
-from steermoe.data.skipped import skipped_reason
+from steermoe.config import Corpus, Remote
+from steermoe.corpora import archives
+from steermoe.corpora.card import Card
+from steermoe.corpora.downloads import UnavailableError
+from steermoe.corpora.sources import WORK
+from steermoe.data.skipped import write_skipped
 from steermoe.data.staging import Staging
 
 
@@ -42,6 +47,7 @@ class Part(Protocol):
 class Reader(Protocol):
     """The module of a corpus."""
 
+    CARD: Card
     SPLITS: tuple[str, ...]
     __name__: str
 
@@ -69,18 +75,47 @@ def reader(name: str) -> Reader:
     return cast(Reader, importlib.import_module(CORPORA[name]))
 
 
-def fetch(name: str, settings: BaseModel, out: Path) -> None:
-    """Fetch a corpus into the folder `out`, which appears whole or not at all; a killed try is continued."""
-    key = {"fetch": CORPORA.get(name), "settings": settings.model_dump(mode="json")}
+def fetch(name: str, settings: Corpus, out: Path) -> None:
+    """Fetch a corpus into the folder `out`, which appears whole or not at all; a killed try is continued.
+
+    Raises:
+        UnavailableError: the source cannot be had, and the corpus is required.
+        ArchiveError, SpaceError: the source is not what it must be; the disk is too small.
+    """
+    module = reader(name)
+    print(module.CARD.text(), flush=True)
+    key = {"fetch": CORPORA[name], "settings": settings.model_dump(mode="json", exclude={"limit"})}
     with Staging(out, key) as staging:
-        reader(name).fetch(settings, staging.files)
-        reason = skipped_reason(staging.files)
+        try:
+            module.fetch(settings, staging.files)
+        except UnavailableError as error:
+            if not isinstance(settings, Remote) or settings.required:
+                raise
+            reason = (
+                f"{error}; the corpus is not required (corpora.{name}.required). Name an archive or a folder "
+                f"by corpora.{name}.mirror, or repeat the download stage by force when online"
+            )
+            for path in staging.files.iterdir():
+                archives.clear(path)
+            write_skipped(staging.files, reason)
+            print(f"SKIPPED {name}: {reason}", file=sys.stderr)
+        archives.clear(staging.files / WORK)
         staging.commit()
-    if reason is not None:
-        print(f"SKIPPED {name}: {reason}", file=sys.stderr)
 
 
 CORPORA = {
     "synthetic": "steermoe.corpora.synthetic",
     "digits": "steermoe.corpora.digits",
+    "librispeech": "steermoe.corpora.librispeech",
+    "minilibrispeech": "steermoe.corpora.minilibrispeech",
+    "aishell1": "steermoe.corpora.aishell1",
+    "aishell2": "steermoe.corpora.aishell2",
+    "fleurs": "steermoe.corpora.fleurs",
+    "mls": "steermoe.corpora.mls",
+    "folder": "steermoe.corpora.folder",
+    "clothoaqa": "steermoe.corpora.clothoaqa",
+    "clotho": "steermoe.corpora.clotho",
+    "mmau": "steermoe.corpora.mmau",
+    "mmaupro": "steermoe.corpora.mmaupro",
+    "openaudiobench": "steermoe.corpora.openaudiobench",
 }

@@ -1,201 +1,172 @@
-"""Archives from the network or a mirror: downloaded resumably, unpacked safely."""
+"""Archives unpacked safely: plain files and folders only, nothing outside, no more than is expected.
+
+Links, devices, sparse files, absolute names, names with `..` and names that come twice are refused, so the
+ways around `tarfile`'s own filter (CVE-2025-4517 and its like go by links) are closed on every Python; the
+filter is applied too.
+"""
 
 import shutil
+import stat
 import tarfile
-import time
+import zipfile
 import zlib
-from collections.abc import Callable
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from typing import NoReturn
 
-from steermoe.data.staging import project_root
-
-TIMEOUT = (10, 30)  # seconds to connect, and to wait for the next bytes
-PAUSES = (1, 3)  # seconds before another try, after a try that brought nothing
-CHUNK = 2**16  # bytes
-SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
-
-
-class UnavailableError(RuntimeError):
-    """An archive cannot be had: no network, or not at its place."""
+TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
+SUFFIXES = (*TAR, ".zip", ".7z")
+CHUNK = 2**20  # bytes
 
 
 class ArchiveError(ValueError):
-    """An archive is damaged, unsafe to unpack, or not the expected one."""
+    """A file is damaged, unsafe to unpack, or not the expected one."""
 
 
-def obtain(url: str, mirror: str | None, work: Path, max_bytes: int) -> Path:
-    """The path of an archive file.
-
-    Args:
-        url: the official place.
-        mirror: an archive or a folder with one archive in it (from the project root if relative), or another
-            URL; None is the official place.
-        work: a folder for the download, and for what an earlier try downloaded.
-        max_bytes: larger archives are refused.
-
-    Raises:
-        UnavailableError: the network or the server does not give it.
-        ArchiveError: the mirror is not there, holds none or several archives, or the archive is too large.
-    """
-    if mirror is None or urlsplit(mirror).scheme in ("http", "https"):
-        source = mirror or url
-        return download(source, work / PurePosixPath(urlsplit(source).path).name, max_bytes)
-    place = project_root() / mirror
-    found = [place] if place.is_file() else []
-    if place.is_dir():
-        found = sorted(path for path in place.iterdir() if path.name.endswith(SUFFIXES))
-    if len(found) != 1:
-        listed = ", ".join(path.name for path in found) or (
-            "none" if place.exists() else "no such file or folder"
-        )
-        raise ArchiveError(
-            f"mirror {mirror!r} ({place}): expected an archive ({', '.join(SUFFIXES)}) or a folder with one; "
-            f"found: {listed}"
-        )
-    if (size := found[0].stat().st_size) > max_bytes:
-        raise ArchiveError(f"{found[0]}: {size} bytes, expected at most {max_bytes}")
-    return found[0]
-
-
-def download(url: str, path: Path, max_bytes: int) -> Path:
-    """Download to `path`, going on where an earlier try stopped if the server's file is still the same.
-
-    Raises:
-        UnavailableError, ArchiveError: as `obtain`.
-    """
-    import requests
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    if path.exists():
-        return path
-    partial = path.with_name(f"{path.name}.partial")
-    pauses = list(PAUSES)
-    with Progress(TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn()) as progress:
-        bar = progress.add_task("", total=None)
-        while True:
-            before = _size(partial)
-            try:
-                _receive(
-                    url, partial, max_bytes, lambda done, of: progress.update(bar, completed=done, total=of)
-                )
-                break
-            except requests.RequestException as error:
-                if error.response is not None and error.response.status_code < 500:
-                    raise UnavailableError(
-                        f"{url}: {error.response.status_code} {error.response.reason}"
-                    ) from error
-                if _size(partial) > before:
-                    pauses = list(PAUSES)
-                    continue
-                if not pauses:
-                    # Only the kind of error: its text differs from try to try, and becomes part of an output.
-                    raise UnavailableError(
-                        f"{url} cannot be reached ({type(error).__name__}); is this machine online?"
-                    ) from error
-                time.sleep(pauses.pop(0))
-    partial.rename(path)
-    _validator(partial).unlink(missing_ok=True)
-    return path
-
-
-def _receive(url: str, partial: Path, max_bytes: int, report: Callable[[int, int | None], None]) -> None:
-    """Append what is missing to `partial`, or begin anew where the server cannot go on."""
-    import requests
-
-    have, validator = _size(partial), _validator(partial)
-    headers = {"Accept-Encoding": "identity"}
-    if have and validator.exists():
-        headers |= {"Range": f"bytes={have}-", "If-Range": validator.read_text()}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        placed = response.headers.get("Content-Range", "")
-        if (
-            response.status_code == requests.codes.requested_range_not_satisfiable
-            and placed == f"bytes */{have}"
-        ):
-            return  # all had arrived
-        if response.status_code == requests.codes.partial_content and not placed.startswith(f"bytes {have}-"):
-            partial.unlink()
-            raise requests.ConnectionError(f"the server went on elsewhere ({placed}) than asked ({have})")
-        response.raise_for_status()
-        if response.status_code != requests.codes.partial_content:
-            have = 0
-            _note_validator(validator, response.headers.get("ETag", ""))
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with partial.open("ab" if have else "wb") as file:
-            for chunk in response.iter_content(CHUNK):
-                have += len(chunk)
-                if have > max_bytes:
-                    raise ArchiveError(f"{url}: over {max_bytes} bytes, not the expected archive")
-                file.write(chunk)
-                report(have, total)
-    if total is not None and have < total:
-        raise requests.ConnectionError(f"the connection ended after {have} of {total} bytes")
+def is_archive(path: Path | str) -> bool:
+    """Whether a name is an archive's."""
+    return str(path).endswith(SUFFIXES)
 
 
 def extract(archive: Path, dest: Path, max_bytes: int, max_files: int) -> None:
-    """Unpack a tar archive into the new folder `dest`: plain files and folders only, nothing outside.
+    """Unpack a tar, zip or 7z archive (told by its name; tar for any other) into the folder `dest`.
 
-    Links, devices, sparse files, absolute names and names with `..` are refused, so the ways around
-    `tarfile`'s own filter (CVE-2025-4517 and its like go by links) are closed on every Python; the filter is
-    applied too.
+    Args:
+        dest: made if it is not there. A file that is there already is not overwritten.
+        max_bytes: of all members, unpacked.
+        max_files: members.
 
     Raises:
-        ArchiveError: the archive is damaged, has such members, or more or larger ones than allowed. What was
-            unpacked before stays in `dest`.
+        ArchiveError: the archive is damaged, has unsafe members, or more or larger ones than allowed. What
+            was unpacked before stays in `dest`.
+        ModuleNotFoundError: a 7z archive, without the extra `sevenzip`.
     """
-    dest.mkdir(parents=True)
-    files, size = 0, 0
+    dest.mkdir(parents=True, exist_ok=True)
+    kind = next((kind for kind in (".zip", ".7z") if archive.name.endswith(kind)), ".tar")
+    budget = _Budget(archive, dest, max_bytes, max_files)
     try:
-        with tarfile.open(archive, "r:*") as tar:
-            for member in tar:
-                files, size = files + 1, size + member.size
-                if fault := _member_fault(member):
-                    raise ArchiveError(f"{archive}: member {member.name!r} is {fault}; not unpacked")
-                if files > max_files or size > max_bytes:
-                    raise ArchiveError(
-                        f"{archive}: over {max_files} members or {max_bytes} bytes; not the expected archive"
-                    )
-                tar.extract(member, dest, filter="data")
-            assert tar.fileobj is not None
-            while tar.fileobj.read(2**20):  # to the end: the checksum of the compressed stream stands there
-                pass
-    except (tarfile.TarError, EOFError, zlib.error, LZMAError) as error:
-        raise ArchiveError(f"{archive}: damaged, or not a tar archive ({error}); get it anew") from error
+        {".zip": _unzip, ".7z": _un7z, ".tar": _untar}[kind](archive, dest, budget)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError) as error:
+        raise _damaged(archive, kind, error) from error
+    except NotImplementedError as error:  # a zip with a compression or encryption that zipfile does not know
+        raise _damaged(archive, kind, error) from error
     except OSError as error:
         if error.errno is not None:  # a real one, such as a full disk; gzip's complaints have no number
             raise
-        raise ArchiveError(f"{archive}: damaged, or not a tar archive ({error}); get it anew") from error
+        raise _damaged(archive, kind, error) from error
 
 
-def _member_fault(member: tarfile.TarInfo) -> str | None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name:
-        return "outside of the archive's folder"
-    if member.issparse() or not (member.isfile() or member.isdir()):
-        return "neither a plain file nor a folder"
-    return None
+def extract_nested(folder: Path, max_ratio: int, max_files: int) -> int:
+    """Unpack every archive in `folder` into it, under the same guard, and delete it. One level deep.
+
+    Returns:
+        how many there were.
+    """
+    inner = sorted(path for path in folder.iterdir() if path.is_file() and is_archive(path))
+    for path in inner:
+        extract(path, folder, most_unpacked(path, max_ratio), max_files)
+        path.unlink()
+    return len(inner)
+
+
+def most_unpacked(archive: Path, max_ratio: int) -> int:
+    """Bytes that an archive may hold: no more than `max_ratio` times its own, and 1 MiB for small ones."""
+    return max_ratio * archive.stat().st_size + 2**20
 
 
 def clear(folder: Path) -> None:
-    """Delete a folder with what is in it, if it is there."""
-    if folder.exists():
+    """Delete a folder with what is in it, or a file, if it is there."""
+    if folder.is_dir():
         shutil.rmtree(folder)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _validator(partial: Path) -> Path:
-    """Where the ETag of a partial download is kept."""
-    return partial.with_suffix(".etag")
-
-
-def _note_validator(path: Path, etag: str) -> None:
-    if etag and not etag.startswith("W/"):  # only a strong one vouches for the same bytes
-        path.write_text(etag)
     else:
-        path.unlink(missing_ok=True)
+        folder.unlink(missing_ok=True)
+
+
+class _Budget:
+    """Counts members, and refuses those that must not be unpacked."""
+
+    def __init__(self, archive: Path, dest: Path, max_bytes: int, max_files: int) -> None:
+        self.archive, self.dest = archive, dest
+        self.max_bytes, self.max_files = max_bytes, max_files
+        self.files = self.bytes = 0
+
+    def admit(self, name: str, size: int, *, file: bool, folder: bool) -> Path:
+        """Where a member goes.
+
+        Raises:
+            ArchiveError: it may not.
+        """
+        self.files, self.bytes = self.files + 1, self.bytes + size
+        path = PurePosixPath(name)
+        target = self.dest / name
+        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name[:2]:
+            self._refuse(name, "outside of the archive's folder")
+        if not file and not folder:
+            self._refuse(name, "neither a plain file nor a folder")
+        if file and target.exists():
+            self._refuse(name, "there twice")
+        if self.files > self.max_files or self.bytes > self.max_bytes:
+            raise ArchiveError(
+                f"{self.archive}: over {self.max_files} members or {self.max_bytes} bytes; "
+                "not the expected archive"
+            )
+        return target
+
+    def _refuse(self, name: str, fault: str) -> NoReturn:
+        raise ArchiveError(f"{self.archive}: member {name!r} is {fault}; not unpacked")
+
+
+def _untar(archive: Path, dest: Path, budget: _Budget) -> None:
+    with tarfile.open(archive, "r:*") as tar:
+        for member in tar:
+            plain = member.isfile() and not member.issparse()
+            budget.admit(member.name, member.size, file=plain, folder=member.isdir())
+            tar.extract(member, dest, filter="data")
+        assert tar.fileobj is not None
+        while tar.fileobj.read(CHUNK):  # to the end: the checksum of the compressed stream stands there
+            pass
+
+
+def _unzip(archive: Path, dest: Path, budget: _Budget) -> None:
+    with zipfile.ZipFile(archive) as zipped:
+        for member in zipped.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was packed on no Unix
+            folder = member.is_dir()
+            plain = not folder and kind in (0, stat.S_IFREG)
+            target = budget.admit(member.filename, member.file_size, file=plain, folder=folder)
+            if member.flag_bits & 1:
+                raise ArchiveError(f"{archive}: member {member.filename!r} is encrypted; not unpacked")
+            if folder:
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with zipped.open(member) as packed, target.open("wb") as file:
+                shutil.copyfileobj(packed, file, CHUNK)
+
+
+def _un7z(archive: Path, dest: Path, budget: _Budget) -> None:
+    """Names and kinds of all members are looked at before anything is unpacked (CVE-2022-44900)."""
+    try:
+        import py7zr  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{archive}: unpacking a 7z archive needs py7zr; install the extra `sevenzip` "
+            '(pip install "steermoe[sevenzip]"), or unpack it yourself and name the folder as mirror'
+        ) from error
+    try:
+        with py7zr.SevenZipFile(archive, "r") as packed:
+            for member in packed.files:
+                plain = not (member.is_directory or member.is_symlink or member.is_junction)
+                plain = plain and not member.is_socket
+                budget.admit(
+                    member.filename, member.uncompressed or 0, file=plain, folder=member.is_directory
+                )
+            packed.extractall(path=dest)
+    except (py7zr.exceptions.ArchiveError, ValueError) as error:
+        if isinstance(error, ArchiveError):
+            raise
+        raise _damaged(archive, ".7z", error) from error
+
+
+def _damaged(archive: Path, kind: str, error: Exception) -> ArchiveError:
+    return ArchiveError(f"{archive}: damaged, or not a {kind[1:]} archive ({error}); get it anew")

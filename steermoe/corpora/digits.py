@@ -15,8 +15,9 @@ import numpy as np
 
 from steermoe.audio import waveform
 from steermoe.config import Digits
-from steermoe.corpora import archives
-from steermoe.data.skipped import write_skipped
+from steermoe.corpora import archives, downloads
+from steermoe.corpora.card import Card
+from steermoe.corpora.sources import WORK
 from steermoe.data.staging import write_text
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.9.tar.gz"
@@ -33,6 +34,19 @@ LEVEL = 0.08  # rms of every recording, full scale at 1
 PEAK = 0.95  # largest magnitude of a string
 
 MAX_ARCHIVE_BYTES, MAX_BYTES, MAX_FILES = 2**27, 2**28, 5000  # official: 16 MB, 3000 recordings of 10 kB
+CARD = Card(
+    name="Free Spoken Digit Dataset v1.0.9, joined into digit strings",
+    hours=0.4,
+    bytes=16_000_000,
+    licence="CC BY-SA 4.0",
+    source="https://github.com/Jakobovski/free-spoken-digit-dataset",
+    restrictions="name the authors, say what you changed, pass on under the same licence",
+    citation="Jackson et al.: Free Spoken Digit Dataset v1.0.9. 2018",
+    language="en",
+    task="transcribe",
+    metric="WER",
+    normalizer="none needed",
+)
 _NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<index>[0-9]+)\.wav")
 
 
@@ -66,23 +80,12 @@ def fetch(settings: Digits, dest: Path) -> None:
     """Put the recordings into `dest`/recordings, and where they are from into `dest`/source.json.
 
     Raises:
-        UnavailableError: the archive cannot be had, and `settings.required`. Else `dest` is marked skipped.
+        UnavailableError: the archive cannot be had.
         ArchiveError: the archive, or the mirror, is not what it must be.
     """
-    work = dest / ".fetch"
+    work = dest / WORK
     work.mkdir(exist_ok=True)
-    try:
-        archive = archives.obtain(URL, settings.mirror, work, MAX_ARCHIVE_BYTES)
-    except archives.UnavailableError as error:
-        if settings.required:
-            raise
-        archives.clear(work)
-        write_skipped(
-            dest,
-            f"{error}; the corpus is not required (corpora.digits.required). "
-            "Name an archive by corpora.digits.mirror, or repeat the download stage by force when online",
-        )
-        return
+    archive = downloads.obtain(URL, settings.mirror, work, MAX_ARCHIVE_BYTES)
     unpacked = work / "unpacked"
     archives.clear(unpacked)
     try:

@@ -17,6 +17,7 @@ import soxr
 from steermoe.audio import augment, synthesis, waveform
 from steermoe.config import Synthetic
 from steermoe.corpora import grammar
+from steermoe.corpora.card import Card
 
 PART_ROWS = 500  # utterances a part
 
@@ -57,6 +58,20 @@ SPLITS = ("train", "dev", "clean", "other")
 ASKED = {
     kind: grammar.SHARES[kind] for kind in ("deal", "place", "own", "meet", "sum")
 }  # kinds with a question
+
+CARD = Card(
+    name="synthetic English sentences, spoken by espeak-ng",
+    hours=None,
+    bytes=0,
+    licence="MIT, as this library; espeak-ng (GPL-3.0) is only run",
+    source="made here",
+    restrictions="none",
+    citation="none",
+    language="en",
+    task="transcribe and answer",
+    metric="WER; accuracy",
+    normalizer="case and punctuation away",
+)
 
 
 @dataclasses.dataclass(frozen=True)

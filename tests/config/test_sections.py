@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from steermoe import config
-from steermoe.config import method, sections
+from steermoe.config import corpora, method, sections
 
 ROOT = Path(__file__).parents[2]
 Edit = Callable[[dict[str, Any]], None]
@@ -233,6 +233,7 @@ def test_whole_numbers_serve_as_numbers(edit: Edit, params: Path) -> None:
 
 def test_registries_are_those_of_the_modules() -> None:
     """What is read off the sources is what the modules hold."""
+    from steermoe.corpora import CORPORA
     from steermoe.evaluation.normalizers import NORMALIZERS
     from steermoe.models.downsample import DOWNSAMPLERS
     from steermoe.models.encoders import ENCODERS
@@ -240,6 +241,8 @@ def test_registries_are_those_of_the_modules() -> None:
     from steermoe.models.routers import ROUTERS
 
     library = ROOT / "steermoe"
+    assert sections.registered(library / "corpora/__init__.py", "CORPORA") == tuple(CORPORA)
+    assert tuple(CORPORA) == tuple(corpora.Corpora.model_fields)
     assert sections.registered(library / "evaluation/normalizers.py", "NORMALIZERS") == tuple(NORMALIZERS)
     assert sections.registered(library / "models/downsample.py", "DOWNSAMPLERS") == tuple(DOWNSAMPLERS)
     assert sections.registered(library / "models/encoders/__init__.py", "ENCODERS") == tuple(ENCODERS)
@@ -266,4 +269,4 @@ def test_sections_are_frozen_and_nothing_has_a_default() -> None:
         for name, field in kind.model_fields.items()
         if not field.is_required()
     ]
-    assert optional == ["Corpora.synthetic", "Corpora.digits"]
+    assert optional == [f"Corpora.{name}" for name in corpora.Corpora.model_fields]

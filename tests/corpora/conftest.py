@@ -1,13 +1,27 @@
-"""A small archive laid out as the official one of the Free Spoken Digit Dataset: each recording a tone."""
+"""Small archives laid out as the official ones, each recording a tone that tells which it is; and a server that
+serves them well or badly."""
 
 import io
+import pickle
 import tarfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+
+from steermoe import config, corpora
+from steermoe.audio import waveform
+from steermoe.corpora import downloads
+from steermoe.data.rows import frame_of, write_frame
+from steermoe.data.schemas import validate_shard
+from steermoe.data.shards import shard_name
 
 SPEAKERS = ("anna", "ben", "nicolas")
 INDICES = 8  # recordings of each digit by each speaker
@@ -73,3 +87,157 @@ def by_tone() -> dict[int, tuple[str, int, int]]:
 @pytest.fixture(scope="session")
 def pack_archive() -> Callable[[Path, dict[str, bytes]], Path]:
     return pack
+
+
+@dataclass
+class Server:
+    """What a server has, how it misbehaves, and what it was asked."""
+
+    files: dict[str, bytes] = field(default_factory=dict)  # by path
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)  # more of them, by path
+    etag: str | None = '"one"'
+    modified: str | None = None  # Last-Modified
+    ranges: bool = True
+    breaks: list[int] = field(default_factory=list)  # bytes after which the next answers break off
+    pause: float = 0  # seconds before every 50 kB
+    status: int = 200
+    asked: list[str] = field(default_factory=list)  # ranges
+    paths: list[str] = field(default_factory=list)
+    url: str = ""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server_: Server
+
+    def do_GET(self) -> None:
+        about, start = self.server_, 0
+        asked = self.headers.get("Range", "")
+        about.asked.append(asked)
+        about.paths.append(self.path)
+        data = about.files.get(self.path)
+        if about.status != 200 or data is None:
+            self.send_error(about.status if about.status != 200 else 404)
+            return
+        if asked and about.ranges and self.headers.get("If-Range") == (about.etag or about.modified):
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start >= len(data) > 0:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(data)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if about.etag:
+            self.send_header("ETag", about.etag)
+        if about.modified:
+            self.send_header("Last-Modified", about.modified)
+        for name, value in about.headers.get(self.path, {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        end = start + about.breaks.pop(0) if about.breaks else len(data)
+        try:
+            for at in range(start, min(end, len(data)), 50_000):
+                time.sleep(about.pause)
+                self.wfile.write(data[at : min(at + 50_000, end)])
+        except OSError:  # the client was killed
+            pass
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(downloads, "PAUSES", (0, 0))
+    found = Server()
+    handler = type("OneHandler", (Handler,), {"server_": found})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        found.url = f"http://127.0.0.1:{http.server_port}"
+        yield found
+        http.shutdown()
+        thread.join()
+
+
+def tone(hertz_: int, rate: int = 16_000, format: str = "WAV", subtype: str | None = None) -> bytes:
+    """0.25 s of a tone."""
+    sound = 0.3 * np.sin(2 * np.pi * hertz_ * np.arange(rate // 4) / rate)
+    file = io.BytesIO()
+    soundfile.write(file, sound, rate, format=format, subtype=subtype)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session", name="tone")
+def _tone() -> Callable[..., bytes]:
+    return tone
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's root, from which relative mirrors start."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def fill(root: Path) -> Callable[[dict[str, bytes | str]], Path]:
+    """Writes files into the folder `mirror`."""
+
+    def write(files: dict[str, bytes | str]) -> Path:
+        for name, data in files.items():
+            path = root / "mirror" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return root / "mirror"
+
+    return write
+
+
+@pytest.fixture
+def section() -> Callable[..., Any]:
+    """Makes a section of a corpus from what differs from null and true; `test` is its first split."""
+
+    def make(kind: str, **changed: Any) -> Any:
+        model = getattr(config, kind)
+        values = {"train": [], "dev": [], "test": [model.SPLITS[0]], "seed": 3, "limit": None}
+        values |= {"mirror": "mirror", "required": True, "lock": None} | changed
+        return model.model_validate({key: values[key] for key in values if key in model.model_fields})
+
+    return make
+
+
+@pytest.fixture
+def fetched(root: Path) -> Callable[[str, Any], list[dict]]:
+    """Fetches a corpus into raw/, and gives its rows, checked as those of a shard."""
+
+    def rows_of(name: str, settings: Any) -> list[dict]:
+        out, reader = root / "raw" / name, corpora.reader(name)
+        corpora.fetch(name, settings, out)
+        rows: list[dict] = []
+        for part in reader.parts(settings, out):
+            found = list(reader.rows(settings, out, pickle.loads(pickle.dumps(part))))
+            path = root / "shards" / name / shard_name(part.split, part.number)
+            write_frame(frame_of(found), path)
+            validate_shard(path, audio="decode")
+            rows += found
+        return rows
+
+    return rows_of
+
+
+@pytest.fixture(scope="session")
+def pitch() -> Callable[[dict], int]:
+    """Hz of the tone in a row's audio, to 10 Hz."""
+
+    def hear(row: dict) -> int:
+        sound = waveform.load(row["audio"])
+        spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), 2**15))
+        return round(float(np.argmax(spectrum)) * waveform.RATE / 2**15 / 10) * 10
+
+    return hear

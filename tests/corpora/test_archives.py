@@ -1,188 +1,18 @@
-"""Downloads from a real server that breaks off, and archives that try to break out."""
+"""Archives that try to break out, and damaged ones."""
 
+import importlib.util
 import io
+import stat
 import tarfile
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from steermoe.corpora import archives
-from steermoe.corpora.archives import ArchiveError, UnavailableError, download, extract, obtain
+from steermoe.corpora.archives import ArchiveError, extract, extract_nested
 
-DATA = np.random.default_rng(0).bytes(600_000)
 LIMIT = 10**6
-
-
-@dataclass
-class Place:
-    """What the server has, how it misbehaves, and what it was asked."""
-
-    data: bytes = DATA
-    etag: str | None = '"one"'
-    ranges: bool = True
-    breaks: list[int] = field(default_factory=list)  # bytes after which the next answers break off
-    status: int = 200
-    asked: list[str] = field(default_factory=list)
-    url: str = ""
-
-
-class Handler(BaseHTTPRequestHandler):
-    place: Place
-
-    def do_GET(self) -> None:
-        place, start = self.place, 0
-        asked = self.headers.get("Range", "")
-        place.asked.append(asked)
-        if place.status != 200:
-            self.send_error(place.status)
-            return
-        if asked and place.ranges and self.headers.get("If-Range") == place.etag:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        if start >= len(place.data):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(place.data)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(place.data) - 1}/{len(place.data)}")
-        if place.etag:
-            self.send_header("ETag", place.etag)
-        self.send_header("Content-Length", str(len(place.data) - start))
-        self.end_headers()
-        end = start + place.breaks.pop(0) if place.breaks else len(place.data)
-        self.wfile.write(place.data[start:end])
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(archives, "PAUSES", (0, 0))
-    found = Place()
-    handler = type("PlaceHandler", (Handler,), {"place": found})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        found.url = f"http://127.0.0.1:{server.server_port}/v1.tar.gz"
-        yield found
-        server.shutdown()
-        thread.join()
-
-
-def test_download(place: Place, tmp_path: Path):
-    path = download(place.url, tmp_path / "a.tar.gz", LIMIT)
-    assert path.read_bytes() == DATA
-    assert list(tmp_path.iterdir()) == [path]
-    assert download(place.url, path, LIMIT) == path
-    assert len(place.asked) == 1
-
-
-def test_goes_on_where_it_broke_off(place: Place, tmp_path: Path):
-    place.breaks = [200_000, 0, 150_000]
-    assert download(place.url, tmp_path / "a", LIMIT).read_bytes() == DATA
-    starts = [int(asked.removeprefix("bytes=").removesuffix("-")) for asked in place.asked[1:]]
-    assert place.asked[0] == ""
-    assert len(starts) == 3
-    assert 0 < starts[0] == starts[1] < starts[2]
-
-
-def test_a_later_process_goes_on(place: Place, tmp_path: Path):
-    (tmp_path / "a.partial").write_bytes(DATA[:250_000])
-    (tmp_path / "a.etag").write_text('"one"')
-    assert download(place.url, tmp_path / "a", LIMIT).read_bytes() == DATA
-    assert place.asked == ["bytes=250000-"]
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_all_had_arrived(place: Place, tmp_path: Path):
-    (tmp_path / "a.partial").write_bytes(DATA)
-    (tmp_path / "a.etag").write_text('"one"')
-    assert download(place.url, tmp_path / "a", LIMIT).read_bytes() == DATA
-
-
-@pytest.mark.parametrize(
-    "server", [{"etag": '"two"'}, {"ranges": False}, {"etag": None}, {"etag": 'W/"one"'}]
-)
-def test_another_or_unsure_file_is_taken_from_its_start(place: Place, tmp_path: Path, server: dict):
-    for name, value in server.items():
-        setattr(place, name, value)
-    (tmp_path / "a.partial").write_bytes(b"of an older file")
-    if place.etag is not None:
-        (tmp_path / "a.etag").write_text('"one"')
-    assert download(place.url, tmp_path / "a", LIMIT).read_bytes() == DATA
-
-
-def test_gives_up_when_nothing_comes(place: Place, tmp_path: Path):
-    place.breaks = [100_000, 0, 0, 0]
-    with pytest.raises(
-        UnavailableError, match=r"v1\.tar\.gz cannot be reached \(.*Error\); is this machine online"
-    ):
-        download(place.url, tmp_path / "a", LIMIT)
-    assert len(place.asked) == 4
-    assert DATA.startswith((tmp_path / "a.partial").read_bytes())
-    assert not (tmp_path / "a").exists()
-    assert download(place.url, tmp_path / "a", LIMIT).read_bytes() == DATA
-
-
-def test_no_such_file(place: Place, tmp_path: Path):
-    place.status = 404
-    with pytest.raises(UnavailableError, match=r"v1\.tar\.gz: 404 Not Found"):
-        download(place.url, tmp_path / "a", LIMIT)
-    assert len(place.asked) == 1
-
-
-def test_a_server_in_trouble_is_asked_again(place: Place, tmp_path: Path):
-    place.status = 503
-    with pytest.raises(UnavailableError, match="cannot be reached"):
-        download(place.url, tmp_path / "a", LIMIT)
-    assert len(place.asked) == 3
-
-
-def test_nobody_answers(place: Place, tmp_path: Path):
-    with pytest.raises(
-        UnavailableError, match=r"127\.0\.0\.1:1/a\.tar cannot be reached \(ConnectionError\)"
-    ):
-        download("http://127.0.0.1:1/a.tar", tmp_path / "a", LIMIT)
-
-
-def test_too_large(place: Place, tmp_path: Path):
-    with pytest.raises(ArchiveError, match="over 300000 bytes, not the expected archive"):
-        download(place.url, tmp_path / "a", 300_000)
-
-
-def test_obtain(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "root"))
-    (tmp_path / "mirror").mkdir()
-    (tmp_path / "root").mkdir()
-    mirrored = tmp_path / "mirror" / "copy.tgz"
-    mirrored.write_bytes(b"archive")
-    (tmp_path / "mirror" / "README.md").write_text("notes")
-    for mirror in ("../mirror", "../mirror/copy.tgz", str(mirrored)):
-        found = obtain("http://127.0.0.1:1/x.tar.gz", mirror, tmp_path, LIMIT)
-        assert found.samefile(mirrored)
-    assert obtain(place.url, None, tmp_path, LIMIT).read_bytes() == DATA
-    assert obtain("http://127.0.0.1:1/x", place.url, tmp_path, LIMIT).name == "v1.tar.gz"
-    with pytest.raises(ArchiveError, match=r"mirror '../none' \(.*none\): .* found: no such file or folder"):
-        obtain(place.url, "../none", tmp_path, LIMIT)
-    with pytest.raises(ArchiveError, match="7 bytes, expected at most 6"):
-        obtain(place.url, "../mirror", tmp_path, 6)
-    (tmp_path / "mirror" / "other.tar").write_bytes(b"")
-    with pytest.raises(ArchiveError, match=r"found: copy\.tgz, other\.tar"):
-        obtain(place.url, "../mirror", tmp_path, LIMIT)
-    (tmp_path / "mirror" / "other.tar").unlink()
-    mirrored.unlink()
-    with pytest.raises(ArchiveError, match="found: none"):
-        obtain(place.url, "../mirror", tmp_path, LIMIT)
 
 
 def member(
@@ -234,6 +64,8 @@ def test_extract(tmp_path: Path, mode: str):
         ([member("pipe", tarfile.FIFOTYPE)], "'pipe' is neither"),
         ([member("null", tarfile.CHRTYPE)], "'null' is neither"),
         ([member("disk", tarfile.BLKTYPE)], "'disk' is neither"),
+        ([member("a", data=b"x"), member("./a", data=b"y")], "'./a' is there twice"),
+        ([member("C:/escaped", data=b"x")], "is outside"),
         ([member("a", data=b"x" * 101)], "over 10 members or 100 bytes"),
         ([member(f"a{i}", data=b"") for i in range(11)], "over 10 members or 100 bytes"),
     ],
@@ -278,3 +110,113 @@ def test_damage_is_found(tmp_path: Path):
         path.write_bytes(data)
         with pytest.raises(ArchiveError, match=f"{name}: damaged, or not a tar archive"):
             extract(path, tmp_path / f"out-{number}", LIMIT, 10)
+
+
+def zipped(path: Path, *members: tuple[str, bytes, int]) -> Path:
+    """A zip archive; the third of a member is its kind in Unix' mode."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data, kind in members:
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = (kind | 0o644) << 16
+            file.writestr(info, data)
+    return path
+
+
+def test_extract_zip(tmp_path: Path):
+    archive = zipped(tmp_path / "a.zip", ("top/a.txt", b"a", stat.S_IFREG), ("b.txt", b"b", 0))
+    extract(archive, tmp_path / "out", 100, 10)
+    assert (tmp_path / "out" / "top" / "a.txt").read_bytes() == b"a"
+    assert (tmp_path / "out" / "b.txt").read_bytes() == b"b"
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("../escaped", b"x", stat.S_IFREG)], "'../escaped' is outside"),
+        ([("/tmp/escaped-absolutely", b"x", stat.S_IFREG)], "is outside"),
+        ([("a\\..\\escaped", b"x", stat.S_IFREG)], "is outside"),
+        ([("link", b"..", stat.S_IFLNK)], "'link' is neither a plain file nor a folder"),
+        ([("link", b"..", stat.S_IFLNK), ("link/escaped", b"x", 0)], "'link' is neither"),
+        ([("disk", b"", stat.S_IFBLK)], "'disk' is neither"),
+        ([("pipe", b"", stat.S_IFIFO)], "'pipe' is neither"),
+        ([("bomb", bytes(101), 0)], "over 10 members or 100 bytes"),
+        ([("a", b"x", 0), ("./a", b"y", 0)], "is there twice"),
+    ],
+)
+def test_unsafe_zip_members_are_refused(tmp_path: Path, members: list, message: str):
+    with pytest.raises(ArchiveError, match=message):
+        extract(zipped(tmp_path / "a.zip", *members), tmp_path / "below" / "out", 100, 10)
+    assert not list(tmp_path.rglob("escaped*"))
+    assert not Path("/tmp/escaped-absolutely").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.is_symlink() or path.is_fifo()]
+
+
+def test_a_zip_that_lies_about_a_size(tmp_path: Path):
+    """A member that says 10 bytes and holds 10 000: no more than the 10 are written."""
+    good = zipped(tmp_path / "a.zip", ("a", b"x" * 10_000, 0)).read_bytes()
+    size = (10_000).to_bytes(4, "little")
+    assert good.count(size) == 2
+    (tmp_path / "b.zip").write_bytes(good.replace(size, (10).to_bytes(4, "little")))
+    with pytest.raises(ArchiveError, match=r"b\.zip: damaged, or not a zip archive"):
+        extract(tmp_path / "b.zip", tmp_path / "out", 100, 10)
+    assert (tmp_path / "out" / "a").stat().st_size <= 10
+
+
+def test_a_damaged_zip(tmp_path: Path):
+    noise = np.random.default_rng(2).bytes(5000)
+    good = zipped(tmp_path / "a.zip", ("noise", noise, 0)).read_bytes()
+    for number, data in enumerate([b"", good[:2000], good[:3000] + b"?" + good[3001:]]):
+        (tmp_path / f"{number}.zip").write_bytes(data)
+        with pytest.raises(ArchiveError, match="damaged, or not a zip archive"):
+            extract(tmp_path / f"{number}.zip", tmp_path / f"out-{number}", LIMIT, 10)
+
+
+def test_7z(tmp_path: Path):
+    """Without py7zr an error that tells how to get it; with it, the real thing."""
+    archive = tmp_path / "a.7z"
+    if importlib.util.find_spec("py7zr") is None:
+        archive.write_bytes(b"7z")
+        with pytest.raises(ModuleNotFoundError, match=r"a\.7z: .* py7zr; install the extra `sevenzip`"):
+            extract(archive, tmp_path / "out", LIMIT, 10)
+        return
+    import py7zr  # pyright: ignore[reportMissingImports]
+
+    with py7zr.SevenZipFile(archive, "w") as file:
+        file.writestr(b"sound", "development/a.wav")
+    extract(archive, tmp_path / "out", LIMIT, 10)
+    assert (tmp_path / "out" / "development" / "a.wav").read_bytes() == b"sound"
+    with pytest.raises(ArchiveError, match="over 10 members or 2 bytes"):
+        extract(archive, tmp_path / "again", 2, 10)
+
+
+def test_nested(tmp_path: Path):
+    for speaker in ("S1", "S2"):
+        inner = packed(tmp_path / f"{speaker}.tar.gz", member(f"train/{speaker}/a.wav", data=b"sound"))
+        assert inner.stat().st_size < 2**20
+    assert extract_nested(tmp_path, max_ratio=30, max_files=10) == 2
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.wav")) == [
+        "train/S1/a.wav",
+        "train/S2/a.wav",
+    ]
+    assert not list(tmp_path.glob("*.tar.gz"))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([member("../escaped", data=b"x")], "is outside"),
+        ([member("link", tarfile.SYMTYPE, "..")], "'link' is neither"),
+        ([member("train/S1/a.wav", data=b"another's")], "is there twice"),
+        ([member("bomb", data=bytes(2**22))], "over 10 members or"),
+    ],
+)
+def test_nested_under_the_same_guard(tmp_path: Path, members: list, message: str):
+    folder = tmp_path / "wav"
+    (folder / "train" / "S1").mkdir(parents=True)
+    (folder / "train" / "S1" / "a.wav").write_bytes(b"kept")
+    packed(folder / "S1.tar.gz", *members)
+    with pytest.raises(ArchiveError, match=rf"S1\.tar\.gz: .*{message}"):
+        extract_nested(folder, max_ratio=30, max_files=10)
+    assert not list(tmp_path.rglob("escaped*"))
+    assert (folder / "train" / "S1" / "a.wav").read_bytes() == b"kept"

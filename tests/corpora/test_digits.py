@@ -13,8 +13,9 @@ import soundfile
 from steermoe import corpora
 from steermoe.audio import waveform
 from steermoe.config import Digits
-from steermoe.corpora import archives, digits
-from steermoe.corpora.archives import ArchiveError, UnavailableError
+from steermoe.corpora import digits, downloads
+from steermoe.corpora.archives import ArchiveError
+from steermoe.corpora.downloads import UnavailableError
 from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
 from steermoe.data.skipped import skipped_reason
@@ -198,7 +199,7 @@ def test_an_archive_of_something_else(tmp_path: Path, pack_archive: Callable):
 
 def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr(digits, "URL", "http://127.0.0.1:1/v1.0.9.tar.gz")
-    monkeypatch.setattr(archives, "PAUSES", ())
+    monkeypatch.setattr(downloads, "PAUSES", ())
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(UnavailableError, match="is this machine online"):
         corpora.fetch("digits", settings(), tmp_path / "raw")
@@ -228,7 +229,7 @@ def test_a_split_without_speakers(tmp_path: Path, source: Path):
 
 
 def test_unknown_corpus():
-    with pytest.raises(ValueError, match="unknown corpus 'fsdd'; one of: synthetic, digits"):
+    with pytest.raises(ValueError, match="unknown corpus 'fsdd'; one of: synthetic, digits, librispeech"):
         corpora.reader("fsdd")
 
 

@@ -8,15 +8,16 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.__main__ import STAGES
+from steermoe.corpora import CORPORA
+from steermoe.models.encoders import ENCODERS
 
 ROOT = Path(__file__).parents[2]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 # Imported by name at run time, so no import statement tells.
 LAZY = {
-    "steermoe/corpora/__init__.py": ["steermoe/corpora/synthetic.py", "steermoe/corpora/digits.py"],
+    "steermoe/corpora/__init__.py": [f"steermoe/corpora/{name}.py" for name in CORPORA],
     "steermoe/models/encoders/__init__.py": [
-        f"steermoe/models/encoders/{name}.py"
-        for name in ("whisper", "wav2vec2_conformer", "w2v_bert", "parakeet", "firered")
+        f"{kind.partition(':')[0].replace('.', '/')}.py" for kind in ENCODERS.values()
     ],
 }
 

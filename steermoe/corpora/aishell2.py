@@ -1,0 +1,108 @@
+"""AISHELL-2 (Du et al., arXiv 1808.10583): read Mandarin, 1000 hours, from a folder that the user has.
+
+Nothing of it can be downloaded here: the training set is given to universities on application, the development
+and test sets at the same place. In the folder `mirror`:
+
+    iOS/data/{wav.scp,trans.txt,wav/...}                                    split train
+    AISHELL-DEV-TEST-SET/{iOS,Android,Mic}/{dev,test}/{trans.txt,wav/...}   splits ios-dev, ios-test, ...
+
+`trans.txt` has lines of an utterance, a tab, and the words. A recording is `wav/<speaker>/<utterance>.wav`, or
+where `wav.scp` (utterance, tab, path) says. Text is normalised as that of `aishell1`. The layout is that which
+public recipes read; it could not be compared with the corpus itself.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from steermoe.config import Aishell2
+from steermoe.corpora import index, sources
+from steermoe.corpora.aishell1 import read_transcripts
+from steermoe.corpora.archives import ArchiveError
+from steermoe.corpora.card import Card
+from steermoe.corpora.index import Entry, Part
+from steermoe.data.staging import project_root
+
+SPLITS = Aishell2.SPLITS
+CHANNELS = {"ios": "iOS", "android": "Android", "mic": "Mic"}
+CARD = Card(
+    name="AISHELL-2",
+    hours=1000,
+    bytes=None,
+    licence="AISHELL-2 licence: academic use only, on application",
+    source="https://www.aishelltech.com/aishell_2",
+    restrictions="no commercial use; must not be passed on; models trained on it fall under what you signed",
+    citation="Du, Na, Liu, Bu: AISHELL-2: transforming Mandarin ASR research into industrial scale. "
+    "arXiv 1808.10583",
+    language="zh",
+    task="transcribe",
+    metric="CER",
+    normalizer="no spaces, ASCII letters in upper case (done here)",
+)
+
+
+def fetch(settings: Aishell2, dest: Path) -> None:
+    """Note where the corpus lies, and list the splits in use.
+
+    Raises:
+        ArchiveError: the folder, a split, a transcript or a recording is not there.
+    """
+    folder = project_root() / settings.mirror
+    for split in settings.used:
+        if not (folder / folder_of(split) / "trans.txt").is_file():
+            raise ArchiveError(
+                f"mirror {settings.mirror!r}: no file {folder_of(split)}/trans.txt, for split {split!r}; it is "
+                f"had on application only: {CARD.source}"
+            )
+        index.write_index(dest, split, entries(folder, split))
+    sources.use_folder("aishell2", folder.resolve(), dest)
+
+
+def parts(settings: Aishell2, source: Path) -> list[Part]:
+    """The parts of every split in use."""
+    return index.parts(settings, source)
+
+
+def rows(settings: Aishell2, source: Path, part: Part) -> Iterator[dict]:
+    """The utterances of a part."""
+    return index.rows("aishell2", source, part)
+
+
+def folder_of(split: str) -> str:
+    """Where a split is."""
+    if split == "train":
+        return "iOS/data"
+    channel, _, part = split.partition("-")
+    return f"AISHELL-DEV-TEST-SET/{CHANNELS[channel]}/{part}"
+
+
+def entries(folder: Path, split: str) -> Iterator[Entry]:
+    """The utterances of a split, by name.
+
+    Raises:
+        ArchiveError: an utterance has no recording, or a recording no transcript.
+    """
+    inside = folder_of(split)
+    transcripts = read_transcripts(folder / inside / "trans.txt", "\t")
+    recordings = _recordings(folder / inside)
+    if untold := sorted(recordings.keys() - transcripts.keys()):
+        raise ArchiveError(f"{folder / inside / 'trans.txt'}: no transcript of {', '.join(untold[:5])}")
+    for name, words in sorted(transcripts.items()):
+        if name not in recordings:
+            raise ArchiveError(f"{folder / inside}: no recording {name}.wav, of trans.txt")
+        path = recordings[name]
+        yield Entry(name, f"{inside}/{path}", Path(path).parent.name or "unknown", words)
+
+
+def _recordings(folder: Path) -> dict[str, str]:
+    """Utterances and paths of their recordings in the folder."""
+    listed = folder / "wav.scp"
+    if not listed.is_file():
+        return {path.stem: path.relative_to(folder).as_posix() for path in folder.glob("wav/**/*.wav")}
+    found = {}
+    for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), 1):
+        name, _, path = line.partition("\t")
+        if not path.strip() or Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ArchiveError(f"{listed}, line {number}: found {line!r:.80}, expected `utterance<tab>path`")
+        if (folder / path.strip()).is_file():
+            found[name] = path.strip()
+    return found

@@ -1,0 +1,90 @@
+"""Clotho v2.1 (Drossos et al., ICASSP 2020; Zenodo 4783391): everyday sounds, five captions each.
+
+`clotho_audio_<split>.7z` has a folder `<split>` of WAV files at 44.1 kHz, 15 to 30 s; `clotho_captions_<split>.csv`
+the columns file_name, caption_1 to caption_5. A caption is the answer to a fixed question. Its archives are 7z
+(extra `sevenzip`). The sizes and MD5 sums are those that public code for it carries; that of the evaluation archive's
+size is not published. A caption's number is the end of a row's id (`-c1`), so the five of a sound can be found.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from steermoe.config import Clotho
+from steermoe.corpora import index, sources, tables
+from steermoe.corpora.archives import ArchiveError
+from steermoe.corpora.card import Card
+from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.sources import Source
+
+SPLITS = Clotho.SPLITS
+BASE = "https://zenodo.org/records/4783391/files"
+QUESTION = "Describe the sound in one sentence."
+CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
+FILES = {  # bytes and md5 of the sounds, md5 of the captions
+    "development": (4_541_582_263, "c8b05bc7acdb13895bb3c6a29608667e", "d4090b39ce9f2491908eebf4d5b09bae"),
+    "validation": (1_260_701_425, "7dba730be08bada48bd15dc4e668df59", "5879e023032b22a2c930aaa0528bead4"),
+    "evaluation": (None, "4569624ccadf96223f19cb59fe4f849f", "1b16b9e57cf7bdb7f13a13802aeb57e2"),
+}
+CARD = Card(
+    name="Clotho v2.1",
+    hours=37,
+    bytes=None,
+    licence="captions: Tampere University licence; every sound under its own Freesound licence",
+    source="https://zenodo.org/records/4783391",
+    restrictions="the captions are for academic use; some sounds are CC BY-NC or Sampling+",
+    citation="Drossos, Lipping, Virtanen: Clotho: an audio captioning dataset. ICASSP 2020",
+    language="en",
+    task="answer",
+    metric="SPIDEr and FENSE against all five captions; accuracy says nothing here",
+    normalizer="case and punctuation away",
+)
+
+
+def fetch(settings: Clotho, dest: Path) -> None:
+    """Put sounds and captions of the splits in use into `dest`.
+
+    Raises:
+        UnavailableError, ArchiveError, SpaceError, ModuleNotFoundError: as `sources.fetch`; ArchiveError also
+            where a sound or a caption is missing.
+    """
+    files = [source for split in settings.used for source in _sources(split)]
+    sources.fetch("clotho", files, settings, dest)
+    for split in settings.used:
+        index.write_index(dest, split, entries(dest, split, settings.captions[split]))
+
+
+def parts(settings: Clotho, source: Path) -> list[Part]:
+    """The parts of every split in use."""
+    return index.parts(settings, source)
+
+
+def rows(settings: Clotho, source: Path, part: Part) -> Iterator[dict]:
+    """The captions of a part."""
+    return index.rows("clotho", source, part)
+
+
+def entries(fetched: Path, split: str, captions: str) -> Iterator[Entry]:
+    """The captions of a split, in the order of the table: `each`, or the `first` of every sound.
+
+    Raises:
+        ArchiveError: a sound or a caption is missing.
+    """
+    sounds, listed = (source.holds for source in _sources(split))
+    place = sources.locate(fetched)
+    for number, row in tables.read_table(place(listed), ("file_name", *CAPTIONS)):
+        audio = f"{sounds}/{row['file_name']}"
+        if "/" in row["file_name"] or not place(audio).is_file():
+            raise ArchiveError(f"{place(listed)}, line {number}: no sound {place(audio)}")
+        for i, column in enumerate(CAPTIONS if captions == "each" else CAPTIONS[:1], 1):
+            caption = row[column].strip()
+            name = f"{Path(row['file_name']).stem}-c{i}"
+            yield Entry(name, audio, "none", question=QUESTION, answer=caption)
+
+
+def _sources(split: str) -> tuple[Source, Source]:
+    size, sounds, captions = FILES[split]
+    archive, table = f"clotho_audio_{split}.7z", f"clotho_captions_{split}.csv"
+    return (
+        Source(BASE, archive, split, inside=(split,), bytes=size, checksum=f"md5:{sounds}", factor=1.6),
+        Source(BASE, table, table, checksum=f"md5:{captions}"),
+    )

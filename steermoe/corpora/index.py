@@ -1,0 +1,151 @@
+"""The utterances of a fetched corpus, listed: `index/<split>.jsonl`, a line each.
+
+A reader lists them once, when it fetches, and so finds then what is missing. A part is a number of lines, known
+by where they begin, so no process reads more of the list than its own lines.
+"""
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from steermoe.audio import waveform
+from steermoe.config import Limited
+from steermoe.corpora.archives import ArchiveError
+from steermoe.corpora.sources import locate
+from steermoe.data.staging import written_whole
+
+PART_ROWS = 500  # utterances a part
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An utterance.
+
+    Attributes:
+        id: what no other utterance of the corpus has.
+        audio: path of the recording in the corpus.
+        speaker: "unknown" where the corpus does not say.
+        transcript: what is said; "" where it is no speech, or is not known.
+        question: what is asked about the recording; "" where it is to be transcribed.
+        answer: to the question.
+    """
+
+    id: str
+    audio: str
+    speaker: str
+    transcript: str = ""
+    question: str = ""
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The `number`-th stretch of a split: the lines of its list at these bytes."""
+
+    split: str
+    number: int
+    offsets: tuple[int, ...]
+
+
+def write_index(fetched: Path, split: str, entries: Iterable[Entry]) -> int:
+    """List the utterances of a split.
+
+    Returns:
+        how many there are.
+
+    Raises:
+        ArchiveError: there are none; two have the same id; one lacks what it must have.
+    """
+    seen: set[str] = set()
+    path = fetched / "index" / f"{split}.jsonl"
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for entry in entries:
+            if entry.id in seen:
+                raise ArchiveError(f"split {split!r}: {entry.id!r} ({entry.audio}) is there twice")
+            if not (entry.answer if entry.question else entry.transcript):
+                missing = "answer" if entry.question else "transcript"
+                raise ArchiveError(f"split {split!r}: {entry.id!r} ({entry.audio}) has no {missing}")
+            seen.add(entry.id)
+            file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+        if not seen:
+            raise ArchiveError(f"split {split!r}: no utterances in it")
+    return len(seen)
+
+
+def parts(settings: Limited, fetched: Path) -> list[Part]:
+    """The parts of every split in use, in order; where `limit` says so, of some of its utterances.
+
+    Raises:
+        ArchiveError: a split is not there, or has fewer utterances than its limit.
+    """
+    found = []
+    for split in settings.used:
+        count = (settings.limit or {}).get(split)
+        offsets = _all(fetched, split) if count is None else _some(fetched, split, count, settings.seed)
+        for number, start in enumerate(range(0, len(offsets), PART_ROWS)):
+            found.append(Part(split, number, tuple(offsets[start : start + PART_ROWS])))
+    return found
+
+
+def rows(corpus: str, fetched: Path, part: Part) -> Iterator[dict]:
+    """The utterances of a part, with the columns of `steermoe.data.schemas.Utterance`, one at a time.
+
+    Raises:
+        AudioError: a recording cannot be used.
+        OSError: a recording cannot be opened.
+    """
+    place = locate(fetched)
+    with _index_file(fetched, part.split).open("rb") as file:
+        for offset in part.offsets:
+            file.seek(offset)
+            entry = Entry(**json.loads(file.readline()))
+            sound = waveform.load(place(entry.audio))
+            yield {
+                "source_id": f"{corpus}-{part.split}-{entry.id}",
+                "split": part.split,
+                "speaker": entry.speaker,
+                "task": "answer" if entry.question else "transcribe",
+                "prompt": entry.question,
+                "transcript": entry.transcript,
+                "target": entry.answer if entry.question else entry.transcript,
+                "audio": waveform.encode_flac(sound, waveform.RATE),
+                "sample_rate": waveform.RATE,
+                "seconds": len(sound) / waveform.RATE,
+            }
+
+
+def _index_file(fetched: Path, split: str) -> Path:
+    path = fetched / "index" / f"{split}.jsonl"
+    if not path.exists():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl"))) or "none"
+        raise ArchiveError(
+            f"{fetched}: split {split!r} was not fetched; there: {there}. Run the download stage anew"
+        )
+    return path
+
+
+def _lines(fetched: Path, split: str) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    with _index_file(fetched, split).open("rb") as file:
+        for line in file:
+            yield offset, line
+            offset += len(line)
+
+
+def _all(fetched: Path, split: str) -> list[int]:
+    return [offset for offset, _ in _lines(fetched, split)]
+
+
+def _some(fetched: Path, split: str, count: int, seed: int) -> list[int]:
+    """`count` lines, in order: those whose ids hash lowest, whatever else is in the split."""
+
+    def rank(line: bytes) -> bytes:
+        return hashlib.blake2b(f"{seed} {json.loads(line)['id']}".encode(), digest_size=16).digest()
+
+    chosen = heapq.nsmallest(count, ((rank(line), offset) for offset, line in _lines(fetched, split)))
+    if len(chosen) < count:
+        raise ArchiveError(f"limit of {split!r}: {count}, but the split has {len(chosen)} utterances only")
+    return sorted(offset for _, offset in chosen)

@@ -1,0 +1,109 @@
+"""The user's own recordings, with every kind of table and without one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from steermoe import corpora
+from steermoe.corpora.archives import ArchiveError
+
+ROWS = [
+    {"audio": "a/one.wav", "text": "Pitch 500", "split": "train", "speaker": "ann", "question": ""},
+    {"audio": "two.flac", "text": "Pitch 600", "split": "test", "speaker": "", "question": ""},
+    {"audio": "two.flac", "text": "600", "split": "test", "speaker": "bob", "question": "Which pitch?"},
+]
+
+
+@pytest.fixture
+def own(fill: Callable[..., Path], tone: Any) -> Path:
+    return fill({"a/one.wav": tone(500, rate=44_100), "two.flac": tone(600, rate=8000, format="FLAC")})
+
+
+def settings(section: Any, table: str | None, **changed: Any) -> Any:
+    values = {"train": ["train"], "test": ["test"], "path": "mirror", "table": table}
+    return section("Folder", **values | changed)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_tables(own: Path, fetched: Any, section: Any, pitch: Any, kind: str):
+    frame = pl.DataFrame(ROWS)
+    if kind == "jsonl":
+        (own / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    elif kind == "parquet":
+        frame.write_parquet(own / "t.parquet")
+    else:
+        frame.write_csv(own / f"t.{kind}", separator="\t" if kind == "tsv" else ",")
+    rows = fetched("folder", settings(section, f"t.{kind}"))
+    keys = ("split", "speaker", "task", "prompt", "transcript", "target")
+    assert [(*(row[key] for key in keys), pitch(row)) for row in rows] == [
+        ("train", "ann", "transcribe", "", "Pitch 500", "Pitch 500", 500),
+        ("test", "unknown", "transcribe", "", "Pitch 600", "Pitch 600", 600),
+        ("test", "bob", "answer", "Which pitch?", "", "600", 600),
+    ]
+
+
+def test_text_beside_each_recording(own: Path, fetched: Any, section: Any, pitch: Any, tone: Any):
+    (own / "train").mkdir()
+    (own / "a").rename(own / "test")
+    (own / "two.flac").rename(own / "train" / "two.flac")
+    (own / "test" / "one.txt").write_text("Pitch\n500\n")
+    with pytest.raises(
+        ArchiveError, match=r"two\.flac: no transcript; expected .*train/two\.txt, or a table"
+    ):
+        fetched("folder", settings(section, None))
+    (own / "train" / "two.txt").write_text("Pitch 600")
+    rows = fetched("folder", settings(section, None))
+    assert [(row["split"], row["transcript"], pitch(row)) for row in rows] == [
+        ("train", "Pitch 600", 600),
+        ("test", "Pitch 500", 500),
+    ]
+    (own / "three.mp3").write_bytes(tone(700, format="MP3"))
+    (own / "three.txt").write_text("Pitch 700")
+    with pytest.raises(ArchiveError, match=r"three\.mp3: nothing says its split, and 2 are in use"):
+        fetched("folder", settings(section, None))
+    only = settings(section, None, train=[])
+    assert {row["transcript"] for row in fetched("folder", only)} == {"Pitch 500", "Pitch 700"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"text": " "}, r"t\.jsonl, line 1: no text of .*one\.wav"),
+        ({"audio": "none.wav"}, r"line 1: no recording .*none\.wav"),
+        ({"audio": ""}, "no column `audio` or `path`, or nothing in it"),
+        ({"audio": "../secret.wav"}, r"found '\.\./secret\.wav', expected a path from the folder"),
+        ({"audio": "/tmp/secret.wav"}, "expected a path from the folder, inside of it"),
+        ({"split": "tset"}, "found split 'tset', legal: train, dev, test"),
+        ({"split": None}, "nothing says its split"),
+        ({"task": "sing"}, "found task 'sing' without a question; legal: transcribe without, answer with"),
+        ({"task": "answer"}, "found task 'answer' without a question"),
+        ({"question": "Who?", "task": "transcribe"}, "found task 'transcribe' with a question"),
+    ],
+)
+def test_a_wrong_row(own: Path, section: Any, root: Path, changed: dict, message: str):
+    rows = [ROWS[0] | changed, *ROWS[1:]]
+    (own / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ArchiveError, match=message):
+        corpora.fetch("folder", settings(section, "t.jsonl"), root / "raw")
+    assert not (root / "raw").exists()
+
+
+def test_no_folder(root: Path, section: Any):
+    with pytest.raises(ArchiveError, match=r"corpora\.folder\.path: 'mirror' \(.*\) is no folder"):
+        corpora.fetch("folder", settings(section, None), root / "raw")
+
+
+def test_a_recording_that_is_none(own: Path, section: Any, root: Path):
+    """It is looked at when it is read: the row is named by its file."""
+    (own / "t.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    (own / "a" / "one.wav").write_bytes(b"no sound")
+    chosen = settings(section, "t.jsonl", test=[])
+    corpora.fetch("folder", chosen, root / "raw")
+    reader = corpora.reader("folder")
+    (part,) = reader.parts(chosen, root / "raw")
+    with pytest.raises(ValueError, match=r"mirror/a/one\.wav: not readable as audio"):
+        list(reader.rows(chosen, root / "raw", part))
