@@ -14,7 +14,6 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from steermoe import __version__
-from steermoe.config.problems import ConfigError
 
 EXAMPLES = """Examples:
 
@@ -83,10 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage = getattr(error, "ctx", None)
         hint = f" (see `{usage.command_path} --help`)" if usage is not None else ""
         return _said(f"{error.format_message().rstrip('.')}{hint}", 2)
-    except ConfigError as error:
-        return _said(error.lines[0] if len(error.lines) == 1 else str(error), 2)
     except ValueError as error:
-        return _said(str(error), 2)
+        from steermoe.config import ConfigError  # here, for it loads pydantic
+
+        lines = error.lines if isinstance(error, ConfigError) else [str(error)]
+        return _said(lines[0] if len(lines) == 1 else str(error), 2)
     except BrokenPipeError:  # whoever read has read enough
         sys.stdout = None
         return 1

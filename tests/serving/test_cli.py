@@ -15,7 +15,7 @@ from steermoe import __version__
 from steermoe.serving import cli
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"torch", "transformers", "peft", "polars", "pandera", "mlflow", "matplotlib", "scipy", "numpy"}
+HEAVY = set("torch transformers peft polars pandera mlflow matplotlib scipy numpy".split())
 LARGE = ("--encoder", "whisper-large-v3", "--llm", "qwen2.5-7b-instruct")
 Call = Callable[..., SimpleNamespace]
 
