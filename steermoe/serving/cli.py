@@ -52,30 +52,26 @@ def _version(wanted: bool) -> None:
 
 
 def root(
-    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="the version, and nothing else"),
     ] = False,
 ) -> None:
     """SteerMoE: a frozen speech encoder, steered layer by layer so that a frozen LLM understands it."""
-    if context.invoked_subcommand is None:
-        print(context.get_help(), end="")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command; without any arguments, help.
 
     Returns:
         0 if all went well; 1 if something is not there or cannot be; 2 for wrong use, a wrong configuration
         included.
     """
-    app = typer.Typer(
-        cls=_OnDemand, invoke_without_command=True, rich_markup_mode="markdown", epilog=EXAMPLES
-    )
+    app = typer.Typer(cls=_OnDemand, rich_markup_mode="markdown", epilog=EXAMPLES)
     app.callback()(root)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return get_command(app).main(arguments, prog_name="steermoe", standalone_mode=False) or 0
+        return get_command(app).main(words or ["--help"], prog_name="steermoe", standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt):
         return _said("stopped", 1)
     except typer.TyperException as error:
