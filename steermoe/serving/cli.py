@@ -1,0 +1,105 @@
+"""The command line, `steermoe <command>`. A command is a file in `commands/` with a function `main`, and a row here.
+
+A command's file is imported when the command is called, and what is heavy (torch, transformers) within its
+function: `steermoe --help` must be there at once.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from steermoe import __version__
+
+EXAMPLES = """Examples:
+
+    steermoe params
+    steermoe params --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
+    steermoe plan --encoder whisper-large-v3 --llm qwen2.5-7b-instruct --hours 100.6 --epochs 10
+    steermoe claims --topic librispeech
+
+`steermoe COMMAND --help` explains a command."""
+
+
+class _OnDemand(TyperGroup):
+    """Knows names and summaries of all commands; the one that is called is imported."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = {name: TyperCommand(name, help=summary) for name, summary in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, command(str(name)), rest
+
+
+def command(name: str) -> Any:
+    """The command called `name`, a row of COMMANDS, imported."""
+    module = importlib.import_module(f"steermoe.serving.commands.{name.replace('-', '_')}")
+    app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    app.command(name)(module.main)
+    return get_command(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"steermoe {__version__}")
+        raise typer.Exit
+
+
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="the version, and nothing else"),
+    ] = False,
+) -> None:
+    """SteerMoE: a frozen speech encoder, steered layer by layer so that a frozen LLM understands it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; without any arguments, help.
+
+    Returns:
+        0 if all went well; 1 if something is not there or cannot be; 2 for wrong use, a wrong configuration
+        included.
+    """
+    app = typer.Typer(cls=_OnDemand, rich_markup_mode="markdown", epilog=EXAMPLES)
+    app.callback()(root)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return get_command(app).main(words or ["--help"], prog_name="steermoe", standalone_mode=False) or 0
+    except (typer.Abort, KeyboardInterrupt):
+        return _said("stopped", 1)
+    except typer.TyperException as error:
+        usage = getattr(error, "ctx", None)
+        hint = f" (see `{usage.command_path} --help`)" if usage is not None else ""
+        return _said(f"{error.format_message().rstrip('.')}{hint}", 2)
+    except ValueError as error:
+        from steermoe.config import ConfigError  # here, for it loads pydantic
+
+        lines = error.lines if isinstance(error, ConfigError) else [str(error)]
+        return _said(lines[0] if len(lines) == 1 else str(error), 2)
+    except BrokenPipeError:  # whoever read has read enough
+        sys.stdout = None
+        return 1
+    except (OSError, RuntimeError) as error:
+        return _said(str(error), 1)
+
+
+def _said(problem: str, code: int) -> int:
+    print(f"steermoe: {problem}", file=sys.stderr)
+    return code
+
+
+COMMANDS = {
+    "params": "count the parameters of a configuration, frozen and trained, part by part",
+    "plan": "estimate hours, memory and disk of a training run, and whether it fits",
+    "claims": "show what others published, recomputed where that can be done",
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

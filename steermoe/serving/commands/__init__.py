@@ -1,0 +1,1 @@
+"""The commands of `steermoe`, a file each with its function `main`; rows of `steermoe.serving.cli.COMMANDS`."""

@@ -1,0 +1,166 @@
+"""`steermoe plan`."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from steermoe.serving.options import EncoderName, Json, LlmName, Params
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from steermoe.analysis.plan import Corpus, Plan, Setup
+
+Device = Literal["h100", "h200", "a100", "a100-40gb", "rtx4090", "cpu"]
+Mode = Literal["plain", "zero2", "zero2-offload", "zero3", "zero3-offload"]
+
+
+def main(
+    hours: Annotated[float, typer.Option(help="hours of audio that are trained on", min=0.001)],
+    epochs: Annotated[float, typer.Option(help="passes over them", min=0.001)],
+    mean_seconds: Annotated[
+        float, typer.Option(help="mean length of a clip; 12.69 is LibriSpeech train-clean-100's", min=0.1)
+    ] = 12.69,
+    arm: Annotated[str | None, typer.Option(help="arm of params.yaml; default: the first in force")] = None,
+    encoder: EncoderName = None,
+    llm: LlmName = None,
+    gpu: Annotated[Device, typer.Option(help="device; cpu: the one at hand, measured")] = "h200",
+    gpus: Annotated[int, typer.Option(help="how many of them", min=1)] = 1,
+    mode: Annotated[Mode, typer.Option(help="plain, or a mode of DeepSpeed")] = "plain",
+    batch_seconds: Annotated[
+        float | None, typer.Option(help="audio seconds a batch and device; default: the arm's", min=0.1)
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="of a clip", min=0)] = 10,
+    target_tokens: Annotated[int, typer.Option(help="of a clip", min=1)] = 40,
+    disk: Annotated[Path, typer.Option(help="a place on the disk whose free space counts")] = Path(),
+    params: Params = Path("params.yaml"),
+    as_json: Json = False,
+) -> int:
+    """Estimate operations, hours, memory and disk of a training run before it runs.
+
+    Models that are named here instead of in params.yaml count as bfloat16. Exits with 1 where the run cannot
+    fit, and says which number exceeds which.
+
+    Examples:
+
+        steermoe plan --hours 100.6 --epochs 10 --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
+        steermoe plan --hours 100.6 --epochs 10 --arm linear --gpu rtx4090 --batch-seconds 40
+        steermoe plan --hours 2 --epochs 8 --mean-seconds 3 --gpu cpu
+    """
+    from steermoe import config
+    from steermoe.analysis import audit, plan, presets
+
+    if not disk.exists():
+        raise ValueError(f"--disk: found {str(disk)!r}; legal: a place that is there")
+    settings = config.load(params)
+    chosen = settings.arm(arm or settings.compare[0])
+    setup = plan.Setup(
+        gpu=plan.this_cpu() if gpu == "cpu" else plan.GPUS[gpu],
+        gpus=gpus,
+        batch_seconds=batch_seconds or chosen.training.batch_seconds,
+        encoder_dtype="bfloat16" if encoder else chosen.encoder.dtype,
+        llm_dtype="bfloat16" if llm else chosen.llm.dtype,
+    )
+    heard = presets.encoder_shape(encoder or chosen.encoder.path, setup.encoder_dtype)
+    read = presets.llm_shape(llm or chosen.llm.path, setup.llm_dtype)
+    corpus = plan.Corpus(hours, epochs, mean_seconds, prompt_tokens, target_tokens)
+    found = plan.plan(heard, read, audit.Sections.of(chosen), corpus, setup)
+    refused = plan.refusals(found, setup, mode, shutil.disk_usage(disk).free)
+    stated = plan.assumptions(corpus, setup)
+    if as_json:
+        title = {"arm": chosen.name, "encoder": heard.name, "llm": read.name, "setup": asdict(setup)}
+        figures = {**title, "corpus": asdict(corpus), **asdict(found)}
+        print(json.dumps({**figures, "assumptions": stated, "refusals": refused}, indent=1))
+    else:
+        _show(f"{chosen.name}: {heard.name} + {read.name}", found, corpus, setup, mode, stated)
+    for line in refused:
+        typer.echo(f"steermoe: this cannot run: {line}", err=True)
+    return 1 if refused else 0
+
+
+def _show(
+    title: str, found: "Plan", corpus: "Corpus", setup: "Setup", mode: str, assumptions: list[str]
+) -> None:
+    from rich.console import Console
+
+    from steermoe.analysis.plan import GB
+
+    console = Console()
+    console.print(_operations(title, found, corpus))
+    console.print(_memory(found, setup, mode))
+    parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in found.parts.items())
+    console.print(f"mode plain, GB: {parts}", highlight=False)
+    console.print(_disk(found))
+    console.print("Assumed:", style="bold")
+    for line in assumptions:
+        console.print(f"- {line}", highlight=False)
+
+
+def _operations(title: str, found: "Plan", corpus: "Corpus") -> "Table":
+    from rich.table import Table
+
+    from steermoe.analysis.plan import EFFICIENCY
+
+    low, high = (f"{100 * share:.0f} %" for share in EFFICIENCY)
+    rows = (
+        "encoder frames + LLM positions",
+        "encoder, TFLOP a clip, forward + backward",
+        "LLM, TFLOP a clip, forward + backward",
+        "all, TFLOP a clip",
+        f"FLOP of {corpus.epochs:g} epochs of {corpus.clips:,.0f} clips",
+        "hours at the whole peak (floor)",
+        f"hours at {high} to {low} of it",
+        "audio hours a device hour (floor)",
+    )
+    columns = [
+        (
+            f"{case.clip.frames} + {case.clip.positions}",
+            f"{case.work.encoder_forward / 1e12:.2f} + {case.work.encoder_backward / 1e12:.2f}",
+            f"{case.work.llm_forward / 1e12:.2f} + {case.work.llm_backward / 1e12:.2f}",
+            f"{case.work.total / 1e12:.2f}",
+            f"{case.operations:.2e}",
+            f"{case.floor_hours:.2f}",
+            f"{case.hours[1]:.2f} to {case.hours[0]:.2f}",
+            f"{case.audio_hours_an_hour:,.0f}",
+        )
+        for case in found.cases
+    ]
+    table = Table(title=f"{title}: operations", title_justify="left")
+    table.add_column("")
+    for case in found.cases:
+        table.add_column(case.name, justify="right")
+    for cells in zip(rows, *columns, strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _memory(found: "Plan", setup: "Setup", mode: str) -> "Table":
+    from rich.table import Table
+
+    from steermoe.analysis.plan import GB
+
+    table = Table(title=f"memory in GB; a device has {setup.gpu.memory / GB:.1f}", title_justify="left")
+    for column in ("mode", "a device", "host", "fits"):
+        table.add_column(column, justify="left" if column == "mode" else "right")
+    for name, (device, host) in found.memory.items():
+        chosen = f"{name} (chosen)" if name == mode else name
+        fits = "yes" if device <= setup.gpu.memory else "no"
+        table.add_row(chosen, f"{device / GB:.1f}", f"{host / GB:.1f}", fits)
+    return table
+
+
+def _disk(found: "Plan") -> "Table":
+    from rich.table import Table
+
+    from steermoe.analysis.plan import GB
+
+    table = Table(title="disk in GB", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, size in {**found.disk, "all": sum(found.disk.values())}.items():
+        table.add_row(name, f"{size / GB:.2f}")
+    return table

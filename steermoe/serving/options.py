@@ -1,0 +1,21 @@
+"""The options that commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Params = Annotated[Path, typer.Option(help="the configuration")]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        help="instead of the configuration's: a preset (whisper-large-v3, ...), a folder, or a hub id"
+    ),
+]
+LlmName = Annotated[
+    str | None,
+    typer.Option(
+        help="instead of the configuration's: a preset (qwen2.5-7b-instruct, ...), a folder, or a hub id"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="write JSON instead of tables")]

@@ -1,0 +1,189 @@
+"""The command line as it is called: what it prints, its exit codes, and what it imports to do so."""
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from steermoe import __version__
+from steermoe.serving import cli
+
+ROOT = Path(__file__).parents[2]
+HEAVY = set("torch transformers peft polars pandera mlflow matplotlib scipy numpy".split())
+LARGE = ("--encoder", "whisper-large-v3", "--llm", "qwen2.5-7b-instruct")
+Call = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs `steermoe ...` in the project's root: exit code, output, errors."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: str) -> SimpleNamespace:
+        code = cli.main(arguments)
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+def fresh(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], [], ["--version"], ["params", "--help"], ["plan", "--help"]]
+)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = f"import sys; from steermoe.serving.cli import main; assert main({arguments}) == 0; print(*sys.modules)"
+    loaded = set(fresh(code).stdout.split())
+    assert "steermoe.serving.cli" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_real_process() -> None:
+    command = [sys.executable, "-m", "steermoe.serving.cli"]
+    run = subprocess.run([*command, "--version"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"steermoe {__version__}\n", "")
+    run = subprocess.run([*command, "plam"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert "Did you mean 'plan'" in run.stderr
+
+
+def test_console_script_is_this() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'steermoe = "steermoe.serving.cli:main"' in text
+
+
+def test_without_arguments_it_helps(call: Call) -> None:
+    run = call()
+    assert run.code == 0
+    assert run.out.strip() == call("--help").out.strip()
+    for name, summary in cli.COMMANDS.items():
+        assert name in run.out
+        assert summary.split()[0] in run.out
+    assert "steermoe plan --encoder" in run.out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_a_function_in_a_file_with_examples(name: str, call: Call) -> None:
+    module = importlib.import_module(f"steermoe.serving.commands.{name.replace('-', '_')}")
+    assert f"steermoe {name}" in (inspect.getdoc(module.main) or "").partition("Examples:")[2]
+    run = call(name, "--help")
+    assert run.code == 0
+    assert f"steermoe {name}" in run.out
+    assert "Examples" in run.out
+
+
+def test_every_command_file_is_a_row() -> None:
+    files = {path.stem for path in (ROOT / "steermoe" / "serving" / "commands").glob("[!_]*.py")}
+    assert files == {name.replace("-", "_") for name in cli.COMMANDS}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["parms"], "No such command 'parms'. Did you mean 'params'? (see `steermoe --help`)"),
+        (["--nope"], "No such option: --nope (see `steermoe --help`)"),
+        (["plan", "--hours", "1"], "Missing option '--epochs' (see `steermoe plan --help`)"),
+        (["plan", "--hours", "x", "--epochs", "1"], "Invalid value for '--hours'"),
+        (["plan", "--hours", "1", "--epochs", "1", "--gpu", "tpu"], "Invalid value for '--gpu'"),
+        (["params", "--arm", "nope"], 'arm: found "nope"; legal: one of steermoe'),
+        (["params", "--encoder", "nope"], "encoder: found 'nope'; legal: whisper-base"),
+        (["params", "--params", "nope.yaml"], "nope.yaml"),
+        (["claims", "--topic", "nope"], "topic: found 'nope'; legal: librispeech"),
+        (["claims", "--topic", "clothoaqa", "--clothoaqa-csv", "nope.csv"], "nope.csv: no csv"),
+        (["plan", "--hours", "1", "--epochs", "1", "--disk", "nope"], "--disk: found 'nope'"),
+        (["plan", "--hours", "1", "--epochs", "1", "--mean-seconds", "99"], "mean-seconds: found 99"),
+    ],
+)
+def test_wrong_use_is_a_line_and_two(arguments: list[str], said: str, call: Call) -> None:
+    run = call(*arguments)
+    assert run.code == 2
+    assert run.err.startswith("steermoe: ")
+    assert said in run.err
+    assert run.err.count("\n") == 1
+    assert "Traceback" not in run.err
+
+
+def test_params_of_the_arms_in_force(call: Call) -> None:
+    run = call("params", *LARGE)
+    assert run.code == 0
+    for part in ("5,246,752", "4,591,104", "636,968,960", "64 M [2]", "1.8 M [1]", "0.064 %"):
+        assert part in run.out
+    assert "1.80 M holds at width 896" in run.out
+    assert "10,489,344" in run.out
+
+
+def test_params_as_json(call: Call) -> None:
+    found = json.loads(call("params", "--arm", "steermoe-16", "--arm", "linear", *LARGE, "--json").out)
+    assert list(found) == ["steermoe-16", "linear"]
+    assert found["steermoe-16"]["trained"]["vectors"] == 655_360
+    assert found["linear"]["trained"] == {"projection": 4_591_104}
+    assert found["linear"]["published"][0]["millions"] == 1.1
+
+
+def test_params_of_the_models_that_are_configured(call: Call) -> None:
+    found = json.loads(call("params", "--arm", "steermoe", "--json").out)["steermoe"]
+    assert found["encoder"] == "pretrained/encoder"
+    assert found["trained_total"] == sum(found["trained"].values())
+    assert found["published"] == []
+
+
+def test_plan_of_the_published_run(call: Call, tmp_path: Path) -> None:
+    run = call("plan", "--hours", "1", "--epochs", "1", *LARGE, "--disk", str(tmp_path), "--gpu", "h200")
+    for part in ("1500 + 425", "634 + 209", "2.27 + 2.72", "2.79 + 2.80", "Assumed:", "790.0 TFLOP/s"):
+        assert part in run.out
+
+
+def test_plan_refuses_what_cannot_fit(call: Call) -> None:
+    run = call("plan", "--hours", "1000000000", "--epochs", "1", *LARGE, "--gpu", "rtx4090", "--json")
+    assert run.code == 1
+    found = json.loads(run.out)
+    assert [line.partition(":")[0] for line in found["refusals"]] == ["memory", "disk"]
+    assert run.err.count("steermoe: this cannot run: ") == 2
+    assert "exceed the 24.0 GB" in run.err
+
+
+def test_plan_of_the_small_models_at_hand(call: Call) -> None:
+    options = ("--hours", "0.1", "--epochs", "2", "--mean-seconds", "3", "--gpu", "cpu", "--arm", "lora")
+    run = call("plan", *options, "--json")
+    assert (run.code, run.err) == (0, "")
+    found = json.loads(run.out)
+    assert found["setup"]["encoder_dtype"] == "float32"
+    assert "measured now" in found["setup"]["gpu"]["source"]
+    assert found["trained"]["lora"] > 0
+
+
+def test_claims_of_a_topic(call: Call) -> None:
+    run = call("claims", "--topic", "parameters", "--topic", "cost")
+    assert run.code == 0
+    assert "parameters: published by others, other protocols" in run.out
+    assert (
+        "recomputed: 5,246,752 (327,680 vectors + 32 scales + 327,936 router + 4,591,104 projection)"
+        in run.out
+    )
+    assert "librispeech: published" not in run.out
+
+
+def test_claims_as_json_with_a_csv(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "clotho.csv"
+    path.write_text("file_name,QuestionText,answer\n" + "a.wav,Is it?,yes\n" * 2 + "a.wav,Is it?,no\n")
+    found = json.loads(call("claims", "--topic", "clothoaqa", "--clothoaqa-csv", str(path), "--json").out)
+    assert found["heading"] == "published by others, other protocols"
+    assert found["clothoaqa"]["raw"] == {
+        "items": 3,
+        "oracle": pytest.approx(2 / 3),
+        "constant": pytest.approx(2 / 3),
+    }
+    oracle = next(claim for claim in found["claims"] if claim["id"] == "oracle-raw")
+    assert oracle["recomputed"]["text"] == "66.7 %"
+    assert all(claim["source"] and claim["protocol"] for claim in found["claims"])
