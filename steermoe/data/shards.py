@@ -102,16 +102,25 @@ def shards_of(folder: Path, split: str) -> list[Path]:
         ValueError: the folder or the split is missing.
         ShardError: a shard between others is missing.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder of shards; run preprocess first")
+    present = splits_of(folder)
     paths = sorted(path for path in folder.iterdir() if _split_of(path) == split)
     if not paths:
-        present = sorted({name for path in folder.iterdir() if (name := _split_of(path)) is not None})
         raise ValueError(f"{folder}: no split {split!r}; it has: {', '.join(present) or 'no shards'}")
     for number, path in enumerate(paths):
         if path.name != shard_name(split, number):
             raise ShardError(f"{folder}: {shard_name(split, number)} is missing; run preprocess anew")
     return paths
+
+
+def splits_of(folder: Path) -> list[str]:
+    """Names of the splits that lie in a folder, sorted.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of shards; run preprocess first")
+    return sorted({name for path in folder.iterdir() if (name := _split_of(path)) is not None})
 
 
 def _split_of(path: Path) -> str | None:

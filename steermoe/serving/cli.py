@@ -17,6 +17,7 @@ from steermoe import __version__
 
 EXAMPLES = """Examples:
 
+    steermoe analyze models/mini/steermoe data/mini/shards/synthetic
     steermoe params
     steermoe params --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
     steermoe plan --encoder whisper-large-v3 --llm qwen2.5-7b-instruct --hours 100.6 --epochs 10
@@ -96,6 +97,7 @@ def _said(problem: str, code: int) -> int:
 
 
 COMMANDS = {
+    "analyze": "see what the experts of a trained adapter do",
     "params": "count the parameters of a configuration, frozen and trained, part by part",
     "plan": "estimate hours, memory and disk of a training run, and whether it fits",
     "claims": "show what others published, recomputed where that can be done",

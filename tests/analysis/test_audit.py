@@ -114,7 +114,9 @@ def test_llm_has_as_many_parameters_as_its_checkpoint(name: str, parameters: int
 
 def test_the_conformer_is_as_large_as_published() -> None:
     found = presets.encoder_shape("fireredasr-aed-l")
-    assert found.parameters_in_all == 710_543_968 + 2 * 80  # as published, and mean and deviation of its features
+    assert (
+        found.parameters_in_all == 710_543_968 + 2 * 80
+    )  # as published, and mean and deviation of its features
     assert (len(found.layers), found.width, found.max_seconds) == (16, 1280, 200)
 
 

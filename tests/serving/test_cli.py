@@ -34,6 +34,32 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return run
 
 
+@pytest.fixture
+def write_tones() -> Callable[[Path, dict[str, int]], Path]:
+    """`write_tones(folder, {"clean": 4})` writes shards of short tones, so many rows a split."""
+    import numpy as np
+
+    from steermoe.audio.waveform import RATE, encode_flac
+    from steermoe.data.shards import write_shards
+
+    def write(folder: Path, counts: dict[str, int]) -> Path:
+        time = np.arange(RATE // 4) / RATE
+        for split, count in counts.items():
+            rows = [
+                {
+                    "source_id": f"{split}-{number}", "split": split, "speaker": f"s{number % 2}",
+                    "task": "transcribe", "prompt": "", "transcript": "one", "target": "one",
+                    "audio": encode_flac((0.2 * np.sin(time * 700 * (number + 1))).astype(np.float32), RATE),
+                    "sample_rate": RATE, "seconds": 0.25,
+                }
+                for number in range(count)
+            ]  # fmt: skip
+            write_shards(rows, folder, split, 100)
+        return folder
+
+    return write
+
+
 def fresh(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 
@@ -187,3 +213,23 @@ def test_claims_as_json_with_a_csv(call: Call, tmp_path: Path) -> None:
     oracle = next(claim for claim in found["claims"] if claim["id"] == "oracle-raw")
     assert oracle["recomputed"]["text"] == "66.7 %"
     assert all(claim["source"] and claim["protocol"] for claim in found["claims"])
+
+
+def test_analyze_writes_a_report_over_the_wanted_splits(
+    call: Call, tiny_arm: Callable[..., object], write_tones: Callable[..., Path], tmp_path: Path
+) -> None:
+    from steermoe.models.steermoe import SteerMoE
+
+    model = SteerMoE.from_config(tiny_arm("steering"))  # pyright: ignore[reportArgumentType]
+    model.save_pretrained(tmp_path / "adapter")
+    shards, out = write_tones(tmp_path / "shards", {"train": 5, "clean": 4, "other": 3}), tmp_path / "out"
+    run = call("analyze", str(tmp_path / "adapter"), str(shards), "--out", str(out), "--condition", "split")
+    assert run.code == 0, run.err
+    assert f"{out / 'report.md'}: 7 utterances of clean, other; with it" in run.out.replace("\n", "")
+    assert "split" in (out / "divergences.csv").read_text()
+    wrong = call("analyze", str(tmp_path / "adapter"), str(shards), "--split", "odd")
+    assert (
+        wrong.code == 2 and "--split: found 'odd'; " in wrong.err and "has: clean, other, train" in wrong.err
+    )
+    wrong = call("analyze", str(tmp_path / "adapter"), str(shards), "--out", str(out), "--condition", "mood")
+    assert wrong.code == 2 and "conditions: found 'mood'" in wrong.err
