@@ -85,6 +85,10 @@ def run(root: Path, *command: str) -> str:
     return done.stdout
 
 
+def blocks_of_the_readme(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
 def executed(output: str) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", output))
 
@@ -133,7 +137,7 @@ def test_runs_are_in_mlflow_with_their_experiment(project: Path) -> None:
 def test_commands_of_the_readme(project: Path) -> None:
     """Every command in a block of the README: `make` targets exist, everything else runs."""
     readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"^    ((?:make|dvc|cat|python) .*)$", readme, re.MULTILINE)
+    blocks = re.findall(r"^    ((?:make|dvc|cat|python|steermoe) .*)$", readme, re.MULTILINE)
     commands = [line.split("#")[0].strip() for line in blocks]
     assert len(commands) >= 7
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -145,7 +149,7 @@ def test_commands_of_the_readme(project: Path) -> None:
 
 
 def test_python_of_the_readme(project: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = next(block for block in blocks_of_the_readme("python") if "from_pretrained" in block)
     row = pl.read_parquet(project / "data/mini/shards/synthetic/clean-00000.parquet").row(0, named=True)
     (project / "speech.wav").write_bytes(row["audio"])
     assert run(project, "python", "-c", code).strip()
@@ -183,3 +187,25 @@ def test_killed_training_resumes_to_the_same_weights(project: Path) -> None:
     assert not adapter.exists()  # nothing half-written is taken for whole
     run(project, *command)
     assert adapter.read_bytes() == undisturbed
+
+
+def test_a_router_is_added_as_the_readme_says(project: Path) -> None:
+    """Its three blocks put where its words say; then `dvc repro` trains and compares the new arm."""
+    source, row = (block for block in blocks_of_the_readme("python") if "osine" in block)
+    (arm,) = (block for block in blocks_of_the_readme("yaml") if "cosine" in block)
+    routers, params = project / "steermoe/models/routers.py", project / "params.yaml"
+    text = routers.read_text()
+    text = text.replace("def make_router(", f"{source}\n\ndef make_router(")
+    routers.write_text(text.rstrip().removesuffix("}") + row + "}\n")
+    params.write_text(
+        re.sub(
+            r"^compare: \[.*?\]", "compare: [steermoe-cosine, linear]", params.read_text(), flags=re.MULTILINE
+        )
+        + arm
+    )
+    stages = executed(run(project, "dvc", "repro"))
+    assert "train@mini-steermoe-cosine" in stages
+    trained = json.loads((project / "reports/mini/timing/steermoe-cosine.json").read_text())
+    assert trained["trainable_parameters"]["router"] == 4 * 8 * 256  # L * N * D, as its docstring says
+    report = (project / "reports/mini/comparison/report.md").read_text()
+    assert "steermoe-cosine: " in report and "## Steering" in report
