@@ -13,7 +13,12 @@ TEXTS = ["the cat runs", "a red dog", "two blue houses", "please sing", "one two
 @pytest.fixture(scope="session")
 def settings() -> Evaluation:
     return Evaluation(
-        normalizer="folded", max_new_tokens=6, batch_seconds=5.0, bootstrap_samples=200, confidence=0.95
+        normalizer="folded",
+        max_new_tokens=6,
+        batch_seconds=5.0,
+        bootstrap_samples=200,
+        confidence=0.95,
+        normalizers={},
     )
 
 
