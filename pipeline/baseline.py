@@ -18,7 +18,7 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
     from steermoe.models.steermoe import SteerMoE
 
     settings = config.load(params)
-    seed = settings.seed
+    evaluation, seed = settings.evaluation.of(corpus), settings.seed
     if reason := skipped_reason(shards):
         for name in ("encoder", "text-only", "constant"):
             results.write_skipped(out / name, reason)
@@ -34,10 +34,10 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
     }
     section = settings.corpora[corpus]
     test, train = (read_rows(shards, splits) for splits in (section.test, section.train))
-    systems["constant"] = floors.constant(train, test, settings.evaluation, seed)
+    systems["constant"] = floors.constant(train, test, evaluation, seed)
     for name, system in systems.items():
         if system is None:
             continue
         rows = test.filter(pl.col("task") == "transcribe") if name == "encoder" else test
-        predictions = measure(system, rows, settings.evaluation, seed)
-        results.write_result(out / name, predictions, summarise(predictions, settings.evaluation))
+        predictions = measure(system, rows, evaluation, seed)
+        results.write_result(out / name, predictions, summarise(predictions, evaluation))

@@ -10,9 +10,22 @@ def main(
 ) -> None:
     """Turn CORPUS, fetched into SOURCE, into parquet shards in OUT."""
     from steermoe import config, corpora
+    from steermoe.data.limits import Limits, tokenizer_file
     from steermoe.data.preprocess import preprocess
 
-    settings = config.load(params).corpora[corpus]
-    summary = preprocess(corpora.reader(corpus), settings, source, out, workers=workers)
+    loaded = config.load(params)
+    settings, section = loaded.corpora[corpus], loaded.preprocessing
+    limits = Limits(
+        max_seconds=section.max_seconds,
+        max_tokens=section.max_tokens,
+        tokenizer=None if section.max_tokens is None else tokenizer_file(loaded.llm.path),
+        whole=settings.test,
+        max_rejected=section.max_rejected,
+        unreadable=section.unreadable.get(corpus, []),
+    )
+    summary = preprocess(corpora.reader(corpus), settings, source, out, limits, workers)
     for split, found in summary.get("splits", {}).items():
-        print(f"{corpus} {split}: {found['rows']} rows, {found['seconds'] / 60:.1f} minutes")
+        print(
+            f"{corpus} {split}: {found['rows']} rows, {found['seconds'] / 60:.1f} minutes; "
+            f"{found['dropped']} dropped as too long, {found['rejected']} rejected as unreadable"
+        )

@@ -202,12 +202,24 @@ def cells_of(
         for split, task, scores in scored(result, row.audio):
             place = Set(corpus, split, task, scores["n"])
             for metric in metrics_of(task):
+                if metric not in scores:  # it says nothing about these rows
+                    continue
                 against = None
                 if row.kind == "arm" and row.system != reference:
                     against = difference(result, shown[reference][corpus], place, metric, settings, seed)
                 found = (scores[metric][bound] for bound in ("value", "low", "high"))
                 cells.append(
-                    Cell(row.system, row.audio, corpus, split, task, metric, place.n, *found, against=against)
+                    Cell(
+                        row.system,
+                        row.audio,
+                        corpus,
+                        split,
+                        task,
+                        metric,
+                        scores[metric]["n"],
+                        *found,
+                        against=against,
+                    )
                 )
     return cells
 
@@ -237,8 +249,14 @@ def difference(
 
 
 def protocol(results: dict[str, Result]) -> dict:
-    """How the arms were scored; the same for all, since one section of the config says it."""
-    return next((result.summary["protocol"] for result in results.values() if result.summary), {})
+    """How the arms were scored: the same for all, but for the normaliser that a corpus may have of its own."""
+    found = {corpus: r.summary["protocol"] for corpus, r in results.items() if r.summary}
+    names = list(dict.fromkeys(each["normalizer"] for each in found.values()))
+    if len(names) < 2:
+        return next(iter(found.values()), {})
+    of = {name: [c for c, each in found.items() if each["normalizer"] == name] for name in names}
+    words = ", ".join(f"{name} ({', '.join(corpora)})" for name, corpora in of.items())
+    return next(iter(found.values())) | {"normalizer": words}
 
 
 def speed_of(results: dict[str, Result]) -> dict:

@@ -20,6 +20,8 @@ RATE = 16_000  # Hz, of every waveform in the library
 MAX_SECONDS = 3600.0  # longest recording that is decoded
 MIN_FILE_RATE, MAX_FILE_RATE = 4_000, 192_000  # Hz
 MAX_CHANNELS = 8
+MAX_DECODED_BYTES = 2**31  # of a recording as floats, all channels
+FLAC_HEADER = 42  # bytes: the marker, and the first metadata block, which is STREAMINFO
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "AIFF", "OGG", "MP3")
 SUBTYPES = (
     *("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"),
@@ -65,10 +67,16 @@ def load(source: Source, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     """
     name = _name(source)
     with _opened(source, name, max_seconds) as (file, header):
-        try:
-            samples = file.read(dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{name}: corrupt {file.format} audio ({error.error_string})") from error
+        samples = _decoded(file, header, name)
+    return _resampled(samples, header, name)
+
+
+def _decoded(file: soundfile.SoundFile, header: Header, name: str) -> np.ndarray:
+    """All samples of an opened file, channels averaged, (N,) float32."""
+    try:
+        samples = file.read(dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{name}: corrupt {file.format} audio ({error.error_string})") from error
     if len(samples) != header.samples:
         raise AudioError(
             f"{name}: truncated audio, {len(samples)} of {header.samples} samples could be decoded"
@@ -77,13 +85,17 @@ def load(source: Source, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     if not np.isfinite(mono).all():
         place = int(np.argmin(np.isfinite(mono)))
         raise AudioError(f"{name}: sample {place} is {mono[place]}, expected finite numbers")
-    if header.rate != RATE:
-        mono = soxr.resample(mono, header.rate, RATE)
-        if not len(mono):
-            raise AudioError(
-                f"{name}: {header.samples} samples at {header.rate} Hz are too short to resample"
-            )
     return mono
+
+
+def _resampled(mono: np.ndarray, header: Header, name: str) -> np.ndarray:
+    """The samples at RATE."""
+    if header.rate == RATE:
+        return mono
+    samples = soxr.resample(mono, header.rate, RATE)
+    if not len(samples):
+        raise AudioError(f"{name}: {header.samples} samples at {header.rate} Hz are too short to resample")
+    return samples
 
 
 def read_header(source: Source, max_seconds: float = MAX_SECONDS) -> Header:
@@ -94,6 +106,44 @@ def read_header(source: Source, max_seconds: float = MAX_SECONDS) -> Header:
     """
     with _opened(source, _name(source), max_seconds) as (_, header):
         return header
+
+
+def flac_header(data: bytes) -> Header:
+    """The header of a FLAC file by its STREAMINFO (RFC 9639, 8.2); the first FLAC_HEADER bytes will do.
+
+    Raises:
+        AudioError: `data` is no FLAC file, or outside the limits.
+    """
+    name = f"audio of {len(data)} bytes"
+    if not data.startswith(b"fLaC"):
+        raise AudioError(f"{data[:8]!r}..., not FLAC")
+    if len(data) < FLAC_HEADER or data[4] & 0x7F or int.from_bytes(data[5:8], "big") != 34:
+        raise AudioError(f"{name}: not readable as audio (FLAC without a STREAMINFO block)")
+    packed = int.from_bytes(data[18:26], "big")  # 20 bits rate, 3 channels - 1, 5 bits - 1, 36 samples
+    header = Header(packed >> 44, (packed >> 41 & 7) + 1, packed & (2**36 - 1))
+    return _within_limits(header, name, MAX_SECONDS)
+
+
+def as_flac(source: Source, max_seconds: float = MAX_SECONDS) -> tuple[bytes, float]:
+    """A recording as a mono FLAC file at `RATE`, 16 bits, and its length in seconds.
+
+    A file that is that already is decoded to the end, to see that it is whole, and kept as it is.
+
+    Raises:
+        AudioError, OSError: as `load`.
+    """
+    name = _name(source)
+    with _opened(source, name, max_seconds) as (file, header):
+        kept = (file.format, file.subtype, header.rate, header.channels) == ("FLAC", "PCM_16", RATE, 1)
+        samples = _decoded(file, header, name)
+    if kept:
+        with _stream(source) as stream:
+            stream.seek(0)
+            data = stream.read()
+        if data.startswith(b"fLaC"):  # else there is a tag of another kind before it
+            return data, header.seconds
+    waveform = _resampled(samples, header, name)
+    return encode_flac(waveform, RATE), len(waveform) / RATE
 
 
 def encode_flac(waveform: np.ndarray, rate: int) -> bytes:
@@ -136,9 +186,14 @@ def _stream(source: Source) -> AbstractContextManager[BinaryIO]:
 def _opened(source: Source, name: str, max_seconds: float) -> Iterator[tuple[soundfile.SoundFile, Header]]:
     """A recording, open for reading, and its header, which is within the limits."""
     with _stream(source) as stream:
-        start = stream.read(10)
+        start = stream.read(12)
         if not start:
             raise AudioError(f"{name}: empty, 0 bytes")
+        if kind := _undecodable(start):
+            raise AudioError(
+                f"{name}: {kind} is not admitted; convert it first, for instance by "
+                "`ffmpeg -i <file> -ac 1 -ar 16000 <file>.flac`"
+            )
         tagged = _tells_mp3_length(stream, start)
         stream.seek(0)
         try:
@@ -156,15 +211,30 @@ def _opened(source: Source, name: str, max_seconds: float) -> Iterator[tuple[sou
             yield file, _check(file, name, max_seconds)
 
 
+def _undecodable(start: bytes) -> str | None:
+    """The name of a common format that libsndfile does not decode, by the first 12 bytes of a file."""
+    if start[4:8] == b"ftyp":
+        return "MP4 audio (m4a: AAC or ALAC)"
+    if start[:2] in (b"\xff\xf1", b"\xff\xf9"):
+        return "AAC (ADTS)"
+    if start[:4] == b"\x1aE\xdf\xa3":
+        return "Matroska or WebM"
+    if start[:4] == b"0&\xb2u":
+        return "Windows Media audio"
+    if start.startswith(b"#!AMR"):
+        return "AMR"
+    return None
+
+
 def _tells_mp3_length(source: BinaryIO, start: bytes) -> bool:
     """Whether the first frame of an MP3 tells the length. Else libsndfile cuts the audio at a guessed one.
 
     Args:
-        start: the first 10 bytes, which hold the length of an ID3v2 tag if there is one (7 bits a byte).
+        start: the first bytes, 10 of which hold the length of an ID3v2 tag if there is one (7 bits a byte).
     """
     tag = 0
-    if start.startswith(b"ID3") and len(start) == 10:
-        tag = 10 + sum(byte << shift for byte, shift in zip(start[6:], (21, 14, 7, 0), strict=True))
+    if start.startswith(b"ID3") and len(start) >= 10:
+        tag = 10 + sum(byte << shift for byte, shift in zip(start[6:10], (21, 14, 7, 0), strict=True))
     source.seek(tag)
     frame = source.read(2048)
     return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
@@ -177,7 +247,10 @@ def _check(file: soundfile.SoundFile, name: str, max_seconds: float) -> Header:
             f"{name}: {file.format} with {file.subtype} is not admitted; "
             f"convert it to one of {', '.join(FORMATS)} with {', '.join(SUBTYPES)}"
         )
-    header = Header(file.samplerate, file.channels, file.frames)
+    return _within_limits(Header(file.samplerate, file.channels, file.frames), name, max_seconds)
+
+
+def _within_limits(header: Header, name: str, max_seconds: float) -> Header:
     if not MIN_FILE_RATE <= header.rate <= MAX_FILE_RATE:
         raise AudioError(
             f"{name}: sampled at {header.rate} Hz, allowed are {MIN_FILE_RATE} to {MAX_FILE_RATE}"
@@ -189,5 +262,9 @@ def _check(file: soundfile.SoundFile, name: str, max_seconds: float) -> Header:
     if header.seconds > max_seconds:
         raise AudioError(
             f"{name}: {header.seconds:.1f} s by its header, allowed are at most {max_seconds:g}; cut it"
+        )
+    if (size := 4 * header.samples * header.channels) > MAX_DECODED_BYTES:
+        raise AudioError(
+            f"{name}: {size >> 20} MiB decoded, allowed are {MAX_DECODED_BYTES >> 20}; mix it down or resample it"
         )
     return header

@@ -22,6 +22,7 @@ from steermoe.config.sections import (
     Encoder,
     Evaluation,
     Llm,
+    Preprocessing,
     ProfileTraining,
     Section,
     Seed,
@@ -78,6 +79,7 @@ class Profile(Section):
     encoder: Encoder
     llm: Llm
     corpora: Corpora
+    preprocessing: Preprocessing
     training: ProfileTraining
 
     @field_validator("corpora")
@@ -87,6 +89,15 @@ class Profile(Section):
             if not any(getattr(corpus, use) for corpus in corpora.named().values()):
                 raise illegal(f"at least one corpus with a split in `{use}`", found=list(corpora.named()))
         return corpora
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _names_its_corpora(cls, section: Preprocessing, info: ValidationInfo) -> Preprocessing:
+        corpora = info.data["corpora"].named() if "corpora" in info.data else section.unreadable
+        for name in section.unreadable:
+            if name not in corpora:
+                raise illegal(corpora, found={"unreadable": name})
+        return section
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,7 @@ class Config:
     evaluation: Evaluation
     encoder: Encoder
     llm: Llm
+    preprocessing: Preprocessing
     training: ProfileTraining
 
     def arm(self, name: str) -> ArmConfig:

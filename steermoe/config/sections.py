@@ -3,7 +3,7 @@
 import ast
 import functools
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -81,6 +81,32 @@ class Evaluation(Section):
     batch_seconds: Positive
     bootstrap_samples: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0, lt=1)]
+    normalizers: dict[str, Annotated[str, row_of("evaluation/normalizers.py", "NORMALIZERS")]]
+
+    @field_validator("normalizers")
+    @classmethod
+    def _of_other_corpora(cls, names: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        corpora = (info.context or {}).get("corpora")
+        for corpus, name in names.items():
+            if isinstance(corpora, list) and corpus not in corpora:
+                raise illegal(corpora, found=corpus)
+            if name == info.data.get("normalizer"):
+                raise illegal("a normaliser that differs from evaluation.normalizer", found={corpus: name})
+        return names
+
+    def of(self, corpus: str) -> Self:
+        """The section as it holds for a corpus: with its own normaliser, where it has one."""
+        own = self.normalizers.get(corpus, self.normalizer)
+        return self.model_copy(update={"normalizer": own, "normalizers": {}})
+
+
+class Preprocessing(Section):
+    """What is left out of shards. Test splits are whole, but for what `unreadable` names."""
+
+    max_seconds: Positive | None
+    max_tokens: Count | None
+    max_rejected: Annotated[float, Field(ge=0, lt=1)]
+    unreadable: dict[str, SomeNames]
 
 
 class Encoder(Section):

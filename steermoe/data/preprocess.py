@@ -18,8 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from steermoe.data import limits as left
+from steermoe.data.limits import LeftOut, Limits
 from steermoe.data.parts import Job, in_processes
-from steermoe.data.schemas import validate_shard
 from steermoe.data.shards import note_ids, shard_name
 from steermoe.data.skipped import skipped_reason, write_skipped
 from steermoe.data.staging import Staging, code_digest, tree_digest, write_text
@@ -35,35 +36,41 @@ def preprocess(
     settings: BaseModel,
     source: Path,
     out: Path,
-    max_seconds: float | None = None,
+    limits: Limits | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Turn a fetched corpus into shards, one a part, and a summary.json.
+    """Turn a fetched corpus into shards, one a part, a summary.json, and left_out.jsonl.
 
-    A killed run is finished by the next one with the same arguments, code and source: finished parts stay.
+    Texts stay as the reader gives them. A row whose reader gives neither sample_rate nor seconds has any
+    recording as its audio (a path, or the bytes of a file): it is decoded, mixed down and resampled, or, where
+    that cannot be, rejected. A killed run is finished by the next one with the same arguments, code and
+    source: finished parts stay.
 
     Args:
         corpus: a reader (see `steermoe.corpora`).
         settings: its section of the configuration.
         source: what its `fetch` made.
         out: gets the shards, `<split>-<number>.parquet`; replaced as a whole at the end.
-        max_seconds: longer utterances are dropped and counted; None drops none.
+        limits: what is dropped, and how much may be rejected; by default nothing. Both are in left_out.jsonl,
+            a line an utterance: source_id, split, kind (dropped or rejected), reason.
         workers: parts made at a time; by default one a CPU core. The result is the same for any number.
 
     Returns:
-        the summary: {"splits": {split: {"shards", "rows", "seconds", "dropped"}}}, or {"skipped": reason} of
-        a corpus that was skipped, whose `out` holds nothing but that.
+        the summary: {"splits": {split: {"shards", "rows", "seconds", "dropped", "rejected"}}}, or
+        {"skipped": reason} of a corpus that was skipped, whose `out` holds nothing but that.
 
     Raises:
         PartError: a part failed or its process died; the message holds its traceback.
         ShardError: a part's rows are not utterances, or two have the same id.
+        RejectedError: more is rejected than `limits` allow. What was made stays for the next try.
         StagingBusyError: another process makes the same shards.
     """
+    limits = limits or Limits()
     key = {
         "preprocess": corpus.__name__,
         "settings": settings.model_dump(mode="json"),
         "source": tree_digest(source),
-        "max_seconds": max_seconds,
+        "limits": limits.key,
         "code": code_digest("audio", "corpora", "data"),
     }
     with Staging(out, key) as staging:
@@ -80,12 +87,16 @@ def preprocess(
                 f"{corpus.__name__}: parts must differ in split and number, found {sorted(names)}"
             )
         jobs = {
-            name: Job(corpus.__name__, settings, source, part, staging.scratch / name, max_seconds)
+            name: Job(corpus.__name__, settings, source, part, staging.scratch / name, limits)
             for name, part in zip(names, parts, strict=True)
             if not staging.part(name).exists()
         }
         _make_parts(staging, jobs, len(names), workers or len(os.sched_getaffinity(0)))
-        summary = _summary(staging, corpus.SPLITS, {n: p.split for n, p in zip(names, parts, strict=True)})
+        left_out = [item for name in names for item in left.from_lines(_left_out(staging, name).read_text())]
+        of_split = {name: part.split for name, part in zip(names, parts, strict=True)}
+        summary = _summary(staging, corpus.SPLITS, of_split, left_out)
+        limits.check_rejected(left_out, {s: found["rows"] for s, found in summary["splits"].items()})
+        write_text(staging.part(left.LEFT_OUT), left.to_lines(left_out))
         write_text(staging.part(SUMMARY), json.dumps(summary, indent=1) + "\n")
         staging.commit()
     return summary
@@ -102,19 +113,23 @@ def _make_parts(staging: Staging, jobs: Mapping[str, Job], total: int, workers: 
     )
     with Progress(*columns) as progress:
         bar = progress.add_task("", total=total, completed=total - len(jobs))
-        for name, dropped in in_processes(jobs, workers):
-            made = jobs[name].path
-            # Checked under the name it will have; a part counts as finished once it is among the files.
-            validate_shard(made, audio="decode")
-            write_text(_counts(staging, name), json.dumps({"dropped": dropped}))
-            made.replace(staging.part(name))
+        for name, left_out in in_processes(jobs, workers):
+            write_text(_left_out(staging, name), left.to_lines(left_out))
+            jobs[name].path.replace(
+                staging.part(name)
+            )  # a part counts as finished once it is among the files
             progress.advance(bar)
 
 
-def _summary(staging: Staging, splits: Sequence[str], parts: Mapping[str, str]) -> dict[str, Any]:
+def _summary(
+    staging: Staging, splits: Sequence[str], parts: Mapping[str, str], left_out: Sequence[LeftOut]
+) -> dict[str, Any]:
     """Counts by split, from the finished shards; `parts` is the split of every shard."""
+    gone = left.counts(left_out)
     counts: dict[str, dict[str, Any]] = {
-        split: {"shards": 0, "rows": 0, "seconds": 0.0, "dropped": 0} for split in splits
+        split: {"shards": 0, "rows": 0, "seconds": 0.0}
+        | {kind: gone[split, kind] for kind in ("dropped", "rejected")}
+        for split in splits
     }
     seen: dict[str, Path] = {}
     for name, split in parts.items():
@@ -124,9 +139,8 @@ def _summary(staging: Staging, splits: Sequence[str], parts: Mapping[str, str]) 
         of["shards"] += 1
         of["rows"] += len(frame)
         of["seconds"] = round(of["seconds"] + frame["seconds"].sum(), 3)
-        of["dropped"] += json.loads(_counts(staging, name).read_text())["dropped"]
     return {"splits": counts}
 
 
-def _counts(staging: Staging, name: str) -> Path:
-    return staging.scratch / f"{name}.json"
+def _left_out(staging: Staging, name: str) -> Path:
+    return staging.scratch / f"{name}.left_out.jsonl"

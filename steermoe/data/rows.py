@@ -1,10 +1,14 @@
 """A row an utterance: its columns, and rows into frames and shard files. What rows must say: `schemas`."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from steermoe.data.staging import written_whole
 
@@ -13,20 +17,35 @@ SCHEMA = pl.Schema(
         "source_id": pl.String(),
         "split": pl.String(),
         "speaker": pl.String(),
+        "language": pl.String(),
         "task": pl.String(),
         "prompt": pl.String(),
         "transcript": pl.String(),
         "target": pl.String(),
+        "answers": pl.List(pl.String()),
+        "choices": pl.List(pl.String()),
         "audio": pl.Binary(),
         "sample_rate": pl.Int64(),
         "seconds": pl.Float64(),
     }
 )
-ROW_GROUP = 256  # rows: what a reader must hold at once
+DEFAULTS: dict[str, Any] = {"language": "und", "answers": [], "choices": []}  # of columns a row may lack
+ROW_GROUP, GROUP_BYTES = 64, 2**24  # rows, and bytes of audio: what is held at once
+SHARD_BYTES = 2**30  # largest shard; a shard's offsets must fit 31 bits
+AUDIO = "audio"
+
+_LISTS = [name for name, kind in SCHEMA.items() if isinstance(kind, pl.List)]
+_KINDS = {column: kind.to_python() for column, kind in SCHEMA.items()}
 
 
 class ShardError(ValueError):
     """Rows or a shard do not fit the schema of utterances."""
+
+
+def with_defaults(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with the columns of DEFAULTS, where it lacks them."""
+    missing = [name for name in DEFAULTS if name not in frame.columns]
+    return frame.with_columns(pl.lit(DEFAULTS[name], dtype=SCHEMA[name]).alias(name) for name in missing)
 
 
 def frame_of(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
@@ -35,25 +54,108 @@ def frame_of(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     Raises:
         ShardError: a row has other columns, or a value of another type.
     """
-    kinds = {column: kind.to_python() for column, kind in SCHEMA.items()}
-    checked = []
-    for number, row in enumerate(rows):
-        if row.keys() != kinds.keys():
-            missing, extra = sorted(kinds.keys() - row.keys()), sorted(row.keys() - kinds.keys())
+    return pl.DataFrame([_checked(number, row) for number, row in enumerate(rows)], schema=SCHEMA)
+
+
+def _checked(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    row = DEFAULTS | dict(row)
+    if row.keys() != _KINDS.keys():
+        missing, extra = sorted(_KINDS.keys() - row.keys()), sorted(row.keys() - _KINDS.keys())
+        raise ShardError(
+            f"row {number}: missing columns {missing}, unknown columns {extra}; see data/rows.py"
+        )
+    for column, kind in _KINDS.items():
+        value = row[column]
+        wrong = value if not isinstance(value, kind) else None
+        if wrong is None and column in _LISTS:
+            assert isinstance(value, list)
+            wrong = next((item for item in value if not isinstance(item, str)), None)
+            kind = str
+        if wrong is not None or value is None:
             raise ShardError(
-                f"row {number}: missing columns {missing}, unknown columns {extra}; see data/rows.py"
+                f"row {number} ({row['source_id']!r}), column {column}: found {wrong!r:.80} "
+                f"of type {type(wrong).__name__}, expected {kind.__name__}"
             )
-        for column, kind in kinds.items():
-            if not isinstance(row[column], kind):
-                raise ShardError(
-                    f"row {number} ({row['source_id']!r}), column {column}: found {row[column]!r:.80} "
-                    f"of type {type(row[column]).__name__}, expected {kind.__name__}"
-                )
-        checked.append(row)
-    return pl.DataFrame(checked, schema=SCHEMA)
+    return row
+
+
+class ShardWriter(AbstractContextManager["ShardWriter"]):
+    """Writes a shard, whole or not at all, and holds no more than a row group; the same rows give the same bytes.
+
+    Audio is neither compressed (it is FLAC) nor divided into pages, so that `steermoe.data.mapped` finds every
+    recording as a stretch of the file.
+
+    Raises:
+        ShardError: a row has other columns, or a value of another type; the shard grows beyond SHARD_BYTES.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._whole = path, written_whole(path)
+        self._rows: list[dict[str, Any]] = []
+        self._number, self._held, self._bytes = 0, 0, 0
+
+    def __enter__(self) -> Self:
+        names = [name for name in _leaf_names() if name != AUDIO]
+        self._file = pq.ParquetWriter(
+            self._whole.__enter__(),
+            _ARROW,
+            compression=dict.fromkeys(names, "zstd") | {AUDIO: "none"},  # pyright: ignore[reportArgumentType]
+            use_dictionary=names,  # pyright: ignore[reportArgumentType]
+            write_statistics=names,  # pyright: ignore[reportArgumentType]
+            data_page_size=2**31 - 1,
+        )
+        return self
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write one more row."""
+        checked = _checked(self._number, row)
+        size = len(checked[AUDIO])
+        if self._bytes + size > SHARD_BYTES:
+            raise ShardError(
+                f"{self._path.name}: row {self._number} ({checked['source_id']!r}) makes the shard larger than "
+                f"{SHARD_BYTES >> 20} MiB; let the corpus reader make smaller parts"
+            )
+        if self._rows and (len(self._rows) == ROW_GROUP or self._held + size > GROUP_BYTES):
+            self._flush()
+        self._rows.append(checked)
+        self._number, self._held, self._bytes = self._number + 1, self._held + size, self._bytes + size
+
+    def _flush(self) -> None:
+        self._file.write_table(pa.Table.from_pylist(self._rows, schema=_ARROW))
+        self._rows, self._held = [], 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self._rows:
+                self._flush()
+        finally:
+            self._file.close()
+            self._whole.__exit__(kind, error, trace)
 
 
 def write_frame(frame: pl.DataFrame, path: Path) -> None:
     """Write a shard, whole; the same rows give the same bytes."""
-    with written_whole(path) as temporary:
-        frame.write_parquet(temporary, compression="zstd", row_group_size=ROW_GROUP)
+    with ShardWriter(path) as shard:
+        for row in frame.iter_rows(named=True):
+            shard.add(row)
+
+
+def _leaf_names() -> list[str]:
+    """The columns as parquet names them."""
+    return [f"{name}.list.element" if name in _LISTS else name for name in SCHEMA]
+
+
+def _arrow(kind: pl.DataType) -> pa.DataType:
+    if isinstance(kind, pl.List):
+        return pa.large_list(pa.field("element", pa.large_string(), nullable=False))
+    return {
+        pl.String: pa.large_string(),
+        pl.Binary: pa.large_binary(),
+        pl.Int64: pa.int64(),
+        pl.Float64: pa.float64(),
+    }[type(kind)]
+
+
+_ARROW = pa.schema([pa.field(name, _arrow(kind), nullable=False) for name, kind in SCHEMA.items()])

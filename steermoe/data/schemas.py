@@ -22,10 +22,22 @@ class Utterance(pa.DataFrameModel):
     )
     split: str = pa.Field(str_matches=r"^[a-z0-9_-]+$", description="lower-case letters, digits, - and _")
     speaker: str = pa.Field(str_length={"min_value": 1}, description="text")
+    language: str = pa.Field(
+        str_matches=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$",
+        description="a BCP 47 tag such as en, zh or und (unknown)",
+    )
     task: str = pa.Field(isin=TASKS, description=" or ".join(TASKS))
     prompt: str = pa.Field(description="the question where the task is answer, else empty")
     transcript: str = pa.Field(description="what is said; for transcribe not empty")
     target: str = pa.Field(str_length={"min_value": 1}, description="text; for transcribe the transcript")
+    answers: pl.List = pa.Field(
+        dtype_kwargs={"inner": pl.String()},
+        description="for answer: all that people answered, the target among them, or nothing; else nothing",
+    )
+    choices: pl.List = pa.Field(
+        dtype_kwargs={"inner": pl.String()},
+        description="for answer: the options, A first, the target among them, or nothing; else nothing",
+    )
     audio: pl.Binary = pa.Field(description="a mono FLAC file, of the row's sample_rate and seconds")
     sample_rate: int = pa.Field(eq=waveform.RATE, description=str(waveform.RATE))
     seconds: float = pa.Field(
@@ -50,6 +62,21 @@ class Utterance(pa.DataFrameModel):
             (pl.col("task") != "transcribe") | (pl.col("target") == pl.col("transcript"))
         )
 
+    @pa.dataframe_check(name="answers: the target among them")
+    @classmethod
+    def _answers_fit(cls, data: pa.PolarsData) -> pl.LazyFrame:
+        return data.lazyframe.select(_none_or_target("answers"))
+
+    @pa.dataframe_check(name="choices: the target among them")
+    @classmethod
+    def _choices_fit(cls, data: pa.PolarsData) -> pl.LazyFrame:
+        return data.lazyframe.select(_none_or_target("choices"))
+
+
+def _none_or_target(column: str) -> pl.Expr:
+    found = pl.col(column)
+    return (found.list.len() == 0) | ((pl.col("task") == "answer") & found.list.contains(pl.col("target")))
+
 
 # pandera reports a failing row as JSON, which polars cannot make of binary columns: it panics, past `except`.
 # So the audio is taken out and looked at by itself.
@@ -71,7 +98,7 @@ class Violation:
 
 
 def validate_shard(path: Path, audio: str = "header") -> None:
-    """Check a shard against `Utterance`, in bounded memory.
+    """Check a shard against `Utterance`; of its audio no more than a few recordings are in memory.
 
     Args:
         path: `<split>-<number>.parquet`; its rows must be of that split.
@@ -120,7 +147,8 @@ def _scalar_violations(scalars: pl.DataFrame) -> list[Violation]:
             column = case["column"] if case["schema_context"] == "Column" else case["check"].partition(":")[0]
             assert case["index"] is not None, f"not a violation in a row: {case}"
             value = scalars[column][case["index"]]
-            violations.append(Violation(case["index"], column, repr(value)))
+            found = value.to_list() if isinstance(value, pl.Series) else value
+            violations.append(Violation(case["index"], column, repr(found)))
         return violations
     return []
 
@@ -130,20 +158,18 @@ def _audio_violations(path: Path, scalars: pl.DataFrame, start: int, decode: boo
     batch = pl.scan_parquet(path).select("audio").slice(start, ROW_GROUP).collect()["audio"]
     rates, lengths = scalars["sample_rate"], scalars["seconds"]
     for row, data in enumerate(batch, start):
-        found = _fault(data, rates[row], lengths[row], decode)
+        found = audio_fault(data, rates[row], lengths[row], decode)
         if found:
             violations.append(Violation(row, "audio", found))
     return violations
 
 
-def _fault(data: bytes | None, rate: int | None, seconds: float | None, decode: bool) -> str | None:
-    """What is wrong with a row's audio."""
+def audio_fault(data: bytes | None, rate: int | None, seconds: float | None, decode: bool) -> str | None:
+    """What is wrong with a row's audio, by its header or, with `decode`, all of it; None where nothing is."""
     if data is None:
         return "null"
     try:
-        if not data.startswith(b"fLaC"):
-            return f"{data[:8]!r}..., not FLAC"
-        header = waveform.read_header(data)
+        header = waveform.flac_header(data)
         if decode:
             waveform.load(data)
     except waveform.AudioError as error:

@@ -8,8 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from steermoe.data.rows import SCHEMA, ShardError, frame_of, write_frame
-from steermoe.data.schemas import validate_shard
+from steermoe.audio.waveform import FLAC_HEADER
+from steermoe.data.mapped import LayoutError, mapped_audio
+from steermoe.data.rows import AUDIO, SCHEMA, ShardError, frame_of, write_frame
+from steermoe.data.schemas import audio_fault, validate_shard
 from steermoe.data.skipped import skipped_reason
 
 _NAME = re.compile(r"(?P<split>[a-z0-9_-]+)-(?P<number>\d{5})\.parquet")
@@ -60,10 +62,13 @@ def read_rows(
 ) -> pl.DataFrame:
     """The rows of whole splits, in the order of folders, splits and shards.
 
+    All but the audio is in memory; audio is read from the shards whenever it is asked for (see `mapped`), so
+    that a split may be larger than memory. The shards must stay where they are, or be replaced as files.
+
     Args:
         folders: of one or several corpora. A skipped corpus has no rows.
         splits: every other folder must have each of them.
-        columns: some of the columns; by default all. Audio that is not asked for is not read.
+        columns: some of the columns; by default all. Audio that is not asked for is not looked at.
 
     Raises:
         ShardError: a shard is missing, is damaged, or breaks the schema; a `source_id` occurs twice.
@@ -72,16 +77,40 @@ def read_rows(
     chosen = list(SCHEMA) if columns is None else list(columns)
     if unknown := [name for name in chosen if name not in SCHEMA]:
         raise ValueError(f"no column {unknown[0]!r} in shards; they have: {', '.join(SCHEMA)}")
-    frames = [pl.DataFrame(schema=SCHEMA).select(chosen)]
+    scalars = list(dict.fromkeys([*(n for n in chosen if n != AUDIO), "source_id", "sample_rate", "seconds"]))
+    frames = [pl.DataFrame(schema=SCHEMA).select(scalars)]
     seen: dict[str, Path] = {}
+    paths: list[Path] = []
     for folder in [folders] if isinstance(folders, Path) else folders:
         for split in splits if skipped_reason(folder) is None else ():
             for path in shards_of(folder, split):
-                validate_shard(path, audio="header" if "audio" in chosen else "skip")
-                frame = pl.read_parquet(path, columns=list({*chosen, "source_id"}))
-                note_ids(seen, frame["source_id"], path)
-                frames.append(frame.select(chosen))
-    return pl.concat(frames)
+                validate_shard(path, audio="skip")
+                frames.append(pl.read_parquet(path, columns=scalars).select(scalars))
+                note_ids(seen, frames[-1]["source_id"], path)
+                paths.append(path)
+    # In one piece: polars takes rows of a column in pieces by copying them.
+    frame = pl.concat(frames).rechunk()
+    if AUDIO in chosen:
+        frame = frame.with_columns(_audio(paths, frames[1:]))
+    return frame.select(chosen)
+
+
+def _audio(paths: Sequence[Path], frames: Sequence[pl.DataFrame]) -> pl.Series:
+    """The column `audio` of the shards, whose other columns are `frames`, after a look at every header."""
+    try:
+        audio = mapped_audio(paths)
+    except LayoutError as error:
+        for path in paths:
+            validate_shard(path, audio="header")
+        raise ShardError(f"{error}; write the shard anew (stage preprocess)") from error
+    start = 0
+    for path, frame in zip(paths, frames, strict=True):
+        heads = audio.slice(start, len(frame)).bin.slice(0, FLAC_HEADER)
+        described = zip(heads, frame["sample_rate"], frame["seconds"], strict=True)
+        if any(audio_fault(head, rate, seconds, decode=False) for head, rate, seconds in described):
+            validate_shard(path, audio="header")
+        start += len(frame)
+    return audio
 
 
 def note_ids(seen: dict[str, Path], ids: Iterable[str], path: Path) -> None:

@@ -19,6 +19,8 @@ from transformers import (
 
 from steermoe.audio import waveform
 from steermoe.config import Encoder, Generation
+from steermoe.data.rows import with_defaults
+from steermoe.evaluation.ctc import HubCtcDecoder
 from steermoe.evaluation.evaluator import System
 from steermoe.models.encoders import load_encoder
 from steermoe.models.generation import describe, ended, options, seeded
@@ -39,8 +41,8 @@ class Decoder(Protocol):
         """Whether there is such a decoder beside the encoder at `path`."""
         ...
 
-    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[str]:
-        """The text of each waveform, (N,) at 16 kHz."""
+    def __call__(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
+        """The text of each waveform, (N,) at 16 kHz; `languages` are BCP 47 tags, und where it is not known."""
         ...
 
 
@@ -70,7 +72,7 @@ class CtcDecoder:
         """Whether a head lies beside the encoder."""
         return (Path(path) / CTC_HEAD).is_file()
 
-    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+    def __call__(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
         """The text of each waveform."""
         features = [self.features(samples) for samples in waveforms]
         lengths = torch.tensor([each.shape[1] for each in features], device=self.device)
@@ -87,7 +89,12 @@ class CtcDecoder:
 
 
 class WhisperDecoder:
-    """A whole Whisper as transformers runs it: padded to its window, the language its own guess."""
+    """A whole Whisper as transformers runs it: told to transcribe the row's language.
+
+    Where a row names none, the language is Whisper's own guess. Audio beyond its window is decoded window by
+    window, each beginning where the timestamps of the last one end (Radford et al. 2022, section 4.5), without
+    its fallback to sampling.
+    """
 
     def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None:
         dtype = getattr(torch, section.dtype)
@@ -104,10 +111,12 @@ class WhisperDecoder:
             update={"max_new_tokens": longest, "min_new_tokens": shortest}
         )
         self.seed = seed
-        self.language: dict[str, Any] = {}
+        self.task: dict[str, Any] = {}
         if getattr(self.model.generation_config, "is_multilingual", False):
-            self.language["task"] = "transcribe"
-        self.decoding = f"Whisper's decoder, {describe(self.generation, seed)}"
+            self.task["task"] = "transcribe"
+        self.known = getattr(self.model.generation_config, "lang_to_id", None) or {}
+        how = describe(self.generation, seed)
+        self.decoding = f"Whisper's decoder, {how}, a window; told the language where the row names it"
 
     @staticmethod
     def offered(path: str) -> bool:
@@ -115,20 +124,49 @@ class WhisperDecoder:
         config = PretrainedConfig.get_config_dict(path)[0]
         return config.get("architectures") == [WhisperForConditionalGeneration.__name__]
 
-    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[str]:
-        """The text of each waveform; ValueError where one is longer than the window."""
-        limit = self.extractor.n_samples
-        if longest := max((len(samples) for samples in waveforms if len(samples) > limit), default=0):
-            raise ValueError(
-                f"found {longest / waveform.RATE:.1f} s of audio, Whisper's window is "
-                f"{limit / waveform.RATE:g} s; split the audio"
-            )
-        features = self.extractor(list(waveforms), sampling_rate=waveform.RATE, return_tensors="pt")
+    def __call__(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
+        """The text of each waveform; ValueError where Whisper does not know a row's language."""
+        texts = [""] * len(waveforms)
+        groups: dict[tuple[str | None, bool], list[int]] = {}
+        for row, (samples, language) in enumerate(zip(waveforms, languages, strict=True)):
+            beyond = len(samples) > self.extractor.n_samples
+            groups.setdefault((self.language(language), beyond), []).append(row)
+        for (language, beyond), rows in groups.items():
+            given: dict[str, Any] = {} if language is None else {"language": language}
+            # Windows of several recordings move on at different times: those are decoded one by one.
+            for batch in [[row] for row in rows] if beyond else [rows]:
+                found = self._generate([waveforms[row] for row in batch], beyond, given)
+                for row, text in zip(batch, found, strict=True):
+                    texts[row] = text
+        return texts
+
+    def language(self, tag: str) -> str | None:
+        """Whisper's name of a language; None where the tag is und, or the model knows but one."""
+        code = {"cmn": "zh", "und": ""}.get(tag.split("-")[0], tag.split("-")[0])
+        if not code or "task" not in self.task:
+            return None
+        if self.known and f"<|{code}|>" not in self.known:
+            legal = ", ".join(sorted(name.strip("<|>") for name in self.known))
+            raise ValueError(f"a row's language is {tag!r}; this Whisper knows: {legal}")
+        return code
+
+    def _generate(self, waveforms: Sequence[np.ndarray], beyond: bool, given: dict[str, Any]) -> list[str]:
+        windows: dict[str, Any] = {"truncation": False, "padding": "longest"} if beyond else {}
+        inputs = self.extractor(
+            list(waveforms),
+            sampling_rate=waveform.RATE,
+            return_tensors="pt",
+            return_attention_mask=True,
+            **windows,
+        )
         with seeded(self.generation, self.seed, self.model.device):
             tokens = self.model.generate(
-                features["input_features"].to(self.model.device, self.model.dtype),
+                inputs["input_features"].to(self.model.device, self.model.dtype),
+                attention_mask=inputs["attention_mask"].to(self.model.device),
                 **options(self.generation),
-                **self.language,
+                **self.task,
+                **given,
+                **({"return_timestamps": True, "condition_on_prev_tokens": False} if beyond else {}),
             )
         answers = [ended(ids, set(), self.generation.max_repeats) for ids in tokens.tolist()]
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
@@ -143,9 +181,11 @@ def own_decoder(section: Encoder, generation: Generation, seed: int, device: str
 
     @torch.inference_mode()
     def respond(rows: pl.DataFrame) -> list[str]:
-        return decoder([waveform.load(audio) for audio in rows["audio"]])
+        return decoder(
+            [waveform.load(audio) for audio in rows["audio"]], with_defaults(rows)["language"].to_list()
+        )
 
     return System(respond, decoder.decoding, device)
 
 
-DECODERS: dict[str, type[Decoder]] = {"ctc": CtcDecoder, "whisper": WhisperDecoder}
+DECODERS: dict[str, type[Decoder]] = {"ctc": CtcDecoder, "whisper": WhisperDecoder, "hub-ctc": HubCtcDecoder}

@@ -16,6 +16,8 @@ from steermoe.config import Evaluation, Generation
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.collator import INPUTS, collate
 from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.rows import with_defaults
+from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.controls import AUDIO
 from steermoe.evaluation.metrics import count_errors
 from steermoe.evaluation.normalizers import normalizer
@@ -70,6 +72,7 @@ def measure(
     if frame.is_empty():
         raise ValueError("nothing to evaluate: no rows in the given splits")
     parts, speed = [], None
+    frame, normalize = with_defaults(frame), normalizer(settings.normalizer)
     for kind in audio:
         heard = AUDIO[kind](frame, seed)
         start = time.perf_counter()
@@ -79,14 +82,16 @@ def measure(
             total = float(heard["seconds"].sum())
             threads = torch.get_num_threads()
             speed = Speed(wall, total, settings.batch_seconds, system.device, threads)
-        counts = count_errors(heard["target"].to_list(), hypotheses, normalizer(settings.normalizer))
+        counts = count_errors(heard["target"].to_list(), hypotheses, normalize)
         parts.append(
             heard.select(
-                "source_id", "split", "task", "prompt", pl.lit(kind).alias("audio"), "heard", "seconds",
+                "source_id", "split", "language", "task", "prompt", pl.lit(kind).alias("audio"), "heard", "seconds",
                 pl.col("target").alias("reference"), pl.Series("hypothesis", hypotheses, pl.String),
-            ).hstack(pl.DataFrame(counts))
+            )
+            .hstack(pl.DataFrame(counts))
+            .hstack(count_answers(heard, hypotheses, normalize))
         )  # fmt: skip
-    return Predictions(pl.concat(parts), system.decoding, seed, speed)
+    return Predictions(pl.concat(parts), system.decoding, seed, speed, settings.normalizer)
 
 
 def respond_to_all(respond: Respond, frame: pl.DataFrame, batch_seconds: float, title: str) -> list[str]:

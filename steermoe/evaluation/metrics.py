@@ -4,7 +4,7 @@ A metric is a numerator and a denominator for each utterance; its value over a s
 sums (micro average), so that the same counts serve the value, its interval and paired comparisons.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jiwer
@@ -12,19 +12,45 @@ import numpy as np
 import polars as pl
 from jiwer import AlignmentChunk
 
+from steermoe.evaluation import answers
 from steermoe.evaluation.normalizers import Normalizer
 
 Counts = tuple[np.ndarray, np.ndarray]  # (utterances,) numerators, (utterances,) denominators, float64
+EVERY, ONE = pl.lit(True), pl.lit(1.0)
+# Languages written without spaces between words (of those that corpora here have): they have no WER.
+UNSPACED = ("zh", "yue", "wuu", "cmn", "ja", "th", "lo", "km", "my", "bo")
+SPACED = ~pl.col("language").str.split("-").list.first().is_in(UNSPACED)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of METRICS: `counts(predictions)` for rows of the given tasks."""
+    """One row of METRICS: expressions over the columns of `Predictions.frame`, for rows of the given tasks.
+
+    `concerns` are the rows that it says something about. `floor` is true where the best constant answer
+    belongs beside it, `every` where that counts each person's answer.
+    """
 
     title: str
-    counts: Callable[[pl.DataFrame], Counts]
+    numerator: pl.Expr
+    denominator: pl.Expr
     tasks: frozenset[str]
     lower_is_better: bool
+    concerns: pl.Expr = EVERY
+    floor: bool = False
+    every: bool = False
+
+    def counts(self, predictions: pl.DataFrame) -> Counts:
+        """Both expressions of every row; 0 and 0 where the metric says nothing."""
+        parts = (
+            pl.when(self.concerns).then(part.cast(pl.Float64)).otherwise(0.0).alias(name)
+            for name, part in (("numerator", self.numerator), ("denominator", self.denominator))
+        )
+        found = predictions.select(*parts)
+        return found["numerator"].to_numpy(), found["denominator"].to_numpy()
+
+    def rows(self, predictions: pl.DataFrame) -> int:
+        """How many rows it says something about."""
+        return predictions.filter(self.concerns).height
 
 
 def edits(alignments: Sequence[Sequence[AlignmentChunk]]) -> list[int]:
@@ -61,29 +87,6 @@ def count_errors(
     }
 
 
-def word_errors(predictions: pl.DataFrame) -> Counts:
-    """Word errors against words of the reference."""
-    return _columns(predictions, "errors", "words")
-
-
-def character_errors(predictions: pl.DataFrame) -> Counts:
-    """Character errors against characters of the reference."""
-    return _columns(predictions, "char_errors", "chars")
-
-
-def exact(predictions: pl.DataFrame) -> Counts:
-    """Utterances that are right as a whole, after normalisation."""
-    hits = predictions["exact"].cast(pl.Float64).to_numpy()
-    return hits, np.ones_like(hits)
-
-
-def _columns(predictions: pl.DataFrame, numerator: str, denominator: str) -> Counts:
-    return (
-        predictions[numerator].cast(pl.Float64).to_numpy(),
-        predictions[denominator].cast(pl.Float64).to_numpy(),
-    )
-
-
 def metric(name: str) -> Metric:
     """The metric of that name; ValueError for another."""
     if name not in METRICS:
@@ -92,13 +95,38 @@ def metric(name: str) -> Metric:
 
 
 def metrics_of(task: str) -> dict[str, Metric]:
-    """The metrics that say something about rows of this task."""
+    """The metrics that say something about rows of this task, or some of them."""
     return {name: row for name, row in METRICS.items() if task in row.tasks}
 
 
+def _of_answers(title: str, concerns: pl.Expr) -> Metric:
+    return Metric(
+        title, pl.col("agreed_exact"), ONE, frozenset({"answer"}), False, concerns=concerns, floor=True
+    )
+
+
+_LISTED = pl.col("said").list.len() > 0  # rows whose answers are listed
+_SPOKEN, _ASKED = frozenset({"transcribe"}), frozenset({"answer"})
 METRICS: dict[str, Metric] = {
-    "wer": Metric("WER", word_errors, frozenset({"transcribe"}), lower_is_better=True),
-    "cer": Metric("CER", character_errors, frozenset({"transcribe"}), lower_is_better=True),
-    "exact_match": Metric("exact match", exact, frozenset({"transcribe"}), lower_is_better=False),
-    "accuracy": Metric("accuracy", exact, frozenset({"answer"}), lower_is_better=False),
-}
+    "wer": Metric("WER", pl.col("errors"), pl.col("words"), _SPOKEN, True, concerns=SPACED),
+    "cer": Metric("CER", pl.col("char_errors"), pl.col("chars"), _SPOKEN, True),
+    "exact_match": Metric("exact match", pl.col("exact"), ONE, _SPOKEN, False),
+    "accuracy": Metric("accuracy", pl.col("exact"), ONE, _ASKED, False),
+    "token_f1": Metric("token F1", pl.col("token_f1"), ONE, _ASKED, False, concerns=_LISTED),
+    "any_accuracy": Metric(
+        "accuracy, any answer", pl.col("said_hits") > 0, ONE, _ASKED, False,
+        concerns=_LISTED,
+    ),
+    "raw_accuracy": Metric(
+        "accuracy, every answer", pl.col("said_hits"), pl.col("said").list.len(), _ASKED, False,
+        concerns=answers.SEVERAL, floor=True, every=True,
+    ),
+    "clean_accuracy": _of_answers("accuracy where most agree", answers.CLEAN),
+    "unanimous_accuracy": _of_answers("accuracy where all agree", answers.UNANIMOUS),
+    "binary_accuracy": _of_answers("accuracy where most agree on yes or no", answers.BINARY_ONLY),
+    "single_word_accuracy": _of_answers("accuracy where most agree on another word", answers.SINGLE_WORD),
+    "choice_accuracy": Metric(
+        "accuracy of choices", pl.col("choice_exact"), ONE, _ASKED, False,
+        concerns=pl.col("choice_exact").is_not_null(),
+    ),
+}  # fmt: skip

@@ -1,12 +1,14 @@
-"""What a system wrote for every utterance, and the metrics of it with intervals and protocol."""
+"""What a system wrote for every utterance, and figures of it, each with its interval and protocol."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import polars as pl
 
 from steermoe.config import Evaluation
-from steermoe.evaluation.metrics import metrics_of
-from steermoe.evaluation.significance import bootstrap_interval
+from steermoe.evaluation.answers import best_constant
+from steermoe.evaluation.metrics import metric, metrics_of
+from steermoe.evaluation.significance import Interval, bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -26,45 +28,104 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """How a figure came about: what is counted as equal, how texts were decoded, and what its interval is."""
+
+    normalizer: str
+    decoding: str
+    interval: str
+    bootstrap_samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The best constant answer, chosen on the scored rows themselves, and what it reaches."""
+
+    text: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Figure(Interval):
+    """A metric over `n` rows: it cannot be made without its protocol. `floor` where a constant gets far."""
+
+    metric: str
+    n: int
+    protocol: Protocol
+    floor: Constant | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values but for metric and protocol, which a summary tells once."""
+        plain: dict[str, Any] = {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+        return plain if self.floor is None else plain | {"floor": asdict(self.floor)}
+
+
+@dataclass(frozen=True)
 class Predictions:
     """`frame` has a row for each utterance and kind of audio, in the order of the evaluated frame.
 
-    Columns: source_id, split, task, prompt, audio (own | shuffled), heard (source_id of the audio that was
-    fed), seconds (of that audio), reference, hypothesis, errors, words, char_errors, chars, exact.
+    Columns: source_id, split, language, task, prompt, audio (own | shuffled), heard (source_id of the audio
+    that was fed), seconds (of that audio), reference, hypothesis, errors, words, char_errors, chars, exact, and
+    those of `answers.COLUMNS`. All counts are after `normalizer`.
     """
 
     frame: pl.DataFrame
     decoding: str
     seed: int
     speed: Speed | None
+    normalizer: str
+
+    def protocol(self, settings: Evaluation) -> Protocol:
+        """The protocol of figures of these predictions with the intervals of `settings`."""
+        return Protocol(
+            normalizer=self.normalizer,
+            decoding=self.decoding,
+            interval=f"{100 * settings.confidence:g} % percentile bootstrap over utterances",
+            bootstrap_samples=settings.bootstrap_samples,
+            seed=self.seed,
+        )
+
+    def figure(self, name: str, rows: pl.DataFrame, settings: Evaluation) -> Figure | None:
+        """A metric over some rows of the frame; None where it says nothing about any of them.
+
+        Raises:
+            ValueError: unknown metric; the references hold no words.
+        """
+        wanted = metric(name)
+        count = wanted.rows(rows)
+        if not count:
+            return None
+        interval = bootstrap_interval(
+            wanted.counts(rows), settings.bootstrap_samples, settings.confidence, self.seed
+        )
+        constant = best_constant(rows, wanted.concerns, wanted.every) if wanted.floor else None
+        return Figure(
+            **asdict(interval),
+            metric=name,
+            n=count,
+            protocol=self.protocol(settings),
+            floor=None if constant is None else Constant(*constant),
+        )
 
 
 def summarise(predictions: Predictions, settings: Evaluation) -> dict:
     """Metrics with intervals for each kind of audio, split and task, and the protocol they were measured by.
 
-    {protocol, speed, <audio>: {<split>: {<task>: {n, seconds, <metric>: {value, low, high}}}}}; rates are
-    fractions, not percent.
+    {protocol, speed, <audio>: {<split>: {<task>: {n, seconds, <metric>: {value, low, high, n}}}}}; rates are
+    fractions, not percent. A metric that says nothing about a set is left out; `n` of a metric is the rows that
+    it is about; `floor` beside it is the best constant answer.
     """
-    summary: dict = {
-        "protocol": {
-            "normalizer": settings.normalizer,
-            "decoding": predictions.decoding,
-            "interval": f"{100 * settings.confidence:g} % percentile bootstrap over utterances",
-            "bootstrap_samples": settings.bootstrap_samples,
-            "seed": predictions.seed,
-        },
-        "speed": None,
-    }
+    summary: dict = {"protocol": asdict(predictions.protocol(settings)), "speed": None}
     if predictions.speed is not None:
         factor = predictions.speed.real_time_factor
         summary["speed"] = {"real_time_factor": factor, **asdict(predictions.speed)}
     for keys, rows in predictions.frame.group_by("audio", "split", "task", maintain_order=True):
         audio, split, task = (str(key) for key in keys)
         scores: dict = {"n": len(rows), "seconds": float(rows["seconds"].sum())}
-        for name, metric in metrics_of(task).items():
-            interval = bootstrap_interval(
-                metric.counts(rows), settings.bootstrap_samples, settings.confidence, predictions.seed
-            )
-            scores[name] = asdict(interval)
+        for name in metrics_of(task):
+            figure = predictions.figure(name, rows, settings)
+            if figure is not None:
+                scores[name] = figure.to_json()
         summary.setdefault(audio, {}).setdefault(split, {})[task] = scores
     return summary

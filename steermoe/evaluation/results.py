@@ -10,13 +10,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import polars as pl
 
 from steermoe.data.staging import write_text, written_whole
-from steermoe.evaluation.predictions import Predictions
+from steermoe.evaluation.predictions import Predictions, Protocol
 
 BASELINE = "baseline"
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
@@ -49,6 +49,11 @@ def read_result(folder: Path) -> Result:
     summary = read_json(folder / METRICS)
     if "skipped" in summary:
         return Result({}, pl.DataFrame(), summary["skipped"])
+    if missing := [field.name for field in fields(Protocol) if field.name not in summary.get("protocol", {})]:
+        raise ValueError(
+            f"{folder / METRICS}: figures without their protocol ({', '.join(missing)}); repeat the stage "
+            "that wrote them"
+        )
     return Result(summary, pl.read_parquet(folder / PREDICTIONS), None)
 
 

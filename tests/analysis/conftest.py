@@ -20,7 +20,9 @@ SKILLS = {"steermoe": 0.95, "linear": 0.7, "lora": 0.9, "steermoe-seed2": 0.93} 
 
 @pytest.fixture(scope="session")
 def settings() -> Evaluation:
-    return Evaluation(normalizer="folded", batch_seconds=5.0, bootstrap_samples=200, confidence=0.95)
+    return Evaluation(
+        normalizer="folded", batch_seconds=5.0, bootstrap_samples=200, confidence=0.95, normalizers={}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 
 from steermoe.analysis.comparison import Comparison, compare, worst
 from steermoe.config import Evaluation
-from steermoe.evaluation.metrics import word_errors
+from steermoe.evaluation.metrics import METRICS
 from steermoe.evaluation.results import read_result, write_result, write_skipped
 from steermoe.evaluation.significance import paired_bootstrap
 
@@ -63,7 +63,7 @@ def test_differences_are_the_paired_bootstraps(
     for arm in ("steermoe", "lora"):
         cell = comparison.cell(rows[arm], place, "wer")
         assert cell is not None and cell.against is not None
-        ours, theirs = (word_errors(frames[name]) for name in (arm, "linear"))
+        ours, theirs = (METRICS["wer"].counts(frames[name]) for name in (arm, "linear"))
         assert cell.against == paired_bootstrap(
             ours, theirs, settings.bootstrap_samples, settings.confidence, seed=1
         )
@@ -118,7 +118,7 @@ def test_arms_must_have_read_the_same_utterances(
 
     shutil.copytree(evaluations, tmp_path, dirs_exist_ok=True)
     result = read_result(tmp_path / "lora" / "synthetic")
-    fewer = Predictions(result.frame.filter(pl.col("source_id") != "u001"), "", 0, None)
+    fewer = Predictions(result.frame.filter(pl.col("source_id") != "u001"), "", 0, None, "folded")
     write_result(tmp_path / "lora" / "synthetic", fewer, result.summary)
     with pytest.raises(ValueError, match=r"synthetic clean: .* different utterances \(59 and 60 rows\)"):
         compare(ARMS, "linear", CORPORA, tmp_path, timing, settings, seed=1)

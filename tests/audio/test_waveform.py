@@ -122,9 +122,14 @@ MP3 = encoded(np.random.default_rng(2).uniform(-0.5, 0.5, 20_000).astype(np.floa
         (encoded(floats([0, np.inf]), RATE, subtype="FLOAT"), "sample 1 is inf"),
         (encoded(tone(0.1, RATE), RATE, subtype="IMA_ADPCM"), "WAV with IMA_ADPCM is not admitted"),
         (encoded(tone(0.1, RATE), RATE, "AU"), "AU with PCM_16 is not admitted"),
+        (b"\x00\x00\x00\x20ftypM4A " + bytes(100), r"MP4 audio \(m4a: AAC or ALAC\) is not admitted; convert it"),
+        (b"\xff\xf1\x50\x80" + bytes(100), r"AAC \(ADTS\) is not admitted"),
+        (b"\x1aE\xdf\xa3" + bytes(100), "Matroska or WebM is not admitted"),
+        (b"#!AMR\n" + bytes(100), "AMR is not admitted"),
         (encoded(tone(0.5, 2000), 2000), "sampled at 2000 Hz, allowed are 4000 to 192000"),
         (encoded(np.zeros((100, 9)), RATE), "9 channels, allowed are 1 to 8"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # bytes of some formats hold the time
 )  # fmt: skip
 def test_refused(tmp_path: Path, data: bytes, message: str):
     path = tmp_path / "bad.wav"
@@ -162,3 +167,50 @@ def test_missing_file(tmp_path: Path):
 def test_not_encoded(samples: np.ndarray, message: str):
     with pytest.raises(AudioError, match=message):
         waveform.encode_flac(samples, RATE)
+
+
+def test_bytes_are_capped_before_decoding(tmp_path: Path):
+    """A header that promises 8 channels of 192 kHz for half an hour, in a file of some kilobytes."""
+    path = tmp_path / "bomb.wav"
+    path.write_bytes(encoded(np.zeros((2000, 8)), 192_000, subtype="PCM_U8"))
+    size = 1700 * 192_000 * 8
+    with path.open("r+b") as file:  # sparse: it takes no room on disk
+        file.seek(4)
+        file.write((36 + size).to_bytes(4, "little"))
+        data = path.read_bytes()
+        file.seek(data.index(b"data") + 4)
+        file.write(size.to_bytes(4, "little"))
+        file.truncate(data.index(b"data") + 8 + size)
+    with pytest.raises(AudioError, match=r"bomb.wav: 9960 MiB decoded, allowed are 2048"):
+        waveform.load(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "rate", "channels"),
+    [("FLAC", "PCM_16", RATE, 1), ("FLAC", "PCM_24", 96_000, 2), ("WAV", "PCM_U8", 8_000, 1),
+     ("OGG", "VORBIS", 44_100, 2), ("OGG", "OPUS", 48_000, 1), ("MP3", "MPEG_LAYER_III", 44_100, 2)],
+)  # fmt: skip
+def test_any_recording_becomes_flac(kind: str, subtype: str, rate: int, channels: int):
+    data = encoded(np.stack([tone(0.5, rate)] * channels, axis=1), rate, kind, subtype)
+    flac, seconds = waveform.as_flac(data)
+    header = waveform.read_header(flac)
+    assert waveform.flac_header(flac) == header == waveform.flac_header(flac[: waveform.FLAC_HEADER])
+    assert (header.rate, header.channels, header.seconds) == (RATE, 1, seconds)
+    assert np.abs(waveform.load(flac) - np.clip(waveform.load(data), -1, 1)).max() <= 1 / 32768
+    assert (flac == data) == ((kind, subtype, rate, channels) == ("FLAC", "PCM_16", RATE, 1))
+    assert waveform.as_flac(flac) == (flac, seconds)  # what is kept once is kept for ever
+
+
+def test_a_damaged_flac_is_not_kept():
+    with pytest.raises(AudioError, match="corrupt FLAC audio"):
+        waveform.as_flac(FLAC[:9000] + b"\x55" * 200 + FLAC[9200:])
+    tagged = b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10) + FLAC
+    assert waveform.as_flac(tagged)[0].startswith(b"fLaC")
+
+
+@pytest.mark.parametrize(("rate", "channels", "samples"), [(8000, 2, 2001), (96_000, 8, 77), (44_100, 1, 1)])
+def test_flac_header_is_libsndfiles(rate: int, channels: int, samples: int):
+    data = encoded(np.zeros((samples, channels)), rate, "FLAC")
+    assert (
+        waveform.flac_header(data) == waveform.read_header(data) == waveform.Header(rate, channels, samples)
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from steermoe.data.limits import Limits
 from steermoe.data.parts import PartError
 from steermoe.data.preprocess import preprocess
 from steermoe.data.rows import ShardError
@@ -52,13 +53,25 @@ def test_shards_and_summary(tones: Any, source: Path, tmp_path: Path):
     seconds = 0.1 + 0.2 + 0.3 + 0.4
     assert summary == {
         "splits": {
-            "train": {"shards": 2, "rows": 8, "seconds": pytest.approx(2 * seconds), "dropped": 0},
-            "test": {"shards": 1, "rows": 4, "seconds": pytest.approx(seconds), "dropped": 0},
+            "train": {
+                "shards": 2,
+                "rows": 8,
+                "seconds": pytest.approx(2 * seconds),
+                "dropped": 0,
+                "rejected": 0,
+            },
+            "test": {"shards": 1, "rows": 4, "seconds": pytest.approx(seconds), "dropped": 0, "rejected": 0},
         }
     }
     out = tmp_path / "out"
     assert json.loads((out / "summary.json").read_text()) == summary
-    names = ["summary.json", "test-00000.parquet", "train-00000.parquet", "train-00001.parquet"]
+    names = [
+        "left_out.jsonl",
+        "summary.json",
+        "test-00000.parquet",
+        "train-00000.parquet",
+        "train-00001.parquet",
+    ]
     assert sorted(contents(out)) == names
     rows = read_rows(out, ["train", "test"])
     assert rows["transcript"].to_list() == [
@@ -166,9 +179,9 @@ def test_ids_are_unique_over_all_shards(tones: Any, source: Path, tmp_path: Path
 
 def test_long_utterances_are_dropped_and_counted(tones: Any, source: Path, tmp_path: Path):
     settings = tones.Settings(log=tmp_path / "log", parts={"train": 1, "test": 0})
-    summary = preprocess(tones, settings, source, tmp_path / "out", max_seconds=0.25)
+    summary = preprocess(tones, settings, source, tmp_path / "out", limits=Limits(max_seconds=0.25))
     assert summary["splits"]["train"] == {
-        "shards": 1, "rows": 2, "seconds": pytest.approx(0.3), "dropped": 2,
+        "shards": 1, "rows": 2, "seconds": pytest.approx(0.3), "dropped": 2, "rejected": 0,
     }  # fmt: skip
     assert read_rows(tmp_path / "out", ["train"])["seconds"].max() == 0.2
 

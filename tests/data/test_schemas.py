@@ -36,7 +36,16 @@ def test_the_schema_is_the_one_that_is_written():
 
 def test_good_rows_pass(tmp_path: Path, make_row: Callable[..., dict]):
     rows = [make_row(i) for i in range(4)] + [
-        make_row(4, task="answer", prompt="which tone?", target="the fourth")
+        make_row(4, task="answer", prompt="which tone?", target="the fourth"),
+        make_row(
+            5,
+            task="answer",
+            prompt="which?",
+            target="B",
+            answers=["B", "B", "C"],
+            choices=["A", "B"],
+            language="zh-Hans",
+        ),
     ]
     for audio in ("decode", "header", "skip"):
         validate_shard(shard(tmp_path, rows), audio)
@@ -59,6 +68,20 @@ def test_good_rows_pass(tmp_path: Path, make_row: Callable[..., dict]):
         ({"transcript": "another"}, "target", "'tone 1'", "for transcribe the transcript"),
         ({"transcript": "", "target": ""}, "target", "''", "for transcribe the transcript"),
         ({"target": None}, "target", "None", "for transcribe the transcript"),
+        ({"language": "English"}, "language", "'English'", "a BCP 47 tag such as en"),
+        ({"answers": ["tone 1"]}, "answers", "['tone 1']", "for answer: all that people answered"),
+        (
+            {"task": "answer", "prompt": "?", "answers": ["tone", "a tone"]},
+            "answers",
+            "['tone', 'a tone']",
+            "the target among them, or nothing",
+        ),
+        (
+            {"task": "answer", "prompt": "?", "choices": ["tone 0", "tone 2"]},
+            "choices",
+            "['tone 0', 'tone 2']",
+            "the target among them, or nothing",
+        ),
         ({"sample_rate": 8000}, "sample_rate", "8000", "16000"),
         ({"seconds": 0.0}, "seconds", "0.0", "over 0, to 3600"),
         ({"seconds": float("nan")}, "seconds", "nan", "over 0, to 3600"),

@@ -14,7 +14,9 @@ TEXTS = ["the cat runs", "a red dog", "two blue houses", "please sing", "one two
 
 @pytest.fixture(scope="session")
 def settings() -> Evaluation:
-    return Evaluation(normalizer="folded", batch_seconds=5.0, bootstrap_samples=200, confidence=0.95)
+    return Evaluation(
+        normalizer="folded", batch_seconds=5.0, bootstrap_samples=200, confidence=0.95, normalizers={}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -150,10 +150,144 @@ def test_a_whole_whisper_decodes_as_the_section_says(
     assert texts[2] != texts[0]
 
 
-def test_audio_beyond_whispers_window_is_refused(whisper_dir: Path, generation: Generation) -> None:
-    decoder = WhisperDecoder(section(whisper_dir), generation, 0, CPU)
-    with pytest.raises(ValueError, match=r"found 5.0 s of audio, Whisper's window is 4 s"):
-        decoder([np.zeros(5 * waveform.RATE, dtype=np.float32)])
+@pytest.fixture(scope="module")
+def multilingual_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llm_dir: Path) -> Path:
+    """The same with the special tokens of a multilingual Whisper, timestamps of its 4 s window among them."""
+    from transformers import (
+        GenerationConfig,
+        PreTrainedTokenizerFast,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+    )
+
+    folder = tmp_path_factory.mktemp("multilingual")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llm_dir)
+    names = ["<|startoftranscript|>", "<|en|>", "<|de|>", "<|zh|>", "<|translate|>", "<|transcribe|>"]
+    names += ["<|startofprev|>", "<|notimestamps|>"] + [f"<|{0.02 * step:.2f}|>" for step in range(201)]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    tokenizer.save_pretrained(folder)
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
+    end, start = tokenizer.eos_token_id, ids["<|startoftranscript|>"]
+    torch.manual_seed(6)
+    sizes = WhisperConfig(
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=80, max_source_positions=200,
+        max_target_positions=64, vocab_size=len(tokenizer), init_std=0.5, decoder_start_token_id=start,
+        eos_token_id=end, bos_token_id=end, pad_token_id=end, suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = WhisperForConditionalGeneration(sizes)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=start, eos_token_id=end, pad_token_id=end, bos_token_id=end,
+        is_multilingual=True, no_timestamps_token_id=ids["<|notimestamps|>"], max_initial_timestamp_index=50,
+        prev_sot_token_id=ids["<|startofprev|>"],
+        lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in ("en", "de", "zh")},
+        task_to_id={task: ids[f"<|{task}|>"] for task in ("translate", "transcribe")},
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80, chunk_length=4).save_pretrained(folder)
+    return folder
+
+
+def test_whisper_is_told_language_and_task(
+    multilingual_dir: Path, settings: Evaluation, generation: Generation, utterances: pl.DataFrame
+) -> None:
+    """Rows of several languages, and of none, in one batch: each as if it were alone, step by step."""
+    languages = ["en", "de-AT", "und", "cmn", "en", "de"]
+    decoder = WhisperDecoder(section(multilingual_dir), generation, 0, CPU)
+    assert "told the language" in decoder.decoding
+    of = decoder.tokenizer.convert_tokens_to_ids
+    # Random weights would write timestamps, behind which generate looks at the audio anew.
+    times = list(range(of("<|0.00|>"), of("<|4.00|>") + 1))
+    decoder.model.generation_config.suppress_tokens = times
+    waveforms = [waveform.load(audio) for audio in utterances["audio"][:6]]
+    with torch.no_grad():
+        found = decoder(waveforms, languages)
+    for text, samples, tag in zip(found, waveforms, languages, strict=True):
+        features = decoder.extractor(samples, sampling_rate=16000, return_tensors="pt")["input_features"]
+
+        def following(tokens: list[int], features: torch.Tensor = features) -> torch.Tensor:
+            with torch.no_grad():
+                output = decoder.model(input_features=features, decoder_input_ids=torch.tensor([tokens]))
+            logits = output.logits[0, -1]
+            logits[times] = -torch.inf
+            return logits
+
+        tokens = [of("<|startoftranscript|>")]
+        code = {"en": "en", "de-AT": "de", "cmn": "zh", "de": "de"}.get(tag)
+        if code is None:
+            logits = following(tokens)
+            code = max(("en", "de", "zh"), key=lambda code, logits=logits: float(logits[of(f"<|{code}|>")]))
+        tokens += [of(f"<|{code}|>"), of("<|transcribe|>"), of("<|notimestamps|>")]
+        said: list[int] = []
+        while len(said) < generation.max_new_tokens and said[-1:] != [decoder.tokenizer.eos_token_id]:
+            said.append(int(following([*tokens, *said]).argmax()))
+        assert text == decoder.tokenizer.decode(said, skip_special_tokens=True).strip()
+    assert len(set(found)) > 1
+
+
+def test_a_language_that_whisper_does_not_know_is_refused(
+    multilingual_dir: Path, settings: Evaluation, generation: Generation, utterances: pl.DataFrame
+) -> None:
+    system = own_decoder(section(multilingual_dir), generation, 0)
+    assert system is not None
+    rows = utterances.head(2).with_columns(pl.lit("xx").alias("language"))
+    with pytest.raises(ValueError, match="language is 'xx'; this Whisper knows: de, en, zh"):
+        system.respond(rows)
+
+
+def test_audio_beyond_whispers_window_is_decoded_window_by_window(
+    multilingual_dir: Path, generation: Generation
+) -> None:
+    decoder = WhisperDecoder(section(multilingual_dir), generation, 0, CPU)
+    noise = np.random.default_rng(3).standard_normal(9 * waveform.RATE).astype(np.float32) * 0.1
+    short = noise[: 3 * waveform.RATE]
+    found = decoder([noise, short], ["en", "en"])
+    assert found == [decoder([samples], ["en"])[0] for samples in (noise, short)]
+    # The last window is heard too: another end gives another text.
+    louder = np.concatenate([noise[: 6 * waveform.RATE], 5 * noise[: 3 * waveform.RATE]])
+    assert decoder([louder], ["en"])[0] != found[0]
+
+
+def save_ctc(kind: str, folder: Path) -> None:
+    """A whole CTC model with random weights."""
+    from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
+
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLU"]
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+    torch.manual_seed(2)
+    sizes = AutoConfig.for_model(
+        kind, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        conv_dim=(32,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+        vocab_size=len(letters), pad_token_id=0, initializer_range=1.0, feat_extract_norm="layer",
+    )  # fmt: skip
+    AutoModelForCTC.from_config(sizes).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "wav2vec2-conformer"])
+def test_a_whole_ctc_model_decodes_greedily(
+    kind: str, tmp_path: Path, settings: Evaluation, generation: Generation, utterances: pl.DataFrame
+) -> None:
+    from transformers import AutoModelForCTC, AutoProcessor
+
+    save_ctc(kind, tmp_path)
+    system = own_decoder(section(tmp_path), generation, 0)
+    assert system is not None and "CTC head over 16 units" in system.decoding
+    found = system.respond(utterances)
+    model, processor = AutoModelForCTC.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    for text, audio in zip(found, utterances["audio"], strict=True):
+        inputs = processor(waveform.load(audio), sampling_rate=16000, return_tensors="pt")
+        with torch.no_grad():
+            ids = model(**inputs).logits.argmax(-1)
+        expected = processor.batch_decode(ids)[0]
+        for special in ("<s>", "</s>", "<unk>"):
+            expected = expected.replace(special, "")
+        assert text == expected.strip()
+    assert len(set(found)) > 3
 
 
 def test_bias_of_the_ctc_head_counts(
@@ -163,4 +297,4 @@ def test_bias_of_the_ctc_head_counts(
     head["bias"][0] = 1e4
     save_file(head, encoder_dir / "ctc_head.safetensors")
     decoder = CtcDecoder(section(encoder_dir), generation, 0, CPU)
-    assert decoder([waveform.load(utterances["audio"][0])]) == [""]
+    assert decoder([waveform.load(utterances["audio"][0])], ["en"]) == [""]

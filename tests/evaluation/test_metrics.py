@@ -4,14 +4,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.metrics import METRICS, count_errors, metric, metrics_of
 from steermoe.evaluation.normalizers import as_written, folded
 
 SENTENCES = st.lists(st.sampled_from(["one", "two", "three", "four"]), max_size=6).map(" ".join)
 
 
-def frame(references: list[str], hypotheses: list[str]) -> pl.DataFrame:
-    return pl.DataFrame(count_errors(references, hypotheses, as_written))
+def frame(references: list[str], hypotheses: list[str], language: str = "en") -> pl.DataFrame:
+    """Rows to be scored by any metric: each is a question that three people answered alike, with two options."""
+    rows = pl.DataFrame(
+        {
+            "task": "answer",
+            "language": language,
+            "target": references,
+            "answers": [[text] * 3 for text in references],
+            "choices": [[text, "none of these"] for text in references],
+        },
+        schema_overrides={"answers": pl.List(pl.String), "choices": pl.List(pl.String)},
+    )
+    return rows.hstack(pl.DataFrame(count_errors(references, hypotheses, as_written))).hstack(
+        count_answers(rows, hypotheses, as_written)
+    )
 
 
 def test_counts_of_known_pairs() -> None:
@@ -50,16 +64,28 @@ def test_exact_match_and_accuracy_count_whole_utterances() -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_prefers_the_perfect_system(name: str) -> None:
-    row, references = metric(name), ["one two", "three"]
-    perfect, wrong = (row.counts(frame(references, texts)) for texts in (references, ["two", "four"]))
+    row = metric(name)
+    references, others = (
+        (["yes", "no"], ["no", "maybe"]) if "binary" in name else (["two", "six"], ["one", "x y"])
+    )
+    perfect, wrong = (row.counts(frame(references, texts)) for texts in (references, others))
     value, worse = (n.sum() / d.sum() for n, d in (perfect, wrong))
     assert value < worse if row.lower_is_better else value > worse
+    assert value == (0 if row.lower_is_better else 1) and row.rows(frame(references, others)) == 2
     assert row.tasks <= {"transcribe", "answer"}
+
+
+def test_languages_without_spaces_have_no_word_error_rate() -> None:
+    mixed = pl.concat([frame(["one two"], ["one"]), frame(["一 二"], ["一"], "zh-Hans")])
+    errors, words = metric("wer").counts(mixed)
+    assert errors.tolist() == [1, 0] and words.tolist() == [2, 0] and metric("wer").rows(mixed) == 1
+    assert metric("cer").counts(mixed)[1].tolist() == [7, 3]
 
 
 def test_tasks_have_their_metrics() -> None:
     assert list(metrics_of("transcribe")) == ["wer", "cer", "exact_match"]
-    assert list(metrics_of("answer")) == ["accuracy"]
+    assert next(iter(metrics_of("answer"))) == "accuracy"
+    assert metrics_of("transcribe").keys() | metrics_of("answer").keys() == METRICS.keys()
 
 
 def test_no_pairs_no_counts() -> None:
@@ -67,5 +93,7 @@ def test_no_pairs_no_counts() -> None:
 
 
 def test_unknown_metric_lists_the_legal_ones() -> None:
-    with pytest.raises(ValueError, match="unknown metric 'bleu'; known: wer, cer, exact_match, accuracy"):
+    with pytest.raises(
+        ValueError, match="unknown metric 'bleu'; known: wer, cer, exact_match, accuracy, token_f1"
+    ):
         metric("bleu")

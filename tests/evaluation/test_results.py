@@ -71,3 +71,22 @@ def test_a_number_that_json_lacks_is_refused_and_the_old_file_stays(tmp_path: Pa
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(tmp_path / "metrics.json", {"wer": float("nan")})
     assert read_json(tmp_path / "metrics.json") == {"wer": 0.5}
+
+
+def test_figures_without_their_protocol_are_not_read(
+    tmp_path: Path, predictions: Predictions, settings: Evaluation
+) -> None:
+    summary = summarise(predictions, settings)
+    write_result(tmp_path / "r", predictions, summary)
+    del summary["protocol"]["normalizer"]
+    write_json(tmp_path / "r" / "metrics.json", summary)
+    with pytest.raises(ValueError, match=r"metrics.json: figures without their protocol \(normalizer\)"):
+        read_result(tmp_path / "r")
+
+
+def test_the_protocol_names_the_normaliser_that_counted(
+    predictions: Predictions, settings: Evaluation
+) -> None:
+    """Not the one that the settings name by the time that figures are made."""
+    other = settings.model_copy(update={"normalizer": "none"})
+    assert summarise(predictions, other)["protocol"]["normalizer"] == "folded"

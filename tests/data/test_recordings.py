@@ -1,0 +1,222 @@
+"""Real files of every kind to shards: decoded, refused by name, dropped and listed; test splits stay whole."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from tokenizers import Tokenizer
+
+from steermoe.audio import waveform
+from steermoe.audio.waveform import RATE
+from steermoe.data.limits import Limits, RejectedError, tokenizer_file
+from steermoe.data.preprocess import preprocess
+from steermoe.data.rows import ShardError
+from steermoe.data.shards import read_rows
+
+READERS = Path(__file__).parent / "readers"
+TOKENIZER = Path(__file__).parents[2] / "pretrained" / "llm"
+
+
+def tone(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
+    wave = 0.4 * np.sin(2 * np.pi * 300 * np.arange(round(seconds * rate)) / rate)
+    return np.stack([wave] * channels, axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.syspath_prepend(READERS)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    import recordings  # pyright: ignore[reportMissingImports]
+
+    return recordings
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Every kind of file that is decoded, 0.5 s each, in `train`; two plain ones in `test`."""
+    folder = tmp_path / "raw"
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+    for name, rate, channels, subtype in (
+        ("plain.flac", RATE, 1, "PCM_16"),
+        ("stereo.wav", 44_100, 2, "PCM_16"),
+        ("eight_bit.wav", 8_000, 1, "PCM_U8"),
+        ("studio.flac", 96_000, 2, "PCM_24"),
+        ("radio.mp3", 44_100, 2, "MPEG_LAYER_III"),
+        ("vorbis.ogg", 22_050, 1, "VORBIS"),
+        ("opus.ogg", 48_000, 2, "OPUS"),
+        ("old.aiff", 22_050, 1, "PCM_16"),
+    ):
+        soundfile.write(folder / "train" / name, tone(0.5, rate, channels), rate, subtype=subtype)
+    for number in range(2):
+        soundfile.write(folder / "test" / f"said_{number}.flac", tone(0.3 + number, RATE), RATE)
+    return folder
+
+
+BAD = {
+    "zz_empty.wav": (b"", "empty, 0 bytes"),
+    "zz_noise.flac": (b"\x13\x37" * 4000, "not readable as audio"),
+    "zz_apple.m4a": (
+        b"\x00\x00\x00\x20ftypM4A " + bytes(200),
+        "MP4 audio (m4a: AAC or ALAC) is not admitted",
+    ),
+}
+
+
+def spoil(source: Path, split: str, names: list[str]) -> None:
+    for name in names:
+        (source / split / name).write_bytes(BAD[name][0])
+
+
+def listed(out: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
+
+
+def test_every_kind_becomes_16_khz_mono(recordings: Any, source: Path, tmp_path: Path):
+    summary = preprocess(recordings, recordings.Settings(), source, tmp_path / "out", workers=2)
+    assert summary["splits"]["train"] == {
+        "shards": 1, "rows": 8, "seconds": pytest.approx(4, abs=0.01), "dropped": 0, "rejected": 0,
+    }  # fmt: skip
+    for row in read_rows(tmp_path / "out", ["train"]).iter_rows(named=True):
+        sound = waveform.load(row["audio"])
+        assert abs(len(sound) - RATE // 2) <= 1 and row["seconds"] == len(sound) / RATE
+        middle = sound[2000:-2000]
+        spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
+        assert spectrum.argmax() * RATE / len(middle) == pytest.approx(300, abs=RATE / len(middle)), row[
+            "source_id"
+        ]
+        assert np.sqrt(2 * np.mean(middle**2)) == pytest.approx(0.4, rel=0.05), row["source_id"]
+    kept = read_rows(tmp_path / "out", ["train"]).filter(source_id="train/plain.flac")["audio"][0]
+    assert kept == (source / "train" / "plain.flac").read_bytes()
+    assert listed(tmp_path / "out") == []
+
+
+def test_bytes_do_not_depend_on_the_workers(recordings: Any, source: Path, tmp_path: Path):
+    settings = recordings.Settings(part_rows=2)
+    for out, workers in (("one", 1), ("three", 3)):
+        preprocess(recordings, settings, source, tmp_path / out, workers=workers)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len([name for name in names if name.startswith("train-")]) == 4
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name
+
+
+def test_bad_files_are_named_and_the_rest_is_made(recordings: Any, source: Path, tmp_path: Path):
+    spoil(source, "train", list(BAD))
+    limits = Limits(max_rejected=3 / 11, whole=["test"])
+    summary = preprocess(recordings, recordings.Settings(part_rows=4), source, tmp_path / "out", limits)
+    assert summary["splits"]["train"]["rejected"] == 3 and summary["splits"]["train"]["rows"] == 8
+    found = listed(tmp_path / "out")
+    assert [item["source_id"] for item in found] == [f"train/{name}" for name in sorted(BAD)]
+    for item in found:
+        _, reason = BAD[item["source_id"].removeprefix("train/")]
+        assert item["kind"] == "rejected" and reason in item["reason"] and item["split"] == "train"
+
+
+def test_too_many_bad_files_are_an_error_that_forgets_nothing(recordings: Any, source: Path, tmp_path: Path):
+    spoil(source, "train", ["zz_empty.wav"])
+    settings, out = recordings.Settings(part_rows=4), tmp_path / "out"
+    message = r"1 of 11 utterances cannot be used, allowed is a share of 0\.05 (.|\n)*train/zz_empty\.wav"
+    with pytest.raises(RejectedError, match=message):
+        preprocess(recordings, settings, source, out, Limits(max_rejected=0.05))
+    assert not out.exists()
+    (made,) = (tmp_path / ".runs").glob("*/files/train-00000.parquet")
+    inode = made.stat().st_ino
+    preprocess(recordings, settings, source, out, Limits(max_rejected=0.1))
+    assert (out / "train-00000.parquet").stat().st_ino == inode
+
+
+def test_a_test_split_is_whole_but_for_what_is_named(recordings: Any, source: Path, tmp_path: Path):
+    spoil(source, "test", ["zz_noise.flac"])
+    settings, out = recordings.Settings(), tmp_path / "out"
+    with pytest.raises(
+        RejectedError, match=r"1 utterances of test splits (.|\n)*test/zz_noise\.flac \(test\)"
+    ):
+        preprocess(recordings, settings, source, out, Limits(whole=["test"], max_rejected=0.5))
+    named = Limits(whole=["test"], unreadable=["test/zz_noise.flac"])
+    summary = preprocess(recordings, settings, source, out, named)
+    assert summary["splits"]["test"]["rows"] == 2 and summary["splits"]["test"]["rejected"] == 1
+    without_effect = Limits(whole=["test"], unreadable=["test/zz_noise.flac", "test/said_0.flac"])
+    with pytest.raises(RejectedError, match=r"names 'test/said_0\.flac', which is no unreadable utterance"):
+        preprocess(recordings, settings, source, out, without_effect)
+
+
+def test_what_is_too_long_is_dropped_and_listed_but_not_from_test(
+    recordings: Any, source: Path, tmp_path: Path
+):
+    soundfile.write(source / "train" / "long.flac", tone(2, RATE), RATE)
+    words = "three_" * 9 + "three"
+    for split in ("train", "test"):
+        soundfile.write(source / split / f"{words}.flac", tone(0.2, RATE), RATE)
+    counter = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+    tokens = len(counter.encode(words.replace("_", " "), add_special_tokens=False).ids)
+    limits = Limits(
+        max_seconds=1.0, max_tokens=tokens - 1, tokenizer=tokenizer_file(str(TOKENIZER)), whole=["test"]
+    )
+    summary = preprocess(recordings, recordings.Settings(), source, tmp_path / "out", limits)
+    assert summary["splits"]["train"]["dropped"] == 2 and summary["splits"]["test"]["dropped"] == 0
+    assert summary["splits"]["test"]["rows"] == 3  # 1.3 s, and the many words, among them
+    assert {item["source_id"]: item["reason"] for item in listed(tmp_path / "out")} == {
+        "train/long.flac": "2.00 s, allowed are 1",
+        f"train/{words}.flac": f"target of {tokens} tokens, allowed are {tokens - 1}",
+    }
+    exact = Limits(max_tokens=tokens, tokenizer=limits.tokenizer)
+    assert (
+        preprocess(recordings, recordings.Settings(), source, tmp_path / "out", exact)["splits"]["train"][
+            "dropped"
+        ]
+        == 0
+    )
+
+
+def test_tokens_are_those_of_the_llms_tokenizer():
+    from transformers import PreTrainedTokenizerFast
+
+    path = tokenizer_file(str(TOKENIZER))
+    counter, llm = Tokenizer.from_file(str(path)), PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
+    for text in ("ann has two cats", "Gr\u00fc\u00dfe, \u4f60\u597d!", ""):
+        assert counter.encode(text, add_special_tokens=False).ids == llm.encode(
+            text, add_special_tokens=False
+        )
+
+
+def test_without_a_tokenizer_tokens_are_not_guessed(tmp_path: Path):
+    with pytest.raises(
+        ValueError, match=r"no tokenizer.json, by which tokens are counted; .*max_tokens to null"
+    ):
+        tokenizer_file(str(tmp_path))
+
+
+def test_a_shard_has_a_largest_size(
+    recordings: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_row: Any
+):
+    from steermoe.data import rows
+
+    monkeypatch.setattr(rows, "SHARD_BYTES", 2 * len(make_row(0)["audio"]))
+    with (
+        pytest.raises(ShardError, match=r"row 2 .* makes the shard larger than .* smaller parts"),
+        rows.ShardWriter(tmp_path / "train-00000.parquet") as shard,
+    ):
+        for number in range(3):
+            shard.add(make_row(0) | {"source_id": str(number)})
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_a_missing_file_is_no_bad_file(recordings: Any, source: Path, tmp_path: Path):
+    """It would be the reader's mistake, or half a source."""
+    from steermoe.data.parts import PartError
+
+    (source / "train" / "gone.flac").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(PartError, match=r"gone\.flac"):
+        preprocess(recordings, recordings.Settings(), source, tmp_path / "out", Limits(max_rejected=0.9))
+
+
+def test_a_source_that_changes_is_made_anew(recordings: Any, source: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    preprocess(recordings, recordings.Settings(), source, out)
+    shutil.copy(source / "train" / "plain.flac", source / "train" / "more.flac")
+    assert preprocess(recordings, recordings.Settings(), source, out)["splits"]["train"]["rows"] == 9
