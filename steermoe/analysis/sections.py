@@ -103,7 +103,7 @@ def preservation(checks: Mapping[str, Sequence[dict]], text_tasks: Mapping[str, 
             for task, s in found["tasks"].items()
         ]
         header = ["LLM", "held-out text task", "exact match %", "interval", "n"]
-        protocols = dict.fromkeys(found["protocol"] for found in scores.values())
+        protocols = dict.fromkeys(str(found["protocol"]) for found in scores.values())
         text += [*markdown_table(header, body), "", f"Protocol: {'; '.join(protocols)}."]
     return text
 

@@ -279,7 +279,7 @@ class SteerMoE(nn.Module):
         rows, columns = target_rows(before_B, target_lengths, target_ids.shape[1])
         targets_N = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
         found = target_loss(logits(self.llm, hidden_BWH[rows, columns]), targets_N)
-        if self.training and self.steering is not None:
+        if self.training and self.steering is not None and found.loss is not None:
             found.loss = found.loss + self.steering.losses(self.lengths_of)
         return found
 
