@@ -197,15 +197,13 @@ def test_a_router_is_added_as_the_readme_says(project: Path) -> None:
     text = routers.read_text()
     text = text.replace("def make_router(", f"{source}\n\ndef make_router(")
     routers.write_text(text.rstrip().removesuffix("}") + row + "}\n")
-    params.write_text(
-        re.sub(
-            r"^compare: \[.*?\]", "compare: [steermoe-cosine, linear]", params.read_text(), flags=re.MULTILINE
-        )
-        + arm
-    )
+    params.write_text(params.read_text() + arm)
+    in_force = "config.put_in_force(Path('params.yaml'), ['steermoe-cosine', 'linear'])"
+    run(project, "python", "-c", f"from steermoe import config; from pathlib import Path; {in_force}")
     stages = executed(run(project, "dvc", "repro"))
     assert "train@mini-steermoe-cosine" in stages
     trained = json.loads((project / "reports/mini/timing/steermoe-cosine.json").read_text())
-    assert trained["trainable_parameters"]["router"] == 4 * 8 * 256  # L * N * D, as its docstring says
+    experts = YAML(typ="safe").load(params)["steering"]["num_experts"]
+    assert trained["trainable_parameters"]["router"] == 4 * experts * 256  # L * N * D, as its docstring says
     report = (project / "reports/mini/comparison/report.md").read_text()
     assert "steermoe-cosine: " in report and "## Steering" in report
