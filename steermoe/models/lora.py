@@ -1,12 +1,16 @@
 """Low-rank adapters inside the layers of a frozen model (Hu et al. 2021), by peft."""
 
+import logging
 from collections.abc import Iterable
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from torch import nn
+# peft imports bitsandbytes where it is installed, which then says what its 4-bit kernels lack on this CPU.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-from steermoe import config
+from peft import LoraConfig, inject_adapter_in_model  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
+from torch import nn  # noqa: E402
+
+from steermoe import config  # noqa: E402
 
 
 def add_lora(
