@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from torch import nn
+from transformers import Cache
 
 from steermoe import config
 from steermoe.audio import waveform
@@ -268,11 +269,9 @@ class SteerMoE(nn.Module):
 
         A row's last target token is predicted, never read.
         """
-        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
-        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
-        read = [audio, (prompt_ids, prompt_lengths)]
-        if cache is None:
-            read.insert(0, (prefix_ids, prefix_lengths))
+        read, cache = self._read(
+            features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
+        )
         rows_BWH, _valid = self._packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
         hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
@@ -296,11 +295,9 @@ class SteerMoE(nn.Module):
         seed: int = 0,
     ) -> list[list[int]]:
         """Answers as token ids, without end and padding tokens; the other arguments are as in `forward`."""
-        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
-        read = [audio, (prompt_ids, prompt_lengths)]
-        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
-        if cache is None:
-            read.insert(0, (prefix_ids, prefix_lengths))
+        read, cache = self._read(
+            features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
+        )
         rows_BWH, valid_BW = self._packed(read, "left")
         return decode(self.llm, rows_BWH, valid_BW, generation, seed, cache)
 
@@ -349,6 +346,21 @@ class SteerMoE(nn.Module):
                 (prompts.format plain, no chat template, or one without tools).
         """
         return answer_all(self, [audio], question, tools, generation, seed)[0]
+
+    def _read(
+        self,
+        features: torch.Tensor,
+        feature_lengths: torch.Tensor,
+        prefix_ids: torch.Tensor,
+        prefix_lengths: torch.Tensor,
+        prompt_ids: torch.Tensor,
+        prompt_lengths: torch.Tensor,
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Cache | None]:
+        """What the LLM reads before a target, parts with their lengths; the prefix as a cache where that is exact."""
+        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
+        read = [audio, (prompt_ids, prompt_lengths)]
+        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
+        return (read if cache is not None else [(prefix_ids, prefix_lengths), *read]), cache
 
     def _packed(
         self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], padding: Literal["left", "right"]
