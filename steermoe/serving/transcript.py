@@ -1,6 +1,6 @@
 """What was said and when, and the formats in which people want it.
 
-Formats: text; json and verbose_json as OpenAI's transcription API has them; srt (SubRip); vtt (WebVTT); tsv (Whisper's:
+Formats: text; json and verbose_json as in OpenAI's API; srt (SubRip); vtt (WebVTT); tsv (Whisper's:
 milliseconds, tab, text).
 """
 

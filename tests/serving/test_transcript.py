@@ -21,7 +21,9 @@ def test_clock_carries_rounding_into_the_next_minute() -> None:
 
 
 def test_srt_is_numbered_and_vtt_has_its_head() -> None:
-    assert render(SAID, "srt").startswith("1\n00:00:00,250 --> 00:00:01,500\nanna buys two lamps\n\n2\n01:01:01,000")
+    assert render(SAID, "srt").startswith(
+        "1\n00:00:00,250 --> 00:00:01,500\nanna buys two lamps\n\n2\n01:01:01,000"
+    )
     assert render(SAID, "vtt").startswith("WEBVTT\n\n00:00:00.250 --> 00:00:01.500\nanna")
 
 
