@@ -20,7 +20,7 @@ from steermoe.config import ArmConfig
 from steermoe.data.staging import write_bytes, write_text
 
 FORMAT = 1
-WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
+WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
 KEYS = {"format", "arm", "frozen", "weights"}
 
 
@@ -85,7 +85,7 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
     """Upload the adapter in `folder` to the hub, making the repository if need be; returns its address."""
     hub = HfApi()
     address = hub.create_repo(repo_id, private=private, exist_ok=True)
-    hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=[WEIGHTS, CONFIG])
+    hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=[WEIGHTS, CONFIG, CARD])
     return str(address)
 
 

@@ -119,7 +119,7 @@ def _windows(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor, kernel: int) -> 
     frames = hidden_BSD.shape[1]
     hidden_BSD = hidden_BSD.masked_fill(~valid_frames(lengths_B, frames)[..., None], 0)
     missing = -frames % kernel
-    if missing:
+    if torch.compiler.is_exporting() or missing:  # a graph pads always, if by nothing
         hidden_BSD = nn.functional.pad(hidden_BSD, (0, 0, 0, missing))
     return hidden_BSD.unflatten(1, (-1, kernel))
 

@@ -136,10 +136,12 @@ class SteerMoE(nn.Module):
         trained = adapter.Adapter(self.config, self.frozen_hashes(), self.trainable_state_dict())
         adapter.write(Path(folder), trained)
 
-    def push_to_hub(self, repo_id: str, private: bool = False) -> str:
-        """Upload what `save_pretrained` writes; returns the repository's address."""
+    def push_to_hub(self, repo_id: str, private: bool = False, card: str | None = None) -> str:
+        """Upload what `save_pretrained` writes, and a model card; returns the repository's address."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            if card is not None:
+                (Path(folder) / adapter.CARD).write_text(card, encoding="utf-8")
             return adapter.push(Path(folder), repo_id, private)
 
     # what is trained, and what is not
@@ -208,7 +210,7 @@ class SteerMoE(nn.Module):
                 raise ValueError(
                     f"bridge.projection {self.config.bridge.projection} reads the prompt: none given"
                 )
-            prompt_BPH, prompt_lengths_B = pooled_BAD.new_zeros(len(lengths_B), 0, 1), lengths_B * 0
+            prompt_BPH, prompt_lengths_B = pooled_BAD.new_zeros(lengths_B.shape[0], 0, 1), lengths_B * 0
         return self.projection(pooled_BAD, prompt_BPH, prompt_lengths_B), lengths_B
 
     def hear(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,7 +221,7 @@ class SteerMoE(nn.Module):
         after = self.config.bridge.after
         between = None if after is None else {after: self._shorten}
         hidden_BSD, lengths_B = self.encoder(features_BMT, lengths_B, between)
-        self._lengths[hidden_BSD.shape[1]] = lengths_B
+        self._remember(hidden_BSD, lengths_B)
         if self.steering is not None:
             hidden_BSD = self.steering.post(hidden_BSD)
         return (hidden_BSD, lengths_B) if between else self.downsample(hidden_BSD, lengths_B)
@@ -227,8 +229,12 @@ class SteerMoE(nn.Module):
     def _shorten(
         self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._lengths[hidden_BSD.shape[1]] = lengths_B
+        self._remember(hidden_BSD, lengths_B)
         return self.downsample(hidden_BSD, lengths_B)
+
+    def _remember(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> None:
+        if not torch.compiler.is_exporting():  # a width that is a symbol can be no key
+            self._lengths[hidden_BSD.shape[1]] = lengths_B
 
     def lengths_of(self, width: int) -> torch.Tensor:
         """Valid lengths (B,) of the hidden states of a width, somewhere in the encoder, that were heard last.

@@ -41,6 +41,8 @@ class _OnDemand(TyperGroup):
 def command(name: str) -> Any:
     """The command called `name`, a row of COMMANDS, imported."""
     module = importlib.import_module(f"steermoe.serving.commands.{name.replace('-', '_')}")
+    if hasattr(module, "app"):  # it has commands of its own
+        return get_command(module.app)
     app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
     app.command(name)(module.main)
     return get_command(app)
@@ -101,6 +103,7 @@ COMMANDS = {
     "params": "count the parameters of a configuration, frozen and trained, part by part",
     "plan": "estimate hours, memory and disk of a training run, and whether it fits",
     "claims": "show what others published, recomputed where that can be done",
+    "export": "take a trained model elsewhere: ONNX Runtime, or the hub",
 }
 
 if __name__ == "__main__":

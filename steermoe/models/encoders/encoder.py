@@ -88,6 +88,19 @@ class Encoder(nn.Module, ABC):
                 f"features: found {channels} channels, the encoder takes {self.features.channels}"
             )
         steps_B = self.output_lengths(lengths_B)
+        if not torch.compiler.is_exporting():  # a graph cannot refuse anything
+            self._check(frames, lengths_B, steps_B)
+        features_BMT = features_BMT.to(next(self.model.parameters()).dtype)
+        padding_B1T = ~valid_frames(lengths_B, frames)[:, None]
+        padded = torch.compiler.is_exporting() or bool(padding_B1T.any())
+        if padded:
+            features_BMT = features_BMT.masked_fill(padding_B1T, 0)
+        hidden_BSD = self.embed(features_BMT, lengths_B, padded)
+        if self.window == "full":
+            return hidden_BSD, torch.full_like(steps_B, hidden_BSD.shape[1])
+        return hidden_BSD, steps_B
+
+    def _check(self, frames: int, lengths_B: torch.Tensor, steps_B: torch.Tensor) -> None:
         longest = int(self.output_lengths(torch.tensor(frames)))
         if self.max_frames is not None and longest > self.max_frames:
             raise ValueError(
@@ -99,15 +112,6 @@ class Encoder(nn.Module, ABC):
                 f"features: found an utterance of {int(lengths_B.min())} feature frames, too short for a "
                 "single frame of the encoder; leave it out, or pad it with silence"
             )
-        features_BMT = features_BMT.to(next(self.model.parameters()).dtype)
-        padding_B1T = ~valid_frames(lengths_B, frames)[:, None]
-        padded = bool(padding_B1T.any())
-        if padded:
-            features_BMT = features_BMT.masked_fill(padding_B1T, 0)
-        hidden_BSD = self.embed(features_BMT, lengths_B, padded)
-        if self.window == "full":
-            return hidden_BSD, torch.full_like(steps_B, hidden_BSD.shape[1])
-        return hidden_BSD, steps_B
 
     def forward(
         self,
@@ -135,15 +139,19 @@ class Encoder(nn.Module, ABC):
         for number, layer in enumerate(self.layers):
             hidden_BSD = layer_hidden(layer(hidden_BSD, *context))
             if number in between:
-                hidden_BSD, lengths_B = between[number](hidden_BSD[:, : int(lengths_B.max())], lengths_B)
+                hidden_BSD, lengths_B = between[number](_longest(hidden_BSD, lengths_B), lengths_B)
                 context = self.context(hidden_BSD, lengths_B)
-        hidden_BSD = hidden_BSD[:, : int(lengths_B.max())]
-        return self.finish(hidden_BSD), lengths_B
+        return self.finish(_longest(hidden_BSD, lengths_B)), lengths_B
 
 
 def layer_hidden(output: Any) -> torch.Tensor:
     """The hidden states in what a layer returns: a tensor, or a tuple that begins with it."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def _longest(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    """As many frames as the longest row has: a full window has more. A graph keeps them all."""
+    return hidden_BSD if torch.compiler.is_exporting() else hidden_BSD[:, : int(lengths_B.max())]
 
 
 def valid_frames(lengths_B: torch.Tensor, frames: int) -> torch.Tensor:
@@ -152,6 +160,8 @@ def valid_frames(lengths_B: torch.Tensor, frames: int) -> torch.Tensor:
 
 
 def padding_mask(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor | None:
-    """True where a frame is valid, (B, S); None if all are, for then layers run without a mask."""
+    """True where a frame is valid, (B, S); None if all are (not in a graph): layers then run without a mask."""
     steps = hidden_BSD.shape[1]
-    return None if bool((lengths_B == steps).all()) else valid_frames(lengths_B, steps)
+    if not torch.compiler.is_exporting() and bool((lengths_B == steps).all()):
+        return None
+    return valid_frames(lengths_B, steps)

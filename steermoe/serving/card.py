@@ -1,0 +1,107 @@
+"""The model card that an adapter is published with: what it is, how to use it, and its figures with their protocol."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from steermoe import __version__
+from steermoe.evaluation.results import METRICS, PRESERVATION, read_json, read_result
+from steermoe.models.steermoe import SteerMoE
+
+TEXT = """
+# {name}
+
+An adapter of [SteerMoE](https://arxiv.org/abs/2510.13558): between a frozen speech encoder (`{encoder}`) and a frozen
+language model (`{llm}`), {trained:,} trained parameters, method `{method}`. Neither frozen model is part of it.
+
+```python
+from steermoe import SteerMoE
+
+model = SteerMoE.from_pretrained("{name}")
+print(model.transcribe("speech.wav"))
+```
+
+Set up to train on {training}, {steps:,} steps at most, seed {seed}, with steermoe {version}.
+
+## Evaluation
+
+{evaluation}
+"""
+
+
+def model_card(model: SteerMoE, name: str, evaluations: Path | None = None) -> ModelCard:
+    """The card of an adapter.
+
+    Args:
+        model: the adapter, loaded.
+        name: of the repository that it will be in.
+        evaluations: what stage `eval` wrote about this arm, a folder a corpus; None: nothing.
+
+    Raises:
+        ValueError: there are no evaluations in the folder, or they have no protocol.
+    """
+    arm = model.config
+    data = ModelCardData(
+        library_name="steermoe",
+        pipeline_tag="automatic-speech-recognition",
+        tags=["steermoe", arm.method],
+        base_model=[path for path in (arm.encoder.path, arm.llm.path) if not Path(path).exists()] or None,
+    )
+    text = TEXT.format(
+        name=name,
+        encoder=arm.encoder.path,
+        llm=arm.llm.path,
+        trained=sum(p.numel() for group in model.parameter_groups().values() for p in group),
+        method=arm.method,
+        training=", ".join(f"{corpus} ({', '.join(splits)})" for corpus, splits in arm.train_splits.items()),
+        steps=arm.training.steps,
+        seed=arm.seed,
+        version=__version__,
+        evaluation="None was published with it." if evaluations is None else _tables(evaluations),
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+
+
+def _tables(evaluations: Path) -> str:
+    folders = sorted(path.parent for path in evaluations.glob(f"*/{METRICS}"))
+    if not folders:
+        raise ValueError(
+            f"{evaluations}: found no evaluation; expected <corpus>/{METRICS} as stage eval writes it"
+        )
+    return "\n\n".join(_table(folder) for folder in folders)
+
+
+def _table(folder: Path) -> str:
+    result = read_result(folder)
+    if result.skipped is not None:
+        return f"### {folder.name}\n\nNot evaluated: {result.skipped}"
+    protocol = result.summary["protocol"]
+    rows = ["| split | task | metric | value | interval | n |", "|---|---|---|--:|--:|--:|"]
+    for split, tasks in result.summary["own"].items():
+        for task, figures in tasks.items():
+            rows += [_row(split, task, metric, f) for metric, f in figures.items() if isinstance(f, Mapping)]
+    lines = [
+        f"### {folder.name}",
+        "\n".join(rows),
+        f"In %; normaliser `{protocol['normalizer']}`; decoding: {protocol['decoding']}; intervals: "
+        f"{protocol['interval']}, {protocol['bootstrap_samples']} resamples, seed {protocol['seed']}.",
+    ]
+    if (folder / PRESERVATION).is_file():
+        lines.append(_preserved(read_json(folder / PRESERVATION)))
+    return "\n\n".join(lines)
+
+
+def _row(split: str, task: str, metric: str, figure: Mapping[str, Any]) -> str:
+    value, low, high = (f"{100 * figure[key]:.1f}" for key in ("value", "low", "high"))
+    return f"| {split} | {task} | {metric} | {value} | [{low}, {high}] | {figure['n']} |"
+
+
+def _preserved(found: Mapping[str, Any]) -> str:
+    same = all(part["identical"] for part in found["weights"].values())
+    logits = found["logits"]
+    return (
+        f"Frozen weights {'are' if same else 'are NOT'} those of the base models; "
+        f"{logits['identical']} of {logits['prompts']} text prompts have bit-identical logits with the adapter."
+    )
