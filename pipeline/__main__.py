@@ -4,9 +4,11 @@ import importlib
 import sys
 
 STAGES = {
+    "rehearse": "make what stands in for models and archives, where the profile is a rehearsal",
+    "base": "find or fetch the frozen models, and write down what they are",
     "download": "fetch a corpus from its source, a mirror, or write its recipe",
     "preprocess": "turn a corpus into checked parquet shards",
-    "configure": "resolve the configuration of one arm",
+    "configure": "resolve the configuration of the arms in force",
     "train": "train one arm",
     "eval": "decode and score one arm on one corpus",
     "baseline": "score what needs no training: the encoder's own decoder, guesses without audio",

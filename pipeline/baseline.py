@@ -23,8 +23,9 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
         for name in ("encoder", "text-only", "constant"):
             results.write_skipped(out / name, reason)
         return
-    # Any arm will do: only its frozen parts are used here.
-    model = SteerMoE.from_config(settings.arm(settings.reference))
+    # Any arm will do: only the frozen parts are used here, and those are the profile's.
+    frozen = {"encoder": settings.encoder, "llm": settings.llm}
+    model = SteerMoE.from_config(settings.arm(settings.reference).model_copy(update=frozen))
     tasks = preservation.text_tasks(model, settings.evaluation, settings.generation, seed)
     if tasks is not None:
         results.write_json(out / results.TEXT_TASKS, tasks)

@@ -10,6 +10,7 @@ def main(
 ) -> None:
     """Turn CORPUS, fetched into SOURCE, into parquet shards in OUT."""
     from steermoe import config, corpora
+    from steermoe.data.base_models import located
     from steermoe.data.limits import Limits, tokenizer_file
     from steermoe.data.preprocess import preprocess
 
@@ -18,7 +19,7 @@ def main(
     limits = Limits(
         max_seconds=section.max_seconds,
         max_tokens=section.max_tokens,
-        tokenizer=None if section.max_tokens is None else tokenizer_file(loaded.llm.path),
+        tokenizer=None if section.max_tokens is None else tokenizer_file(located(loaded.llm, "llm").path),
         whole=settings.test,
         max_rejected=section.max_rejected,
         unreadable=section.unreadable.get(corpus, []),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     ("config", "audio"),
     ("corpora", "data", "models"),
-    ("training", "evaluation"),
+    ("training", "evaluation", "rehearsal"),
     ("analysis",),
     ("serving",),
     ("pipeline",),

@@ -93,6 +93,15 @@ class Comparison:
                 return cell
         return None
 
+    def own_metric(self, place: Set) -> str | None:
+        """The metric that a set is reported in: the first of METRICS that was measured on it; None for a missing one.
+
+        WER; CER where words are not told apart by spaces; accuracy for questions.
+        """
+        where = (place.corpus, place.split, place.task)
+        found = {cell.metric for cell in self.cells if (cell.corpus, cell.split, cell.task) == where}
+        return next((name for name in METRICS if name in found), None)
+
     def sets_of(self, task: str) -> list[Set]:
         """The sets with this task; for transcribe also the corpora that are missing, to be shown as such."""
         return [place for place in self.sets if place.task in (task, "" if task == "transcribe" else task)]

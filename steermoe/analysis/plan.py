@@ -61,13 +61,17 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Setup:
-    """What it is trained on: the device, how many of them, audio seconds a batch and device, bytes a number."""
+    """What it is trained on: the device, how many of them, audio seconds a batch and device, bytes a number.
+
+    `padded`: every clip is as long as the encoder's longest input.
+    """
 
     gpu: Gpu
     gpus: int
     batch_seconds: float
     encoder_dtype: str
     llm_dtype: str
+    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,9 @@ def _cases(
 def _activations(
     encoder: EncoderShape, llm: LlmShape, sections: Sections, corpus: Corpus, setup: Setup
 ) -> float:
-    heard = clip(corpus.mean_seconds, encoder, sections, corpus.prompt_tokens, corpus.target_tokens)
+    longest = encoder.max_seconds if setup.padded else None
+    seconds = corpus.mean_seconds if longest is None else longest
+    heard = clip(seconds, encoder, sections, corpus.prompt_tokens, corpus.target_tokens)
     clips = max(1, math.floor(setup.batch_seconds / corpus.mean_seconds))
     return clips * activations(heard, encoder, llm, sections, BYTES[setup.llm_dtype])
 

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 from steermoe.analysis.comparison import Comparison, Row, Set
 from steermoe.data.staging import written_whole
+from steermoe.evaluation.metrics import METRICS
 
 MARKERS = "os^vDPX*"
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -31,7 +32,7 @@ def draw_all(
     """Draw every picture that there is data for into `folder`; returns what each file shows, by name."""
     captions = {
         "learning_curves.png": "Development loss and token accuracy against optimizer steps",
-        "error_rates.png": "Word error rate of every arm on every test split, with intervals",
+        "error_rates.png": "Error rate of every arm on every test split, with intervals",
     }
     learning_curves(histories, folder / "learning_curves.png")
     error_rates(comparison, folder / "error_rates.png")
@@ -77,23 +78,24 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
     save(figure, path)
 
 
-def error_rates(comparison: Comparison, path: Path, metric: str = "wer") -> None:
-    """Bars with intervals, a panel for each set: the arms, and in grey the encoder's own decoder.
+def error_rates(comparison: Comparison, path: Path) -> None:
+    """Bars of each set's own error rate with intervals, a panel for each set: the arms, and in grey the encoder's own decoder.
 
     What does not listen is left to the table: its rates are so high that the arms could not be told apart.
     """
-    places = [p for p in comparison.sets if any(comparison.cell(r, p, metric) for r in comparison.rows)]
+    places = [p for p in comparison.sets_of("transcribe") if comparison.own_metric(p)]
     rows = [
         r
         for r in comparison.rows
-        if r.kind in ("arm", "decoder") and any(comparison.cell(r, p, metric) for p in places)
+        if r.kind in ("arm", "decoder")
+        and any(comparison.cell(r, p, comparison.own_metric(p) or "") for p in places)
     ]
     columns = min(2, max(1, len(places)))
     lines = max(1, -(-len(places) // columns))
     figure = Figure((WIDTH, lines * (0.9 + 0.3 * max(1, len(rows)))), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for axes, place in zip(panels, places, strict=False):
-        bars(axes, comparison, rows, place, metric)
+        bars(axes, comparison, rows, place, comparison.own_metric(place) or "")
     for axes in panels[len(places) :]:
         axes.set_visible(False)
     save(figure, path)
@@ -115,7 +117,7 @@ def bars(axes: Axes, comparison: Comparison, rows: Sequence[Row], place: Set, me
             f"{value:.1f}", (high, height), (4, 0), textcoords="offset points", va="center", fontsize=FONT
         )
     axes.set_yticks(range(len(rows)), [row.title for row in rows])
-    axes.set(xlim=(0, 1.15 * reach or 1), ylim=(len(rows) - 0.5, -0.5), xlabel=f"{metric.upper()} (%)")
+    axes.set(xlim=(0, 1.15 * reach or 1), ylim=(len(rows) - 0.5, -0.5), xlabel=f"{METRICS[metric].title} (%)")
     axes.set_title(f"{place.title}, n = {place.n}", loc="left", fontsize=FONT)
     axes.tick_params(axis="y", length=0)
     bare(axes)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from steermoe.config import of_the_hub
 from steermoe.models.encoders.firered_conformer import FireRedConfig
 from steermoe.models.frozen import DTYPES
 
@@ -151,11 +152,11 @@ def matmul_weights(module: nn.Module) -> int:
 
 
 def _preset(name: str, presets: Mapping[str, Any]) -> str:
-    """The preset's own name for `openai/whisper-large-v3` and the like; any other name as it is."""
+    """The preset's own name for `openai/whisper-large-v3`, and for a folder of that name which is not there yet."""
     if Path(name).exists():
         return name
     owner, _, last = name.rpartition("/")
-    return last.lower() if last.lower() in presets and owner in OWNERS else name
+    return last.lower() if last.lower() in presets and (owner in OWNERS or not of_the_hub(name)) else name
 
 
 def _config(name: str, presets: Mapping[str, Any], setting: str) -> PreTrainedConfig:

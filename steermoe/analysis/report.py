@@ -6,6 +6,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from steermoe.analysis.comparison import Comparison, Row, Set
+from steermoe.corpora import reader
 from steermoe.evaluation.metrics import METRICS
 
 NONE = "-"
@@ -64,18 +65,30 @@ def printed(comparison: Comparison) -> Printed:
 
 
 def main_table(comparison: Comparison, newline: str) -> tuple[Lines, list[Lines]]:
-    """Header and lines: trainable parameters, WER and accuracy of every set, seconds a step, RTF."""
-    spoken, asked = comparison.sets_of("transcribe"), comparison.sets_of("answer")
-    header = ["system", "trainable parameters"]
-    header += [f"{place.title} WER" for place in spoken] + [f"{place.title} accuracy" for place in asked]
+    """Header and lines: trainable parameters, every set in its own metric, seconds a step, RTF.
+
+    What was to be transcribed comes first, then what was asked.
+    """
+    tasks = dict.fromkeys(["transcribe", *(place.task for place in comparison.sets if place.task)])
+    places = [place for task in tasks for place in comparison.sets_of(task)]
+    header = ["system", "trainable parameters", *(f"{place.title} {measure(comparison, place)}" for place in places)]
     header += ["s / step", "RTF"]
     lines = []
     for row in comparison.rows:
         line = [row.title, NONE if row.trainable is None else f"{row.trainable:,}"]
-        line += [cell_text(comparison, row, place, "wer", newline) for place in spoken]
-        line += [cell_text(comparison, row, place, "accuracy", newline) for place in asked]
+        line += [
+            cell_text(comparison, row, place, comparison.own_metric(place) or "", newline) for place in places
+        ]
         lines.append([*line, number(row.seconds_per_step, 2), number(row.real_time_factor, 3)])
     return header, lines
+
+
+def measure(comparison: Comparison, place: Set) -> str:
+    """The title of a set's own metric; of a corpus that is missing, what its card says."""
+    metric = comparison.own_metric(place)
+    if metric is not None:
+        return METRICS[metric].title
+    return reader(place.corpus).CARD.metric.partition(";")[0].partition(",")[0]
 
 
 def cell_text(comparison: Comparison, row: Row, place: Set, metric: str, newline: str) -> str:
@@ -136,14 +149,18 @@ def how_measured(comparison: Comparison) -> Lines:
 
 
 def further_metrics(comparison: Comparison) -> Lines:
-    """Every transcription metric but WER, for every set."""
-    places = [place for place in comparison.sets_of("transcribe") if place.task]
-    names = [name for name, metric in METRICS.items() if "transcribe" in metric.tasks and name != "wer"]
-    header = ["system", *(f"{place.title} {METRICS[name].title}" for place in places for name in names)]
+    """Every transcription metric but a set's own, for every set."""
+    measured = {(cell.corpus, cell.split, cell.task, cell.metric) for cell in comparison.cells}
+    shown = [
+        (place, name)
+        for place in comparison.sets_of("transcribe")
+        for name in METRICS
+        if name != comparison.own_metric(place) and (place.corpus, place.split, place.task, name) in measured
+    ]
+    header = ["system", *(f"{place.title} {METRICS[name].title}" for place, name in shown)]
     body = []
     for row in comparison.rows:
-        texts = [cell_text(comparison, row, place, name, "<br>") for place in places for name in names]
-        body.append([row.title, *texts])
+        body.append([row.title, *(cell_text(comparison, row, place, name, "<br>") for place, name in shown)])
     return markdown_table(header, body)
 
 

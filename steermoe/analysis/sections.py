@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from steermoe.analysis.comparison import BASELINES, Comparison, scored, worst
 from steermoe.analysis.report import NONE, Lines, markdown_table, number, percent
 from steermoe.config import ArmConfig
+from steermoe.evaluation.metrics import METRICS
 from steermoe.evaluation.results import Result
 
 WORST = 3  # utterances shown for each arm and set
@@ -27,7 +28,7 @@ def training(comparison: Comparison) -> Lines:
 
 
 def seed_noise(comparison: Comparison, configs: Mapping[str, ArmConfig]) -> Lines:
-    """WER of arms that differ in nothing but their seed: what a difference between arms stands beside."""
+    """Error rates of arms that differ in nothing but their seed: what a difference between arms stands beside."""
     groups: dict[str, list[str]] = {}
     for arm in comparison.arms:
         if arm in configs:
@@ -37,14 +38,15 @@ def seed_noise(comparison: Comparison, configs: Mapping[str, ArmConfig]) -> Line
     for arms in groups.values():
         for place in comparison.sets_of("transcribe"):
             rows = [row for row in comparison.rows if row.kind == "arm" and row.system in arms]
-            cells = [cell for row in rows if (cell := comparison.cell(row, place, "wer"))]
+            metric = comparison.own_metric(place) or ""
+            cells = [cell for row in rows if (cell := comparison.cell(row, place, metric))]
             if len(cells) > 1:
                 values = [cell.value for cell in cells]
                 texts = ", ".join(f"{cell.system} {percent(cell.value)}" for cell in cells)
-                lines.append([texts, place.title, f"{100 * (max(values) - min(values)):.1f}"])
+                lines.append([texts, f"{place.title} {METRICS[metric].title}", f"{100 * (max(values) - min(values)):.1f}"])
     if not lines:
         return []
-    header = ["arms that differ in their seed alone", "set", "spread of WER (points)"]
+    header = ["arms that differ in their seed alone", "set", "spread (points)"]
     return ["## Seed noise", "", *markdown_table(header, lines)]
 
 

@@ -27,7 +27,8 @@ from steermoe.config.corpora import (
     Synthetic,
 )
 from steermoe.config.language import Generation, Prompts
-from steermoe.config.loading import Config, load, put_in_force, switch_profile
+from steermoe.config.loading import Config, load
+from steermoe.config.lock import Locked, lock_file, lock_text, read_lock
 from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.problems import ConfigError
 from steermoe.config.sections import (
@@ -35,7 +36,10 @@ from steermoe.config.sections import (
     Evaluation,
     Llm,
     Training,
+    of_the_hub,
 )
+from steermoe.config.profile import Rehearsal
+from steermoe.config.switching import preview, put_in_force, switch_profile
 
 __all__ = [
     "Aishell1",
@@ -58,6 +62,7 @@ __all__ = [
     "LibriSpeech",
     "Limited",
     "Llm",
+    "Locked",
     "Lora",
     "MiniLibriSpeech",
     "Mls",
@@ -65,11 +70,17 @@ __all__ = [
     "MmauPro",
     "OpenAudioBench",
     "Prompts",
+    "Rehearsal",
     "Remote",
     "Steering",
     "Synthetic",
     "Training",
     "load",
+    "lock_file",
+    "lock_text",
+    "of_the_hub",
+    "preview",
     "put_in_force",
+    "read_lock",
     "switch_profile",
 ]

@@ -20,6 +20,7 @@ from steermoe.config.sections import (
     ProfileTraining,
     Section,
     Seed,
+    Selection,
     Training,
 )
 
@@ -54,6 +55,7 @@ class Settings(Section):
     prompts: Prompts
     encoder: Encoder
     llm: Llm
+    selection: Selection
     training: ProfileTraining
 
 
@@ -180,8 +182,11 @@ class Overrides:
 
 
 def arm_config(name: str, arm: Arm, settings: Settings, corpora: Mapping[str, Corpus]) -> ArmConfig:
-    """The self-contained configuration of an arm: only the sections that its method reads."""
-    values = settings.model_dump()
+    """The self-contained configuration of an arm: only the sections that its method reads.
+
+    `corpora` are those in force; where the arm selects splits, they may lack a corpus of it.
+    """
+    values = settings.model_dump(exclude={"selection"})
     rates, ingredients = values["training"]["learning_rates"], arm.method.split("+")
     values["training"]["learning_rates"] = {
         part: rates[ingredient][part] for part, ingredient in parts_of(arm.method).items()
@@ -190,10 +195,18 @@ def arm_config(name: str, arm: Arm, settings: Settings, corpora: Mapping[str, Co
     return ArmConfig(
         name=name,
         method=arm.method,
-        train_splits={corpus: section.train for corpus, section in corpora.items()},
-        dev_splits={corpus: section.dev for corpus, section in corpora.items()},
+        train_splits=_splits(settings.selection.train, corpora, "train"),
+        dev_splits=_splits(settings.selection.dev, corpora, "dev"),
         **values,
     )
+
+
+def _splits(
+    selected: dict[str, list[str]] | None, corpora: Mapping[str, Corpus], use: str
+) -> dict[str, list[str]]:
+    if selected is None:
+        return {corpus: getattr(section, use) for corpus, section in corpora.items()}
+    return {corpus: list(splits) for corpus, splits in selected.items()}
 
 
 def leaves(method: str) -> list[str]:

@@ -1,103 +1,32 @@
-"""Reads params.yaml and the profile it names, checks both together, and switches the profile."""
+"""Reads params.yaml and the profile it names, and checks both together."""
 
-import io
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.representer import RoundTripRepresenter
 
-from steermoe.config.arms import Arm, ArmConfig, ArmName, Overrides, Settings, arm_config
-from steermoe.config.corpora import Corpora, Corpus
+from steermoe.config.arms import Arm, ArmConfig, Overrides, Settings, arm_config
+from steermoe.config.corpora import Corpus
 from steermoe.config.language import Generation, Prompts
+from steermoe.config.lock import Lock, lock_file, pinned, read_lock
 from steermoe.config.method import Bridge, Lora, Steering
-from steermoe.config.problems import ConfigError, illegal, located, problem
+from steermoe.config.params import Params
+from steermoe.config.problems import ConfigError, located, problem
+from steermoe.config.profile import OVERRIDDEN, Profile, Rehearsal, overridden, unserved
 from steermoe.config.sections import (
     Encoder,
     Evaluation,
     Llm,
     Preprocessing,
     ProfileTraining,
-    Section,
-    Seed,
-    SomeNames,
 )
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Params(Section):
-    """params.yaml."""
-
-    profile: str
-    corpora: SomeNames
-    compare: SomeNames
-    reference: str
-    seed: Seed
-    steering: Steering
-    lora: Lora
-    llm_lora: Lora
-    bridge: Bridge
-    prompts: Prompts
-    generation: Generation
-    evaluation: Evaluation
-    arms: dict[ArmName, Arm]
-
-    @field_validator("compare")
-    @classmethod
-    def _are_arms(cls, names: list[str], info: ValidationInfo) -> list[str]:
-        arms = _there(info, "arms", dict)
-        for name in names:
-            if name not in arms:
-                raise illegal(arms, found=name)
-        return names
-
-    @field_validator("reference")
-    @classmethod
-    def _is_compared(cls, name: str, info: ValidationInfo) -> str:
-        compare = _there(info, "compare", list)
-        if name not in compare:
-            raise illegal(compare)
-        return name
-
-
-def _there(info: ValidationInfo, key: str, kind: type) -> list[str]:
-    """The names under another key as they stand in the file, right or wrong."""
-    value: Any = (info.context or {}).get(key)
-    return [name for name in value if isinstance(name, str)] if isinstance(value, kind) else []
-
-
-class Profile(Section):
-    """A profile in configs/."""
-
-    encoder: Encoder
-    llm: Llm
-    corpora: Corpora
-    preprocessing: Preprocessing
-    training: ProfileTraining
-
-    @field_validator("corpora")
-    @classmethod
-    def _serve_every_use(cls, corpora: Corpora) -> Corpora:
-        for use in ("train", "dev", "test"):
-            if not any(getattr(corpus, use) for corpus in corpora.named().values()):
-                raise illegal(f"at least one corpus with a split in `{use}`", found=list(corpora.named()))
-        return corpora
-
-    @field_validator("preprocessing")
-    @classmethod
-    def _names_its_corpora(cls, section: Preprocessing, info: ValidationInfo) -> Preprocessing:
-        corpora = info.data["corpora"].named() if "corpora" in info.data else section.unreadable
-        for name in section.unreadable:
-            if name not in corpora:
-                raise illegal(corpora, found={"unreadable": name})
-        return section
 
 
 @dataclass(frozen=True)
@@ -126,6 +55,8 @@ class Config:
     llm: Llm
     preprocessing: Preprocessing
     training: ProfileTraining
+    published: list[str]
+    rehearsal: Rehearsal | None
 
     def arm(self, name: str) -> ArmConfig:
         """The resolved configuration of an arm.
@@ -144,85 +75,97 @@ def load(params: Path) -> Config:
     Raises:
         ConfigError: with every problem of both files, those of every arm included.
     """
-    return _checked(params, _read(params))
+    return checked(params, read(params))
 
 
-def switch_profile(params: Path, profile: str) -> None:
-    """Put another profile in force: sets `profile` and `corpora` in params.yaml, and keeps all else as it is.
-
-    Raises:
-        ConfigError: the configuration would not be valid; params.yaml is then left alone.
-    """
-    values = _read(params) | {"profile": profile}
-    corpora = _read(_profile_file(params, values)).get("corpora")
-    _rewrite(params, {"profile": profile, "corpora": list(corpora) if isinstance(corpora, dict) else []})
-
-
-def put_in_force(params: Path, arms: list[str]) -> None:
-    """Train and compare other arms: sets `compare` in params.yaml, and keeps all else as it is.
+def checked(params: Path, values: dict[str, Any]) -> Config:
+    """The configuration of `values`, read from params.yaml or changed since, with their profile.
 
     Raises:
-        ConfigError: the configuration would not be valid; params.yaml is then left alone.
+        ConfigError: as `load`.
     """
-    _rewrite(params, {"compare": arms})
-
-
-class _NullInWords(RoundTripRepresenter):
-    """Writes `null` where ruamel would leave the place empty."""
-
-
-_NullInWords.add_representer(
-    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-)
-
-
-def _rewrite(params: Path, changes: dict[str, Any]) -> None:
-    _checked(params, _read(params) | changes)
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width, yaml.Representer = True, 4096, _NullInWords
-    tree = yaml.load(params.read_text(encoding="utf-8"))
-    for name, value in changes.items():
-        if isinstance(value, list) and isinstance(tree.get(name), list):
-            tree[name][:] = value  # in place: the comment hangs on the list
-        else:
-            tree[name] = value
-    text = io.StringIO()
-    yaml.dump(tree, text)
-    whole = params.with_name(f".{params.name}.{os.getpid()}")
-    with whole.open("w", encoding="utf-8") as file:
-        file.write(text.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    whole.replace(params)
-
-
-def _checked(params: Path, values: dict[str, Any]) -> Config:
     lines: list[str] = []
-    tuned = _section(Params, values, str(params), lines)
-    if not isinstance(values.get("profile"), str):
-        raise ConfigError(lines)
-    try:
-        file = _profile_file(params, values)
-        sizes = _read(file)
-    except ConfigError as error:
-        raise ConfigError([*lines, *error.lines]) from error
+    file, sizes, unread = _profile(params, values)
+    rows = _rows(values) | _rows(sizes)
+    tuned = _section(Params, values, str(params), lines, values | {"arms": rows})
+    if file is None:
+        raise ConfigError([*lines, *unread])
     profile = _section(Profile, sizes, str(file), lines)
     lines += _corpora_differ(params, values, sizes)
-    arms = _arms(params, values, sizes, lines)
+    lines += [
+        problem(f"{file}: arms", name, f"a name that {params} does not have in its arms")
+        for name in _rows(values).keys() & _rows(sizes).keys()
+    ]
+    arms = _arms({params: _rows(values), file: _rows(sizes)}, values, sizes, lines)
     if lines or tuned is None or profile is None:
         raise ConfigError(lines)
-    given = profile.corpora.named()
+    generation, evaluation = _overridden(file, values, profile, tuned, lines)
+    given, lock = profile.corpora.named(), read_lock(lock_file(params, tuned.profile))
     corpora = {name: given[name] for name in tuned.corpora}
-    resolved = {name: arm_config(name, *arm, corpora) for name, arm in arms.items()}
-    twins = _twins(params, {name: resolved[name] for name in tuned.compare})
-    if twins:
-        raise ConfigError(twins)
-    shared = {name: getattr(tuned, name) for name in Params.model_fields if name not in ("corpora", "arms")}
-    sized = {name: getattr(profile, name) for name in Profile.model_fields if name != "corpora"}
-    return Config(corpora=corpora, arms=resolved, **shared, **sized)
+    resolved = {
+        name: arm_config(name, arm, _pinned(settings, lock), corpora)
+        for name, (arm, settings) in arms.items()
+        if name in tuned.compare or not list(unserved(settings.selection, given))
+    }
+    in_force = {name: resolved[name] for name in tuned.compare}
+    lines += _unserved_arms(params, arms, in_force, given, corpora)
+    lines += _twins(params, in_force)
+    if lines:
+        raise ConfigError(lines)
+    own = ("corpora", "arms", *OVERRIDDEN)
+    shared = {name: getattr(tuned, name) for name in Params.model_fields if name not in own}
+    sized = {name: getattr(profile, name) for name in ("preprocessing", "training", "published", "rehearsal")}
+    models = {name: pinned(getattr(profile, name), lock) for name in ("encoder", "llm")}
+    return Config(
+        corpora=corpora, arms=resolved, generation=generation, evaluation=evaluation, **shared, **sized, **models
+    )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _pinned(settings: Settings, lock: Lock) -> Settings:
+    models = {"encoder": pinned(settings.encoder, lock), "llm": pinned(settings.llm, lock)}
+    return settings.model_copy(update=models)
+
+
+def _profile(params: Path, values: dict[str, Any]) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The profile's file and values, or what is wrong with them, unless `profile` itself is no text."""
+    if not isinstance(values.get("profile"), str):
+        return None, {}, []
+    try:
+        file = profile_file(params, values)
+        return file, read(file), []
+    except ConfigError as error:
+        return None, {}, error.lines
+
+
+def _rows(values: Mapping[str, Any]) -> dict[str, Any]:
+    rows = values.get("arms")
+    return rows if isinstance(rows, dict) else {}
+
+
+def _overridden(
+    file: Path, values: dict[str, Any], profile: Profile, tuned: Params, lines: list[str]
+) -> tuple[Generation, Evaluation]:
+    """The sections that a profile may override, as it has them."""
+    merged = overridden(values, profile.overrides, tuned.corpora)
+    found = []
+    for name, kind in OVERRIDDEN.items():
+        try:
+            found.append(
+                kind.model_validate_json(json.dumps(merged[name], default=str), context=merged)
+            )
+        except ValidationError as error:
+            pairs = located(error, kind.model_json_schema())
+            raise ConfigError([f"{file}: overrides.{name}.{path}{line}" for path, line in pairs]) from error
+    generation, evaluation = found
+    return generation, evaluation
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The values of a file of YAML, whose keys are text.
+
+    Raises:
+        ConfigError: there is no such file, or it is something else.
+    """
     yaml = YAML(typ="safe", pure=True)  # pure is YAML 1.2, where 1e-4 is a number
     try:
         values = yaml.load(file.read_text(encoding="utf-8"))
@@ -246,7 +189,12 @@ def _keys(tree: Any) -> Iterator[Any]:
         yield from _keys(inner)
 
 
-def _profile_file(params: Path, values: dict[str, Any]) -> Path:
+def profile_file(params: Path, values: dict[str, Any]) -> Path:
+    """The file of the profile that `values` name.
+
+    Raises:
+        ConfigError: there is none.
+    """
     folder = params.parent / "configs"
     names = sorted(file.stem for file in folder.glob("*.yaml"))
     if values.get("profile") not in names:
@@ -254,9 +202,11 @@ def _profile_file(params: Path, values: dict[str, Any]) -> Path:
     return folder / f"{values['profile']}.yaml"
 
 
-def _section(kind: type[Model], values: dict[str, Any], file: str, lines: list[str]) -> Model | None:
+def _section(
+    kind: type[Model], values: dict[str, Any], file: str, lines: list[str], context: dict[str, Any] | None = None
+) -> Model | None:
     try:
-        return kind.model_validate_json(json.dumps(values, default=str), context=values)
+        return kind.model_validate_json(json.dumps(values, default=str), context=context or values)
     except ValidationError as error:
         lines += [f"{file}: {path}{line}" for path, line in located(error, kind.model_json_schema())]
         return None
@@ -265,30 +215,67 @@ def _section(kind: type[Model], values: dict[str, Any], file: str, lines: list[s
 def _corpora_differ(params: Path, values: dict[str, Any], sizes: dict[str, Any]) -> list[str]:
     """DVC expands stages over the list in params.yaml (it cannot over a profile's keys): they must agree."""
     named, there = values.get("corpora"), sizes.get("corpora")
-    if not isinstance(named, list) or not isinstance(there, dict) or named == list(there):
+    if not isinstance(named, list) or not isinstance(there, dict):
         return []
-    legal = f"[{', '.join(map(str, there))}], those of configs/{values['profile']}.yaml in their order"
+    if named == [name for name in there if name in named]:
+        return []
+    legal = f"[{', '.join(map(str, there))}], those of configs/{values['profile']}.yaml in their order, or some"
     return [f"{problem(f'{params}: corpora', named, legal)}; run `make profile PROFILE={values['profile']}`"]
 
 
 def _arms(
-    params: Path, values: dict[str, Any], sizes: dict[str, Any], lines: list[str]
+    rows: dict[Path, dict[str, Any]], values: dict[str, Any], sizes: dict[str, Any], lines: list[str]
 ) -> dict[str, tuple[Arm, Settings]]:
-    """The arms whose rows are right, with their settings; the problems of their overrides are added."""
+    """The arms whose rows are right, with their settings; the problems of their overrides are added.
+
+    `rows` are those of each file that has arms.
+    """
     both = values | sizes
     shared = {name: both[name] for name in Settings.model_fields if name in both}
-    compare = values.get("compare")
-    overrides = Overrides(shared, str(params), in_force=compare if isinstance(compare, list) else [])
-    rows, arms = values.get("arms"), {}
-    for name, row in rows.items() if isinstance(rows, dict) else ():
-        try:
-            arm = Arm.model_validate_json(json.dumps(row, default=str))
-        except ValidationError:
-            continue  # told already, as a problem of params.yaml
-        settings = overrides.resolve(name, arm, lines)
-        if settings is not None:
-            arms[name] = (arm, settings)
+    compare, arms = values.get("compare"), {}
+    for file, table in rows.items():
+        overrides = Overrides(shared, str(file), in_force=compare if isinstance(compare, list) else [])
+        for name, row in table.items():
+            try:
+                arm = Arm.model_validate_json(json.dumps(row, default=str))
+            except ValidationError:
+                continue  # told already, as a problem of its file
+            settings = overrides.resolve(name, arm, lines)
+            if settings is not None:
+                arms[name] = (arm, settings)
     return arms
+
+
+def _unserved_arms(
+    params: Path,
+    arms: dict[str, tuple[Arm, Settings]],
+    in_force: dict[str, ArmConfig],
+    given: Mapping[str, Corpus],
+    corpora: Mapping[str, Corpus],
+) -> Iterator[str]:
+    """What the arms in force are trained on or chosen by, but no corpus in force has."""
+    for name, arm in in_force.items():
+        told = False
+        for use, found, legal in unserved(arms[name][1].selection, given):
+            told = True
+            yield problem(f"{params}: compare: arm {name}: selection.{use}", found, legal)
+        lacking = [corpus for corpus in needed([arm], given) if corpus not in corpora]
+        if lacking and not told:
+            yield (
+                f"{params}: corpora: arm {name} needs {', '.join(lacking)}, not in force; add to the list, or run "
+                "`python -m pipeline profile` with --compare, which does"
+            )
+        for use in ("train", "dev"):
+            if not any(getattr(arm, f"{use}_splits").values()):
+                yield f"{params}: corpora: none in force has a split in `{use}`, for arm {name}"
+    if not any(corpus.test for corpus in corpora.values()):
+        yield f"{params}: corpora: none in force has a split in `test`; put one in force"
+
+
+def needed(arms: Iterable[ArmConfig], corpora: Iterable[str]) -> list[str]:
+    """Those of the corpora that arms are trained on and chosen by."""
+    named = {name for arm in arms for name in (*arm.train_splits, *arm.dev_splits)}
+    return [name for name in corpora if name in named]
 
 
 def _twins(params: Path, arms: dict[str, ArmConfig]) -> list[str]:

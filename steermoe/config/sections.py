@@ -27,6 +27,24 @@ Positive = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1, description="text that is not empty")]
 
 
+def of_the_hub(path: str) -> bool:
+    """Whether a path can be a hub id, `name` or `owner/name`, as far as its letters tell."""
+    return not path.startswith((".", "/", "~")) and path.count("/") < 2
+
+
+def _pins(revision: str | None, info: ValidationInfo) -> str | None:
+    path = info.data.get("path", "")
+    if revision is not None and not of_the_hub(path):
+        raise illegal(f"null, as {path!r} is a folder")
+    return revision
+
+
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Revision = Annotated[
+    Commit | None, Field(description="null, or a commit of the hub, 40 hexadecimal digits"), AfterValidator(_pins)
+]
+
+
 def _different(names: list[str]) -> list[str]:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -114,6 +132,7 @@ class Encoder(Section):
 
     name: Annotated[str, row_of("models/encoders/__init__.py", "ENCODERS")]
     path: Text
+    revision: Revision
     dtype: Dtype
     window: Literal["unpadded", "full"]
 
@@ -122,8 +141,19 @@ class Llm(Section):
     """The frozen LLM: a folder or hub id of its weights, and their form in memory."""
 
     path: Text
+    revision: Revision
     dtype: Dtype
     quantization: Annotated[str, row_of("models/quantization.py", "QUANTIZATIONS")]
+
+
+class Selection(Section):
+    """Of the splits that the corpora name under `train` and `dev`, those that serve: null for all of them.
+
+    All are downloaded and preprocessed; an arm's own selection trains it on others of them.
+    """
+
+    train: dict[str, SomeNames] | None
+    dev: dict[str, SomeNames] | None
 
 
 class TrainingSchedule(Section):

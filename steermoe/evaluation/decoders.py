@@ -19,6 +19,7 @@ from transformers import (
 
 from steermoe.audio import waveform
 from steermoe.config import Encoder, Generation
+from steermoe.data.base_models import located
 from steermoe.data.rows import with_defaults
 from steermoe.evaluation.ctc import HubCtcDecoder
 from steermoe.evaluation.evaluator import System
@@ -174,6 +175,7 @@ class WhisperDecoder:
 
 def own_decoder(section: Encoder, generation: Generation, seed: int, device: str = "cpu") -> System | None:
     """The decoder that comes with the encoder, for rows to transcribe; None where it has none."""
+    section = located(section, "encoder")
     kind = next((kind for kind in DECODERS.values() if kind.offered(section.path)), None)
     if kind is None:
         return None

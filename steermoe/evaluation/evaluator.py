@@ -6,12 +6,15 @@ a floor that never listens. All run through the same loop, so that their rows an
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
 import torch
 from rich.progress import track
 
+from steermoe.audio.features import Features
+from steermoe.audio.waveform import RATE
 from steermoe.config import Evaluation, Generation
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.collator import INPUTS, collate
@@ -40,22 +43,43 @@ class System:
 def evaluate(
     model: SteerMoE, frame: pl.DataFrame, settings: Evaluation, generation: Generation, seed: int
 ) -> Predictions:
-    """Answers of a trained adapter to every row of `frame`, with their own and with shuffled audio."""
-    return measure(adapter(model, generation, seed), frame, settings, seed, audio=tuple(AUDIO))
+    """Answers of a trained adapter to every row of `frame`, with their own and with shuffled audio.
+
+    Of audio that is longer than the encoder takes, its beginning is heard; `decoding` tells of how many rows.
+    """
+    system = adapter(model, generation, seed)
+    longest = model.encoder.max_seconds
+    cut = 0 if longest is None else frame.filter(pl.col("seconds") > longest).height
+    if cut:
+        system = replace(system, decoding=f"{system.decoding}; of {cut} utterances the first {longest:g} s are heard")
+    return measure(system, frame, settings, seed, audio=tuple(AUDIO))
 
 
 def adapter(model: SteerMoE, generation: Generation, seed: int) -> System:
     """The model as a system: [prefix ; audio ; prompt] in, text out."""
 
+    features = _Beginning(model.features, model.encoder.max_seconds)
+
     @torch.inference_mode()
     def respond(rows: pl.DataFrame) -> list[str]:
-        dataset = UtteranceDataset(rows, model.features, model.tokenizer, model.config.prompts)
+        dataset = UtteranceDataset(rows, features, model.tokenizer, model.config.prompts)
         batch = collate([dataset[row] for row in range(len(dataset))])
         inputs = {name: batch[name].to(model.device) for name in INPUTS}
         tokens = model.generate(**inputs, generation=generation, seed=seed)
         return [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
 
     return System(respond, describe(generation, seed), str(model.device))
+
+
+class _Beginning:
+    """Features of what comes within `seconds` of a waveform (N,) at 16 kHz; None: of all of it."""
+
+    def __init__(self, features: Features, seconds: float | None) -> None:
+        self.features, self.channels = features, features.channels
+        self.samples = None if seconds is None else round(seconds * RATE)
+
+    def __call__(self, waveform: np.ndarray) -> torch.Tensor:
+        return self.features(waveform[: self.samples])
 
 
 def measure(

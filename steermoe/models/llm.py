@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, GenerationC
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from steermoe import config
+from steermoe.data.base_models import located
 from steermoe.data.prompts import end_of_turn
 from steermoe.models.frozen import DTYPES, load_frozen
 from steermoe.models.quantization import load_options
@@ -29,6 +30,7 @@ def load_llm(section: config.Llm) -> tuple[CausalLM, Any]:
             embeddings applied to its last hidden states, scaled and capped as its configuration declares
             (then our loss would not be the model's).
     """
+    section = located(section, "llm")
     options = load_options(section.quantization, DTYPES[section.dtype])
     llm = load_frozen(AutoModelForCausalLM, section.path, section.dtype, "llm", **options)
     tokenizer = load_tokenizer(section.path)

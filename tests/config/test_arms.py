@@ -12,7 +12,7 @@ from steermoe import config
 ROOT = Path(__file__).parents[2]
 Edit = Callable[[dict[str, Any]], None]
 Problems = Callable[[], list[str]]
-SHARED = "one of seed, bridge.*, prompts.*, encoder.*, llm.*, training.*"
+SHARED = "one of seed, bridge.*, prompts.*, encoder.*, llm.*, selection.*, training.*"
 DOWNSAMPLERS = "one of average, max, concat, conv, none"
 OVERRIDES = [  # arm and method, path, value, what follows the place
     ("linear", "bridge.kernel", 4, ": found 4; legal: a value that differs from the shared one"),
@@ -38,7 +38,7 @@ OVERRIDES = [  # arm and method, path, value, what follows the place
         f": no such value; legal: one of {', '.join(f'bridge.{name}' for name in config.Bridge.model_fields)}; "
         "nearest: bridge.width",
     ),
-    ("linear", "evaluation.confidence", 0.9, f": no such value; legal: {SHARED}"),
+    ("linear", "evaluation.confidence", 0.9, f": no such value; legal: {SHARED}; nearest: selection.dev"),
     ("linear", "steering.num_experts", 3, f": of method steering, without effect on linear; legal: {SHARED}"),
     (
         "linear",

@@ -23,7 +23,7 @@ def test_shipped_configuration_loads(params: Path, profile: str) -> None:
     tree, sizes = YAML().load(params), YAML().load(ROOT / "configs" / f"{profile}.yaml")
     assert (loaded.profile, list(loaded.corpora)) == (profile, tree["corpora"])
     assert loaded.compare == tree["compare"]
-    assert loaded.arms.keys() == tree["arms"].keys()
+    assert loaded.arms.keys() == tree["arms"].keys() | sizes["arms"].keys()
     rates = sizes["training"]["learning_rates"]["steering"]
     assert loaded.training.learning_rates.steering.model_dump() == rates
     assert isinstance(rates["vectors"], float)  # YAML 1.1 reads 1e-2 as text
@@ -43,7 +43,7 @@ def test_every_problem_of_both_files_is_told_at_once(edit: Edit, problems: Probl
     told = [line.split(":")[1].strip() for line in problems()]
     steering = [f"steering.{name}" for name in config.Steering.model_fields]
     mine = ["seed", "compare", "reference", "arms.baseline", "arms.baseline.overrides.lora.rnk"]
-    theirs = ["training.steps", "llm.path", "llm.dtype", "llm.quantization"]
+    theirs = ["training.steps", "llm.path", "llm.revision", "llm.dtype", "llm.quantization"]
     assert sorted(told) == sorted(steering + mine + theirs)
 
 
@@ -52,7 +52,7 @@ def test_unknown_profile_hides_no_other_problem(edit: Edit, problems: Problems) 
     assert [line.split(":")[1].strip() for line in problems()] == ["seed", "profile"]
 
 
-@pytest.mark.parametrize("corpora", [["digits", "synthetic"], ["synthetic"]])
+@pytest.mark.parametrize("corpora", [["digits", "synthetic"], ["synthetic", "fleurs"]])
 def test_corpora_that_are_not_the_profiles(edit: Edit, problems: Problems, corpora: list[str]) -> None:
     edit({"corpora": corpora})
     assert len(found := problems()) == 1

@@ -144,7 +144,7 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     ("seed", -1, "seed: found -1; legal: a whole number from 0 to 4294967295"),
     ("compare", ["linear", "linear"], 'compare: found ["linear", "linear"]; legal: every name once'),
     ("reference", "lora-2", 'reference: found "lora-2"; legal: one of steermoe, linear, lora; nearest: lora'),
-    ("profile", "mnii", 'profile: found "mnii"; legal: mini; nearest: mini'),
+    ("profile", "mnii", 'profile: found "mnii"; legal: one of mini, paper, paper-dry; nearest: mini'),
     ("profile", 7, "profile: found 7; legal: text"),
     ("arms.x", {"method": "linear"}, "arms.x.overrides: missing; legal: keys with values"),
     (

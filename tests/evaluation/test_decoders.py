@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def section(path: Path) -> Encoder:
-    return Encoder(name="whisper", path=str(path), dtype="float32", window="unpadded")
+    return Encoder(name="whisper", path=str(path), revision=None, dtype="float32", window="unpadded")
 
 
 @pytest.fixture

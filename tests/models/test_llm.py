@@ -14,7 +14,7 @@ PROMPTS = ["the cat sings", "please transcribe the audio: one two three two one"
 
 
 def section(path: Path, dtype: str = "float32") -> Llm:
-    return Llm.model_validate({"path": str(path), "dtype": dtype, "quantization": "none"})
+    return Llm.model_validate({"path": str(path), "revision": None, "dtype": dtype, "quantization": "none"})
 
 
 @pytest.fixture(params=["tiny_llm_dir", "tiny_llama_dir"])

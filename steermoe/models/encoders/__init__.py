@@ -3,6 +3,7 @@
 import importlib
 
 from steermoe import config
+from steermoe.data.base_models import located
 from steermoe.models.encoders.encoder import Encoder
 from steermoe.models.registry import choose
 
@@ -14,7 +15,7 @@ def load_encoder(section: config.Encoder) -> Encoder:
         ValueError: there is no such encoder, its weights cannot be loaded, or a setting does not fit it.
     """
     module, kind = choose(ENCODERS, section.name, "encoder.name").split(":")
-    return getattr(importlib.import_module(module), kind)(section).eval()
+    return getattr(importlib.import_module(module), kind)(located(section, "encoder")).eval()
 
 
 # `module:class`, imported when it is chosen: each brings in its own modelling code of transformers.

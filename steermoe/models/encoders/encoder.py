@@ -52,6 +52,11 @@ class Encoder(nn.Module, ABC):
             )
         self.window = section.window
 
+    @property
+    def max_seconds(self) -> float | None:
+        """The longest input; None: no limit."""
+        return None if self.max_frames is None else self.max_frames / self.frames_per_second
+
     @abstractmethod
     def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
         """Encoder frames of utterances of so many feature frames."""
@@ -105,7 +110,7 @@ class Encoder(nn.Module, ABC):
         if self.max_frames is not None and longest > self.max_frames:
             raise ValueError(
                 f"features: found {longest / self.frames_per_second:.2f} s of audio, the encoder takes at "
-                f"most {self.max_frames / self.frames_per_second:.2f} s; split the audio"
+                f"most {self.max_seconds:.2f} s; split the audio"
             )
         if int(steps_B.min()) < 1:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,53 +13,121 @@ from steermoe.serving.options import EncoderName, Json, LlmName, Params
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from steermoe.analysis.plan import Corpus, Plan, Setup
+    from steermoe.analysis.plan import Corpus, Gpu, Plan, Setup
 
 Device = Literal["h100", "h200", "a100", "a100-40gb", "rtx4090", "cpu"]
 Mode = Literal["plain", "zero2", "zero2-offload", "zero3", "zero3-offload"]
 
 
 def main(
-    hours: Annotated[float, typer.Option(help="hours of audio that are trained on", min=0.001)],
-    epochs: Annotated[float, typer.Option(help="passes over them", min=0.001)],
+    hours: Annotated[
+        float | None, typer.Option(help="hours of audio that are trained on; default: as the profile says", min=0.001)
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="passes over them; goes with --hours", min=0.001)] = None,
     mean_seconds: Annotated[
-        float, typer.Option(help="mean length of a clip; 12.69 is LibriSpeech train-clean-100's", min=0.1)
-    ] = 12.69,
-    arm: Annotated[str | None, typer.Option(help="arm of params.yaml; default: the first in force")] = None,
+        float | None, typer.Option(help="mean length of a clip, with --hours; default: 12.69, LibriSpeech's", min=0.1)
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="estimate the arms of a profile; default: the one in force")
+    ] = None,
+    arm: Annotated[str | None, typer.Option(help="arm; default: those in force, with --hours the first")] = None,
     encoder: EncoderName = None,
     llm: LlmName = None,
     gpu: Annotated[Device, typer.Option(help="device; cpu: the one at hand, measured")] = "h200",
     gpus: Annotated[int, typer.Option(help="how many of them", min=1)] = 1,
+    memory: Annotated[float | None, typer.Option(help="GB that a device has; default: the device's", min=0.1)] = None,
     mode: Annotated[Mode, typer.Option(help="plain, or a mode of DeepSpeed")] = "plain",
     batch_seconds: Annotated[
         float | None, typer.Option(help="audio seconds a batch and device; default: the arm's", min=0.1)
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="of a clip", min=0)] = 10,
-    target_tokens: Annotated[int, typer.Option(help="of a clip", min=1)] = 40,
+    prompt_tokens: Annotated[int, typer.Option(help="of a clip, with --hours", min=0)] = 10,
+    target_tokens: Annotated[int, typer.Option(help="of a clip, with --hours", min=1)] = 40,
     disk: Annotated[Path, typer.Option(help="a place on the disk whose free space counts")] = Path(),
     params: Params = Path("params.yaml"),
     as_json: Json = False,
 ) -> int:
     """Estimate operations, hours, memory and disk of a training run before it runs.
 
-    Models that are named here instead of in params.yaml count as bfloat16. Exits with 1 where the run cannot
+    Of every arm in force, as its profile configures it; or, with --hours and --epochs, of one arm on anything.
+    Models that are named here instead of in params.yaml count as bfloat16. Exits with 1 where a run cannot
     fit, and says which number exceeds which.
 
     Examples:
 
+        steermoe plan --profile paper
+
+        steermoe plan --profile paper --arm conformer-7b --gpu rtx4090
+
         steermoe plan --hours 100.6 --epochs 10 --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
-        steermoe plan --hours 100.6 --epochs 10 --arm linear --gpu rtx4090 --batch-seconds 40
+
         steermoe plan --hours 2 --epochs 8 --mean-seconds 3 --gpu cpu
     """
+    if not disk.exists():
+        raise ValueError(f"--disk: found {str(disk)!r}; legal: a place that is there")
+    if (hours is None) != (epochs is None):
+        lacking = "--hours" if hours is None else "--epochs"
+        raise ValueError(f"Missing option '{lacking}' (see `steermoe plan --help`): --hours and --epochs go together")
+    device = _device(gpu, memory)
+    free = shutil.disk_usage(disk).free
+    if hours is None or epochs is None:
+        without = {"--encoder": encoder, "--llm": llm, "--mean-seconds": mean_seconds}
+        if given := [name for name, value in without.items() if value is not None]:
+            raise ValueError(f"{given[0]}: without effect but with --hours; leave it out, or give --hours and --epochs")
+        return _profile(params, profile, arm, device, gpus, mode, batch_seconds, free, as_json)
+    if profile is not None:
+        raise ValueError("--profile: without effect with --hours; leave one of them out")
+    return _run(
+        params, arm, encoder, llm, device, gpus, mode, batch_seconds, free, as_json,
+        (hours, epochs, mean_seconds or 12.69, prompt_tokens, target_tokens),
+    )  # fmt: skip
+
+
+def _device(gpu: Device, memory: float | None) -> "Gpu":
+    from steermoe.analysis import plan
+
+    device = plan.this_cpu() if gpu == "cpu" else plan.GPUS[gpu]
+    return device if memory is None else replace(device, memory=memory * plan.GB)
+
+
+def _profile(
+    params: Path, profile: str | None, arm: str | None, device: "Gpu", gpus: int, mode: Mode,
+    batch_seconds: float | None, free: float, as_json: bool,
+) -> int:  # fmt: skip
+    """The arms of a profile."""
+    from steermoe import config
+    from steermoe.analysis import profile_plan
+    from steermoe.serving import plan_tables
+
+    name = profile or config.load(params).profile
+    settings = config.preview(params, name, None if arm is None else [arm])
+    found = profile_plan.plan_profile(settings, device, gpus, mode, batch_seconds, free)
+    stated = profile_plan.assumptions(settings, device, found.unknown)
+    if as_json:
+        setup = {"profile": name, "gpu": asdict(device), "gpus": gpus, "mode": mode}
+        print(json.dumps({**setup, **asdict(found), "assumptions": stated}, indent=1))
+    else:
+        plan_tables.show(name, found, device, gpus, mode, stated)
+    return _refused(found.refusals)
+
+
+def _refused(lines: list[str]) -> int:
+    for line in lines:
+        typer.echo(f"steermoe: this cannot run: {line}", err=True)
+    return 1 if lines else 0
+
+
+def _run(
+    params: Path, arm: str | None, encoder: str | None, llm: str | None, device: "Gpu", gpus: int, mode: Mode,
+    batch_seconds: float | None, free: float, as_json: bool, heard_hours: tuple[float, float, float, int, int],
+) -> int:  # fmt: skip
+    """One arm on a corpus that is described by the options."""
     from steermoe import config
     from steermoe.analysis import audit, plan, presets
 
-    if not disk.exists():
-        raise ValueError(f"--disk: found {str(disk)!r}; legal: a place that is there")
     settings = config.load(params)
     chosen = settings.arm(arm or settings.compare[0])
     setup = plan.Setup(
-        gpu=plan.this_cpu() if gpu == "cpu" else plan.GPUS[gpu],
+        gpu=device,
         gpus=gpus,
         batch_seconds=batch_seconds or chosen.training.batch_seconds,
         encoder_dtype="bfloat16" if encoder else chosen.encoder.dtype,
@@ -67,9 +135,9 @@ def main(
     )
     heard = presets.encoder_shape(encoder or chosen.encoder.path, setup.encoder_dtype)
     read = presets.llm_shape(llm or chosen.llm.path, setup.llm_dtype)
-    corpus = plan.Corpus(hours, epochs, mean_seconds, prompt_tokens, target_tokens)
+    corpus = plan.Corpus(*heard_hours)
     found = plan.plan(heard, read, audit.Sections.of(chosen), corpus, setup)
-    refused = plan.refusals(found, setup, mode, shutil.disk_usage(disk).free)
+    refused = plan.refusals(found, setup, mode, free)
     stated = plan.assumptions(corpus, setup)
     if as_json:
         title = {"arm": chosen.name, "encoder": heard.name, "llm": read.name, "setup": asdict(setup)}
@@ -77,9 +145,7 @@ def main(
         print(json.dumps({**figures, "assumptions": stated, "refusals": refused}, indent=1))
     else:
         _show(f"{chosen.name}: {heard.name} + {read.name}", found, corpus, setup, mode, stated)
-    for line in refused:
-        typer.echo(f"steermoe: this cannot run: {line}", err=True)
-    return 1 if refused else 0
+    return _refused(refused)
 
 
 def _show(

@@ -51,7 +51,7 @@ def parakeet(path: str, samples: np.ndarray) -> torch.Tensor:
 def firered(path: str, samples: np.ndarray) -> torch.Tensor:
     """Its own model's forward: no library has one; test_firered.py compares that with other things."""
     features = load_encoder(
-        config.Encoder(name="firered", path=path, dtype="float32", window="unpadded")
+        config.Encoder(name="firered", path=path, revision=None, dtype="float32", window="unpadded")
     ).features(samples)
     model = FireRedConformer.from_pretrained(path)
     return model(features.T[None], torch.tensor([features.shape[1]]))

@@ -1,0 +1,47 @@
+"""Find or fetch the frozen models, and write down what they are."""
+
+from pathlib import Path
+
+from pipeline.options import Out, Params
+
+
+def main(out: Out, params: Params = Path("params.yaml")) -> None:
+    """Write path, commit and hashes of the frozen models into OUT, of the profile and of every arm in force.
+
+    Licences are printed first. Models of the hub are compared with the lock beside the profile, or noted there.
+    """
+    import json
+
+    from steermoe import config
+    from steermoe.data import base_models
+    from steermoe.data.model_cards import card
+    from steermoe.data.staging import write_text
+
+    settings = config.load(params)
+    users = {"": (settings.encoder, settings.llm)}
+    users |= {f"arms/{name}": (settings.arm(name).encoder, settings.arm(name).llm) for name in settings.compare}
+    sections = {
+        (section.path, section.revision): (section, setting)
+        for models in users.values()
+        for section, setting in zip(models, ("encoder", "llm"), strict=True)
+    }
+    for section, _ in sections.values():
+        if config.of_the_hub(section.path) and not Path(section.path).is_dir():
+            print(card(section.path).text(), flush=True)
+    found = {key: base_models.identity(section, setting) for key, (section, setting) in sections.items()}
+    file = config.lock_file(params, settings.profile)
+    before = config.read_lock(file)
+    after = base_models.locked(found.values(), before, file)
+    if after != before:
+        write_text(file, config.lock_text(after))
+        print(f"{file}: locked {', '.join(after)}")
+    written = {
+        f"{user}/{setting}.json": found[section.path, section.revision]
+        for user, models in users.items()
+        for section, setting in zip(models, ("encoder", "llm"), strict=True)
+    }
+    llm = written["/llm.json"]
+    tokenizer = llm["files"].get(base_models.TOKENIZER)
+    written["/tokenizer.json"] = {"path": llm["path"], "tokenizer": tokenizer}
+    for name, model in written.items():
+        write_text(out / name.lstrip("/"), json.dumps(model, indent=1) + "\n")

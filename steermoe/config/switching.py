@@ -1,0 +1,120 @@
+"""Puts another profile, other arms or other corpora in force, by editing params.yaml."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.representer import RoundTripRepresenter
+
+from steermoe.config.loading import Config, checked, needed, profile_file, read
+
+
+def switch_profile(
+    params: Path,
+    profile: str,
+    compare: Sequence[str] | None = None,
+    corpora: Sequence[str] | None = None,
+    reference: str | None = None,
+) -> None:
+    """Put another profile in force: sets `profile` and `corpora` in params.yaml, and keeps all else as it is.
+
+    Args:
+        params: the file.
+        profile: name of a profile.
+        compare: arms to put in force too; None: those that are.
+        corpora: corpora to put in force; None: those that the arms in force are trained on or chosen by.
+        reference: the arm that p-values are against; None: as it is.
+
+    Raises:
+        ConfigError: the configuration would not be valid; params.yaml is then left alone.
+    """
+    _rewrite(params, _switched(params, profile, compare, corpora, reference))
+
+
+def preview(
+    params: Path, profile: str, compare: Sequence[str] | None = None, corpora: Sequence[str] | None = None
+) -> Config:
+    """The configuration that `switch_profile` would put in force; nothing is written.
+
+    Raises:
+        ConfigError: it would not be valid.
+    """
+    reference = compare[0] if compare else None
+    return checked(params, read(params) | _switched(params, profile, compare, corpora, reference))
+
+
+def put_in_force(params: Path, arms: list[str]) -> None:
+    """Train and compare other arms: sets `compare` in params.yaml, and keeps all else as it is.
+
+    Corpora that the arms are trained on or chosen by come to those in force.
+
+    Raises:
+        ConfigError: the configuration would not be valid; params.yaml is then left alone.
+    """
+    values, loaded = read(params), checked(params, read(params))
+    chosen = [loaded.arms[arm] for arm in arms if arm in loaded.arms]
+    there = _corpora(params, values)
+    wanted = {*loaded.corpora, *needed(chosen, there)}
+    _rewrite(params, {"compare": arms, "corpora": [name for name in there if name in wanted]})
+
+
+def _corpora(params: Path, values: dict[str, Any]) -> list[str]:
+    """All corpora of the profile in `values`."""
+    there = read(profile_file(params, values)).get("corpora")
+    return list(there) if isinstance(there, dict) else []
+
+
+def _switched(
+    params: Path,
+    profile: str,
+    compare: Sequence[str] | None,
+    corpora: Sequence[str] | None,
+    reference: str | None,
+) -> dict[str, Any]:
+    """What of params.yaml changes."""
+    changes: dict[str, Any] = {"profile": profile}
+    values = read(params) | changes
+    if compare is not None:
+        changes["compare"] = list(compare)
+    if reference is not None:
+        changes["reference"] = reference
+    there = _corpora(params, values)
+    whole = checked(params, values | changes | {"corpora": there})
+    if corpora is None:
+        wanted = needed([whole.arms[arm] for arm in whole.compare], whole.corpora)
+        changes["corpora"] = wanted
+    else:  # unknown names at the end, to be told as such
+        changes["corpora"] = sorted(corpora, key=[*there, *corpora].index)
+    return changes
+
+
+class _NullInWords(RoundTripRepresenter):
+    """Writes `null` where ruamel would leave the place empty."""
+
+
+_NullInWords.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
+def _rewrite(params: Path, changes: dict[str, Any]) -> None:
+    checked(params, read(params) | changes)
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width, yaml.Representer = True, 4096, _NullInWords
+    tree = yaml.load(params.read_text(encoding="utf-8"))
+    for name, value in changes.items():
+        if isinstance(value, list) and isinstance(tree.get(name), list):
+            tree[name][:] = value  # in place: the comment hangs on the list
+        else:
+            tree[name] = value
+    text = io.StringIO()
+    yaml.dump(tree, text)
+    whole = params.with_name(f".{params.name}.{os.getpid()}")
+    with whole.open("w", encoding="utf-8") as file:
+        file.write(text.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    whole.replace(params)
