@@ -8,13 +8,14 @@ tokens, P prompt tokens, Y target tokens, N target tokens of all rows, H width o
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from steermoe import config
@@ -22,6 +23,7 @@ from steermoe.audio import waveform
 from steermoe.config import ArmConfig, Generation
 from steermoe.models import adapter
 from steermoe.models.answers import Audio, answer_all
+from steermoe.models.chat import chat
 from steermoe.models.downsample import make_downsampler
 from steermoe.models.encoders import load_encoder
 from steermoe.models.encoders.encoder import valid_frames
@@ -112,7 +114,8 @@ class SteerMoE(nn.Module):
 
         Args:
             source: a folder that `save_pretrained` wrote, or a repository on the hub.
-            encoder, llm: where the frozen models are, if not where they were when it was trained.
+            encoder, llm: where the frozen models are, if not where they were when it was trained: relative
+                paths are looked for from the current folder, then from each folder above the adapter's.
 
         Raises:
             ValueError: the adapter is damaged, does not fit its configuration, or was trained against other
@@ -120,10 +123,10 @@ class SteerMoE(nn.Module):
         """
         saved = adapter.read(source)
         arm = saved.arm
-        for part, path in (("encoder", encoder), ("llm", llm)):
-            if path is not None:
-                section = getattr(arm, part).model_copy(update={"path": str(path)})
-                arm = arm.model_copy(update={part: section})
+        for part, given in (("encoder", encoder), ("llm", llm)):
+            section = getattr(arm, part)
+            path = adapter.find_frozen(section.path, source) if given is None else str(given)
+            arm = arm.model_copy(update={part: section.model_copy(update={"path": path})})
         model = cls(arm)
         adapter.check_weights(saved.weights, model.trainable_state_dict(), str(source))
         paths = {"encoder": arm.encoder.path, "llm": arm.llm.path}
@@ -278,7 +281,7 @@ class SteerMoE(nn.Module):
         read, cache = self._read(
             features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
         )
-        rows_BWH, _valid = self._packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
+        rows_BWH, _valid = self.packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
         hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
         rows, columns = target_rows(before_B, target_lengths, target_ids.shape[1])
@@ -301,11 +304,44 @@ class SteerMoE(nn.Module):
         seed: int = 0,
     ) -> list[list[int]]:
         """Answers as token ids, without end and padding tokens; the other arguments are as in `forward`."""
-        read, cache = self._read(
-            features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
-        )
-        rows_BWH, valid_BW = self._packed(read, "left")
-        return decode(self.llm, rows_BWH, valid_BW, generation, seed, cache)
+        inputs = features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
+        return self.generate_scored(*inputs, generation, seed, scored=False)[0]
+
+    @torch.no_grad()
+    def generate_scored(
+        self,
+        features: torch.Tensor,
+        feature_lengths: torch.Tensor,
+        prefix_ids: torch.Tensor,
+        prefix_lengths: torch.Tensor,
+        prompt_ids: torch.Tensor,
+        prompt_lengths: torch.Tensor,
+        generation: Generation,
+        seed: int = 0,
+        scored: bool = True,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Answers as `generate` gives them, and the log-likelihood of each of their tokens (none unless `scored`).
+
+        Likelihoods are the LLM's own, whatever the decoding strategy made of them: of one more pass over the
+        answers, with the audio encoded once.
+        """
+        inputs = features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
+        read, cache = self._read(*inputs)
+        answers = decode(self.llm, *self.packed(read, "left"), generation, seed, cache)
+        if not scored or not any(answers):
+            return answers, [[] for _ in answers]
+        ids = [torch.tensor(answer, dtype=torch.int64, device=self.device) for answer in answers]
+        lengths_B = torch.tensor([len(answer) for answer in answers], device=self.device)
+        ids_BY = pad_sequence(ids, batch_first=True)
+        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
+        rows_BWH, _valid = self.packed([*read, (ids_BY[:, :-1], (lengths_B - 1).clamp(min=0))], "right")
+        hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
+        before_B = torch.stack([lengths for _, lengths in read]).sum(0)
+        found = []
+        for hidden_WH, before, row in zip(hidden_BWH, before_B.tolist(), ids, strict=True):  # V is large
+            scores = logits(self.llm, hidden_WH[before - 1 : before - 1 + len(row)]).float().log_softmax(-1)
+            found.append(scores.gather(-1, row[:, None])[:, 0].tolist())
+        return answers, found
 
     def transcribe(
         self,
@@ -336,6 +372,7 @@ class SteerMoE(nn.Module):
         tools: Sequence[dict] | None = None,
         generation: Generation = GREEDY,
         seed: int = 0,
+        prompt: str | None = None,
     ) -> Answer:
         """The answer to a recording, which may call tools: parsed and checked, never run.
 
@@ -346,12 +383,35 @@ class SteerMoE(nn.Module):
                 `{"type": "function", "function": {"name", "description", "parameters": <JSON schema>}}`.
             generation: how to decode.
             seed: of sampling.
+            prompt: the text behind the audio, in place of the configuration's; then there is no question.
 
         Raises:
-            ValueError: as `transcribe`; a tool is no such definition; or the LLM cannot be told of tools
-                (prompts.format plain, no chat template, or one without tools).
+            ValueError: as `transcribe`; a tool is no such definition; the LLM cannot be told of tools
+                (prompts.format plain, no chat template, or one without tools); or question and prompt are given.
         """
-        return answer_all(self, [audio], question, tools, generation, seed)[0]
+        if question is not None and prompt is not None:
+            raise ValueError(f"found question {question!r} and a prompt, which is asked as it is: give one")
+        return answer_all(self, [audio], question, tools, generation, seed, prompt, scored=True)[0]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[dict] | None = None,
+        generation: Generation = GREEDY,
+        seed: int = 0,
+    ) -> Answer:
+        """The answer to a conversation, which nothing is kept of.
+
+        Args:
+            messages: as in OpenAI's chat API, `[{"role": "user", "content": [{"type": "input_audio", "input_audio":
+                {"data": <base64>}}, {"type": "text", "text": "What is said?"}]}]`; parts `{"type": "audio", "audio":
+                <path, or waveform at 16 kHz>}` are taken, too. How turns are joined: `data.prompts.conversation`.
+            tools, generation, seed: as in `ask`.
+
+        Raises:
+            ValueError: as `ask`; or a message is not of that form.
+        """
+        return chat(self, messages, tools, generation, seed)
 
     def _read(
         self,
@@ -368,7 +428,7 @@ class SteerMoE(nn.Module):
         cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
         return (read if cache is not None else [(prefix_ids, prefix_lengths), *read]), cache
 
-    def _packed(
+    def packed(
         self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], padding: Literal["left", "right"]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Parts with their lengths as rows for the LLM (`pack`): audio as it is, token ids through its embeddings.
