@@ -78,7 +78,7 @@ def test_failing_arm_fails_the_command(toy: Project) -> None:
         "-p", "retries=1", "--watch", code=1,
     )  # fmt: skip
     assert "Failed" in output
-    assert len(toy.trace("failing")) == 2  # tried, and tried again
+    assert len(toy.trace("failing")) == 2, toy.worker_log()[-6000:]  # tried, and tried again
     assert any(name.endswith("-c") for name in toy.shell("dvc", "exp", "list", "--name-only").split())
 
 
