@@ -22,10 +22,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup repro ablations profile ui test lint clean
+.PHONY: help setup repro ablations profile ui flows flows-stop test lint clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with the exact versions of constraints.txt (TORCH=2.13.0: with the index' own torch)
 
@@ -44,6 +44,12 @@ profile: $(READY) ## put a profile in force: make profile PROFILE=mini
 
 ui: $(READY) ## look at the runs in MLflow, in a browser
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
+
+flows: $(READY) ## start Prefect: server, deployments and a worker (docs/scale.md)
+	$(PY) -m flows start
+
+flows-stop: $(READY) ## stop them; what runs goes on after the next start
+	$(PY) -m flows stop
 
 test: $(READY) ## the whole test suite
 	$(PY) -m pytest -q

@@ -1,0 +1,33 @@
+"""`python -m flows start | stop | worker`: Prefect for this project, on this machine."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT_SETTING = "STEERMOE_ROOT"  # of prefect.yaml: the folder in which flows run
+QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
+    parser.add_argument("action", choices=["start", "stop", "worker"])
+    parser.add_argument("--pool", default="steermoe", help="work pool")
+    given = parser.parse_args()
+    root = Path.cwd()
+    os.environ.update({ROOT_SETTING: str(root)} | QUIET)
+    try:
+        if given.action == "worker":
+            from flows import worker
+
+            return worker.work(root, given.pool)
+        from flows import service
+
+        return service.start(root, given.pool) if given.action == "start" else service.stop(root)
+    except (RuntimeError, OSError) as error:
+        print(f"flows {given.action}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""A checkout of its own for everything that runs: the project as it was when the flow began.
+
+Not `dvc exp run --temp`: that takes the changes out of the user's files for a moment whenever an experiment starts,
+and parallel ones share one stash. A clone beside them leaves the workspace alone, pins the code for all arms, shares
+DVC's cache, and holds no lock that another one waits for. What is trained in it is in the cache, and is saved as an
+experiment of the project (`dvc exp show`, `dvc exp apply`).
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from flows import commands
+
+QUEUE = "refs/exps/celery/stash"  # where `dvc exp run --queue` puts an experiment that waits
+REMOTE = "origin"
+REFS = "refs/flows/"
+CHECKOUTS = Path(".runs") / "checkouts"
+
+
+class Snapshot:
+    """The project at one moment: its HEAD, and what was changed in tracked files.
+
+    Args:
+        root: the project.
+        identity: of the flow's run. The snapshot stays under `refs/flows/<identity>` until `forget`: a run that is
+            taken up again by another worker goes on with the same code.
+        name: for its experiments.
+
+    Raises:
+        RuntimeError: no git repository, or no commit.
+    """
+
+    def __init__(self, root: Path, identity: str, name: str) -> None:
+        self.root, self.identity, self.name = root, identity, name
+        kept = {part: _output(root, "git", "for-each-ref", "--format=%(objectname)", f"{REFS}{identity}/{part}")
+                for part in ("head", "files")}
+        try:
+            self.head = kept["head"] or _output(root, "git", "rev-parse", "--verify", "HEAD")
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{root}: flows need a git repository with a commit "
+                f"(git init && git add -A && git commit -m begin); {error}"
+            ) from None
+        self.files = kept["files"] or _output(root, "git", "stash", "create") or self.head
+        for part in ("head", "files"):
+            _output(root, "git", "update-ref", f"{REFS}{identity}/{part}", getattr(self, part))
+
+    @functools.cached_property
+    def cache(self) -> str:
+        """The folder of the project's DVC cache."""
+        return _output(self.root, "dvc", "cache", "dir")
+
+    def forget(self) -> None:
+        """Let git collect it."""
+        forget(self.root, self.identity)
+
+    def read(self, path: str) -> dict:
+        """A YAML file of the snapshot.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            return YAML(typ="safe").load(_output(self.root, "git", "show", f"{self.files}:{path}"))
+        except RuntimeError:
+            raise ValueError(f"{self.root}: no {path} in git; create it and `git add` it") from None
+
+    def untracked(self) -> list[str]:
+        """Files that git does not know, and the checkouts therefore lack."""
+        return _output(self.root, "git", "ls-files", "--others", "--exclude-standard").splitlines()
+
+
+def forget(root: Path, identity: str) -> None:
+    """Let git collect the snapshot of a run."""
+    for part in ("head", "files"):
+        _output(root, "git", "update-ref", "-d", f"{REFS}{identity}/{part}")
+
+
+@contextmanager
+def opened(snapshot: Snapshot, name: str, settings: Sequence[str]) -> Iterator[Path]:
+    """A checkout of the snapshot with `settings` in force, deleted at the end.
+
+    Args:
+        snapshot: what to check out.
+        name: of the checkout, and of the experiment that comes of it.
+        settings: as for `dvc exp run --set-param`.
+
+    Raises:
+        RuntimeError: a setting that DVC refuses.
+    """
+    root = snapshot.root
+    folder = root / CHECKOUTS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        _output(root, "git", "clone", "--quiet", "--no-checkout", str(root), str(folder))
+        _output(folder, "git", "fetch", "--quiet", REMOTE, snapshot.files)
+        _output(folder, "git", "checkout", "--quiet", "--detach", snapshot.head)
+        _output(folder, "git", "restore", f"--source={snapshot.files}", "--staged", "--worktree", "--", ".")
+        for name_of, value in (("cache.dir", snapshot.cache), ("core.autostage", "true")):
+            _output(folder, "git", "config", "--file", ".dvc/config.local", name_of, value)  # DVC's format is git's
+        if settings:
+            _set(folder, settings)
+        yield folder
+    finally:
+        if not commands.is_ending():  # else the supervisor does, as soon as nothing works in it
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _set(folder: Path, settings: Sequence[str]) -> None:
+    """Let DVC itself change the parameters: as an experiment that waits in the checkout's own queue, for nobody."""
+    options = [word for setting in settings for word in ("-S", setting)]
+    _output(folder, "dvc", "exp", "run", "--queue", *options)
+    files = {_file(setting) for setting in settings}
+    _output(folder, "git", "restore", f"--source={QUEUE}", "--staged", "--worktree", "--", *sorted(files))
+
+
+def _file(setting: str) -> str:
+    path, colon, _ = setting.partition("=")[0].rpartition(":")
+    return path if colon else "params.yaml"
+
+
+def environment(snapshot: Snapshot, name: str) -> dict[str, str]:
+    """What a stage in a checkout sees: work and runs belong to the project (DVC_ROOT), not to the checkout."""
+    return {
+        "DVC_ROOT": str(snapshot.root),
+        "DVC_EXP_NAME": name,
+        "DVC_EXP_BASELINE_REV": snapshot.head,
+        "DVC_NO_ANALYTICS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def save(folder: Path, name: str, targets: Sequence[str]) -> None:
+    """Make the checkout's state an experiment of the project; one of the same name is replaced.
+
+    Args:
+        folder: the checkout.
+        name: of the experiment.
+        targets: stages that ran, and no others have outputs to save; none: all.
+    """
+    _output(folder, "dvc", "exp", "save", "--force", "--name", name, *targets)
+    refs = _output(folder, "git", "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    (ref,) = (ref for ref in refs if ref.endswith(f"/{name}"))
+    _output(folder, "git", "push", "--quiet", "--force", REMOTE, f"{ref}:{ref}")
+
+
+def _output(folder: Path, *command: str) -> str:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
+    done = subprocess.run(command, cwd=folder, env=inherited, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip())[-2000:]
+        raise RuntimeError(f"{' '.join(command)} (in {folder}) ended with {done.returncode}: {said}")
+    return done.stdout.strip()

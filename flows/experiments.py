@@ -1,0 +1,233 @@
+"""The flows: which DVC targets run, with which settings, how many at a time. Each ends as DVC experiments."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, wait
+from prefect.logging import get_run_logger
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import checkout, commands, lifetime, results, slots
+
+# Stages of dvc.yaml, by what a flow wants of them.
+DATA, ARM, BASELINES, COMPARISON = ["preprocess"], ["eval"], ["baseline"], ["ablate"]
+SCORING = ("generation.", "evaluation.")  # settings that change no training
+RETRY_SECONDS = 5
+
+
+def _is_worth_repeating(task: Any, run: Any, state: Any) -> bool:
+    """A crash, a preemption (exit code 75), a lost disk: training goes on from its checkpoint."""
+    try:
+        state.result()
+    except (commands.TimeLimitError, commands.EndedError, ValueError):
+        return False
+    except Exception:
+        return True
+    return False
+
+
+@task(task_run_name="{title}", persist_result=False, cache_policy=NO_CACHE, retry_condition_fn=_is_worth_repeating)
+def run_targets(
+    title: str,
+    snapshot: checkout.Snapshot,
+    name: str,
+    settings: list[str],
+    targets: list[str],
+    slots_each: int = 1,
+    hours: float | None = None,
+    profile: str | None = None,
+) -> None:
+    """`dvc repro` of some targets in a checkout, saved as experiment `name`.
+
+    Args:
+        title: shown in Prefect.
+        snapshot: the project.
+        name: of the experiment.
+        settings: as for `dvc exp run --set-param`.
+        targets: stages; none: the whole pipeline.
+        slots_each: how many slots it takes.
+        hours: time limit of an attempt.
+        profile: publish this profile's comparison.
+    """
+    limit = None if hours is None else hours * 3600
+    environment = checkout.environment(snapshot, name)
+    with checkout.opened(snapshot, name, settings) as folder:
+        command = ["dvc", "--wait-for-lock", "repro", *targets]
+        commands.run(command, folder, snapshot.root, environment, slots_each, limit)
+        if targets not in (DATA, BASELINES):  # what arms share is in DVC's cache, and no experiment
+            checkout.save(folder, name, targets)
+        if profile is not None:
+            results.publish(folder, profile, name)
+
+
+@flow(name="ablations", task_runner=ThreadPoolTaskRunner(max_workers=slots.number()))  # type: ignore[arg-type]
+def ablations(
+    arms: list[str] | None = None,
+    profile: str | None = None,
+    settings: list[str] | None = None,
+    slots_each: int = 1,
+    retries: int = 2,
+    hours: float | None = None,
+) -> None:
+    """Train, evaluate and compare arms, as many at a time as there are slots.
+
+    Args:
+        arms: rows of `arms` in params.yaml; null: those in force. `["*"]`: all.
+        profile: null: the one in force.
+        settings: the same for all arms, as for `dvc exp run -S`.
+        slots_each: slots of an arm: with GPUs, how many it trains on.
+        retries: how often an arm that failed is repeated; it goes on from its last checkpoint.
+        hours: time limit of an arm's attempt; null: any.
+    """
+    with begun() as snapshot:
+        compare(snapshot, arms, profile, settings or [], slots_each, retries, hours)
+
+
+@flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=slots.number()))  # type: ignore[arg-type]
+def evaluate(
+    settings: list[str],
+    arms: list[str] | None = None,
+    profile: str | None = None,
+    retries: int = 2,
+    hours: float | None = None,
+) -> None:
+    """Decode and score trained arms in another way; an arm that was not trained yet is.
+
+    Args:
+        settings: of `generation` and `evaluation` only, for example `generation.strategy=beam`.
+        arms: as in `ablations`, like the rest.
+        profile: null: the one in force.
+        retries: how often an arm that failed is repeated.
+        hours: time limit of an arm's attempt; null: any.
+    """
+    wrong = [setting for setting in settings if not setting.startswith(SCORING)]
+    if wrong:
+        raise ValueError(f"{wrong}: evaluate takes settings of {SCORING} only; flow `experiment` takes any")
+    with begun() as snapshot:
+        compare(snapshot, arms, profile, settings, 1, retries, hours)
+
+
+@flow(name="experiment")
+def experiment(
+    settings: list[str],
+    profile: str | None = None,
+    slots_each: int = 1,
+    retries: int = 2,
+    hours: float | None = None,
+) -> None:
+    """The whole pipeline with some settings, as `dvc exp run -S`, named as the run.
+
+    Args:
+        settings: `steering.num_experts=16` and the like.
+        profile: null: the one in force.
+        slots_each: with GPUs, how many it trains on.
+        retries: how often it is repeated when it failed; it goes on from its last checkpoint.
+        hours: time limit of an attempt; null: any.
+    """
+    with begun() as snapshot:
+        params, switch = profile_of(snapshot, profile)
+        step = run_targets.with_options(retries=retries, retry_delay_seconds=RETRY_SECONDS)
+        step("pipeline", snapshot, snapshot.name, [*switch, *settings], [], slots_each, hours, params["profile"])
+
+
+@flow(name="reproduce")
+def reproduce(
+    profile: str | None = None, slots_each: int = 1, retries: int = 2, hours: float | None = None
+) -> None:
+    """The whole pipeline of a profile, one stage after another.
+
+    Args:
+        profile: null: the one in force.
+        slots_each: with GPUs, how many an arm trains on.
+        retries: how often it is repeated when it failed; it goes on from its last checkpoint.
+        hours: time limit of an attempt; null: any.
+    """
+    with begun() as snapshot:
+        params, switch = profile_of(snapshot, profile)
+        step = run_targets.with_options(retries=retries, retry_delay_seconds=RETRY_SECONDS)
+        step("pipeline", snapshot, snapshot.name, switch, [], slots_each, hours, params["profile"])
+
+
+def compare(
+    snapshot: checkout.Snapshot,
+    arms: list[str] | None,
+    profile: str | None,
+    settings: list[str],
+    slots_each: int,
+    retries: int,
+    hours: float | None,
+) -> None:
+    """Arms in parallel, then the comparison: experiments `<name>-<arm>` and `<name>`.
+
+    Data first, else every arm would make it. The comparison finds what the arms did in DVC's cache.
+
+    Raises:
+        ValueError: an arm that params.yaml does not have.
+        RuntimeError: arms that failed, after the others have ended.
+    """
+    name = snapshot.name
+    params, switch = profile_of(snapshot, profile)
+    chosen = chosen_arms(params, arms)
+    common = [*switch, *settings]
+    step = run_targets.with_options(retries=retries, retry_delay_seconds=RETRY_SECONDS)
+
+    def begin(part: str, values: list[str], targets: list[str], wanted: int) -> PrefectFuture[None]:
+        return step.submit(part, snapshot, f"{name}-{part}", [*common, *values], targets, wanted, hours)
+
+    begin("data", [], DATA, 1).result()
+    futures = {arm: begin(arm, in_force([arm], arm), ARM, slots_each) for arm in chosen}
+    futures["baselines"] = begin("baselines", [], BASELINES, 1)
+    wait(list(futures.values()))
+    failed = {part: future.state.message for part, future in futures.items() if not future.state.is_completed()}
+    if failed:
+        raise RuntimeError(f"no comparison, for these failed: {failed}; a run repeated keeps what is finished")
+    reference = params["reference"] if params["reference"] in chosen else chosen[0]
+    everything = [*common, *in_force(chosen, reference)]
+    step("comparison", snapshot, name, everything, COMPARISON, 1, hours, params["profile"])
+
+
+@contextmanager
+def begun() -> Iterator[checkout.Snapshot]:
+    """The present run, with the project as it is when it begins; files that it lacks are told."""
+    with lifetime.alive(Path.cwd()) as (identity, name):
+        snapshot = checkout.Snapshot(Path.cwd(), identity, name)
+        if missed := snapshot.untracked():
+            get_run_logger().warning(f"not in git, so not in this run: {missed[:20]} (`git add` takes them along)")
+        try:
+            yield snapshot
+        except Exception:
+            snapshot.forget()
+            raise
+        snapshot.forget()
+
+
+def profile_of(snapshot: checkout.Snapshot, profile: str | None) -> tuple[dict[str, Any], list[str]]:
+    """params.yaml with a profile in force, and the settings that put it in force."""
+    params = snapshot.read("params.yaml")
+    if profile is None or profile == params["profile"]:
+        return params, []
+    corpora = list(snapshot.read(f"configs/{profile}.yaml")["corpora"])
+    return params | {"profile": profile}, [f"profile={profile}", f"corpora=[{','.join(corpora)}]"]
+
+
+def chosen_arms(params: dict[str, Any], arms: list[str] | None) -> list[str]:
+    """The arms that are meant, each once and in order.
+
+    Raises:
+        ValueError: one that params.yaml does not have, or none.
+    """
+    rows = list(params["arms"])
+    chosen = list(dict.fromkeys(params["compare"] if arms is None else rows if arms == ["*"] else arms))
+    unknown = [arm for arm in chosen if arm not in rows]
+    if unknown or not chosen:
+        raise ValueError(f"arms {unknown or chosen}: name rows of `arms` in params.yaml, which are {rows}")
+    return chosen
+
+
+def in_force(arms: list[str], reference: str) -> list[str]:
+    """The settings that put arms in force."""
+    return [f"compare=[{','.join(arms)}]", f"reference={reference}"]

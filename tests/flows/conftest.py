@@ -1,0 +1,168 @@
+"""A Prefect server and a worker, started as a user starts them, for a small project of waiting stages."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOY = Path(__file__).parent / "toy"
+PATIENCE = 240.0  # seconds until something must have happened; a loaded machine is slow
+
+
+def until(happened: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    """What `happened` returns as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := happened()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(0.1)
+    return found
+
+
+class Project:
+    """A project with its own Prefect: what `make flows` makes of a folder."""
+
+    def __init__(self, root: Path, home: Path) -> None:
+        self.root = root
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.api = f"http://127.0.0.1:{free.getsockname()[1]}/api"
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "GIT_", "PREFECT_"))}
+        self.environment = inherited | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}",
+            "PREFECT_HOME": str(home),
+            "PREFECT_API_URL": self.api,
+            "STEERMOE_SLOTS": "2",
+            "CUDA_VISIBLE_DEVICES": "4,7",  # nothing here opens them
+            "OMP_NUM_THREADS": "1",
+            # As with an editable install: the project's own code can be imported from everywhere.
+            "PYTHONPATH": str(root),
+        }
+
+    def shell(self, *command: str, code: int = 0) -> str:
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=2 * PATIENCE,
+        )  # fmt: skip
+        assert done.returncode == code, f"{command}:\n{done.stdout[-6000:]}\n{self.worker_log()[-6000:]}"
+        return done.stdout
+
+    def worker_log(self) -> str:
+        log = self.root / ".runs" / "worker.log"
+        return log.read_text() if log.exists() else ""
+
+    def ask(self, method: str, path: str, **body: Any) -> Any:
+        """What the pages of Prefect's UI ask the server."""
+        answer = httpx.request(method, f"{self.api}/{path}", json=body or None, timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    def run(self, deployment: str, **parameters: Any) -> str:
+        """Start a run of a deployment: its id."""
+        found = self.ask("GET", f"deployments/name/{deployment}")
+        return self.ask("POST", f"deployments/{found['id']}/create_flow_run", parameters=parameters)["id"]
+
+    def state(self, run: str) -> str:
+        return self.ask("GET", f"flow_runs/{run}")["state"]["type"]
+
+    def ended(self, run: str) -> str:
+        """The state in which a run ends."""
+        final = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+        state = until(lambda: (now := self.state(run)) in final and now, f"end of {run}")
+        return str(state)
+
+    def logs(self, run: str) -> list[str]:
+        chosen = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return [row["message"] for row in self.ask("POST", "logs/filter", **chosen)]
+
+    def artifacts(self, run: str) -> list[dict[str, Any]]:
+        return self.ask("POST", "artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+
+    def trace(self, arm: str, kind: str = "begin") -> list[dict[str, Any]]:
+        """Who trained an arm, in order."""
+        file = self.root / ".runs" / "trace.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [line for line in lines if line["kind"] == kind and line.get("arm") == arm]
+
+    def trainer(self, arm: str, begun: int = 1) -> list[psutil.Process]:
+        """The trainer of an arm that has begun so many times, and its rank."""
+        last = until(lambda: len(self.trace(arm)) >= begun and self.trace(arm)[-1], f"training of {arm}")
+        return [psutil.Process(last[name]) for name in ("pid", "rank")]
+
+    def engine(self, run: str) -> psutil.Process:
+        return psutil.Process(int(self.ask("GET", f"flow_runs/{run}")["infrastructure_pid"]))
+
+    def processes(self) -> list[psutil.Process]:
+        """All that runs for this project."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("PREFECT_HOME") == self.environment["PREFECT_HOME"]:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+def are_gone(processes: list[psutil.Process]) -> bool:
+    """Whether none of them lives."""
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+@pytest.fixture(scope="session")
+def make_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Project]]:
+    """`make_project(fill, name)`: a git and DVC repository that `fill(root)` fills, with a Prefect of its own."""
+    made: list[Project] = []
+
+    def make(fill: Callable[[Path], None], name: str) -> Project:
+        root = tmp_path_factory.mktemp(name)
+        fill(root)
+        shutil.copytree(ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+        for file in ("prefect.toml", "prefect.yaml"):
+            shutil.copy(ROOT / file, root)
+        project = Project(root, tmp_path_factory.mktemp(f"{name}-home"))
+        made.append(project)
+        for command in (
+            "git init -q",
+            "git config user.email test@example.com",
+            "git config user.name test",
+            "dvc init -q",
+            "dvc config core.analytics false",
+            "git add -A",
+            "git commit -qm begin",
+        ):
+            project.shell(*command.split())
+        project.shell("python", "-m", "flows", "start")
+        return project
+
+    yield make
+    for project in made:
+        try:
+            project.shell("python", "-m", "flows", "stop")
+        finally:
+            left = [process for process in project.processes() if process.is_running()]
+            for process in left:
+                process.kill()
+        assert not left, f"`flows stop` left {left}"
+
+
+@pytest.fixture(scope="session")
+def toy(make_project: Callable[..., Project]) -> Project:
+    """The small pipeline of tests/flows/toy."""
+
+    def fill(root: Path) -> None:
+        shutil.copytree(TOY, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        (root / ".dvcignore").write_text("__pycache__\n/.runs\n")
+        (root / ".gitignore").write_text("__pycache__/\n/.runs/\n/data/\n/models/\n/reports/\n")
+
+    return make_project(fill, "toy")

@@ -1,0 +1,182 @@
+"""Flows on a real server with a real worker: parallel arms, faults, and what one sees of them."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import Project, are_gone, until
+
+pytestmark = pytest.mark.slow
+PARAMETERS = {"profile": "small"}
+
+
+def test_arms_in_parallel(toy: Project) -> None:
+    """Two slots, three arms, one of which is preempted; the user's files stay as they are."""
+    edited = toy.root / "toy.py"
+    edited.write_text(edited.read_text() + "# not committed\n")
+    (toy.root / "notes.txt").write_text("not in git\n")
+    before = toy.shell("git", "status", "--porcelain")
+    run = toy.run("ablations/mini", arms=["a", "b", "preempted"], **PARAMETERS)
+    until(lambda: any("step 2/6" in line for line in toy.logs(run)), "a line of a stage in Prefect")
+    assert toy.state(run) == "RUNNING"  # the line came while it ran
+    assert toy.ended(run) == "COMPLETED"
+    name = toy.ask("GET", f"flow_runs/{run}")["name"]
+
+    began = {arm: toy.trace(arm) for arm in ("a", "b", "preempted")}
+    assert [line["step"] for line in began["preempted"]] == [0, 2]  # it went on where it was
+    assert len(began["a"]) == len(began["b"]) == 1
+    everything = sorted(
+        (line["time"], line["kind"], line.get("gpu"))
+        for arm in began
+        for line in toy.trace(arm) + toy.trace(arm, "end")
+    )
+    at_once = 0
+    for _, kind, _ in everything:
+        at_once += 1 if kind == "begin" else -1
+        assert at_once <= 2
+    assert {line["gpu"] for arm in began.values() for line in arm} <= {"4", "7"}
+    overlapping = [b for b in began["b"] if b["time"] < toy.trace("a", "end")[0]["time"]]
+    assert all(b["gpu"] != began["a"][0]["gpu"] for b in overlapping)
+    for arm, (first, *_) in began.items():
+        # The code of the experiment, not what PYTHONPATH finds, and with the edit.
+        assert Path(first["code"]).parent == toy.root / ".runs" / "checkouts" / f"{name}-{arm}"
+        assert first["experiment"] == f"{name}-{arm}"
+
+    listed = toy.shell("dvc", "exp", "list", "--name-only").split()
+    assert {name, *(f"{name}-{arm}" for arm in began)} <= set(listed)
+    assert toy.shell("git", "show", f"{experiment(toy, name)}:toy.py").endswith("# not committed\n")
+    assert toy.shell("git", "status", "--porcelain") == before
+    assert any("notes.txt" in line and "git add" in line for line in toy.logs(run))
+    assert list((toy.root / ".runs" / "checkouts").iterdir()) == []
+    assert "refs/flows" not in toy.shell("git", "for-each-ref")
+
+    found = {artifact["key"]: artifact for artifact in toy.artifacts(run)}
+    assert "| arm |" in found["comparison"]["data"] and "p.png)\n" not in found["comparison"]["data"]
+    assert found["expert-use"]["data"].startswith("data:image/png;base64,")
+    progress = [a["data"] for a in toy.artifacts(run) if a["type"] == "progress"]
+    assert progress and max(progress) == 100.0
+
+    output = toy.shell("dvc", "repro", "train@small-a")  # what was trained is there
+    assert "Running stage 'train@" not in output and "is cached" in output
+    edited.write_text(edited.read_text().removesuffix("# not committed\n"))
+    (toy.root / "notes.txt").unlink()
+
+
+def experiment(toy: Project, name: str) -> str:
+    refs = toy.shell("git", "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    (ref,) = (ref for ref in refs if ref.endswith(f"/{name}"))
+    return ref
+
+
+def test_failing_arm_fails_the_command(toy: Project) -> None:
+    """`--watch` tells a script; the other arm is finished and listed."""
+    output = toy.shell(
+        "prefect", "deployment", "run", "ablations/mini", "-p", "profile=small", "-p", 'arms=["failing", "c"]',
+        "-p", "retries=1", "--watch", code=1,
+    )  # fmt: skip
+    assert "Failed" in output
+    assert len(toy.trace("failing")) == 2, toy.worker_log()[-6000:]  # tried, and tried again
+    assert any(name.endswith("-c") for name in toy.shell("dvc", "exp", "list", "--name-only").split())
+
+
+def test_cancel_ends_everything(toy: Project) -> None:
+    run = toy.run("ablations/mini", arms=["long", "c"], **PARAMETERS)
+    trainer = toy.trainer("long")
+    began = time.monotonic()
+    toy.ask("POST", f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+    until(lambda: are_gone(trainer), "end of the trainer and its rank", 60)
+    print(f"gone {time.monotonic() - began:.1f} s after the cancel")
+    assert toy.ended(run) == "CANCELLED"
+    slots_are_free(toy)
+
+
+def test_time_limit_ends_everything(toy: Project) -> None:
+    begun = len(toy.trace("long"))
+    run = toy.run("ablations/mini", arms=["long"], hours=5 / 3600, **PARAMETERS)
+    trainer = toy.trainer("long", begun + 1)
+    assert toy.trace("long")[-1]["step"] > 0  # what the cancelled run had done
+    until(lambda: are_gone(trainer), "end of the trainer", 60)
+    assert toy.ended(run) == "FAILED"
+    assert len(toy.trace("long")) == begun + 1  # not tried again
+    assert any("took longer than 5 s" in line for line in toy.logs(run))
+    slots_are_free(toy)
+
+
+def test_killed_processes_are_taken_up(toy: Project) -> None:
+    """SIGKILL of the flow's process, then of the worker: no orphan, and the same run goes on to its end."""
+    run = toy.run("ablations/mini", arms=["medium"], **PARAMETERS)
+    for number, killed in enumerate(("engine", "worker"), 1):
+        trainer = toy.trainer("medium", number)
+        time.sleep(1)
+        process = toy.engine(run) if killed == "engine" else worker(toy)
+        began = time.monotonic()
+        process.send_signal(signal.SIGKILL)
+        until(lambda gone=trainer: are_gone(gone), f"end of the trainer after its {killed}'s", 60)
+        print(f"gone {time.monotonic() - began:.1f} s after SIGKILL of the {killed}")
+    toy.trainer("medium", 3)
+    print(f"trains again {time.monotonic() - began:.1f} s after SIGKILL of the worker")
+    assert toy.ended(run) == "COMPLETED", toy.worker_log()[-3000:]
+    steps = [line["step"] for line in toy.trace("medium")]
+    assert len(steps) == 3 and 0 == steps[0] < steps[1] < steps[2]
+    slots_are_free(toy)
+
+
+def worker(toy: Project):
+    found = [p for p in toy.processes() if "worker" in p.cmdline() and "prefect" in p.cmdline()]
+    assert len(found) == 1, [p.cmdline() for p in found]
+    return found[0]
+
+
+def slots_are_free(toy: Project) -> None:
+    import fcntl
+
+    files = list((toy.root / ".runs").glob("slot-*.lock"))
+    assert len(files) == 2
+    for file in files:
+        with file.open() as lock:
+            until(lambda held=lock: not is_held(held.fileno()), f"freeing of {file.name}", 30)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def is_held(descriptor: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_experiment_and_evaluation_with_settings(toy: Project) -> None:
+    wrong = toy.run("evaluate/mini", settings=["arms.a.steps=3"], **PARAMETERS)
+    run = toy.run("experiment/mini", settings=["compare=[a]", "arms.a.steps=3"], **PARAMETERS)
+    assert toy.ended(run) == "COMPLETED"
+    assert toy.ended(wrong) == "FAILED"
+    assert "generation." in toy.ask("GET", f"flow_runs/{wrong}")["state"]["message"]
+    name = toy.ask("GET", f"flow_runs/{run}")["name"]
+    params = toy.shell("git", "show", f"{experiment(toy, name)}:params.yaml")
+    assert "a: {steps: 3, breaks: never}" in params and "# a comment that stays" in params
+    trained = len(toy.trace("a"))
+    run = toy.run("evaluate/mini", settings=["generation.beams=4"], arms=["a", "b"], **PARAMETERS)
+    assert toy.ended(run) == "COMPLETED"
+    assert len(toy.trace("a")) == trained  # scored anew, not trained
+
+
+def test_unknown_arm_is_refused(toy: Project) -> None:
+    run = toy.run("ablations/mini", arms=["nobody"], **PARAMETERS)
+    assert toy.ended(run) == "FAILED"
+    message = toy.ask("GET", f"flow_runs/{run}")["state"]["message"]
+    assert "nobody" in message and "'preempted'" in message
+
+
+def test_server_keeps_to_itself(toy: Project) -> None:
+    settings = toy.shell("prefect", "config", "view", "--show-defaults")
+    assert "PREFECT_SERVER_ANALYTICS_ENABLED='False'" in settings.replace("false", "False")
+    for process in toy.processes():
+        for connection in process.net_connections():
+            assert connection.laddr.ip.startswith(("127.", "::1")) or connection.status != "LISTEN"
+    assert os.environ.get("PREFECT_API_URL") != toy.api

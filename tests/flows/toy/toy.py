@@ -1,0 +1,81 @@
+"""The stages of the small pipeline that the tests run: shaped as the real one, made of waiting.
+
+An arm of params.yaml says how its training goes: {steps, breaks}. `breaks` is `never`, `preempted` (leaves with code 75
+at its second step, the first time), `always`, or `deaf` (ignores SIGTERM).
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+STEP_SECONDS = 0.25
+
+
+def note(root: Path, kind: str, **values: object) -> None:
+    """A line in the project's trace: who did what when."""
+    line = json.dumps({"kind": kind, "pid": os.getpid(), "time": time.time(), **values})
+    with (root / ".runs" / "trace.jsonl").open("a") as trace:
+        trace.write(line + "\n")
+
+
+def train(arm: str, steps: int, breaks: str, out: Path) -> int:
+    root = Path(os.environ["DVC_ROOT"])
+    work = root / ".runs" / f"toy-{arm}"
+    work.mkdir(parents=True, exist_ok=True)
+    state = work / "step"
+    begun = int(state.read_text()) if state.exists() else 0
+    # A rank in a session of its own, as torchrun starts them.
+    rank = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    if breaks == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    where = {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "code": str(Path(__file__).resolve()), "rank": rank.pid}
+    note(root, "begin", arm=arm, step=begun, experiment=os.environ.get("DVC_EXP_NAME"), **where)
+    for step in range(begun + 1, steps + 1):
+        time.sleep(STEP_SECONDS)
+        print(f"{arm}: step {step}/{steps}", flush=step % 2 == 0)
+        state.write_text(str(step))
+        if breaks == "always":
+            break
+        if breaks == "preempted" and begun == 0 and step == 2:
+            break
+    rank.kill()
+    note(root, "end", arm=arm, step=step)
+    if breaks == "always":
+        return 1
+    if step < steps:
+        return 75
+    out.write_text(f"{arm} {steps}\n")
+    state.unlink()
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stage")
+    parser.add_argument("--arm", default="")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    if given.stage == "train":
+        arm = YAML(typ="safe").load(Path("params.yaml"))["arms"][given.arm]
+        return train(given.arm, arm["steps"], arm["breaks"], given.out)
+    if given.stage == "ablate":
+        given.out.mkdir(parents=True)
+        (given.out / "report.md").write_text("# Comparison\n\n## Results\n\n| arm |\n| :-- |\n| ![p](p.png) |\n\n![p](p.png)\n")
+        (given.out / "expert_use.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        return 0
+    given.out.write_text(f"{given.stage} {given.arm}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
