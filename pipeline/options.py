@@ -24,5 +24,8 @@ Metrics = Annotated[Path, typer.Option(help="JSON file of headline figures")]
 Out = Annotated[Path, typer.Option(help="what is written; replaced as a whole")]
 Workers = Annotated[int | None, typer.Option(help="processes that work at a time; default: one a core")]
 LoaderWorkers = Annotated[int, typer.Option(help="processes that load data; 0: none but this one")]
+FeatureCache = Annotated[
+    float, typer.Option(min=0, help="gigabytes of outputs of an untrained encoder that are kept; 0: none")
+]
 Steps = Annotated[int, typer.Option(help="optimizer steps of every trial")]
 Names = Annotated[str | None, typer.Option(help="names of arms, with commas; default: the arms in force")]

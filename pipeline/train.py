@@ -1,10 +1,16 @@
 """Train one arm."""
 
-from pipeline.options import ArmFile, History, LoaderWorkers, Out, Shards, Timing
+from pipeline.options import ArmFile, FeatureCache, History, LoaderWorkers, Out, Shards, Timing
 
 
 def main(
-    config: ArmFile, shards: Shards, out: Out, history: History, timing: Timing, workers: LoaderWorkers = 0
+    config: ArmFile,
+    shards: Shards,
+    out: Out,
+    history: History,
+    timing: Timing,
+    workers: LoaderWorkers = 0,
+    feature_cache_gb: FeatureCache = 4.0,
 ) -> None:
     """Train the arm that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint."""
     from steermoe.config import ArmConfig
@@ -21,5 +27,6 @@ def main(
         timing=timing,
         tracker=Tracker(out.parent.name),
         workers=workers,
+        feature_cache_gb=feature_cache_gb,
     )
     print(f"{out}: dev loss {results['best_dev_loss']:.4f} at step {results['best_step']}")

@@ -3,7 +3,8 @@
 Shapes: B batch, W width of the packed batch, H width of the LLM, V its vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from steermoe.data.prompts import end_of_turn
 from steermoe.models.frozen import DTYPES, load_frozen
 from steermoe.models.quantization import load_options
 
+Rows = tuple[torch.Tensor, torch.Tensor]
+"""Row and column of each of N positions."""
 CausalLM = Any  # a PreTrainedModel with a head; transformers types its accessors too loosely to be of use
 
 
@@ -82,23 +85,83 @@ def input_embeddings(llm: CausalLM) -> torch.Tensor:
     return table(torch.arange(table.num_embeddings, device=table.weight.device))
 
 
-def hidden_states(llm: CausalLM, embeddings_BWH: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+def hidden_states(
+    llm: CausalLM, embeddings_BWH: torch.Tensor, cache: Cache | None = None, wanted: Rows | None = None
+) -> torch.Tensor:
     """Last hidden states (B, W, H) of right-padded rows.
 
     Without attention mask: causality keeps padding on the right away from all that stands before it, and
     positions count from 0, or from the end of the cache, in every row as they are. Of a cache the new
     keys and values are appended; it is used up.
+
+    Args:
+        llm, embeddings_BWH, cache: what reads, what is read, and what was read before.
+        wanted: row and column of the hidden states that count, where `narrows` is true of the LLM; those of
+            the others come out undefined but finite, and cost less.
     """
     inputs = {"inputs_embeds": embeddings_BWH, "use_cache": cache is not None}
     if cache is not None:
         inputs["past_key_values"] = cache
-    return llm.base_model(**inputs).last_hidden_state
+    with _narrowed(_last_feed_forward(llm), wanted):
+        return llm.base_model(**inputs).last_hidden_state
+
+
+@torch.no_grad()
+def narrows(llm: CausalLM) -> bool:
+    """Whether the feed-forward of the last layer can be spared where nothing reads its output.
+
+    Behind the last attention no position looks at another one, in all architectures that we know; here it is
+    tried, for the LLM may be one that we do not know.
+    """
+    if _last_feed_forward(llm) is None:
+        return False
+    ids = torch.arange(min(8, llm.get_input_embeddings().num_embeddings))[None].to(llm.device)
+    embedded = llm.get_input_embeddings()(ids)
+    wanted = (torch.tensor([0, 0], device=llm.device), torch.tensor([2, 5], device=llm.device))
+    try:
+        found = hidden_states(llm, embedded, wanted=wanted)[wanted].float()
+    except (TypeError, AttributeError, IndexError, RuntimeError):  # it takes or returns more than a tensor
+        return False
+    whole = hidden_states(llm, embedded)[wanted].float()
+    return torch.allclose(found, whole, rtol=1e-2, atol=1e-2 * float(whole.abs().max()))
+
+
+def _last_feed_forward(llm: CausalLM) -> torch.nn.Module | None:
+    return getattr(decoder_layers(llm)[-1], "mlp", None)
+
+
+@contextmanager
+def _narrowed(feed_forward: torch.nn.Module | None, wanted: Rows | None) -> Iterator[None]:
+    """Within the context, a feed-forward sees the wanted rows only, and returns zeros for the others."""
+    if wanted is None or feed_forward is None:
+        yield
+        return
+    shapes: list[torch.Size] = []
+
+    def narrow(module: torch.nn.Module, args: Any) -> Any:
+        shapes.append(args[0].shape)
+        return (args[0][wanted][None], *args[1:])
+
+    def widen(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.new_zeros(shapes.pop()).index_put(wanted, output[0])
+
+    hooks = [feed_forward.register_forward_pre_hook(narrow), feed_forward.register_forward_hook(widen)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def decoder_layers(llm: CausalLM) -> list[torch.nn.Module]:
     """The LLM's layers: the longest list of modules in it."""
     lists = [module for module in llm.modules() if isinstance(module, torch.nn.ModuleList)]
     return list(max(lists, key=len))
+
+
+def vocabulary_size(llm: CausalLM) -> int:
+    """V: how many logits there are, a padded table counted whole."""
+    return llm.config.get_text_config().vocab_size
 
 
 def logits(llm: CausalLM, hidden: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@ tokens, P prompt tokens, Y target tokens, N target tokens of all rows, H width o
 """
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -29,8 +30,17 @@ from steermoe.models.encoders import load_encoder
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.generation import GREEDY, decode
-from steermoe.models.llm import CausalLM, decoder_layers, hidden_states, input_embeddings, load_llm, logits
-from steermoe.models.loss import Loss, target_loss
+from steermoe.models.llm import (
+    CausalLM,
+    decoder_layers,
+    hidden_states,
+    input_embeddings,
+    load_llm,
+    logits,
+    narrows,
+    vocabulary_size,
+)
+from steermoe.models.loss import Loss, hidden_loss
 from steermoe.models.prefix import prefix_cache
 from steermoe.models.projection import Projection, make_projection
 from steermoe.models.recompute import recompute
@@ -38,6 +48,9 @@ from steermoe.models.seeds import seeded
 from steermoe.models.sequence import pack, target_rows
 from steermoe.models.steering import Steering
 from steermoe.models.tools import Answer
+
+Heard = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(features_BMT, lengths_B) -> (hidden_BSD, lengths_B)."""
 
 
 class SteerMoE(nn.Module):
@@ -51,6 +64,7 @@ class SteerMoE(nn.Module):
         llm: the frozen LLM as transformers loads it.
         tokenizer: the LLM's.
         features: waveform to features, as the encoder wants them.
+        heard: what stands in for the encoder's forward pass while nothing inside it is trained; or None.
     """
 
     llm: CausalLM
@@ -75,8 +89,11 @@ class SteerMoE(nn.Module):
             with seeded(arm.seed, "steering"):
                 self.steering = Steering(arm.steering, layers, self.encoder.width)
         self._adapters = self._with_lora()
+        # Recomputing would have to know in the backward pass what was wanted.
+        self._narrows = not arm.training.gradient_checkpointing and narrows(self.llm)
         if arm.training.gradient_checkpointing:
             recompute([*self.encoder.layers, *decoder_layers(self.llm)])
+        self.heard: Heard | None = None
         self._lengths: dict[int, torch.Tensor] = {}  # valid lengths, by the width of hidden states
         self.train(False)
 
@@ -223,7 +240,10 @@ class SteerMoE(nn.Module):
             self.steering.start()
         after = self.config.bridge.after
         between = None if after is None else {after: self._shorten}
-        hidden_BSD, lengths_B = self.encoder(features_BMT, lengths_B, between)
+        if self.heard is not None:
+            hidden_BSD, lengths_B = self.heard(features_BMT, lengths_B)
+        else:
+            hidden_BSD, lengths_B = self.encoder(features_BMT, lengths_B, between)
         self._remember(hidden_BSD, lengths_B)
         if self.steering is not None:
             hidden_BSD = self.steering.post(hidden_BSD)
@@ -282,11 +302,12 @@ class SteerMoE(nn.Module):
             features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
         )
         rows_BWH, _valid = self.packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
-        hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
-        rows, columns = target_rows(before_B, target_lengths, target_ids.shape[1])
+        wanted = target_rows(before_B, target_lengths, target_ids.shape[1])
+        hidden_BWH = hidden_states(self.llm, rows_BWH, cache, wanted if self._narrows else None)
         targets_N = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
-        found = target_loss(logits(self.llm, hidden_BWH[rows, columns]), targets_N)
+        head = partial(logits, self.llm)
+        found = hidden_loss(hidden_BWH[wanted], targets_N, head, vocabulary_size(self.llm))
         if self.training and self.steering is not None and found.loss is not None:
             found.loss = found.loss + self.steering.losses(self.lengths_of)
         return found

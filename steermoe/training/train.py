@@ -15,12 +15,13 @@ from steermoe.config import ArmConfig
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.shards import read_rows, shards_of
 from steermoe.data.skipped import skipped_reason
-from steermoe.data.staging import Staging, code_digest, write_text
+from steermoe.data.staging import Staging, code_digest, project_root, write_text
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import history as log
 from steermoe.training.callbacks import Tracking
 from steermoe.training.checkpoints import discard_leftovers, last_checkpoint
 from steermoe.training.fingerprint import digest, fingerprint, training_key
+from steermoe.training.frozen_features import frozen_features
 from steermoe.training.tracking import Tracker
 from steermoe.training.trainer import AdapterTrainer
 
@@ -45,6 +46,7 @@ def train(
     timing: Path | None = None,
     tracker: Tracker | None = None,
     workers: int = 0,
+    feature_cache_gb: float = 0.0,
 ) -> dict[str, Any]:
     """Train `arm`, or finish what a killed process began, and write the best weights.
 
@@ -58,6 +60,8 @@ def train(
         timing: a JSON file for the returned values, which are not all deterministic.
         tracker: where metrics are logged; None for nowhere.
         workers: processes that load data; 0 loads in this one.
+        feature_cache_gb: where no gradient enters the encoder, its outputs are kept below `root`, up to so
+            many gigabytes, and not computed again; the result is the same. 0 keeps none.
 
     Returns:
         best_dev_loss, best_step, steps (trained), stopped_early, train_rows, dropped_rows, dev_rows,
@@ -72,11 +76,12 @@ def train(
     model = SteerMoE.from_config(arm)
     data = read_data(arm, shards)
     key = training_key(arm, data.digest, model.frozen_hashes(), int(os.environ.get("WORLD_SIZE", "1")))
+    features = (root or project_root(), feature_cache_gb)
     if int(os.environ.get("RANK", "0")):
-        return _results(_trained(model, arm, data, None, None, workers), data, key)
+        return _results(_trained(model, arm, data, None, None, workers, features), data, key)
     with Staging(out, key, root) as staging:
         with _tracking(tracker, arm, fingerprint(key), data) as tracked:
-            trainer = _trained(model, arm, data, staging.scratch, tracked, workers)
+            trainer = _trained(model, arm, data, staging.scratch, tracked, workers, features)
             results = _results(trainer, data, key)
             model.save_pretrained(staging.files)
             table = log.to_csv(log.table(trainer.state.log_history))
@@ -158,6 +163,7 @@ def _trained(
     run: Path | None,
     tracker: Tracker | None,
     workers: int,
+    features: tuple[Path, float],
 ) -> AdapterTrainer:
     """A trainer whose training is complete and whose model holds the best weights."""
     train, dev = (
@@ -175,7 +181,8 @@ def _trained(
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if checkpoint is None or not trainer.is_complete:
         try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with frozen_features(model, *features, trainer.args.world_size):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             trainer.progress.close()
     else:

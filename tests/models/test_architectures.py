@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from steermoe.models import prefix
-from steermoe.models.llm import hidden_states, input_embeddings, load_llm, logits
+from steermoe.models.llm import hidden_states, input_embeddings, load_llm, logits, narrows
 from steermoe.models.steermoe import SteerMoE
 
 WINDOW = 6  # tokens that a layer with a sliding window sees: fewer than any row has
@@ -148,3 +148,23 @@ def test_unknown_changes_of_the_logits_are_refused(
     monkeypatch.delitem(LOGIT_CHANGES, "final_logit_softcapping")
     with pytest.raises(ValueError, match=r"llm\.path: the logits of .* are not its output embeddings"):
         load_llm(Llm(path=str(folder), revision=None, dtype="float32", quantization="none"))
+
+
+def test_the_last_feed_forward_is_spared_where_nothing_reads_it(
+    model: SteerMoE, make_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss and its gradients are those of all positions."""
+    assert narrows(model.llm)
+    seen: list[int] = []
+    inside = model.llm.base_model.layers[-1].mlp.get_submodule("down_proj")
+    counting = inside.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:-1].numel()))
+    found = {}
+    for spared in (True, False):
+        monkeypatch.setattr(model, "_narrows", spared)
+        model.zero_grad()
+        loss = model(**make_batch()).loss
+        loss.backward()
+        found[spared] = [loss.detach(), *(p.grad.clone() for p in model.projection.parameters())]
+    torch.testing.assert_close(found[True], found[False], atol=1e-6, rtol=1e-4)
+    counting.remove()
+    assert seen[0] == int(make_batch()["target_lengths"].sum()) < seen[1]

@@ -1,0 +1,190 @@
+"""What a frozen encoder makes of each utterance, computed once where nothing before the bridge is trained.
+
+Then an epoch after the first runs no encoder. To make the result independent of whether an utterance was found or
+computed, and of what it is batched with, every utterance is encoded alone: with padding beside it, sums of floats
+come out in another order. A folder under `.runs` holds them for later trainings over the same encoder, too.
+
+Shapes: B batch, M feature channels, T feature frames, S encoder frames, D encoder width.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch.nn.utils.rnn import pad_sequence
+
+from steermoe.data.staging import TEMPORARY
+from steermoe.models.frozen import digest, frozen_weights
+from steermoe.models.steermoe import SteerMoE
+
+GIGABYTE = 10**9
+FOLDER = Path(".runs", "features")
+
+
+@contextmanager
+def frozen_features(model: SteerMoE, root: Path | None, gigabytes: float, processes: int = 1) -> Iterator[None]:
+    """Within the context, `model` encodes every utterance alone and once, if that is exact; else nothing changes.
+
+    It is exact where no gradient enters the encoder: without steering inside it, low-rank adapters in it, and
+    down-sampling between its layers.
+
+    Args:
+        model: what is trained.
+        root: the project's root, below which features are kept; None keeps none.
+        gigabytes: how much they may take there, all in all; 0 keeps none.
+        processes: how many train together, each with its share of what is free.
+    """
+    if not is_frozen(model):
+        yield
+        return
+    held = None
+    if root is not None and gigabytes > 0:
+        held = _Folder(root / FOLDER, _key(model), gigabytes * GIGABYTE, processes)
+    model.heard = _OneByOne(model, held)
+    try:
+        yield
+    finally:
+        model.heard = None
+        if held is not None:
+            held.close()
+
+
+def is_frozen(model: SteerMoE) -> bool:
+    """Whether nothing that is trained comes before the encoder's output."""
+    steered = model.steering is not None and any(place.layer is not None for place in model.steering.places)
+    trained = any(parameter.requires_grad for parameter in model.encoder.parameters())
+    return not steered and not trained and model.config.bridge.after is None
+
+
+def _key(model: SteerMoE) -> str:
+    """What decides an encoder's output but the features."""
+    encoder = model.config.encoder
+    what = [digest(frozen_weights(model.encoder.model)), encoder.name, encoder.dtype, encoder.window]
+    return hashlib.sha256(" ".join([*what, str(model.device.type), torch.__version__]).encode()).hexdigest()[:32]
+
+
+class _OneByOne:
+    """Stands in for the encoder's forward pass."""
+
+    def __init__(self, model: SteerMoE, folder: "_Folder | None") -> None:
+        self.encoder, self.folder = model.encoder, folder
+
+    @torch.no_grad()
+    def __call__(
+        self, features_BMT: torch.Tensor, lengths_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As of `Encoder.forward`."""
+        rows = [
+            self._row(features_BMT[row : row + 1, :, :length].contiguous())
+            for row, length in enumerate(lengths_B.tolist())
+        ]
+        return pad_sequence(rows, batch_first=True), self.encoder.output_lengths(lengths_B)
+
+    def _row(self, features_1MT: torch.Tensor) -> torch.Tensor:
+        name = self._name(features_1MT) if self.folder is not None else ""
+        hidden_SD = self.folder.read(name) if self.folder is not None else None
+        if hidden_SD is None:
+            lengths = torch.tensor([features_1MT.shape[2]], device=features_1MT.device)
+            hidden_SD = self.encoder(features_1MT, lengths)[0][0]
+            if self.folder is not None:
+                self.folder.write(name, hidden_SD)
+        return hidden_SD.to(features_1MT.device)
+
+    def _name(self, features_1MT: torch.Tensor) -> str:
+        """Of the features themselves: what was augmented is another utterance."""
+        kind = features_1MT.device.type
+        type_now = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        total = hashlib.sha256(f"{tuple(features_1MT.shape)} {features_1MT.dtype} {type_now}\n".encode())
+        total.update(_bytes(features_1MT))
+        return total.hexdigest()
+
+
+class _Folder:
+    """Tensors by name, on disk, up to so many bytes of all that is in `parent`.
+
+    It is shared by all who train over the same encoder now. Features of other encoders that nobody holds are
+    deleted: there is one set of them as a rule. Files get their names when they are whole; they are not
+    forced to disk, hence the checksum, and what is damaged counts as missing.
+    """
+
+    def __init__(self, parent: Path, key: str, limit: float, processes: int) -> None:
+        self.path = parent / key
+        self._lock = _share(self.path)
+        for other in parent.iterdir():
+            if other != self.path:
+                _delete_if_free(other)
+        used = sum(file.stat().st_size for file in parent.rglob("*") if file.is_file())
+        self.free = (limit - used) / processes
+
+    def read(self, name: str) -> torch.Tensor | None:
+        try:
+            found = load((self.path / name).read_bytes())
+        except (FileNotFoundError, SafetensorError):
+            return None
+        whole = zlib.crc32(_bytes(found["hidden"])) == int(found["crc32"])
+        return found["hidden"] if whole else None
+
+    def write(self, name: str, hidden_SD: torch.Tensor) -> None:
+        hidden_SD = hidden_SD.cpu().contiguous()
+        data = save({"hidden": hidden_SD, "crc32": torch.tensor(zlib.crc32(_bytes(hidden_SD)))})
+        if len(data) > self.free:
+            return
+        temporary = self.path / f".{name}.{os.getpid()}.tmp"
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(self.path / name)
+            self.free -= len(data)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            temporary.unlink(missing_ok=True)
+            self.free = 0.0  # the disk is full: the others are computed each time
+            print(f"{self.path}: no space left; what is not kept there yet is computed each time")
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+
+def _share(folder: Path) -> int:
+    """Hold a folder together with others; whoever finds it free removes what killed writers left in it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for leftover in folder.glob(TEMPORARY):
+                leftover.unlink(missing_ok=True)
+        except BlockingIOError:
+            pass
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        # Someone may have deleted the folder between our opening and our locking it.
+        if folder.exists() and folder.stat().st_ino == os.fstat(descriptor).st_ino:
+            return descriptor
+        os.close(descriptor)
+
+
+def _delete_if_free(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # someone else was faster
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:  # in use
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,70 @@
+"""A loss that is computed some tokens at a time is the loss of all of them."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from steermoe.models import loss as losses
+from steermoe.models.loss import hidden_loss, target_loss
+
+TOKENS, WIDTH, VOCABULARY = 23, 16, 300
+
+
+def problem(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    head = torch.randn(VOCABULARY, WIDTH, generator=generator).to(dtype)
+    hidden = torch.randn(TOKENS, WIDTH, generator=generator).to(dtype)
+    targets = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
+    targets[::2] = linear(hidden, head).argmax(-1)[::2]  # half of them right
+    return hidden, targets, head
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 22, 23])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_make_the_loss_and_gradient_of_the_whole(
+    tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, targets, head = problem(dtype)
+    sizes: list[int] = []
+
+    def score(rows: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(rows))
+        return linear(rows, head)
+
+    monkeypatch.setattr(losses, "AT_A_TIME", tokens * VOCABULARY)
+    ours = hidden.clone().requires_grad_()
+    found = hidden_loss(ours, targets, score, VOCABULARY)
+    assert found.loss is not None
+    (found.loss * 3).backward()
+    whole = hidden.clone().requires_grad_()
+    expected = target_loss(linear(whole, head), targets)
+    assert expected.loss is not None
+    (expected.loss * 3).backward()
+
+    assert max(sizes) <= tokens and sum(sizes) == TOKENS
+    torch.testing.assert_close(found.loss, expected.loss)
+    assert ours.grad is not None and whole.grad is not None and ours.grad.dtype == dtype
+    tolerance = {"atol": 1e-2, "rtol": 1.6e-2} if dtype is torch.bfloat16 else {}
+    torch.testing.assert_close(ours.grad, whole.grad, **tolerance)
+    assert found.num_tokens == TOKENS and found.num_correct == expected.num_correct
+    assert TOKENS > int(expected.num_correct or 0) >= TOKENS // 2
+
+
+def test_chunks_without_gradients_leave_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, targets, head = problem()
+    monkeypatch.setattr(losses, "AT_A_TIME", VOCABULARY)
+    with torch.no_grad():
+        found = hidden_loss(hidden, targets, partial(linear, weight=head), VOCABULARY)
+    assert found.loss is not None and not found.loss.requires_grad
+    torch.testing.assert_close(found.loss, target_loss(linear(hidden, head), targets).loss)
+
+
+def test_a_scaled_loss_is_not_cut_for_its_scale_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, targets, head = problem()
+    monkeypatch.setattr(losses, "AT_A_TIME", VOCABULARY)
+    seen = []
+    with torch.autocast("cpu", torch.float16):
+        hidden_loss(hidden, targets, lambda rows: seen.append(len(rows)) or linear(rows, head), VOCABULARY)
+    assert seen == [TOKENS]
