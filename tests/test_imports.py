@@ -24,6 +24,10 @@ HOMES = {  # library -> the only files that may import it
     "peft": ["steermoe/models/lora.py"],
     "dvc": [],
     "prefect": [],
+    "fastapi": ["steermoe/serving/server.py"],
+    "starlette": ["steermoe/serving/server.py"],
+    "uvicorn": ["steermoe/serving/server.py"],
+    "prometheus_client": ["steermoe/serving/metrics.py"],
 }
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "mlflow", "polars", "pandera", "scipy")
 FILES = sorted(path for top in ("steermoe", "pipeline") for path in (ROOT / top).rglob("*.py"))

@@ -8,7 +8,7 @@ tokens, P prompt tokens, Y target tokens, N target tokens of all rows, H width o
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -37,6 +37,8 @@ from steermoe.models.sequence import pack, target_rows
 from steermoe.models.steering import Steering
 from steermoe.models.tools import Answer
 
+LoadLlm = Callable[[config.Llm], tuple[CausalLM, Any]]
+
 
 class SteerMoE(nn.Module):
     """The assembly; `from_config` builds it for training, `from_pretrained` for use.
@@ -54,11 +56,11 @@ class SteerMoE(nn.Module):
     llm: CausalLM
     projection: Projection
 
-    def __init__(self, arm: ArmConfig) -> None:
+    def __init__(self, arm: ArmConfig, load: LoadLlm = load_llm) -> None:
         super().__init__()
         self.config = arm
         self.encoder = load_encoder(arm.encoder)
-        self.llm, self.tokenizer = load_llm(arm.llm)
+        self.llm, self.tokenizer = load(arm.llm)
         self.features = self.encoder.features
         self.downsample = make_downsampler(arm.bridge, self.encoder.width, len(self.encoder.layers))
         # A generator state for each part: every arm with the same seed starts from the same projection.
@@ -106,13 +108,19 @@ class SteerMoE(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, encoder: str | Path | None = None, llm: str | Path | None = None
+        cls,
+        source: str | Path,
+        encoder: str | Path | None = None,
+        llm: str | Path | None = None,
+        load: LoadLlm = load_llm,
     ) -> Self:
         """A trained model.
 
         Args:
             source: a folder that `save_pretrained` wrote, or a repository on the hub.
             encoder, llm: where the frozen models are, if not where they were when it was trained.
+            load: gives LLM and tokenizer; with another one than `load_llm`, which may load a part only, the
+                LLM's weights are not compared with those that it was trained against.
 
         Raises:
             ValueError: the adapter is damaged, does not fit its configuration, or was trained against other
@@ -124,10 +132,13 @@ class SteerMoE(nn.Module):
             if path is not None:
                 section = getattr(arm, part).model_copy(update={"path": str(path)})
                 arm = arm.model_copy(update={part: section})
-        model = cls(arm)
+        model = cls(arm, load)
         adapter.check_weights(saved.weights, model.trainable_state_dict(), str(source))
         paths = {"encoder": arm.encoder.path, "llm": arm.llm.path}
-        adapter.check_frozen(model.frozen_hashes(), saved.frozen, paths, str(source))
+        found = model.frozen_hashes()
+        if load is not load_llm:
+            found["llm"] = saved.frozen["llm"]
+        adapter.check_frozen(found, saved.frozen, paths, str(source))
         model.load_state_dict(dict(saved.weights), strict=False)  # all names were checked
         return model
 
@@ -300,6 +311,24 @@ class SteerMoE(nn.Module):
         )
         rows_BWH, valid_BW = self._packed(read, "left")
         return decode(self.llm, rows_BWH, valid_BW, generation, seed, cache)
+
+    @torch.no_grad()
+    def embed_prompt(
+        self,
+        features: torch.Tensor,
+        feature_lengths: torch.Tensor,
+        prefix_ids: torch.Tensor,
+        prefix_lengths: torch.Tensor,
+        prompt_ids: torch.Tensor,
+        prompt_lengths: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All that the LLM reads before an answer, for who decodes it himself; arguments as in `forward`.
+
+        Returns:
+            left-padded rows (B, W, H), and True where they are valid, (B, W).
+        """
+        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
+        return self._packed([(prefix_ids, prefix_lengths), audio, (prompt_ids, prompt_lengths)], "left")
 
     def transcribe(
         self,

@@ -22,6 +22,7 @@ EXAMPLES = """Examples:
     steermoe params --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
     steermoe plan --encoder whisper-large-v3 --llm qwen2.5-7b-instruct --hours 100.6 --epochs 10
     steermoe claims --topic librispeech
+    steermoe serve --port 8080
 
 `steermoe COMMAND --help` explains a command."""
 
@@ -101,6 +102,7 @@ COMMANDS = {
     "params": "count the parameters of a configuration, frozen and trained, part by part",
     "plan": "estimate hours, memory and disk of a training run, and whether it fits",
     "claims": "show what others published, recomputed where that can be done",
+    "serve": "serve a model over HTTP as OpenAI's API does",
 }
 
 if __name__ == "__main__":
