@@ -21,11 +21,17 @@ class Reply:
 
     def whole(self, answered: Answered) -> dict[str, Any]:
         """A `chat.completion`."""
-        message = {"role": "assistant", "content": answered.answer.text or None, "refusal": None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": answered.answer.text or None,
+            "refusal": None,
+        }
         if calls := self._calls(answered):
             message["tool_calls"] = calls
         elif message["content"] is None:
             message["content"] = ""
+        if answered.answer.errors:
+            message["tool_errors"] = list(answered.answer.errors)  # ours, not OpenAI's: calls that were wrong
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason(answered)}
         usage = self._usage(answered)
         return {"object": "chat.completion", **self._common, "choices": [choice], "usage": usage}
