@@ -2,7 +2,8 @@
 
 What a file is, is told by its content, never by its name. The header is checked against limits before
 anything is decoded, and only formats whose decoders are simple or well tested are admitted (libsndfile's
-ADPCM readers, for one, have had memory errors: CVE-2021-3246, CVE-2026-37555).
+ADPCM readers, for one, have had memory errors: CVE-2021-3246, CVE-2026-37555). MP4 (m4a) and Matroska (WebM)
+go through `containers`, with the same limits.
 """
 
 import io
@@ -10,11 +11,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
+
+from steermoe.audio import signatures
+
+if TYPE_CHECKING:
+    from steermoe.audio.containers import Container
 
 RATE = 16_000  # Hz, of every waveform in the library
 MAX_SECONDS = 3600.0  # longest recording that is decoded
@@ -54,7 +60,7 @@ def load(source: Source, max_seconds: float = MAX_SECONDS) -> np.ndarray:
 
     Args:
         source: a path, the bytes of a file, or a binary file-like object: WAV, FLAC, AIFF, MP3, Ogg (Vorbis,
-            Opus).
+            Opus), MP4 or m4a (AAC, ALAC), WebM or Matroska.
         max_seconds: longer recordings are refused before they are decoded.
 
     Returns:
@@ -65,27 +71,40 @@ def load(source: Source, max_seconds: float = MAX_SECONDS) -> np.ndarray:
             holds samples that are not finite.
         OSError: the file cannot be opened.
     """
-    name = _name(source)
-    with _opened(source, name, max_seconds) as (file, header):
+    name = source_name(source)
+    with opened(source, name, max_seconds) as (file, header):
         samples = _decoded(file, header, name)
     return _resampled(samples, header, name)
 
 
-def _decoded(file: soundfile.SoundFile, header: Header, name: str) -> np.ndarray:
+def _decoded(file: "soundfile.SoundFile | Container", header: Header, name: str) -> np.ndarray:
     """All samples of an opened file, channels averaged, (N,) float32."""
+    mono = mixed(file, -1, 0, name)
+    whole(file, len(mono), header, name)
+    return mono
+
+
+def mixed(file: "soundfile.SoundFile | Container", count: int, place: int, name: str) -> np.ndarray:
+    """The next `count` samples (all: -1) of an opened file, of which `place` were read; channels averaged.
+
+    Raises:
+        AudioError: they are corrupt, or not finite.
+    """
     try:
-        samples = file.read(dtype="float32", always_2d=True)
+        samples = file.read(count, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{name}: corrupt {file.format} audio ({error.error_string})") from error
-    if len(samples) != header.samples:
-        raise AudioError(
-            f"{name}: truncated audio, {len(samples)} of {header.samples} samples could be decoded"
-        )
     mono = samples.mean(axis=1, dtype=np.float32)
     if not np.isfinite(mono).all():
-        place = int(np.argmin(np.isfinite(mono)))
-        raise AudioError(f"{name}: sample {place} is {mono[place]}, expected finite numbers")
+        wrong = int(np.argmin(np.isfinite(mono)))
+        raise AudioError(f"{name}: sample {place + wrong} is {mono[wrong]}, expected finite numbers")
     return mono
+
+
+def whole(file: "soundfile.SoundFile | Container", decoded: int, header: Header, name: str) -> None:
+    """Raises AudioError where fewer samples could be decoded than the header says; containers see to it themselves."""
+    if isinstance(file, soundfile.SoundFile) and decoded != header.samples:
+        raise AudioError(f"{name}: truncated audio, {decoded} of {header.samples} samples could be decoded")
 
 
 def _resampled(mono: np.ndarray, header: Header, name: str) -> np.ndarray:
@@ -104,7 +123,7 @@ def read_header(source: Source, max_seconds: float = MAX_SECONDS) -> Header:
     Raises:
         AudioError, OSError: as `load`.
     """
-    with _opened(source, _name(source), max_seconds) as (_, header):
+    with opened(source, source_name(source), max_seconds) as (_, header):
         return header
 
 
@@ -132,8 +151,8 @@ def as_flac(source: Source, max_seconds: float = MAX_SECONDS) -> tuple[bytes, fl
     Raises:
         AudioError, OSError: as `load`.
     """
-    name = _name(source)
-    with _opened(source, name, max_seconds) as (file, header):
+    name = source_name(source)
+    with opened(source, name, max_seconds) as (file, header):
         kept = (file.format, file.subtype, header.rate, header.channels) == ("FLAC", "PCM_16", RATE, 1)
         samples = _decoded(file, header, name)
     if kept:
@@ -170,7 +189,8 @@ def encode_flac(waveform: np.ndarray, rate: int) -> bytes:
     return file.getvalue()
 
 
-def _name(source: Source) -> str:
+def source_name(source: Source) -> str:
+    """What a recording is called in messages."""
     if isinstance(source, bytes):
         return f"audio of {len(source)} bytes"
     return str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio stream"))
@@ -182,22 +202,39 @@ def _stream(source: Source) -> AbstractContextManager[BinaryIO]:
     return nullcontext(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
+class _Forward(soundfile.SoundFile):
+    """Never seeks: soundfile does so after every read, and an MP3 decoder loses a frame by it."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 @contextmanager
-def _opened(source: Source, name: str, max_seconds: float) -> Iterator[tuple[soundfile.SoundFile, Header]]:
-    """A recording, open for reading, and its header, which is within the limits."""
+def opened(
+    source: Source, name: str, max_seconds: float, in_blocks: bool = False
+) -> "Iterator[tuple[soundfile.SoundFile | Container, Header]]":
+    """A recording, open for reading, and its header, which is within the limits.
+
+    With `in_blocks`, it is read forward only, and its decoded size does not matter.
+    """
     with _stream(source) as stream:
         start = stream.read(12)
         if not start:
             raise AudioError(f"{name}: empty, 0 bytes")
-        if kind := _undecodable(start):
+        if kind := signatures.undecodable(start):
             raise AudioError(
                 f"{name}: {kind} is not admitted; convert it first, for instance by "
                 "`ffmpeg -i <file> -ac 1 -ar 16000 <file>.flac`"
             )
-        tagged = _tells_mp3_length(stream, start)
+        if kind := signatures.demuxer(start):
+            with _container(stream, kind, name) as container:
+                header = Header(container.samplerate, container.channels, container.frames)
+                yield container, _within_limits(header, name, max_seconds, in_blocks)
+            return
+        tagged = signatures.tells_mp3_length(stream, start)
         stream.seek(0)
         try:
-            file = soundfile.SoundFile(stream)
+            file = (_Forward if in_blocks else soundfile.SoundFile)(stream)
         except soundfile.LibsndfileError as error:
             raise AudioError(
                 f"{name}: not readable as audio ({error.error_string}); expected one of {', '.join(FORMATS)}"
@@ -208,49 +245,33 @@ def _opened(source: Source, name: str, max_seconds: float) -> Iterator[tuple[sou
                     f"{name}: MP3 without a Xing, Info or VBRI header, so its length is a guess; "
                     "convert it to FLAC"
                 )
-            yield file, _check(file, name, max_seconds)
+            yield file, _check(file, name, max_seconds, in_blocks)
 
 
-def _undecodable(start: bytes) -> str | None:
-    """The name of a common format that libsndfile does not decode, by the first 12 bytes of a file."""
-    if start[4:8] == b"ftyp":
-        return "MP4 audio (m4a: AAC or ALAC)"
-    if start[:2] in (b"\xff\xf1", b"\xff\xf9"):
-        return "AAC (ADTS)"
-    if start[:4] == b"\x1aE\xdf\xa3":
-        return "Matroska or WebM"
-    if start[:4] == b"0&\xb2u":
-        return "Windows Media audio"
-    if start.startswith(b"#!AMR"):
-        return "AMR"
-    return None
+@contextmanager
+def _container(stream: BinaryIO, demuxer: str, name: str) -> "Iterator[Container]":
+    """A container, open for reading; what is wrong with it is said as of other files."""
+    from steermoe.audio import containers  # here, for FFmpeg's libraries are rarely needed
+
+    try:
+        with containers.Container(stream, demuxer) as container:
+            yield container
+    except containers.ContainerError as error:
+        raise AudioError(f"{name}: {error}") from error
 
 
-def _tells_mp3_length(source: BinaryIO, start: bytes) -> bool:
-    """Whether the first frame of an MP3 tells the length. Else libsndfile cuts the audio at a guessed one.
-
-    Args:
-        start: the first bytes, 10 of which hold the length of an ID3v2 tag if there is one (7 bits a byte).
-    """
-    tag = 0
-    if start.startswith(b"ID3") and len(start) >= 10:
-        tag = 10 + sum(byte << shift for byte, shift in zip(start[6:10], (21, 14, 7, 0), strict=True))
-    source.seek(tag)
-    frame = source.read(2048)
-    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
-
-
-def _check(file: soundfile.SoundFile, name: str, max_seconds: float) -> Header:
+def _check(file: soundfile.SoundFile, name: str, max_seconds: float, in_blocks: bool) -> Header:
     """The header of an opened file, if it is within the limits."""
     if file.format not in FORMATS or file.subtype not in SUBTYPES:
         raise AudioError(
             f"{name}: {file.format} with {file.subtype} is not admitted; "
             f"convert it to one of {', '.join(FORMATS)} with {', '.join(SUBTYPES)}"
         )
-    return _within_limits(Header(file.samplerate, file.channels, file.frames), name, max_seconds)
+    header = Header(file.samplerate, file.channels, file.frames)
+    return _within_limits(header, name, max_seconds, in_blocks)
 
 
-def _within_limits(header: Header, name: str, max_seconds: float) -> Header:
+def _within_limits(header: Header, name: str, max_seconds: float, in_blocks: bool = False) -> Header:
     if not MIN_FILE_RATE <= header.rate <= MAX_FILE_RATE:
         raise AudioError(
             f"{name}: sampled at {header.rate} Hz, allowed are {MIN_FILE_RATE} to {MAX_FILE_RATE}"
@@ -263,7 +284,8 @@ def _within_limits(header: Header, name: str, max_seconds: float) -> Header:
         raise AudioError(
             f"{name}: {header.seconds:.1f} s by its header, allowed are at most {max_seconds:g}; cut it"
         )
-    if (size := 4 * header.samples * header.channels) > MAX_DECODED_BYTES:
+    size = 4 * header.samples * header.channels
+    if size > MAX_DECODED_BYTES and not in_blocks:
         raise AudioError(
             f"{name}: {size >> 20} MiB decoded, allowed are {MAX_DECODED_BYTES >> 20}; mix it down or resample it"
         )

@@ -62,7 +62,13 @@ def prompt_texts(
         ValueError: unknown task; no chat template, one that fails or loses the audio's place; tools with
             format `plain`, or with a template that does not show them.
     """
-    asked = render(prompts, task, question)
+    return texts_around(prompts, tokenizer, render(prompts, task, question), tools)
+
+
+def texts_around(
+    prompts: Prompts, tokenizer: Any, asked: str, tools: Sequence[dict] | None = None
+) -> tuple[str, str]:
+    """`prompt_texts` of what is asked in words of one's own; `asked` stands where the rendered template does."""
     if prompts.format == "plain":
         if tools is not None:
             raise ValueError(
@@ -85,7 +91,12 @@ def encode_prompt(
     prompts: Prompts, tokenizer: Any, task: str, question: str, tools: Sequence[dict] | None = None
 ) -> Prompt:
     """Token ids of `prompt_texts`, each side encoded by itself."""
-    return Prompt(*(_ids(tokenizer, t) for t in prompt_texts(prompts, tokenizer, task, question, tools)))
+    return encode_texts(tokenizer, *prompt_texts(prompts, tokenizer, task, question, tools))
+
+
+def encode_texts(tokenizer: Any, before: str, behind: str) -> Prompt:
+    """Token ids of the texts before and behind the audio, each encoded by itself."""
+    return Prompt(_ids(tokenizer, before), _ids(tokenizer, behind))
 
 
 def end_token(prompts: Prompts, tokenizer: Any) -> int:

@@ -128,6 +128,17 @@ def check_frozen(
             )
 
 
+def find_frozen(path: str, source: str | Path) -> str:
+    """Where a frozen model is: `path` as it is, else below the first folder above the adapter that has it.
+
+    So an adapter inside a project is found with the base models beside it, whatever the current folder.
+    """
+    if Path(path).is_absolute() or Path(path).exists():
+        return path
+    found = (above / path for above in Path(source).resolve().parents if (above / path).is_dir())
+    return str(next(found, path))
+
+
 def _locate(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():

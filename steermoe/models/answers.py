@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from steermoe.config import Generation
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.collator import INPUTS, collate
 from steermoe.data.dataset import Item
-from steermoe.data.prompts import encode_prompt, prompt_texts
+from steermoe.data.prompts import encode_texts, render, texts_around
 from steermoe.models.tools import Answer, check_tools, read_answer
 
 if TYPE_CHECKING:
@@ -30,22 +32,32 @@ def answer_all(
     tools: Sequence[dict] | None,
     generation: Generation,
     seed: int,
+    prompt: str | None = None,
+    scored: bool = False,
+    batch_seconds: float = BATCH_SECONDS,
 ) -> list[Answer]:
-    """The answer to each recording; arguments and errors are those of `SteerMoE.ask`."""
+    """The answer to each recording; arguments and errors are those of `SteerMoE.ask`.
+
+    Args:
+        prompt: the text behind the audio, in place of the configuration's; not with `question`.
+        scored: tell the answers' confidence, too, which costs one more pass of the LLM.
+        batch_seconds: audio seconds a batch, padding included.
+    """
     if tools is not None:
         check_tools(tools)
-    asked = "transcribe" if question is None else "answer", question or "", tools
-    prompt = encode_prompt(model.config.prompts, model.tokenizer, *asked)
-    opening = prompt_texts(model.config.prompts, model.tokenizer, *asked)[1]
+    task = "transcribe" if question is None else "answer"
+    asked = render(model.config.prompts, task, question or "") if prompt is None else prompt
+    texts = texts_around(model.config.prompts, model.tokenizer, asked, tools)
+    ids = encode_texts(model.tokenizer, *texts)
     waveforms = [a if isinstance(a, np.ndarray) else waveform.load(a) for a in audio]
     seconds = [len(samples) / waveform.RATE for samples in waveforms]
     answers: dict[int, Answer] = {}
-    for rows in bucketed_batches(seconds, BATCH_SECONDS, seed=None, epoch=0):
+    for rows in bucketed_batches(seconds, batch_seconds, seed=None, epoch=0):
         items: list[Item] = [
             {
                 "features": model.features(waveforms[row]),
-                "prefix_ids": prompt.prefix,
-                "prompt_ids": prompt.suffix,
+                "prefix_ids": ids.prefix,
+                "prompt_ids": ids.suffix,
                 "target_ids": [],
                 "index": row,
             }
@@ -53,6 +65,13 @@ def answer_all(
         ]
         batch = collate(items)
         inputs = {name: batch[name].to(model.device) for name in INPUTS}
-        for row, ids in zip(rows, model.generate(**inputs, generation=generation, seed=seed), strict=True):
-            answers[row] = read_answer(ids, model.tokenizer, tools, opening)
+        found, likelihoods = model.generate_scored(**inputs, generation=generation, seed=seed, scored=scored)
+        for row, answer_ids, each in zip(rows, found, likelihoods, strict=True):
+            answer = read_answer(answer_ids, model.tokenizer, tools, texts[1])
+            answers[row] = replace(answer, confidence=confidence(each))
     return [answers[row] for row in range(len(waveforms))]
+
+
+def confidence(log_likelihoods: Sequence[float]) -> float | None:
+    """The geometric mean of probabilities that are given as logarithms; None of none."""
+    return math.exp(sum(log_likelihoods) / len(log_likelihoods)) if log_likelihoods else None

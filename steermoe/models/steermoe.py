@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from steermoe import config
@@ -118,7 +119,8 @@ class SteerMoE(nn.Module):
 
         Args:
             source: a folder that `save_pretrained` wrote, or a repository on the hub.
-            encoder, llm: where the frozen models are, if not where they were when it was trained.
+            encoder, llm: where the frozen models are, if not where they were when it was trained: relative
+                paths are looked for from the current folder, then from each folder above the adapter's.
             load: gives LLM and tokenizer; with another one than `load_llm`, which may load a part only, the
                 LLM's weights are not compared with those that it was trained against.
 
@@ -128,10 +130,10 @@ class SteerMoE(nn.Module):
         """
         saved = adapter.read(source)
         arm = saved.arm
-        for part, path in (("encoder", encoder), ("llm", llm)):
-            if path is not None:
-                section = getattr(arm, part).model_copy(update={"path": str(path)})
-                arm = arm.model_copy(update={part: section})
+        for part, given in (("encoder", encoder), ("llm", llm)):
+            section = getattr(arm, part)
+            path = adapter.find_frozen(section.path, source) if given is None else str(given)
+            arm = arm.model_copy(update={part: section.model_copy(update={"path": path})})
         model = cls(arm, load)
         adapter.check_weights(saved.weights, model.trainable_state_dict(), str(source))
         paths = {"encoder": arm.encoder.path, "llm": arm.llm.path}
@@ -306,11 +308,44 @@ class SteerMoE(nn.Module):
         seed: int = 0,
     ) -> list[list[int]]:
         """Answers as token ids, without end and padding tokens; the other arguments are as in `forward`."""
-        read, cache = self._read(
-            features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
-        )
-        rows_BWH, valid_BW = self._packed(read, "left")
-        return decode(self.llm, rows_BWH, valid_BW, generation, seed, cache)
+        inputs = features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
+        return self.generate_scored(*inputs, generation, seed, scored=False)[0]
+
+    @torch.no_grad()
+    def generate_scored(
+        self,
+        features: torch.Tensor,
+        feature_lengths: torch.Tensor,
+        prefix_ids: torch.Tensor,
+        prefix_lengths: torch.Tensor,
+        prompt_ids: torch.Tensor,
+        prompt_lengths: torch.Tensor,
+        generation: Generation,
+        seed: int = 0,
+        scored: bool = True,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Answers as `generate` gives them, and the log-likelihood of each of their tokens (none unless `scored`).
+
+        Likelihoods are the LLM's own, whatever the decoding strategy made of them: of one more pass over the
+        answers, with the audio encoded once.
+        """
+        inputs = features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
+        read, cache = self._read(*inputs)
+        answers = decode(self.llm, *self._packed(read, "left"), generation, seed, cache)
+        if not scored or not any(answers):
+            return answers, [[] for _ in answers]
+        ids = [torch.tensor(answer, dtype=torch.int64, device=self.device) for answer in answers]
+        lengths_B = torch.tensor([len(answer) for answer in answers], device=self.device)
+        ids_BY = pad_sequence(ids, batch_first=True)
+        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
+        rows_BWH, _valid = self._packed([*read, (ids_BY[:, :-1], (lengths_B - 1).clamp(min=0))], "right")
+        hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
+        before_B = torch.stack([lengths for _, lengths in read]).sum(0)
+        found = []
+        for hidden_WH, before, row in zip(hidden_BWH, before_B.tolist(), ids, strict=True):  # V is large
+            scores = logits(self.llm, hidden_WH[before - 1 : before - 1 + len(row)]).float().log_softmax(-1)
+            found.append(scores.gather(-1, row[:, None])[:, 0].tolist())
+        return answers, found
 
     @torch.no_grad()
     def embed_prompt(

@@ -7,7 +7,7 @@ A tool is a function definition as OpenAI's API and chat templates take it:
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 SHOWN = 120  # characters of what the LLM wrote, in errors
@@ -43,11 +43,14 @@ class Answer:
         text: besides calls.
         tool_calls: those that are right.
         errors: what is wrong with the others, one line each.
+        confidence: the geometric mean of the probabilities of its tokens, in 0..1; None where it was not asked for,
+            or there are none.
     """
 
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
     errors: tuple[str, ...] = ()
+    confidence: float | None = field(default=None, compare=False)
 
 
 def check_tools(tools: Sequence[dict]) -> None:

@@ -1,0 +1,230 @@
+"""Where in a recording somebody speaks, found as the audio comes: stretches no longer than an encoder takes.
+
+Voice activity is Silero VAD's (https://github.com/snakers4/silero-vad, version 6: its sequence ONNX model, one run
+a block). Its probabilities, one a window of 32 ms, become stretches by the rule of its own
+`get_speech_timestamps`: speech begins at `threshold`, ends where the probability stays 0.15 below it for
+`silence`; what is too long is cut in its longest pause. Unlike there, what has no pause is cut with an overlap,
+and nothing of a recording but the stretch at hand is kept.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from steermoe.audio.waveform import RATE
+
+WINDOW = 512  # samples of one probability
+CONTEXT = 64  # samples before a window that the model reads, too
+RUN = 512  # windows a run of the model, at most
+OUTPUTS = ["speech_probs", "hn", "cn"]
+HYSTERESIS = 0.15
+PAUSE = 3  # windows below the threshold at which a stretch that is too long may be cut: 96 ms
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A piece of a recording with speech in it.
+
+    Attributes:
+        start: its first sample, counted from the start of the recording.
+        samples: (n,) float32 at RATE: the speech with a little of what is around it.
+        voiced: (ceil(n / WINDOW),): True for each window in which somebody speaks.
+        overlap: samples at its start that the stretch before has, too; 0 where there was a pause.
+        broken: whether it was cut without a pause: the next stretch has some of its end.
+    """
+
+    start: int
+    samples: np.ndarray
+    voiced: np.ndarray
+    overlap: int = 0
+    broken: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Length."""
+        return len(self.samples) / RATE
+
+    @property
+    def speech(self) -> tuple[float, float]:
+        """Beginning and end of the speech in it, seconds from the start of the recording."""
+        places = np.flatnonzero(self.voiced)
+        first, last = (places[0], places[-1] + 1) if len(places) else (0, len(self.voiced))
+        end = min(int(last) * WINDOW, len(self.samples))
+        return (self.start + int(first) * WINDOW) / RATE, (self.start + end) / RATE
+
+
+class VoiceActivity:
+    """Silero's model, and its state between the blocks of one recording."""
+
+    def __init__(self) -> None:
+        self._session = _session()
+        self._hidden = self._cell = np.zeros((1, 1, 128), np.float32)
+        self._context = np.zeros(CONTEXT, np.float32)
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        """Probabilities (n,) that somebody speaks, of samples (n * WINDOW,) that follow those before."""
+        windows = samples.reshape(-1, WINDOW)
+        found = [np.zeros(0, np.float32)]
+        for first in range(0, len(windows), RUN):
+            run = windows[first : first + RUN]
+            before = np.concatenate([self._context[None], run[:-1, -CONTEXT:]])
+            inputs = {"input": np.hstack([before, run]), "h": self._hidden, "c": self._cell}
+            voice, self._hidden, self._cell = map(np.asarray, self._session.run(OUTPUTS, inputs))
+            found.append(voice.reshape(-1))
+            self._context = run[-1, -CONTEXT:]
+        return np.concatenate(found)
+
+
+class Segmenter:
+    """Takes a recording block by block and gives its stretches of speech as they end.
+
+    Args:
+        longest: seconds of a stretch, at most.
+        silence: seconds without speech that end a stretch.
+        margin: seconds around the speech that belong to a stretch.
+        overlap: seconds that two stretches share where speech without any pause is cut.
+        shortest: seconds of speech below which there was none.
+        threshold: probability from which it is speech.
+
+    Raises:
+        ValueError: `longest` leaves no room for margins and overlap; silero-vad or onnxruntime is not installed.
+    """
+
+    def __init__(
+        self,
+        longest: float,
+        silence: float = 0.4,
+        margin: float = 0.16,
+        overlap: float = 1.0,
+        shortest: float = 0.2,
+        threshold: float = 0.5,
+    ) -> None:
+        if longest < 2 * (overlap + margin):
+            raise ValueError(f"longest: found {longest:g} s, legal: at least {2 * (overlap + margin):g}")
+        self._longest = int(longest * RATE) // WINDOW
+        self._silence, self._margin, self._overlap, self._shortest = (
+            max(1, round(seconds * RATE / WINDOW)) for seconds in (silence, margin, overlap, shortest)
+        )
+        self._threshold = threshold
+        self._activity = VoiceActivity()
+        self._rest = np.zeros(0, np.float32)  # less than a window
+        self._windows: list[np.ndarray] = []  # kept: the stretch at hand, or the margin before the next one
+        self._voice: list[float] = []
+        self._first = 0  # number of the first of them
+        self._begin: int | None = None  # of the speech at hand, in windows of the recording
+        self._end: int | None = None  # where it may have ended
+        self._shared = 0  # windows of the stretch at hand that the one before has, too
+        self.samples = 0  # heard so far
+
+    def push(self, block: np.ndarray) -> list[Stretch]:
+        """The stretches that end in a block (n,) float32 at RATE."""
+        self.samples += len(block)
+        joined = np.concatenate([self._rest, block])
+        whole = len(joined) // WINDOW * WINDOW
+        self._rest = joined[whole:]
+        return self._heard(joined[:whole])
+
+    def finish(self) -> list[Stretch]:
+        """The stretches that end with the recording."""
+        found = self._heard(np.pad(self._rest, (0, -len(self._rest) % WINDOW)))
+        if self._begin is not None:
+            found += self._closed(self._first + len(self._windows) if self._end is None else self._end)
+        return [self._within(stretch) for stretch in found]
+
+    @property
+    def open(self) -> Stretch | None:
+        """What was heard so far of a stretch that has not ended; None in silence."""
+        if self._begin is None or self._first + len(self._windows) - self._begin < self._shortest:
+            return None
+        return self._stretch(0, len(self._windows))
+
+    def _within(self, stretch: Stretch) -> Stretch:
+        """Without what the last window was filled up with."""
+        samples = stretch.samples[: self.samples - stretch.start]
+        return replace(stretch, samples=samples, voiced=stretch.voiced[: -(-len(samples) // WINDOW)])
+
+    def _heard(self, samples: np.ndarray) -> list[Stretch]:
+        found: list[Stretch] = []
+        windows = samples.reshape(-1, WINDOW)
+        for window, voice in zip(windows, self._activity(samples).tolist(), strict=True):
+            found += self._step(window, voice)
+        return found
+
+    def _step(self, window: np.ndarray, voice: float) -> list[Stretch]:
+        self._windows.append(window)
+        self._voice.append(voice)
+        now = self._first + len(self._windows) - 1
+        if self._begin is None:
+            if voice >= self._threshold:
+                self._begin, self._end = now, None
+            else:
+                self._forget(now + 1 - self._margin)
+            return []
+        if voice >= self._threshold:
+            self._end = None
+        elif voice < self._threshold - HYSTERESIS and self._end is None:
+            self._end = now
+        if self._end is not None and now - self._end >= self._silence:
+            return self._closed(self._end)
+        return self._cut() if len(self._windows) >= self._longest else []
+
+    def _closed(self, end: int) -> list[Stretch]:
+        """The speech at hand, which ended before the window `end`; what comes next may begin in its margin."""
+        begin = self._begin if self._begin is not None else end
+        long_enough = end - begin >= self._shortest or self._shared
+        found = [self._stretch(0, end + self._margin - self._first)] if long_enough else []
+        self._begin, self._end, self._shared = None, None, 0
+        self._forget(max(end, self._first + len(self._windows) - self._margin))
+        return found
+
+    def _cut(self) -> list[Stretch]:
+        """What is too long, up to its longest pause; without a pause all of it, and the end of it once more."""
+        pauses = self._pauses()
+        if pauses:
+            length, pause = max(pauses)
+            found = [self._stretch(0, pause + min(self._margin, length))]
+            self._begin, self._shared = self._first + pause + length, 0
+            self._forget(self._begin - min(self._margin, length))
+            return found
+        found = [replace(self._stretch(0, len(self._windows)), broken=True)]
+        self._forget(self._first + len(self._windows) - self._overlap)
+        self._begin, self._shared = self._first, self._overlap
+        return found
+
+    def _pauses(self) -> list[tuple[int, int]]:
+        """(windows, first of them) of each pause within the stretch at hand, not in its first quarter."""
+        pauses, length = [], 0
+        for place, voice in enumerate(self._voice):
+            quiet = voice < self._threshold - HYSTERESIS
+            if not quiet and length >= PAUSE and place > len(self._voice) // 4:
+                pauses.append((length, place - length))
+            length = length + 1 if quiet else 0
+        return pauses
+
+    def _stretch(self, first: int, behind: int) -> Stretch:
+        voiced = np.array(self._voice[first:behind]) >= self._threshold - HYSTERESIS
+        samples = np.concatenate(self._windows[first:behind])
+        return Stretch((self._first + first) * WINDOW, samples, voiced, self._shared * WINDOW)
+
+    def _forget(self, before: int) -> None:
+        """All windows before one of the recording."""
+        count = max(0, before - self._first)
+        del self._windows[:count], self._voice[:count]
+        self._first += count
+
+
+def _session():
+    """Silero's sequence model, on one thread."""
+    try:
+        import torch
+
+        threads = torch.get_num_threads()
+        from silero_vad import load_silero_vad
+
+        torch.set_num_threads(threads)  # importing silero_vad sets it to 1, for the whole process
+        return load_silero_vad(sequence=True).session
+    except ImportError as error:
+        raise ValueError(
+            f"long audio is cut at silences by silero-vad, which is not installed ({error}): "
+            "pip install 'steermoe[serve]'"
+        ) from error
