@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -111,26 +111,46 @@ class Batcher:
         """
         if self._closing:
             raise shutting_down()
-        count, waits = self.waiting()
-        if count >= self._limits.queue or (count and waits + seconds > self._limits.queue_seconds):
+        if self._full(seconds):
+            count, waits = self.waiting()
             later = max(1, min(60, round(waits * (self.real_time_factor() or HISTORY))))
             raise RequestError(
                 429, f"{count} recordings ({waits:.0f} s) wait for their turn; try again in {later} s",
                 code="queue_full", retry_after=later,
             )  # fmt: skip
 
-    def submit(self, asked: Asked, written: Callable[[str], None] | None = None) -> Job:
+    def submit(
+        self,
+        asked: Asked,
+        written: Callable[[str], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Job:
         """Put a job into the queue.
+
+        Args:
+            asked: what is asked.
+            written: see Job.
+            stop: the job is part of something that was taken: where there is no room it waits for some, until this
+                is set.
 
         Raises:
             RequestError: as `check`.
+            CancelledError: `stop` is set.
         """
-        job = Job(asked, written)
         with self._changed:
+            while stop is not None and not self._closing and self._full(asked.seconds):
+                if stop.is_set():
+                    raise CancelledError
+                self._changed.wait(0.1)
             self.check(asked.seconds)
+            job = Job(asked, written)
             self._waiting.append(job)
             self._changed.notify_all()
         return job
+
+    def _full(self, seconds: float) -> bool:
+        count, waits = self.waiting()
+        return count >= self._limits.queue or (count > 0 and waits + seconds > self._limits.queue_seconds)
 
     def give_up(self, job: Job) -> None:
         """Nobody waits for this job any more: it leaves the queue, or its row ends at the next token."""
@@ -181,6 +201,7 @@ class Batcher:
             batch = chosen(self._waiting, limits.batch_rows, limits.batch_seconds)
             for job in batch:
                 self._waiting.remove(job)
+            self._changed.notify_all()  # there is room again
             self._running = [job for job in batch if job.result.set_running_or_notify_cancel()]
             return self._running or self._next()
 

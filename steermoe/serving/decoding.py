@@ -6,8 +6,8 @@ nothing else, forks for every recording; the child limits its memory, processor 
 never pickles. It runs in the same user account and on the same network: whoever needs more than that runs the
 server in a container.
 
-Frames: 8 bytes of length, then so many bytes. A request is {"max_seconds": ...} in JSON and the file; a reply
-is b"ok" or b"no", and samples (float32, little-endian) or a message.
+Frames: 8 bytes of length, then so many bytes. A request is {"max_seconds": ...} in JSON, and the file; a reply is
+frames of samples (b"s" and float32, little-endian), as they are decoded, and in the end b"e", or b"n" and a message.
 """
 
 import json
@@ -25,11 +25,13 @@ from pathlib import Path
 import numpy as np
 
 import steermoe
-from steermoe.audio import waveform
+from steermoe.audio import blocks, waveform
 from steermoe.serving.limits import Limits
 
 LENGTH = struct.Struct("<Q")
 OPEN_FILES = 16
+LONGEST_MESSAGE = 2**12
+SLACK = 2**14  # samples by which resampling may make a recording longer
 
 
 class DecodingError(RuntimeError):
@@ -64,19 +66,30 @@ class Decoder:
             try:
                 _write(ours, json.dumps({"max_seconds": self._limits.max_seconds}).encode())
                 _write(ours, data)
-                verdict = _read(ours, 2)
-                content = _read(ours, int(4 * self._limits.max_seconds * waveform.RATE) + 2**16)
+                samples = self._samples(ours)
             except (OSError, EOFError) as error:  # of timeouts, too
                 raise DecodingError(
                     f"audio of {len(data)} bytes: decoding took more than {self._limits.decode_seconds} s of "
                     f"processor time or {self._limits.decode_bytes >> 20} MiB, or broke down"
                 ) from error
-        if verdict != b"ok":
-            raise waveform.AudioError(content.decode(errors="replace"))
-        samples = np.frombuffer(content, "<f4")
         if not len(samples) or not np.isfinite(samples).all():
             raise DecodingError(f"audio of {len(data)} bytes: the decoder returned no waveform")
         return samples
+
+    def _samples(self, connection: socket.socket) -> np.ndarray:
+        """What a child sends; no more than the limits allow, whatever it wants to."""
+        left, found = int(self._limits.max_seconds * waveform.RATE) + SLACK, []
+        while True:
+            frame = _read(connection, 4 * left + 1)
+            kind, content = bytes(frame[:1]), memoryview(frame)[1:]
+            if kind == b"n":
+                raise waveform.AudioError(bytes(content).decode(errors="replace"))
+            if kind == b"e":
+                return np.concatenate(found) if found else np.zeros(0, np.float32)
+            if kind != b"s" or len(content) % 4:
+                raise EOFError("no frame of samples")
+            found.append(np.frombuffer(content, "<f4"))
+            left -= len(found[-1])
 
     def close(self) -> None:
         """End the process that forks; recordings that are being decoded are finished by their own."""
@@ -127,9 +140,10 @@ class Decoder:
         self._control = self._process = None
 
 
-def _write(connection: socket.socket, content: bytes | memoryview) -> None:
-    connection.sendall(LENGTH.pack(len(content)))
-    connection.sendall(content)
+def _write(connection: socket.socket, *parts: bytes) -> None:
+    connection.sendall(LENGTH.pack(sum(map(len, parts))))
+    for part in parts:
+        connection.sendall(part)
 
 
 def _read(connection: socket.socket, most: int) -> bytearray:
@@ -187,12 +201,11 @@ def _limit(seconds: int, most: int) -> None:
 def _decode(connection: socket.socket) -> None:
     request = json.loads(_read(connection, 2**10))
     try:
-        samples = waveform.load(bytes(_read(connection, 2**32)), request["max_seconds"])
-        verdict, content = b"ok", samples.astype("<f4", copy=False).data.cast("B")
+        for block in blocks.blocks(bytes(_read(connection, 2**32)), request["max_seconds"]):
+            _write(connection, b"s", block.astype("<f4", copy=False).tobytes())
+        _write(connection, b"e")
     except waveform.AudioError as error:
-        verdict, content = b"no", str(error).encode()[: 2**15]
-    _write(connection, verdict)
-    _write(connection, content)
+        _write(connection, b"n", str(error).encode()[:LONGEST_MESSAGE])
 
 
 if __name__ == "__main__":

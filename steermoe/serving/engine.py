@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from steermoe.audio.waveform import RATE
 from steermoe.config import Generation
 from steermoe.data.collator import INPUTS, collate
 from steermoe.data.dataset import Item
-from steermoe.data.prompts import PLACE, encode_prompt, prompt_texts
+from steermoe.data.prompts import PLACE, encode_texts, render, texts_around
+from steermoe.models.answers import confidence
 from steermoe.models.generation import Watch, cycle, decode
+from steermoe.models.llm import CausalLM, hidden_states, logits
 from steermoe.models.tools import Answer, check_tools, read_answer
 
 if TYPE_CHECKING:
@@ -32,17 +35,21 @@ class Question:
     Attributes:
         samples: (N,) at 16 kHz.
         text: what is asked; None: write down what is said.
+        prompt: the text behind the audio, instead of the configuration's; not with `text`.
         system: the system turn, instead of the configuration's.
         tools: what may be called.
         generation, seed: how to decode.
+        scored: tell the answer's confidence, which costs one more pass of the LLM.
     """
 
     samples: np.ndarray
     generation: Generation
     text: str | None = None
+    prompt: str | None = None
     system: str | None = None
     tools: tuple[dict, ...] | None = None
     seed: int = 0
+    scored: bool = False
 
     @property
     def seconds(self) -> float:
@@ -156,7 +163,7 @@ class Engine:
         generation = asked[0].generation
         items: list[Item] = []
         for row, question in enumerate(asked):
-            prompt = encode_prompt(*self._prompt(question))
+            prompt = encode_texts(self.model.tokenizer, *self._texts(question))
             items.append(
                 {
                     "features": self.model.features(question.samples), "prefix_ids": prompt.prefix,
@@ -174,9 +181,19 @@ class Engine:
             return [job.given_up.is_set() for job in jobs]
 
         ids = self._continue(rows_BWH, valid_BW, generation, asked[0].seed, watch)
+        scores: list[float | None] = [None] * len(asked)
+        if self._continue == self._here and (places := [row for row, one in enumerate(asked) if one.scored]):
+            found = confidences(
+                self.model.llm, rows_BWH[places], valid_BW[places], [ids[row] for row in places]
+            )
+            for row, score in zip(places, found, strict=True):
+                scores[row] = score
         answered = []
-        for question, row, own, before in zip(asked, rows, ids, valid_BW.sum(1).tolist(), strict=True):
+        for question, row, own, before, score in zip(
+            asked, rows, ids, valid_BW.sum(1).tolist(), scores, strict=True
+        ):
             answer = read_answer(own, self.model.tokenizer, question.tools, self._texts(question)[1])
+            answer = replace(answer, confidence=score)
             row.finish(answer.text)
             cut = len(own) >= generation.max_new_tokens
             answered.append(Answered(answer, before, len(own), cut, question.tools is not None))
@@ -192,13 +209,30 @@ class Engine:
     ) -> list[list[int]]:
         return decode(self.model.llm, rows_BWH, valid_BW, generation, seed, watch=watch)
 
-    def _prompt(self, question: Question) -> tuple[Any, ...]:
-        """Arguments of `encode_prompt` and `prompt_texts`."""
+    def _texts(self, question: Question) -> tuple[str, str]:
+        """What the LLM reads before and behind the audio."""
         prompts = self.model.config.prompts
         if question.system is not None:
             prompts = prompts.model_copy(update={"system": question.system})
         task = "transcribe" if question.text is None else "answer"
-        return prompts, self.model.tokenizer, task, question.text or "", question.tools
+        asked = render(prompts, task, question.text or "") if question.prompt is None else question.prompt
+        return texts_around(prompts, self.model.tokenizer, asked, question.tools)
 
-    def _texts(self, question: Question) -> tuple[str, str]:
-        return prompt_texts(*self._prompt(question))
+
+@torch.no_grad()
+def confidences(
+    llm: CausalLM, rows_BWH: torch.Tensor, valid_BW: torch.Tensor, ids: Sequence[list[int]]
+) -> list[float | None]:
+    """The confidence of each answer, of one more pass over prompts and answers; None of an empty one."""
+    table = llm.get_input_embeddings()
+    answers = [torch.tensor(row, dtype=torch.int64, device=rows_BWH.device) for row in ids]
+    whole = [
+        torch.cat([row_WH[valid], table(answer[:-1])])
+        for row_WH, valid, answer in zip(rows_BWH, valid_BW, answers, strict=True)
+    ]
+    hidden_BWH = hidden_states(llm, pad_sequence(whole, batch_first=True))
+    found = []
+    for hidden_WH, before, answer in zip(hidden_BWH, valid_BW.sum(1).tolist(), answers, strict=True):
+        scores = logits(llm, hidden_WH[before - 1 : before - 1 + len(answer)]).float().log_softmax(-1)
+        found.append(confidence(scores.gather(-1, answer[:, None])[:, 0].tolist()))
+    return found

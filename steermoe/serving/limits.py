@@ -20,7 +20,7 @@ class Limits:
         linger: seconds that a lone request waits for others to share its batch.
         decoders: recordings that are decoded at once.
         decode_seconds: of processor time, and three times that by the clock, for decoding one.
-        decode_bytes: of memory for decoding one.
+        decode_bytes: of memory for decoding one, beside the samples that it gives away block by block.
         drain_seconds: for finishing what was accepted, after the signal to stop.
     """
 
@@ -37,7 +37,7 @@ class Limits:
     linger: float = 0.01
     decoders: int = 2
     decode_seconds: int = 20
-    decode_bytes: int = 2 * 2**30
+    decode_bytes: int = 512 * 2**20
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from steermoe.serving.engine import Answered, Question
 from steermoe.serving.gate import Gate
 from steermoe.serving.request_error import RequestError
 from steermoe.serving.schema import Chat
-from steermoe.serving.service import Service, Written, pieces
+from steermoe.serving.service import Dictation, Service, Written, pieces
 from steermoe.serving.transcript import Transcript, render
 
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ def create_app(service: Service) -> FastAPI:
 
         async def work(written: Written | None = None) -> Transcript:
             samples = await service.decode(data, "file")
-            return await service.transcribe(samples, wanted.generation, written)
+            return await service.transcribe(samples, wanted.how, written)
 
         if wanted.stream:
             return await _stream(pieces(work), _delta, wanted.done)
@@ -82,7 +82,7 @@ def create_app(service: Service) -> FastAPI:
 
         async def work(written: Written | None = None) -> Answered:
             samples = await service.decode(data, "messages")
-            question = Question(samples, generation, text, system, tools, seed)
+            question = Question(samples, generation, text, system=system, tools=tools, seed=seed)
             # What calls a tool is known when all was read.
             return await service.ask(question, written if tools is None else None)
 
@@ -143,7 +143,6 @@ class Wanted:
         self.format = schema.one_of(fields.get("response_format"), "response_format", schema.FORMATS, "json")
         self.stream = schema.truth(fields.get("stream"), "stream")
         temperature = schema.number(fields.get("temperature"), "temperature", 1.0)
-        self.generation = schema.generation(service.limits.max_tokens, temperature)
         if self.stream and self.format not in ("json", "text"):
             raise RequestError(
                 400,
@@ -156,28 +155,36 @@ class Wanted:
                 400, f"language: found {language!r}; {service.name} is for "
                 f"{service.language or 'what it was trained on, which it does not know'}: leave it out", "language",
             )  # fmt: skip
-        if fields.get("prompt"):
-            raise RequestError(
-                400, "prompt: this model was trained with one prompt for transcription; ask by "
-                "/v1/chat/completions, or leave it out", "prompt", "unsupported_parameter",
-            )  # fmt: skip
         name = "timestamp_granularities[]"
-        for granularity in granularities:
-            schema.one_of(granularity, name, schema.GRANULARITIES, "")
+        self.granularities = {
+            schema.one_of(each, name, schema.GRANULARITIES, "segment") for each in granularities
+        }
         if granularities and self.format != "verbose_json":
             raise RequestError(400, f"{name}: needs response_format verbose_json", name)
+        context = fields.get("prompt") or None
+        if context is not None and len(context) > service.limits.max_text:
+            raise RequestError(400, f"prompt: more than {service.limits.max_text} characters", "prompt")
+        self.how = Dictation(
+            schema.generation(service.limits.max_tokens, temperature), context,
+            words="word" in self.granularities, scored=self.format == "verbose_json",
+        )  # fmt: skip
 
     def response(self, transcript: Transcript) -> Response:
         """The transcript in the format that was asked for."""
+        usage = {"type": "duration", "seconds": transcript.seconds}
         if self.format == "json":
-            usage = {"type": "duration", "seconds": transcript.seconds}
             return JSONResponse({"text": transcript.text, "usage": usage})
         content = render(transcript, self.format)
         if self.format != "verbose_json":
             return PlainTextResponse(content)
         verbose = json.loads(content)
-        verbose["language"] = self._service.language or "und"  # ISO 639-2: undetermined
-        return JSONResponse(verbose)
+        words = [word for segment in verbose["segments"] for word in segment.pop("words")]
+        if self.how.words:
+            verbose["words"] = words
+        if self.granularities == {"word"}:
+            del verbose["segments"]
+        language = self._service.language or "und"  # ISO 639-2: undetermined
+        return JSONResponse({**verbose, "language": language, "usage": usage})
 
     def done(self, transcript: Transcript) -> list[Any]:
         """The last events of a stream."""

@@ -10,14 +10,22 @@ import openai
 import pytest
 
 from steermoe.models.steermoe import SteerMoE
+from steermoe.serving.recognizer import Recognizer
+from steermoe.serving.transcript import Transcript, render
 
-from .conftest import NAME, TEXTS, Running
+from .conftest import NAME, TEXTS, Running, wav
 
 
 @pytest.fixture(scope="module")
-def said(model: SteerMoE, waveforms: list[np.ndarray]) -> list[str]:
-    """What the model writes of each recording, one by one."""
-    return [str(model.transcribe(samples)) for samples in waveforms]
+def transcripts(model: SteerMoE, waveforms: list[np.ndarray]) -> list[Transcript]:
+    """What the library writes of each recording, one by one."""
+    recognizer = Recognizer(model, words=True)
+    return [recognizer.transcript(samples) for samples in waveforms]
+
+
+@pytest.fixture(scope="module")
+def said(transcripts: list[Transcript]) -> list[str]:
+    return [transcript.text for transcript in transcripts]
 
 
 def transcribe(server: Running, data: bytes, **fields: Any) -> Any:
@@ -28,22 +36,61 @@ def test_the_model_understands_what_is_said(said: list[str]) -> None:
     assert sum(found == text for found, text in zip(said, TEXTS, strict=True)) >= 4
 
 
-def test_every_format(
-    server: Running, recordings: list[bytes], said: list[str], waveforms: list[np.ndarray]
-) -> None:
-    data, text, seconds = recordings[0], said[0], len(waveforms[0]) / 16000
+def test_every_format(server: Running, recordings: list[bytes], transcripts: list[Transcript]) -> None:
+    data, transcript = recordings[0], transcripts[0]
     json = transcribe(server, data)
-    assert json.text == text
-    assert json.usage.type == "duration" and json.usage.seconds == seconds
-    assert transcribe(server, data, response_format="text") == text + "\n"
-    srt = transcribe(server, data, response_format="srt").splitlines()
-    assert srt[0] == "1" and " --> " in srt[1] and srt[2] == text
-    vtt = transcribe(server, data, response_format="vtt").splitlines()
-    assert vtt[0] == "WEBVTT" and vtt[3] == text
+    assert json.text == transcript.text
+    assert (json.usage.type, json.usage.seconds) == ("duration", transcript.seconds)
+    for kind in ("text", "srt", "vtt"):
+        assert transcribe(server, data, response_format=kind) == render(transcript, kind)
     verbose = transcribe(server, data, response_format="verbose_json")
-    assert (verbose.text, verbose.duration, verbose.language) == (text, seconds, "en")
-    assert [segment.text for segment in verbose.segments] == [text]
-    assert 0 <= verbose.segments[0].start < verbose.segments[0].end <= seconds
+    assert (verbose.text, verbose.duration, verbose.language) == (transcript.text, transcript.seconds, "en")
+    (segment,), (expected,) = verbose.segments, transcript.segments
+    assert (segment.text, segment.start, segment.end) == (expected.text, expected.start, expected.end)
+    assert segment.confidence == pytest.approx(expected.confidence, abs=1e-4)
+    assert verbose.words is None
+
+
+@pytest.mark.parametrize("granularities", [["word"], ["segment"], ["word", "segment"]])
+def test_times_of_segments_and_words(
+    server: Running, recordings: list[bytes], transcripts: list[Transcript], granularities: Any
+) -> None:
+    found = transcribe(
+        server, recordings[0], response_format="verbose_json", timestamp_granularities=granularities
+    )
+    assert (found.segments is not None) == ("segment" in granularities)
+    assert (found.words is not None) == ("word" in granularities)
+    if found.words is not None:
+        expected = [word for segment in transcripts[0].segments for word in segment.words]
+        assert [(w.word, w.start, w.end) for w in found.words] == [(w.word, w.start, w.end) for w in expected]
+
+
+def test_long_audio_is_written_down_piece_by_piece(
+    server: Running, model: SteerMoE, waveforms: list[np.ndarray]
+) -> None:
+    pause = np.zeros(16000, np.float32)
+    samples = np.concatenate([part for wave in waveforms for part in (wave, pause)])
+    assert len(samples) > 16000 * 19  # the encoder takes 8 s
+    expected = Recognizer(model).transcript(samples)
+    data = wav(samples, 16000)
+    found = transcribe(server, data, response_format="verbose_json")
+    assert found.text == expected.text
+    assert [(s.start, s.end) for s in found.segments] == [(s.start, s.end) for s in expected.segments]
+    *deltas, done = transcribe(server, data, stream=True)
+    assert len(deltas) == len(expected.segments) > 4
+    assert "".join(event.delta for event in deltas) == done.text == expected.text
+
+
+def test_silence_is_no_text(server: Running) -> None:
+    data = wav(np.zeros(32000), 16000)
+    assert transcribe(server, data).text == ""
+    assert transcribe(server, data, response_format="verbose_json").segments == []
+    assert [event.type for event in transcribe(server, data, stream=True)] == ["transcript.text.done"]
+
+
+def test_a_prompt_is_context(server: Running, model: SteerMoE, recordings: list[bytes], waveforms: Any) -> None:
+    expected = Recognizer(model, context="kate and nine").transcript(waveforms[0]).text
+    assert transcribe(server, recordings[0], prompt="kate and nine").text == expected
 
 
 def test_files_of_other_kinds(
@@ -81,7 +128,7 @@ def test_many_at_once_get_what_each_gets_alone(
     ("fields", "param", "said"),
     [
         ({"language": "fr"}, "language", "found 'fr'; steermoe is for en: leave it out"),
-        ({"prompt": "names: Kate"}, "prompt", "ask by /v1/chat/completions"),
+        ({"prompt": "word " * 4000}, "prompt", "more than 16000 characters"),
         ({"temperature": 3}, "temperature", "expected a number from 0 to 1"),
         ({"response_format": "diarized_json"}, "response_format", "json, text, srt, verbose_json, vtt"),
         ({"response_format": "srt", "stream": True}, "stream", "response_format srt has no pieces"),
