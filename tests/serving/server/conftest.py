@@ -82,8 +82,10 @@ def running(
     finally:
         if found is not None:
             found.close()
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(20)
+        server.force_exit = True
+        thread.join(5)
         service.close()
     assert not thread.is_alive()
 

@@ -88,7 +88,9 @@ def test_silence_is_no_text(server: Running) -> None:
     assert [event.type for event in transcribe(server, data, stream=True)] == ["transcript.text.done"]
 
 
-def test_a_prompt_is_context(server: Running, model: SteerMoE, recordings: list[bytes], waveforms: Any) -> None:
+def test_a_prompt_is_context(
+    server: Running, model: SteerMoE, recordings: list[bytes], waveforms: Any
+) -> None:
     expected = Recognizer(model, context="kate and nine").transcript(waveforms[0]).text
     assert transcribe(server, recordings[0], prompt="kate and nine").text == expected
 
