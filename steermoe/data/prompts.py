@@ -18,6 +18,14 @@ SAME_DAY = (
 )
 
 
+class Turn(NamedTuple):
+    """A turn of a conversation: who speaks (system, user, assistant), what is written, and how many recordings."""
+
+    role: str
+    text: str
+    recordings: int = 0
+
+
 class Prompt(NamedTuple):
     """Token ids before and behind the audio."""
 
@@ -97,6 +105,45 @@ def encode_prompt(
 def encode_texts(tokenizer: Any, before: str, behind: str) -> Prompt:
     """Token ids of the texts before and behind the audio, each encoded by itself."""
     return Prompt(_ids(tokenizer, before), _ids(tokenizer, behind))
+
+
+def conversation(
+    prompts: Prompts, tokenizer: Any, turns: Sequence[Turn], tools: Sequence[dict] | None = None
+) -> list[str]:
+    """The texts before, between and behind the recordings of a conversation, ready for an answer.
+
+    In a user's turn the recordings stand before the text, as in training. Without a text they are to be written
+    down (`prompts.transcribe`); once there was a recording, a text is a question (`prompts.answer`); before that, it
+    stands as it is. Format `plain` joins turns by line breaks, without a word on who speaks; format `chat` is
+    the chat template, with `prompts.system` unless the conversation begins with a system turn.
+
+    Raises:
+        ValueError: as `prompt_texts`; or a system turn with format `plain`.
+    """
+    rendered, heard = [], False
+    for turn in turns:
+        heard = heard or turn.recordings > 0
+        text = turn.text
+        if turn.role == "user" and heard:
+            task = "answer" if text else "transcribe"
+            text = PLACE * turn.recordings + render(prompts, task, text)
+        rendered.append({"role": turn.role, "content": text})
+    if prompts.format == "plain":
+        if tools is not None:
+            texts_around(prompts, tokenizer, "", tools)  # says why not
+        if any(turn.role == "system" for turn in turns):
+            raise ValueError("messages: found a system turn with prompts.format plain, which has none")
+        written = "\n".join(turn["content"] for turn in rendered)
+    else:
+        if prompts.system is not None and turns[0].role != "system":
+            rendered.insert(0, {"role": "system", "content": prompts.system})
+        written = _chat(tokenizer, rendered, tools, answering=True)
+    pieces = written.split(PLACE)
+    if len(pieces) != 1 + sum(turn.recordings for turn in turns):
+        raise ValueError(
+            f"messages: the chat template changes or drops the user's text, or a text has {PLACE!r} in it"
+        )
+    return pieces
 
 
 def end_token(prompts: Prompts, tokenizer: Any) -> int:

@@ -8,7 +8,7 @@ tokens, P prompt tokens, Y target tokens, N target tokens of all rows, H width o
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,6 +23,7 @@ from steermoe.audio import waveform
 from steermoe.config import ArmConfig, Generation
 from steermoe.models import adapter
 from steermoe.models.answers import Audio, answer_all
+from steermoe.models.chat import chat
 from steermoe.models.downsample import make_downsampler
 from steermoe.models.encoders import load_encoder
 from steermoe.models.encoders.encoder import valid_frames
@@ -285,7 +286,7 @@ class SteerMoE(nn.Module):
         read, cache = self._read(
             features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
         )
-        rows_BWH, _valid = self._packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
+        rows_BWH, _valid = self.packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
         hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
         rows, columns = target_rows(before_B, target_lengths, target_ids.shape[1])
@@ -331,14 +332,14 @@ class SteerMoE(nn.Module):
         """
         inputs = features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
         read, cache = self._read(*inputs)
-        answers = decode(self.llm, *self._packed(read, "left"), generation, seed, cache)
+        answers = decode(self.llm, *self.packed(read, "left"), generation, seed, cache)
         if not scored or not any(answers):
             return answers, [[] for _ in answers]
         ids = [torch.tensor(answer, dtype=torch.int64, device=self.device) for answer in answers]
         lengths_B = torch.tensor([len(answer) for answer in answers], device=self.device)
         ids_BY = pad_sequence(ids, batch_first=True)
         cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
-        rows_BWH, _valid = self._packed([*read, (ids_BY[:, :-1], (lengths_B - 1).clamp(min=0))], "right")
+        rows_BWH, _valid = self.packed([*read, (ids_BY[:, :-1], (lengths_B - 1).clamp(min=0))], "right")
         hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
         found = []
@@ -363,7 +364,7 @@ class SteerMoE(nn.Module):
             left-padded rows (B, W, H), and True where they are valid, (B, W).
         """
         audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
-        return self._packed([(prefix_ids, prefix_lengths), audio, (prompt_ids, prompt_lengths)], "left")
+        return self.packed([(prefix_ids, prefix_lengths), audio, (prompt_ids, prompt_lengths)], "left")
 
     def transcribe(
         self,
@@ -394,6 +395,7 @@ class SteerMoE(nn.Module):
         tools: Sequence[dict] | None = None,
         generation: Generation = GREEDY,
         seed: int = 0,
+        prompt: str | None = None,
     ) -> Answer:
         """The answer to a recording, which may call tools: parsed and checked, never run.
 
@@ -404,12 +406,35 @@ class SteerMoE(nn.Module):
                 `{"type": "function", "function": {"name", "description", "parameters": <JSON schema>}}`.
             generation: how to decode.
             seed: of sampling.
+            prompt: the text behind the audio, in place of the configuration's; then there is no question.
 
         Raises:
-            ValueError: as `transcribe`; a tool is no such definition; or the LLM cannot be told of tools
-                (prompts.format plain, no chat template, or one without tools).
+            ValueError: as `transcribe`; a tool is no such definition; the LLM cannot be told of tools
+                (prompts.format plain, no chat template, or one without tools); or question and prompt are given.
         """
-        return answer_all(self, [audio], question, tools, generation, seed)[0]
+        if question is not None and prompt is not None:
+            raise ValueError(f"found question {question!r} and a prompt, which is asked as it is: give one")
+        return answer_all(self, [audio], question, tools, generation, seed, prompt, scored=True)[0]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[dict] | None = None,
+        generation: Generation = GREEDY,
+        seed: int = 0,
+    ) -> Answer:
+        """The answer to a conversation, which nothing is kept of.
+
+        Args:
+            messages: as in OpenAI's chat API, `[{"role": "user", "content": [{"type": "input_audio", "input_audio":
+                {"data": <base64>}}, {"type": "text", "text": "What is said?"}]}]`; parts `{"type": "audio", "audio":
+                <path, or waveform at 16 kHz>}` are taken, too. How turns are joined: `data.prompts.conversation`.
+            tools, generation, seed: as in `ask`.
+
+        Raises:
+            ValueError: as `ask`; or a message is not of that form.
+        """
+        return chat(self, messages, tools, generation, seed)
 
     def _read(
         self,
@@ -426,7 +451,7 @@ class SteerMoE(nn.Module):
         cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
         return (read if cache is not None else [(prefix_ids, prefix_lengths), *read]), cache
 
-    def _packed(
+    def packed(
         self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], padding: Literal["left", "right"]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Parts with their lengths as rows for the LLM (`pack`): audio as it is, token ids through its embeddings.

@@ -17,6 +17,10 @@ from steermoe import __version__
 
 EXAMPLES = """Examples:
 
+    steermoe transcribe talk.wav interviews/ --format srt --out subtitles
+    steermoe ask talk.wav "who is in it"
+    steermoe chat
+    steermoe stream talk.wav
     steermoe analyze models/mini/steermoe data/mini/shards/synthetic
     steermoe params
     steermoe params --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
@@ -67,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if all went well; 1 if something is not there or cannot be; 2 for wrong use, a wrong configuration
-        included.
+        included; 3 if some of many recordings could not be used.
     """
     app = typer.Typer(cls=_OnDemand, rich_markup_mode="markdown", epilog=EXAMPLES)
     app.callback()(root)
@@ -98,6 +102,10 @@ def _said(problem: str, code: int) -> int:
 
 
 COMMANDS = {
+    "transcribe": "write down what is said in recordings of any length",
+    "ask": "ask about a recording, or give a task",
+    "chat": "talk with the frozen LLM by text and by recordings",
+    "stream": "write down speech as it comes: the microphone, a pipe, or a file",
     "analyze": "see what the experts of a trained adapter do",
     "params": "count the parameters of a configuration, frozen and trained, part by part",
     "plan": "estimate hours, memory and disk of a training run, and whether it fits",

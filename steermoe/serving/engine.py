@@ -14,7 +14,7 @@ from steermoe.audio.waveform import RATE
 from steermoe.config import Generation
 from steermoe.data.collator import INPUTS, collate
 from steermoe.data.dataset import Item
-from steermoe.data.prompts import PLACE, encode_texts, render, texts_around
+from steermoe.data.prompts import PLACE, Turn, conversation, encode_texts, render, texts_around
 from steermoe.models.answers import confidence
 from steermoe.models.generation import Watch, cycle, decode
 from steermoe.models.llm import CausalLM, hidden_states, logits
@@ -34,9 +34,8 @@ class Question:
 
     Attributes:
         samples: (N,) at 16 kHz.
-        text: what is asked; None: write down what is said.
-        prompt: the text behind the audio, instead of the configuration's; not with `text`.
-        system: the system turn, instead of the configuration's.
+        turns: the conversation about it, which has this one recording; None: write down what is said.
+        prompt: the text behind the audio, instead of the configuration's; not with `turns`.
         tools: what may be called.
         generation, seed: how to decode.
         scored: tell the answer's confidence, which costs one more pass of the LLM.
@@ -44,9 +43,8 @@ class Question:
 
     samples: np.ndarray
     generation: Generation
-    text: str | None = None
+    turns: tuple[Turn, ...] | None = None
     prompt: str | None = None
-    system: str | None = None
     tools: tuple[dict, ...] | None = None
     seed: int = 0
     scored: bool = False
@@ -146,11 +144,6 @@ class Engine:
         """Raises ValueError where the LLM cannot be asked so: wrong tools, or a system turn that it has not."""
         if question.tools is not None:
             check_tools(question.tools)
-        if question.system is not None and self.model.config.prompts.format == "plain":
-            raise ValueError(
-                "found a system turn; the adapter was trained with prompts.format plain, which has none: put "
-                "it into the question"
-            )
         self._texts(question)
 
     def answer(self, jobs: Sequence[Job]) -> tuple[list[Answered], int]:
@@ -211,12 +204,12 @@ class Engine:
 
     def _texts(self, question: Question) -> tuple[str, str]:
         """What the LLM reads before and behind the audio."""
-        prompts = self.model.config.prompts
-        if question.system is not None:
-            prompts = prompts.model_copy(update={"system": question.system})
-        task = "transcribe" if question.text is None else "answer"
-        asked = render(prompts, task, question.text or "") if question.prompt is None else question.prompt
-        return texts_around(prompts, self.model.tokenizer, asked, question.tools)
+        prompts, tokenizer = self.model.config.prompts, self.model.tokenizer
+        if question.turns is not None:
+            before, behind = conversation(prompts, tokenizer, question.turns, question.tools)
+            return before, behind
+        asked = render(prompts, "transcribe", "") if question.prompt is None else question.prompt
+        return texts_around(prompts, tokenizer, asked, question.tools)
 
 
 @torch.no_grad()

@@ -34,10 +34,10 @@ class Arrivals:
         self._seconds: list[float] = []  # of audio
         self._times: list[float] = []  # when so much was there
 
-    def add(self, seconds: float) -> None:
-        """So much audio, counted from the start, is there now."""
+    def add(self, seconds: float, moment: float) -> None:
+        """So much audio, counted from the start, was there at that moment (`time.monotonic()`)."""
         self._seconds.append(seconds)
-        self._times.append(time.monotonic())
+        self._times.append(moment)
         del self._seconds[:-KEPT], self._times[:-KEPT]
 
     def event(self, kind: Literal["partial", "final"], number: int, segment: Segment) -> Event:

@@ -19,3 +19,10 @@ LlmName = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="write JSON instead of tables")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="a trained adapter: a folder, or a hub id; default: pretrained/adapters/steermoe"),
+]
+Device = Annotated[
+    str | None, typer.Option(help="where it runs: cpu, cuda, cuda:1, ...; default: cuda where there is one")
+]

@@ -160,23 +160,26 @@ class Recognizer:
         self._answer_pool(pool, states)
         yield from self._complete(states)
 
-    def stream(self, blocks: Iterable[np.ndarray], partial_seconds: float = 0.5) -> Iterator[Event]:
+    def stream(
+        self, blocks: Iterable[np.ndarray | tuple[float, np.ndarray]], partial_seconds: float = 0.5
+    ) -> Iterator[Event]:
         """Results of audio that is still coming.
 
-        A partial result is made when `partial_seconds` more were heard of a stretch, but at most half of the time is
-        spent on them: a slow machine makes fewer, and does not fall behind by them.
+        A partial result is made when `partial_seconds` more were heard of a stretch, unless blocks are that late
+        already: a slow machine makes fewer, and does not fall behind by them.
 
         Args:
-            blocks: (n,) float32 at 16 kHz, each given when it has arrived.
+            blocks: (n,) float32 at 16 kHz, each given when it has arrived; or, where they may have to wait, with the
+                time of arrival (`time.monotonic()`) before it.
             partial_seconds: see above.
         """
         segmenter = Segmenter(self.longest, silence=self.silence)
         arrivals = Arrivals()
-        number, told, rest_until = 0, 0, 0.0
+        number, told = 0, 0
         held: _Heard | None = None  # was cut without a pause: its last words may still change
-        for block, last in _with_last(blocks):
+        for moment, block, last in _with_last(blocks):
             ended = segmenter.push(block)
-            arrivals.add(segmenter.samples / RATE)
+            arrivals.add(segmenter.samples / RATE, moment)
             for stretch in [*ended, *(segmenter.finish() if last else [])]:
                 (heard,) = self._answer([stretch], ["live audio"])
                 told = segmenter.samples
@@ -189,14 +192,16 @@ class Recognizer:
                 yield arrivals.event(kind, number, heard.segment(self.words))
                 number += not stretch.broken
             current = None if last else segmenter.open
-            due = min(segmenter.samples - told, 0 if current is None else len(current.samples))
-            if current is not None and due >= partial_seconds * RATE and time.monotonic() >= rest_until:
-                before = time.monotonic()
+            heard_since = min(segmenter.samples - told, 0 if current is None else len(current.samples)) / RATE
+            behind = time.monotonic() - moment >= partial_seconds
+            if current is not None and heard_since >= partial_seconds and not behind:
+                told = segmenter.samples
                 (heard,) = self._answer([current], ["live audio"], logging.DEBUG)
-                told, rest_until = segmenter.samples, 2 * time.monotonic() - before
                 if held is not None:
                     _join(replace(held, words=list(held.words)), heard)
-                yield arrivals.event("partial", number + (held is not None), heard.segment(self.words))
+                if heard.words:
+                    following = number + (held is not None)
+                    yield arrivals.event("partial", following, heard.segment(self.words))
 
     def _stretches(
         self, recording: Recording, index: int, state: _Open, progress: Callable[[int, float], None] | None
@@ -281,8 +286,11 @@ def _name(recording: Recording, index: int) -> str:
     return f"recording {index}" if isinstance(recording, np.ndarray) else source_name(recording)
 
 
-def _with_last(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
-    """Each block at once, and an empty one behind them that is the last."""
+def _with_last(
+    blocks: Iterable[np.ndarray | tuple[float, np.ndarray]],
+) -> Iterator[tuple[float, np.ndarray, bool]]:
+    """When each block was there, the block, and whether it is the last: an empty one behind the others."""
     for block in blocks:
-        yield block, False
-    yield np.zeros(0, np.float32), True
+        moment, samples = block if isinstance(block, tuple) else (time.monotonic(), block)
+        yield moment, samples, False
+    yield time.monotonic(), np.zeros(0, np.float32), True

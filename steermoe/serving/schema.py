@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from steermoe.config import Generation
+from steermoe.data.prompts import Turn
 from steermoe.models.generation import GREEDY
 from steermoe.serving.limits import Limits
 from steermoe.serving.request_error import RequestError
@@ -45,9 +46,9 @@ class TextPart(_Part):
 
 
 class Message(_Part):
-    """A turn: a system's, or the user's with the recording."""
+    """A turn."""
 
-    role: Literal["system", "developer", "user"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Annotated[TextPart | AudioPart, Field(discriminator="type")]]
     name: str | None = None
 
@@ -98,7 +99,7 @@ class Chat(_Part):
         """The recording's file, the only one.
 
         Raises:
-            RequestError: there is none, there are several, it is no base64, or it is not in the user's last turn.
+            RequestError: there is none, there are several, or it is no base64.
         """
         found = [
             (f"messages[{turn}].content[{place}]", part)
@@ -116,23 +117,34 @@ class Chat(_Part):
         except (binascii.Error, ValueError) as error:
             raise RequestError(400, f"{place}.input_audio.data: no base64 ({error})", "messages") from None
 
-    def texts(self) -> tuple[str | None, str | None]:
-        """What the user asks, None if nothing; and the system turn, None if there is none.
+    def turns(self) -> tuple[Turn, ...]:
+        """The conversation.
 
         Raises:
-            RequestError: the turns are others than one of the system, if any, and one of the user.
+            RequestError: somebody else than the user is heard, a system's turn is not the first, or the last is not
+                the user's.
         """
-        roles = [message.role for message in self.messages]
-        if roles[-1] != "user" or len(roles) > 2 or roles[:-1] == ["user"]:
+        turns = []
+        for place, message in enumerate(self.messages):
+            role = "system" if message.role == "developer" else message.role
+            parts = message.parts()
+            texts = [part.text for part in parts if isinstance(part, TextPart)]
+            heard = len(parts) - len(texts)
+            where = f"messages[{place}]"
+            if role == "system" and place:
+                raise RequestError(
+                    400, f"{where}: found a turn of the {message.role}, which may be the first only", where
+                )
+            if heard and role != "user":
+                raise RequestError(
+                    400, f"{where}: found audio of the {message.role}; only the user's is heard", where
+                )
+            turns.append(Turn(role, " ".join(texts), heard))
+        if turns[-1].role != "user":
             raise RequestError(
-                400, f"messages: found turns of {', '.join(roles)}; expected the user's, with the recording, behind "
-                "at most one of the system: what was said before is not heeded, put it into the question", "messages",
-            )  # fmt: skip
-        texts = [
-            "\n".join(part.text for part in message.parts() if isinstance(part, TextPart)).strip() or None
-            for message in self.messages
-        ]
-        return texts[-1], texts[0] if len(texts) == 2 else None
+                400, "messages: the last turn is not the user's: nothing to answer", "messages"
+            )
+        return tuple(turns)
 
     def generation(self, limits: Limits) -> tuple[Generation, int]:
         """How to decode, and the seed.

@@ -72,17 +72,17 @@ def create_app(service: Service) -> FastAPI:
         """The answer to a question about a recording; OpenAI's body in JSON."""
         chat = Chat.read(await request.body())
         _known(service, chat.model)
-        (text, system), data = chat.texts(), chat.audio()
+        turns, data = chat.turns(), chat.audio()
         tools = tuple(chat.tools) if chat.tools is not None and chat.tool_choice != "none" else None
         generation, seed = chat.generation(service.limits)
-        if sum(len(part) for part in (text or "", system or "", json.dumps(tools))) > service.limits.max_text:
+        if sum(len(turn.text) for turn in turns) + len(json.dumps(tools)) > service.limits.max_text:
             raise RequestError(
                 400, f"messages: more than {service.limits.max_text} characters of text and tools", "messages"
             )
 
         async def work(written: Written | None = None) -> Answered:
             samples = await service.decode(data, "messages")
-            question = Question(samples, generation, text, system=system, tools=tools, seed=seed)
+            question = Question(samples, generation, turns, tools=tools, seed=seed)
             # What calls a tool is known when all was read.
             return await service.ask(question, written if tools is None else None)
 

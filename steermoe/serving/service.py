@@ -156,7 +156,7 @@ class Service:
         Raises:
             RequestError: as `answer`.
         """
-        texts = [text for text in (question.text, question.system) if text is not None]
+        texts = [turn.text for turn in question.turns or ()]
         try:
             for text in (*texts, str(question.tools or "")):
                 self.engine.check_text(text)

@@ -35,7 +35,7 @@ class Stretches:
         self,
         model: Any,
         waveforms: Sequence[np.ndarray],
-        question: str | None,
+        question: None,
         tools: None,
         generation: Generation,
         seed: int,
@@ -50,7 +50,7 @@ class Stretches:
         """
         jobs = []
         for samples in waveforms:
-            asked = Question(samples, generation, question, prompt, seed=seed, scored=self._scored)
+            asked = Question(samples, generation, prompt=prompt, seed=seed, scored=self._scored)
             job = self._batcher.submit(asked, stop=self._given_up)
             with self._lock:
                 self._jobs.append(job)

@@ -62,7 +62,7 @@ BAD = {
     "zz_noise.flac": (b"\x13\x37" * 4000, "not readable as audio"),
     "zz_apple.m4a": (
         b"\x00\x00\x00\x20ftypM4A " + bytes(200),
-        "MP4 audio (m4a: AAC or ALAC) is not admitted",
+        "not readable as audio (MP4: Invalid data",
     ),
 }
 

@@ -130,9 +130,11 @@ def test_what_is_sampled_depends_on_the_seed_alone(server: Running, recordings: 
     ("messages", "fields", "said"),
     [
         ([{"role": "user", "content": "hello"}], {}, "found 0 parts of type input_audio, expected one"),
-        (["user", "user"], {}, "found turns of user, user; expected the user's"),
-        ([{"role": "assistant", "content": "so"}, "user"], {}, "messages[0].role: Input should be"),
-        ([{"role": "system", "content": "be kind"}, "user"], {}, "prompts.format plain, which has none"),
+        (["user", "user"], {}, "found 2 parts of type input_audio, expected one"),
+        (["user", {"role": "assistant", "content": "so"}], {}, "the last turn is not the user's"),
+        (["user", {"role": "tool", "content": "so"}], {}, "messages[1].role: Input should be"),
+        (["user", {"role": "system", "content": "so"}], {}, "messages[1]: found a turn of the system, which may be"),
+        ([{"role": "system", "content": "be kind"}, "user"], {}, "found a system turn with prompts.format plain"),
         (["user"], {"tools": [LAMP]}, "found tools with prompts.format plain"),
         (["user"], {"tools": [{"type": "function"}]}, "tools[0]: found"),
         (["user"], {"max_tokens": 61}, "max_tokens: found 61, allowed are at most 60"),
@@ -269,3 +271,20 @@ def test_a_system_turn_is_read(calling: Running) -> None:
     system = {"role": "system", "content": "the cat is red"}
     alone, with_system = (ask(calling, *turns).usage.prompt_tokens for turns in ([turn], [system, turn]))
     assert with_system > alone + 3
+
+
+def test_what_was_said_before_is_read(calling: Running, server: Running, model: SteerMoE, recordings: list[bytes],
+                                      waveforms: list[np.ndarray]) -> None:  # fmt: skip
+    turn = user(wav(tone(), 16000), "which lamp?")
+    later = [{"role": "assistant", "content": "one two"}, {"role": "user", "content": "is the dog blue?"}]
+    assert ask(calling, turn, *later).usage.prompt_tokens > ask(calling, turn).usage.prompt_tokens + 6
+    history: list[Any] = [
+        {
+            "role": "user",
+            "content": [{"type": "audio", "audio": waveforms[0]}, {"type": "text", "text": QUESTION}],
+        },
+        {"role": "assistant", "content": "nine"},
+        {"role": "user", "content": "what is pink?"},
+    ]
+    expected = model.chat(history).text
+    assert ask(server, user(recordings[0], QUESTION), *history[1:]).choices[0].message.content == expected

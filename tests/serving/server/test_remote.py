@@ -28,6 +28,7 @@ from steermoe.serving.recognizer import Recognizer
 from steermoe.serving.remote import RemoteError, RemoteLlm, encoded, load_embeddings
 
 from .conftest import NAME, ROOT, Running, wav
+from .test_process import started
 
 LLM, KEY = "mini-llm", "key-of-the-llm"
 
@@ -159,6 +160,11 @@ def test_questions_and_streams(
     assert reply.choices[0].message.content == expected
     chunks = remote.client.chat.completions.create(model=NAME, messages=[turn], stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+
+
+def test_the_command(url: str, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]) -> None:
+    with started("--llm-url", url, STEERMOE_LLM_API_KEY=KEY) as process:
+        assert process.transcribe(recordings[0]) == Recognizer(model).transcript(waveforms[0]).text
 
 
 def test_a_prompt_is_saved_without_what_it_is_a_view_of() -> None:

@@ -1,0 +1,90 @@
+"""`steermoe ask`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steermoe.serving.options import Device, Model
+
+SHAPE = '[{"type": "function", "function": {"name": ..., "parameters": {a JSON schema}}}, ...]'
+
+
+def main(
+    recording: Annotated[str, typer.Argument(help="a file; `-`: one that comes by standard input")],
+    question: Annotated[str | None, typer.Argument(help="what to answer about it")] = None,
+    model: Model = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="a prompt of the adapter's configuration: transcribe, answer, ...; default: answer"
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="the text behind the audio, for any other task")] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(help="a JSON file of function definitions that the answer may call; nothing is called"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="write JSON instead of text")] = False,
+    device: Device = None,
+) -> None:
+    """Ask about a recording, or give a task; a spoken request can end in a tool call.
+
+    The recording may be as long as the encoder takes. With `--tools` the answer is JSON: text, the calls whose
+    arguments fit, and what is wrong with others. It needs an adapter that was trained with prompts.format chat.
+
+    Examples:
+
+        steermoe ask talk.wav "who is in it"
+        steermoe ask talk.wav --task transcribe
+        steermoe ask talk.wav --prompt "please summarize the audio content: "
+        steermoe ask request.wav --tools tools.json --model models/large/steermoe
+    """
+    if question is not None and prompt is not None:
+        raise ValueError("--prompt: is asked as it is, so the question has no effect; leave one out")
+    if task is not None and prompt is not None:
+        raise ValueError("--task: no effect with --prompt; leave one out")
+    functions = None if tools is None else _tools(tools)
+    from steermoe.serving import opening
+
+    opened = opening.open_model(model, device)
+    asked = prompt if prompt is not None else _prompt(opened.config.prompts, task, question)
+    from steermoe.audio import waveform
+
+    samples = waveform.load(opening.open_recording(Path(recording)))
+    answer = opened.ask(samples, tools=functions, prompt=asked)
+    if functions is None and not as_json:
+        print(answer.text)
+    else:
+        print(json.dumps(asdict(answer), ensure_ascii=False))
+
+
+def _prompt(prompts, task: str | None, question: str | None) -> str:
+    """The text of a task of the configuration."""
+    texts = {
+        name: text for name, text in prompts.model_dump().items() if name not in ("format", "system") and text
+    }
+    name = task or "answer"
+    if name not in texts:
+        raise ValueError(
+            f"--task: found {name!r}; the adapter's configuration has prompts for: {', '.join(texts)}; "
+            "give the text of another task by --prompt, or train an adapter with prompts that has it"
+        )
+    asks = "{question}" in texts[name]
+    if asks and question is None:
+        raise ValueError(f"--task {name}: there is no question; give one behind the file, or another --task")
+    if not asks and question is not None:
+        raise ValueError(f"--task {name}: asks no question, so {question!r} has no effect; leave it out")
+    return texts[name].replace("{question}", question or "")
+
+
+def _tools(path: Path) -> list[dict]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(found, list):
+        raise ValueError(f"{path}: found {str(found)[:80]!r}, expected {SHAPE}")
+    return found

@@ -1,0 +1,156 @@
+"""`steermoe transcribe`."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steermoe.serving.options import Device, Model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from steermoe.serving.transcript import Transcript
+
+SUFFIXES = {
+    "text": ".txt",
+    "json": ".json",
+    "verbose_json": ".json",
+    "srt": ".srt",
+    "vtt": ".vtt",
+    "tsv": ".tsv",
+}
+BAD = 3  # exit code: some recordings could not be transcribed, the others were
+
+
+def main(
+    recordings: Annotated[
+        list[str],
+        typer.Argument(
+            help="files, folders, or patterns in quotes; `-`: a file that comes by standard input"
+        ),
+    ],
+    model: Model = None,
+    format: Annotated[str, typer.Option(help=f"one of {', '.join(SUFFIXES)}")] = "text",
+    out: Annotated[
+        Path | None, typer.Option(help="a folder for one file a recording; default: all to standard output")
+    ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="times of words, too, in verbose_json; they are estimates")
+    ] = False,
+    context: Annotated[
+        str | None, typer.Option(help="words that may occur, put before the prompt, as in 'lamps, Anna'")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="the text behind the audio, instead of the adapter's own")
+    ] = None,
+    silence: Annotated[
+        float, typer.Option(min=0.1, max=10, help="seconds without speech that end a segment")
+    ] = 0.4,
+    device: Device = None,
+) -> None:
+    """Write down what is said in recordings of any length.
+
+    WAV, FLAC, MP3, Ogg, m4a and WebM, any rate up to 192 kHz, up to 8 channels, up to 8 hours. Recordings are cut at
+    silences, and segments answered in batches by length. One that cannot be read is named, the others go on, and
+    the exit code is 3.
+
+    Examples:
+
+        steermoe transcribe talk.wav
+        steermoe transcribe interviews/ 'calls/*.m4a' --format srt --out subtitles
+        steermoe transcribe talk.wav --format verbose_json --words
+        steermoe transcribe - --model models/mini/steermoe < talk.flac
+    """
+    from steermoe.serving import opening
+
+    if format not in SUFFIXES:
+        raise ValueError(f"--format: found {format!r}; there are: {', '.join(SUFFIXES)}")
+    if words and format != "verbose_json":
+        raise ValueError(f"--words: no effect with --format {format}; use it with verbose_json")
+    found = opening.find_recordings(recordings)
+    if out is None and len(found) > 1 and format in ("srt", "vtt", "tsv"):
+        raise ValueError(f"--format {format}: {len(found)} recordings need files of their own: give --out")
+    files = None if out is None else _files(found, out, SUFFIXES[format])
+    from steermoe.serving.recognizer import Recognizer
+
+    recognizer = Recognizer(
+        opening.open_model(model, device), prompt=prompt, context=context, words=words, silence=silence
+    )
+    opened = (opening.open_recording(path) for _, path in found)
+    bad = 0
+    with _progress(found) as progress:
+        for place, transcript in recognizer.recordings(opened, progress):
+            name, path = found[place]
+            if isinstance(transcript, Exception):
+                bad += 1
+                print(f"steermoe: {_problem(transcript, path)}", file=sys.stderr)
+            elif files is not None:
+                _write(files[place], transcript, format)
+            else:
+                sys.stdout.write(_shown(transcript, format, name if len(found) > 1 else None))
+                sys.stdout.flush()
+    if files is not None:
+        print(f"{out}: {len(found) - bad} transcripts")
+    if bad:
+        print(f"steermoe: {bad} of {len(found)} recordings could not be transcribed", file=sys.stderr)
+        raise typer.Exit(BAD)
+
+
+def _files(found: Sequence[tuple[str, Path]], out: Path, suffix: str) -> list[Path]:
+    """The file of each recording; raises ValueError where two would be the same."""
+    files = [out / Path(name).with_suffix(suffix) for name, _ in found]
+    for place, file in enumerate(files):
+        if (other := files.index(file)) < place:
+            raise ValueError(f"--out: {found[other][1]} and {found[place][1]} would both become {file}")
+    return files
+
+
+def _write(file: Path, transcript: "Transcript", format: str) -> None:
+    from steermoe.data.staging import write_text
+    from steermoe.serving.transcript import render
+
+    write_text(file, render(transcript, format))
+
+
+def _shown(transcript: "Transcript", format: str, name: str | None) -> str:
+    """As it is printed: of several recordings a line each, with the name of the recording."""
+    from steermoe.serving.transcript import render
+
+    rendered = render(transcript, format)
+    if name is None:
+        return rendered
+    if format == "text":
+        return f"{name}: {rendered}"
+    return json.dumps({"file": name} | json.loads(rendered), ensure_ascii=False) + "\n"
+
+
+def _problem(error: Exception, path: Path) -> str:
+    """The error in one line, with the recording's name."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{path}: {error.strerror}"
+    return str(error) if str(path) in str(error) else f"{path}: {error}"
+
+
+@contextmanager
+def _progress(found: Sequence[tuple[str, Path]]) -> "Iterator[Callable[[int, float], None] | None]":
+    """Shows on a terminal how much was heard of which recording."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns: tuple[Any, ...] = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def heard(place: int, seconds: float) -> None:
+            name = f"{found[place][0]} ({place + 1} of {len(found)}): {seconds / 60:.1f} minutes read"
+            bar.update(task, description=name)
+
+        yield heard

@@ -1,0 +1,86 @@
+"""What commands are given, opened: the model, and the recordings."""
+
+import glob
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from steermoe.models.steermoe import SteerMoE
+
+DEFAULT_MODEL = "pretrained/adapters/steermoe"
+SUFFIXES = set(".wav .flac .ogg .opus .oga .mp3 .m4a .mp4 .aif .aiff .webm .mkv .mka".split())
+STANDARD_INPUT = "-"
+MAX_INPUT_BYTES = 2**32  # from standard input, which is kept in a file while it is read
+
+
+def open_model(source: str | None, device: str | None) -> "SteerMoE":
+    """A trained model on a device.
+
+    Raises:
+        ValueError: there is none, it cannot be loaded, or there is no such device.
+    """
+    if source is None and not Path(DEFAULT_MODEL).is_dir():
+        raise ValueError(f"--model: none given, and no {DEFAULT_MODEL} here; give a folder, or a hub id")
+    import torch
+
+    from steermoe.models.steermoe import SteerMoE
+
+    model = SteerMoE.from_pretrained(source or DEFAULT_MODEL)
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(name)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        found = str(error).splitlines()[0]
+        raise ValueError(f"--device: found {name!r}, which cannot be used: {found}") from error
+
+
+def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
+    """(name, path) of each recording: files as they are given, the audio in folders, what a pattern matches.
+
+    The name of a file in a folder begins at the folder; of another it is its last part. A file that is not
+    there is kept: opening it says so.
+
+    Raises:
+        ValueError: a folder has no audio, a pattern matches nothing, or standard input comes twice.
+    """
+    found: list[tuple[str, Path]] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise ValueError(
+                    f"{argument}: a folder without audio; looked for {', '.join(sorted(SUFFIXES))}"
+                )
+            found += [(str(p.relative_to(path)), p) for p in inside]
+        elif glob.has_magic(argument) and not path.exists():
+            there = glob.glob(argument, recursive=True)  # noqa: PTH207  absolute ones, too
+            matches = sorted(Path(match) for match in there)
+            if not matches:
+                raise ValueError(f"{argument}: there is no such file, and as a pattern it matches none")
+            found += [(match.name, match) for match in matches if match.is_file()]
+        else:
+            found.append(("stdin" if argument == STANDARD_INPUT else path.name, path))
+    if list(arguments).count(STANDARD_INPUT) > 1:
+        raise ValueError("-: standard input can be read once only")
+    return found
+
+
+def open_recording(path: Path) -> "Path | BinaryIO":
+    """A path as it is; for `-` a file with what standard input holds.
+
+    Raises:
+        ValueError: standard input has more than MAX_INPUT_BYTES.
+    """
+    if str(path) != STANDARD_INPUT:
+        return path
+    file = tempfile.TemporaryFile()  # libsndfile seeks, which a pipe cannot  # noqa: SIM115
+    while piece := sys.stdin.buffer.read(2**20):
+        file.write(piece)
+        if file.tell() > MAX_INPUT_BYTES:
+            raise ValueError(f"standard input: more than {MAX_INPUT_BYTES >> 30} GiB; give a file")
+    file.seek(0)
+    return file
