@@ -86,16 +86,15 @@ def take_up(root: Path) -> list[str]:
 
 
 def _take_up(identity: str) -> str | None:
-    with get_client(sync_client=True) as client:
-        with suppress(ObjectNotFound):
-            run = client.read_flow_run(identity)  # type: ignore[arg-type]
-            assert run.state is not None
-            if run.state.is_cancelling():
-                client.set_flow_run_state(run.id, Cancelled(message="its process is gone"), force=True)
-            elif run.deployment_id is not None and run.run_count < TAKE_UPS and not _is_over(run.state):
-                state = AwaitingRetry(message="its process was gone; it goes on from its checkpoints")
-                client.set_flow_run_state(run.id, state, force=True)
-                return run.name
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        run = client.read_flow_run(identity)  # type: ignore[arg-type]
+        assert run.state is not None
+        if run.state.is_cancelling():
+            client.set_flow_run_state(run.id, Cancelled(message="its process is gone"), force=True)
+        elif run.deployment_id is not None and run.run_count < TAKE_UPS and not _is_over(run.state):
+            state = AwaitingRetry(message="its process was gone; it goes on from its checkpoints")
+            client.set_flow_run_state(run.id, state, force=True)
+            return run.name
     return None
 
 

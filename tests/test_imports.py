@@ -24,6 +24,10 @@ HOMES = {  # library -> the only files that may import it
     "peft": ["steermoe/models/lora.py"],
     "dvc": [],
     "prefect": [f"flows/{name}.py" for name in ("commands", "experiments", "lifetime", "results", "service")],
+    "fastapi": ["steermoe/serving/server.py"],
+    "starlette": ["steermoe/serving/server.py"],
+    "uvicorn": ["steermoe/serving/server.py"],
+    "prometheus_client": ["steermoe/serving/metrics.py"],
 }
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "mlflow", "polars", "pandera", "scipy")
 FILES = sorted(path for top in ("steermoe", "pipeline", "flows") for path in (ROOT / top).rglob("*.py"))

@@ -7,6 +7,7 @@ a block). Its probabilities, one a window of 32 ms, become stretches by the rule
 and nothing of a recording but the stretch at hand is kept.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -213,6 +214,7 @@ class Segmenter:
         self._first += count
 
 
+@functools.cache  # it keeps nothing between runs, which may be of several threads
 def _session():
     """Silero's sequence model, on one thread."""
     try:

@@ -3,7 +3,7 @@
 Shapes: B batch, W width of the packed batch, H width of the LLM, L tokens generated so far.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,8 @@ GREEDY = Generation(  # for a model in use, where nobody says otherwise
     max_new_tokens=200, min_new_tokens=0, strategy="greedy", beams=None, temperature=None, top_p=None,
     no_repeat_ngram=None, max_repeats=8,
 )  # fmt: skip
+Watch = Callable[[list[list[int]]], Sequence[bool]]
+"""Shown every row's ids after each step, padding behind an end included; says which rows are to end here."""
 LONGEST_CYCLE = 64  # tokens; longer cycles are not looked for
 
 
@@ -31,6 +33,7 @@ def decode(
     generation: Generation,
     seed: int = 0,
     cache: Cache | None = None,
+    watch: Watch | None = None,
 ) -> list[list[int]]:
     """Continuations of left-padded rows, up to the first end token, which is left out.
 
@@ -41,6 +44,7 @@ def decode(
         generation: how to decode.
         seed: of strategy `sample`: the same seed gives the same answers to the same batch.
         cache: keys and values of what stands before every row (`prefix_cache`); it is used up.
+        watch: looks on, of strategies `greedy` and `sample`.
     """
     if cache is not None:
         # generate() wants the whole rows and leaves out as many places as the cache has.
@@ -52,8 +56,12 @@ def decode(
     if cache is not None:
         cache.batch_repeat_interleave(generation.beams or 1)  # generate() does so with all else
         inputs["past_key_values"] = cache
+    arguments = options(generation)
+    if watch is not None:
+        own = arguments.get("stopping_criteria", StoppingCriteriaList())
+        arguments["stopping_criteria"] = StoppingCriteriaList([*own, Watched(watch)])
     with seeded(generation, seed, embeddings_BWH.device):
-        generated = llm.generate(**inputs, **options(generation))
+        generated = llm.generate(**inputs, **arguments)
     stops = set(llm.generation_config.eos_token_id)
     return [ended(ids, stops, generation.max_repeats) for ids in generated.tolist()]
 
@@ -133,6 +141,17 @@ class RepeatedTail(StoppingCriteria):
         tails = input_ids[:, -LONGEST_CYCLE * (self.max_repeats + 1) :].tolist()
         found = [cycle(tail, self.max_repeats) > 0 for tail in tails]
         return torch.tensor(found, device=input_ids.device)
+
+
+class Watched(StoppingCriteria):
+    """Shows each step to somebody, who may end rows."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """True for each of the rows (B, L) that is to end."""
+        return torch.tensor(self.watch(input_ids.tolist()), device=input_ids.device)
 
 
 def cycle(ids: Sequence[int], max_repeats: int) -> int:

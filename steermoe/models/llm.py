@@ -37,18 +37,25 @@ def load_llm(section: config.Llm) -> tuple[CausalLM, Any]:
     options = load_options(section.quantization, DTYPES[section.dtype])
     llm = load_frozen(AutoModelForCausalLM, section.path, section.dtype, "llm", **options)
     tokenizer = load_tokenizer(section.path)
+    keep_stops(llm, tokenizer, section.path)
+    _check_head(llm, section.path)
+    return llm, tokenizer
+
+
+def keep_stops(llm: CausalLM, tokenizer: Any, path: str) -> None:
+    """Leave of an LLM's generation settings its end tokens, with those of the tokenizer and its chat template.
+
+    Raises:
+        ValueError: the tokenizer has no end token.
+    """
     if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"llm.path: the tokenizer of {section.path!r} has no eos_token; answers could not end"
-        )
+        raise ValueError(f"llm.path: the tokenizer of {path!r} has no eos_token; answers could not end")
     own_stops = llm.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(own_stops if isinstance(own_stops, list) else [own_stops])} - {None}
     if tokenizer.chat_template is not None:
         stops.add(end_of_turn(tokenizer))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     llm.generation_config = GenerationConfig(eos_token_id=sorted(stops), pad_token_id=pad)
-    _check_head(llm, section.path)
-    return llm, tokenizer
 
 
 def load_tokenizer(path: str) -> Any:

@@ -51,6 +51,7 @@ from steermoe.models.tools import Answer
 
 Heard = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """(features_BMT, lengths_B) -> (hidden_BSD, lengths_B)."""
+LoadLlm = Callable[[config.Llm], tuple[CausalLM, Any]]
 
 
 class SteerMoE(nn.Module):
@@ -70,11 +71,11 @@ class SteerMoE(nn.Module):
     llm: CausalLM
     projection: Projection
 
-    def __init__(self, arm: ArmConfig) -> None:
+    def __init__(self, arm: ArmConfig, load: LoadLlm = load_llm) -> None:
         super().__init__()
         self.config = arm
         self.encoder = load_encoder(arm.encoder)
-        self.llm, self.tokenizer = load_llm(arm.llm)
+        self.llm, self.tokenizer = load(arm.llm)
         self.features = self.encoder.features
         self.downsample = make_downsampler(arm.bridge, self.encoder.width, len(self.encoder.layers))
         # A generator state for each part: every arm with the same seed starts from the same projection.
@@ -125,7 +126,11 @@ class SteerMoE(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, encoder: str | Path | None = None, llm: str | Path | None = None
+        cls,
+        source: str | Path,
+        encoder: str | Path | None = None,
+        llm: str | Path | None = None,
+        load: LoadLlm = load_llm,
     ) -> Self:
         """A trained model.
 
@@ -133,6 +138,8 @@ class SteerMoE(nn.Module):
             source: a folder that `save_pretrained` wrote, or a repository on the hub.
             encoder, llm: where the frozen models are, if not where they were when it was trained: relative
                 paths are looked for from the current folder, then from each folder above the adapter's.
+            load: gives LLM and tokenizer; with another one than `load_llm`, which may load a part only, the
+                LLM's weights are not compared with those that it was trained against.
 
         Raises:
             ValueError: the adapter is damaged, does not fit its configuration, or was trained against other
@@ -144,10 +151,13 @@ class SteerMoE(nn.Module):
             section = getattr(arm, part)
             path = adapter.find_frozen(section.path, source) if given is None else str(given)
             arm = arm.model_copy(update={part: section.model_copy(update={"path": path})})
-        model = cls(arm)
+        model = cls(arm, load)
         adapter.check_weights(saved.weights, model.trainable_state_dict(), str(source))
         paths = {"encoder": arm.encoder.path, "llm": arm.llm.path}
-        adapter.check_frozen(model.frozen_hashes(), saved.frozen, paths, str(source))
+        found = model.frozen_hashes()
+        if load is not load_llm:
+            found["llm"] = saved.frozen["llm"]
+        adapter.check_frozen(found, saved.frozen, paths, str(source))
         model.load_state_dict(dict(saved.weights), strict=False)  # all names were checked
         return model
 
@@ -363,6 +373,24 @@ class SteerMoE(nn.Module):
             scores = logits(self.llm, hidden_WH[before - 1 : before - 1 + len(row)]).float().log_softmax(-1)
             found.append(scores.gather(-1, row[:, None])[:, 0].tolist())
         return answers, found
+
+    @torch.no_grad()
+    def embed_prompt(
+        self,
+        features: torch.Tensor,
+        feature_lengths: torch.Tensor,
+        prefix_ids: torch.Tensor,
+        prefix_lengths: torch.Tensor,
+        prompt_ids: torch.Tensor,
+        prompt_lengths: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All that the LLM reads before an answer, for who decodes it himself; arguments as in `forward`.
+
+        Returns:
+            left-padded rows (B, W, H), and True where they are valid, (B, W).
+        """
+        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
+        return self.packed([(prefix_ids, prefix_lengths), audio, (prompt_ids, prompt_lengths)], "left")
 
     def transcribe(
         self,

@@ -26,6 +26,7 @@ EXAMPLES = """Examples:
     steermoe params --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
     steermoe plan --encoder whisper-large-v3 --llm qwen2.5-7b-instruct --hours 100.6 --epochs 10
     steermoe claims --topic librispeech
+    steermoe serve --port 8080
 
 `steermoe COMMAND --help` explains a command."""
 
@@ -112,6 +113,7 @@ COMMANDS = {
     "plan": "estimate hours, memory and disk of a training run, and whether it fits",
     "claims": "show what others published, recomputed where that can be done",
     "export": "take a trained model elsewhere: ONNX Runtime, or the hub",
+    "serve": "serve a model over HTTP as OpenAI's API does",
 }
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from steermoe.config import Generation
 from steermoe.models.answers import BATCH_SECONDS, answer_all
 from steermoe.models.generation import GREEDY
 from steermoe.models.steermoe import SteerMoE
+from steermoe.models.tools import Answer
 from steermoe.serving.alignment import joined, merged, words
 from steermoe.serving.doubt import doubt
 from steermoe.serving.events import Arrivals, Event
@@ -87,6 +88,7 @@ class Recognizer:
         seed: of sampling.
         silence: seconds without speech that end a stretch.
         batch_seconds: audio seconds a batch, padding included.
+        answer: answers batches of waveforms; as `answer_all`, which is the default.
     """
 
     def __init__(
@@ -99,7 +101,9 @@ class Recognizer:
         seed: int = 0,
         silence: float = 0.4,
         batch_seconds: float = BATCH_SECONDS,
+        answer: Callable[..., Sequence[Answer]] = answer_all,
     ) -> None:
+        self._answer_all = answer
         self.model, self.words, self.generation, self.seed = model, words, generation, seed
         self.silence, self.batch_seconds = silence, batch_seconds
         self.prompt = prompt
@@ -226,7 +230,7 @@ class Recognizer:
         asked = None, None, self.generation, self.seed, self.prompt, True
         found = []
         for answer, stretch, name in zip(
-            answer_all(self.model, waveforms, *asked, self.batch_seconds), stretches, names, strict=True
+            self._answer_all(self.model, waveforms, *asked, self.batch_seconds), stretches, names, strict=True
         ):
             text = answer.text
             if why := doubt(text, stretch.seconds):

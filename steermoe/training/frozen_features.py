@@ -31,7 +31,9 @@ FOLDER = Path(".runs", "features")
 
 
 @contextmanager
-def frozen_features(model: SteerMoE, root: Path | None, gigabytes: float, processes: int = 1) -> Iterator[None]:
+def frozen_features(
+    model: SteerMoE, root: Path | None, gigabytes: float, processes: int = 1
+) -> Iterator[None]:
     """Within the context, `model` encodes every utterance alone and once, if that is exact; else nothing changes.
 
     It is exact where no gradient enters the encoder: without steering inside it, low-rank adapters in it, and
@@ -69,7 +71,9 @@ def _key(model: SteerMoE) -> str:
     """What decides an encoder's output but the features."""
     encoder = model.config.encoder
     what = [digest(frozen_weights(model.encoder.model)), encoder.name, encoder.dtype, encoder.window]
-    return hashlib.sha256(" ".join([*what, str(model.device.type), torch.__version__]).encode()).hexdigest()[:32]
+    return hashlib.sha256(" ".join([*what, str(model.device.type), torch.__version__]).encode()).hexdigest()[
+        :32
+    ]
 
 
 class _OneByOne:

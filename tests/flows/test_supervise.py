@@ -120,9 +120,7 @@ def test_nothing_of_a_command_is_left(tmp_path: Path, how: str, begin: Begin) ->
 def test_death_of_the_starter_ends_the_command(tmp_path: Path, begin: Begin) -> None:
     """SIGKILL leaves it no time to tell anybody: the kernel closes the pipe."""
     words = command(tmp_path)
-    starter = (
-        f"import subprocess\np = subprocess.Popen({words!r}, stdin=subprocess.PIPE, start_new_session=True)\np.wait()"
-    )
+    starter = f"import subprocess\np = subprocess.Popen({words!r}, stdin=subprocess.PIPE, start_new_session=True)\np.wait()"
     process = begin([sys.executable, "-c", starter])
     processes = tree(tmp_path)
     process.kill()
@@ -131,7 +129,9 @@ def test_death_of_the_starter_ends_the_command(tmp_path: Path, begin: Begin) -> 
 
 
 def test_exit_code_and_output_pass(tmp_path: Path, begin: Begin) -> None:
-    process = begin(command(tmp_path, code="import sys; print('heard'); sys.exit(75)"), CUDA_VISIBLE_DEVICES="4,7")
+    process = begin(
+        command(tmp_path, code="import sys; print('heard'); sys.exit(75)"), CUDA_VISIBLE_DEVICES="4,7"
+    )
     output = finished(process)
     assert process.returncode == 75
     assert output.decode().splitlines() == ["slot 0 of 2 CUDA_VISIBLE_DEVICES=4", "heard"]
@@ -193,7 +193,12 @@ def test_more_slots_than_there_are(tmp_path: Path, begin: Begin) -> None:
     ],
 )
 def test_share_of_the_machine(
-    monkeypatch: pytest.MonkeyPatch, chosen: str, visible: str, number: int, held: list[int], expected: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: str,
+    visible: str,
+    number: int,
+    held: list[int],
+    expected: dict[str, str],
 ) -> None:
     monkeypatch.setenv(slots.SETTING, chosen)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

@@ -1,0 +1,44 @@
+"""Who may ask: anybody on this machine, or whoever brings the key."""
+
+import ipaddress
+import os
+import secrets
+from pathlib import Path
+
+VARIABLE = "STEERMOE_API_KEY"
+SHORTEST = 16  # characters
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches a server there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def api_key(host: str, file: Path | None) -> tuple[str | None, bool]:
+    """The key that requests must bring, and whether it was made up now.
+
+    It is read from a file, or from the environment's STEERMOE_API_KEY, never from the command line, which other
+    users of the machine see. Without either, a server that others reach gets a new one; one that nobody else
+    reaches needs none.
+
+    Raises:
+        ValueError: file or variable hold no key, or one that is too short.
+        OSError: the file cannot be read.
+    """
+    if file is not None:
+        source, key = str(file), file.read_text(encoding="utf-8").strip()
+    elif VARIABLE in os.environ:
+        source, key = VARIABLE, os.environ[VARIABLE].strip()
+    elif is_loopback(host):
+        return None, False
+    else:
+        return secrets.token_urlsafe(32), True
+    if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            f"{source}: found {len(key)} characters; expected a key of at least {SHORTEST} printable ASCII "
+            "characters without spaces, for instance from `openssl rand -base64 32`"
+        )
+    return key, False

@@ -1,0 +1,308 @@
+"""The HTTP server: OpenAI's transcriptions, chat completions and models; health; metrics."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from steermoe.serving import metrics, schema
+from steermoe.serving.completion import Reply
+from steermoe.serving.engine import Answered, Question
+from steermoe.serving.gate import Gate
+from steermoe.serving.request_error import RequestError
+from steermoe.serving.schema import Chat
+from steermoe.serving.service import Dictation, Service, Written, pieces
+from steermoe.serving.transcript import Transcript, render
+
+Result = TypeVar("Result")
+FORM_FIELDS = 32
+EVENTS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+log = logging.getLogger("steermoe.server")
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application without its gate."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)
+
+    app = FastAPI(title="SteerMoE", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.exception_handler(RequestError)(_refused)
+    app.exception_handler(HTTPException)(_http)
+    app.exception_handler(Exception)(_broken)
+    _watch(app, service)
+
+    @app.post("/v1/audio/transcriptions")
+    async def transcriptions(request: Request) -> Response:
+        """What is said in a recording; OpenAI's fields as a form."""
+        async with request.form(
+            max_files=1, max_fields=FORM_FIELDS, max_part_size=4 * service.limits.max_text
+        ) as form:
+            schema.check_form(list(form))
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise RequestError(400, "file: missing; send the recording as multipart/form-data", "file")
+            data = await file.read()
+            fields = {name: str(value) for name, value in form.items() if name != "file"}
+            granularities = tuple(str(value) for value in form.getlist("timestamp_granularities[]"))
+        wanted = Wanted(service, fields, granularities)
+
+        async def work(written: Written | None = None) -> Transcript:
+            samples = await service.decode(data, "file")
+            return await service.transcribe(samples, wanted.how, written)
+
+        if wanted.stream:
+            return await _stream(pieces(work), _delta, wanted.done)
+        return wanted.response(await _unless_gone(request, work()))
+
+    @app.post("/v1/chat/completions")
+    async def completions(request: Request) -> Response:
+        """The answer to a question about a recording; OpenAI's body in JSON."""
+        chat = Chat.read(await request.body())
+        _known(service, chat.model)
+        turns, data = chat.turns(), chat.audio()
+        tools = tuple(chat.tools) if chat.tools is not None and chat.tool_choice != "none" else None
+        generation, seed = chat.generation(service.limits)
+        if sum(len(turn.text) for turn in turns) + len(json.dumps(tools)) > service.limits.max_text:
+            raise RequestError(
+                400, f"messages: more than {service.limits.max_text} characters of text and tools", "messages"
+            )
+
+        async def work(written: Written | None = None) -> Answered:
+            samples = await service.decode(data, "messages")
+            question = Question(samples, generation, turns, tools=tools, seed=seed)
+            # What calls a tool is known when all was read.
+            return await service.ask(question, written if tools is None else None)
+
+        reply = Reply(service.name)
+        if chat.stream:
+            usage = chat.stream_options is not None and chat.stream_options.include_usage
+            return await _stream(pieces(work), reply.delta, lambda answered: reply.last(answered, usage))
+        return JSONResponse(reply.whole(await _unless_gone(request, work())))
+
+    return app
+
+
+def _watch(app: FastAPI, service: Service) -> None:
+    """The addresses that only tell something."""
+    began = int(time.time())
+    model = {"id": service.name, "object": "model", "created": began, "owned_by": "steermoe"}
+
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "live"}
+
+    @app.get("/health")
+    @app.get("/health/ready")
+    async def ready() -> Response:
+        """Requests would be answered."""
+        if service.ready and not service.closing:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "closing" if service.closing else "broken"}, 503)
+
+    @app.get("/metrics")
+    async def show() -> Response:
+        """Counters for Prometheus."""
+        return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The model that is served."""
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one(name: str) -> dict[str, Any]:
+        """The model that is served, if it is the one that is asked for."""
+        _known(service, name)
+        return model
+
+
+class Wanted:
+    """What a transcription's form asks for.
+
+    Raises:
+        RequestError: a field that is illegal, or that has no effect here.
+    """
+
+    def __init__(self, service: Service, fields: dict[str, str], granularities: tuple[str, ...]) -> None:
+        _known(service, fields.get("model"))
+        self._service = service
+        self.format = schema.one_of(fields.get("response_format"), "response_format", schema.FORMATS, "json")
+        self.stream = schema.truth(fields.get("stream"), "stream")
+        temperature = schema.number(fields.get("temperature"), "temperature", 1.0)
+        if self.stream and self.format not in ("json", "text"):
+            raise RequestError(
+                400,
+                f"stream: response_format {self.format} has no pieces; take json, or do not stream",
+                "stream",
+            )
+        language = fields.get("language")
+        if language and language != service.language:
+            raise RequestError(
+                400, f"language: found {language!r}; {service.name} is for "
+                f"{service.language or 'what it was trained on, which it does not know'}: leave it out", "language",
+            )  # fmt: skip
+        name = "timestamp_granularities[]"
+        self.granularities = {
+            schema.one_of(each, name, schema.GRANULARITIES, "segment") for each in granularities
+        }
+        if granularities and self.format != "verbose_json":
+            raise RequestError(400, f"{name}: needs response_format verbose_json", name)
+        context = fields.get("prompt") or None
+        if context is not None and len(context) > service.limits.max_text:
+            raise RequestError(400, f"prompt: more than {service.limits.max_text} characters", "prompt")
+        self.how = Dictation(
+            schema.generation(service.limits.max_tokens, temperature), context,
+            words="word" in self.granularities, scored=self.format == "verbose_json",
+        )  # fmt: skip
+
+    def response(self, transcript: Transcript) -> Response:
+        """The transcript in the format that was asked for."""
+        usage = {"type": "duration", "seconds": transcript.seconds}
+        if self.format == "json":
+            return JSONResponse({"text": transcript.text, "usage": usage})
+        content = render(transcript, self.format)
+        if self.format != "verbose_json":
+            return PlainTextResponse(content)
+        verbose = json.loads(content)
+        words = [word for segment in verbose["segments"] for word in segment.pop("words")]
+        if self.how.words:
+            verbose["words"] = words
+        if self.granularities == {"word"}:
+            del verbose["segments"]
+        language = self._service.language or "und"  # ISO 639-2: undetermined
+        return JSONResponse({**verbose, "language": language, "usage": usage})
+
+    def done(self, transcript: Transcript) -> list[Any]:
+        """The last events of a stream."""
+        return [{"type": "transcript.text.done", "text": transcript.text}]
+
+
+def _delta(piece: str) -> dict[str, Any]:
+    return {"type": "transcript.text.delta", "delta": piece}
+
+
+def _known(service: Service, model: str | None) -> None:
+    """Raises RequestError where another model is asked for."""
+    if model != service.name:
+        found = "missing" if not model else f"found {model!r}"
+        raise RequestError(
+            404, f"model: {found}; this server has {service.name!r}", "model", "model_not_found"
+        )
+
+
+async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of some work, which is given up when the client goes."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise RequestError(499, "the client has gone")
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _stream(
+    found: AsyncIterator[str | Result],
+    piece: Callable[[str], Any],
+    last: Callable[[Result], list[Any]],
+) -> Response:
+    """Server-sent events. What fails before the first of them is answered as any error."""
+    first = await anext(found)
+
+    async def events() -> AsyncIterator[str]:
+        part = first
+        try:
+            while isinstance(part, str):
+                yield _event(piece(part))
+                part = await anext(found)
+            for event in last(part):
+                yield _event(event)
+        except RequestError as refusal:
+            yield _event(refusal.content())
+        finally:
+            await found.aclose()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers=EVENTS)
+
+
+def _event(content: Any) -> str:
+    return f"data: {content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return JSONResponse(error.content(), error.status, error.headers)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return await _refused(request, RequestError(error.status_code, message))
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    log.error("%s %s", request.method, request.url.path, exc_info=error)
+    return await _refused(request, RequestError(500, "the server failed; its log says why"))
+
+
+class Server(uvicorn.Server):
+    """Runs the application; after a signal to stop, what was accepted is finished first, and no more is accepted."""
+
+    def __init__(
+        self, service: Service, host: str, port: int, key: str | None, announce: Callable[[str], None]
+    ) -> None:
+        app: Any = create_app(service)
+        if (
+            key is None
+        ):  # without a key only names of this machine: a web page may give its own name our address
+            app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+        self.gate = Gate(app, service.limits, service.metrics, key)
+        settings = uvicorn.Config(
+            self.gate, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=2,
+            server_header=False,
+        )  # fmt: skip
+        super().__init__(settings)
+        self._service, self._announce, self._until = service, announce, 0.0
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """The first signal: take no more, finish. The second: end."""
+        if self.gate.closing:
+            self.should_exit = self.force_exit = True
+        self.gate.closing = self._service.closing = True
+        self._until = time.monotonic() + self._service.limits.drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end now."""
+        if self.gate.closing and (not self.gate.active or time.monotonic() > self._until):
+            self.should_exit = True
+        return await super().on_tick(counter)

@@ -1,0 +1,204 @@
+"""What the server does with a request once it was read: decode, queue, answer."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from steermoe.audio.blocks import BLOCK_SECONDS
+from steermoe.audio.segmentation import Segmenter
+from steermoe.audio.waveform import RATE, AudioError
+from steermoe.config import Generation
+from steermoe.serving.batching import Batcher
+from steermoe.serving.decoding import Decoder, DecodingError
+from steermoe.serving.engine import Answered, Engine, Question
+from steermoe.serving.limits import Limits
+from steermoe.serving.metrics import Metrics
+from steermoe.serving.recognizer import POOL, Recognizer, longest
+from steermoe.serving.remote import RemoteError
+from steermoe.serving.request_error import RequestError
+from steermoe.serving.stretches import Stretches
+from steermoe.serving.transcript import Transcript
+
+Result = TypeVar("Result")
+Written = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Dictation:
+    """How a recording is written down.
+
+    Attributes:
+        generation: how to decode.
+        context: hot words or a topic.
+        words, scored: tell the times of words, and how sure each segment is.
+    """
+
+    generation: Generation
+    context: str | None = None
+    words: bool = False
+    scored: bool = False
+
+
+class Service:
+    """A model behind a queue, and decoders before it.
+
+    Attributes:
+        name: of the model, which requests give.
+        language: that the adapter was trained on; None: not known.
+        closing: nothing more is taken.
+        limits, metrics: see there.
+
+    Args:
+        engine: answers batches.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits, name: str, language: str | None = None) -> None:
+        self.name, self.language, self.limits, self.engine = name, language, limits, engine
+        self.closing = False
+        self._batcher = Batcher(engine.answer, limits)
+        self.metrics = Metrics(self._batcher.waiting)
+        self._batcher.heard = self.metrics.heard
+        self._batcher.dropped = lambda: self.metrics.dropped.inc()
+        self._batcher.real_time_factor = self.metrics.real_time_factor
+        self._decoder = Decoder(limits)
+        self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decoder")
+        self._readers = ThreadPoolExecutor(limits.requests, thread_name_prefix="reader")
+        Segmenter(longest(engine.model))  # loads its model once, before the first request
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests would be answered."""
+        return self._batcher.alive
+
+    def close(self) -> None:
+        """Answer what waits, and end threads and processes."""
+        self._batcher.close(self.limits.drain_seconds)
+        for threads in (self._threads, self._readers):
+            threads.shutdown(cancel_futures=True)
+        self._decoder.close()
+
+    async def decode(self, data: bytes, param: str) -> np.ndarray:
+        """The waveform of a file.
+
+        Raises:
+            RequestError: 400, it cannot be used, `param` is at fault; 429, too much waits.
+        """
+        self._batcher.check()
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, self._decoder.load, data)
+        except (AudioError, DecodingError) as error:
+            raise RequestError(400, str(error), param, "invalid_audio") from error
+
+    async def answer(self, question: Question, written: Written | None = None) -> Answered:
+        """The answer to a question; `written` gets its text in pieces while it is written.
+
+        Raises:
+            RequestError: 400, it cannot be answered; 429, too much waits; 502, the LLM's server does not answer.
+        """
+        loop = asyncio.get_running_loop()
+
+        def give(piece: str) -> None:
+            assert written is not None
+            loop.call_soon_threadsafe(written, piece)
+
+        job = self._batcher.submit(question, None if written is None else give)
+        try:
+            return await asyncio.wrap_future(job.result)
+        except RemoteError as error:
+            raise RequestError(502, str(error), code="llm_unavailable") from error
+        except ValueError as error:
+            raise RequestError(400, str(error)) from error
+        finally:
+            if not job.result.done():  # the client has gone
+                self._batcher.give_up(job)
+
+    async def transcribe(
+        self, samples: np.ndarray, how: Dictation, written: Written | None = None
+    ) -> Transcript:
+        """What is said in a recording of any length; `written` gets the text stretch by stretch.
+
+        Raises:
+            RequestError: as `answer`; or the prompt is not to be had.
+        """
+        stretches = Stretches(self._batcher, how.scored)
+        recognizer = Recognizer(
+            self.engine.model, context=how.context, words=how.words, generation=how.generation,
+            batch_seconds=self.limits.batch_seconds / POOL, answer=stretches,
+        )  # fmt: skip
+        loop = asyncio.get_running_loop()
+
+        def give(piece: str) -> None:
+            assert written is not None
+            loop.call_soon_threadsafe(written, piece)
+
+        try:
+            if how.context is not None:
+                self.engine.check_text(how.context)
+            if written is None:
+                return await loop.run_in_executor(self._readers, recognizer.transcript, samples)
+            return await loop.run_in_executor(self._readers, _dictated, recognizer, samples, give)
+        except RemoteError as error:
+            raise RequestError(502, str(error), code="llm_unavailable") from error
+        except ValueError as error:
+            raise RequestError(400, str(error)) from error
+        finally:
+            stretches.give_up()
+
+    async def ask(self, question: Question, written: Written | None = None) -> Answered:
+        """The answer to a question.
+
+        Raises:
+            RequestError: as `answer`.
+        """
+        texts = [turn.text for turn in question.turns or ()]
+        try:
+            for text in (*texts, str(question.tools or "")):
+                self.engine.check_text(text)
+            self.engine.check(question)
+        except ValueError as error:
+            raise RequestError(400, str(error), "messages") from error
+        self._fits(question)
+        return await self.answer(question, written)
+
+    def _fits(self, question: Question) -> None:
+        window = self.engine.window
+        if window is not None and question.seconds > window:
+            raise RequestError(
+                400, f"messages: found {question.seconds:.1f} s of audio, a question may be about at most {window:g}; "
+                "cut it", "messages", "audio_too_long",
+            )  # fmt: skip
+
+
+def _dictated(recognizer: Recognizer, samples: np.ndarray, give: Written) -> Transcript:
+    """A recording's transcript, given away stretch by stretch."""
+    count = round(BLOCK_SECONDS * RATE)
+    blocks = (samples[first : first + count] for first in range(0, len(samples), count))
+    segments = []
+    for event in recognizer.stream(blocks, partial_seconds=math.inf):
+        if event.kind == "final" and event.segment.text:
+            give(f" {event.segment.text}" if segments else event.segment.text)
+            segments.append(event.segment)
+    return Transcript(tuple(segments), len(samples) / RATE)
+
+
+async def pieces(work: Callable[[Written], Awaitable[Result]]) -> AsyncIterator[str | Result]:
+    """What `work` writes while it goes on, and in the end what it returns; abandoned, it is cancelled."""
+    queue: asyncio.Queue[str] = asyncio.Queue()
+    task = asyncio.ensure_future(work(queue.put_nowait))
+    try:
+        while not (task.done() and queue.empty()):
+            getting = asyncio.ensure_future(queue.get())
+            await asyncio.wait([task, getting], return_when=asyncio.FIRST_COMPLETED)
+            if getting.done():
+                yield getting.result()
+            else:
+                getting.cancel()
+        yield task.result()
+    finally:
+        task.cancel()
