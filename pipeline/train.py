@@ -1,17 +1,26 @@
 """Train one arm."""
 
-from pipeline.options import ArmFile, History, LoaderWorkers, Out, Shards, Timing
+import json
+
+from pipeline.options import ArmFile, History, LoaderWorkers, Out, Run, Shards, Timing
 
 
 def main(
-    config: ArmFile, shards: Shards, out: Out, history: History, timing: Timing, workers: LoaderWorkers = 0
+    config: ArmFile,
+    shards: Shards,
+    out: Out,
+    history: History,
+    timing: Timing,
+    run: Run | None = None,
+    workers: LoaderWorkers = 0,
 ) -> None:
     """Train the arm that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint."""
     from steermoe.config import ArmConfig
-    from steermoe.data.staging import project_root
+    from steermoe.data.staging import project_root, write_text
     from steermoe.training.tracking import Tracker
     from steermoe.training.train import train
 
+    tracker = Tracker(out.parent.name)
     results = train(
         ArmConfig.from_json(config.read_text()),
         sorted(path for path in shards.iterdir() if path.is_dir()),
@@ -19,7 +28,9 @@ def main(
         project_root(),
         history=history,
         timing=timing,
-        tracker=Tracker(out.parent.name),
+        tracker=tracker,
         workers=workers,
     )
+    if run is not None:
+        write_text(run, json.dumps({"mlflow_run_id": tracker.run_id}) + "\n")
     print(f"{out}: dev loss {results['best_dev_loss']:.4f} at step {results['best_step']}")
