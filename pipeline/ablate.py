@@ -21,7 +21,7 @@ def main(
     import rich
 
     from steermoe import config
-    from steermoe.analysis import comparison, plots, published, report, sections, steering
+    from steermoe.analysis import champion, comparison, plots, published, report, sections, steering
     from steermoe.data.shards import read_rows
     from steermoe.data.staging import write_text
     from steermoe.evaluation import results
@@ -72,7 +72,13 @@ def main(
     results.write_json(metrics, compared.headline())
     rich.print(report.printed(compared))
     tracker = Tracker(settings.profile)
-    tracker.attach_named("comparison")
+    folders = {name: models / name for name in names}
+    tracker.attach_execution(folders)
     tracker.log_tree(compared.headline(), "eval")
-    tracker.artifact(out)
+    tracker.artifact(out, "comparison")
+    if errors := champion.headline_errors(compared):
+        tracker.log_tree(errors, "headline_error")
+        best = next(iter(errors))
+        tracker.crown(best, folders[best], errors[best], champion.measured_on(compared))
+    tracker.describe(f"Compared: {', '.join(names)}\n\n{champion.table(errors)}", folders)
     tracker.finish()

@@ -22,6 +22,7 @@ Reference = Annotated[str | None, typer.Option(help="arm that p-values are again
 Evaluations = Annotated[Path, typer.Option(help="folder of evaluations")]
 History = Annotated[Path, typer.Option(help="learning curve, or the folder of all arms' curves")]
 Timing = Annotated[Path, typer.Option(help="duration of training, or the folder of all arms' durations")]
+Run = Annotated[Path, typer.Option(help="JSON file of the MLflow run's id")]
 Metrics = Annotated[Path, typer.Option(help="JSON file of headline figures")]
 Out = Annotated[Path, typer.Option(help="what is written; replaced as a whole")]
 Workers = Annotated[int | None, typer.Option(help="processes that work at a time; default: one a core")]

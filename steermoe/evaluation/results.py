@@ -68,6 +68,40 @@ def read_results(evaluations: Path) -> dict[str, dict[str, Result]]:
     return results
 
 
+def figures(corpus: str, summary: dict) -> dict[str, float]:
+    """A summary as numbers with names for a tracker: eval/<corpus>/<split>/<metric>, with _low and _high.
+
+    With shuffled audio the name begins with `control`.
+    """
+    found: dict[str, float] = {}
+    for audio, first in (("own", "eval"), ("shuffled", "control")):
+        for split, tasks in summary.get(audio, {}).items():
+            for scores in tasks.values():
+                for metric, figure in scores.items():
+                    if isinstance(figure, dict):
+                        name = f"{first}/{corpus}/{split}/{metric}"
+                        bounds = {f"{name}_{bound}": figure[bound] for bound in ("low", "high")}
+                        found |= {name: figure["value"], **bounds}
+    if summary["speed"] is not None:
+        found[f"eval/{corpus}/real_time_factor"] = summary["speed"]["real_time_factor"]
+    return found
+
+
+def samples(frame: pl.DataFrame, seed: int, count: int = 50) -> tuple[list[str], list[tuple]]:
+    """Names and rows of a table of predictions, own audio, a seeded sample of `count` of every split."""
+    own = frame.filter(audio="own")
+    parts = [
+        part.sample(min(count, len(part)), seed=seed)
+        for part in own.partition_by("split", maintain_order=True)
+    ]
+    columns = {
+        "audio": "source_id", "split": "split", "task": "task", "reference": "reference",
+        "prediction": "hypothesis", "errors": "errors",
+    }  # fmt: skip
+    chosen = [part.sort("source_id").select(columns.values()).rows() for part in parts]
+    return list(columns), [row for rows in chosen for row in rows]
+
+
 def read_json(path: Path) -> dict:
     """The object in a JSON file; ValueError naming the file where it holds none."""
     try:

@@ -3,6 +3,7 @@
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -10,8 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
+from steermoe.models.steermoe import SteerMoE
 from steermoe.training import history
+from steermoe.training.batches import StepBatches
+from steermoe.training.routing import RoutingWatch
 
+BY_AUDIO = {
+    "train/loss": "by_audio/train_loss",
+    "dev/loss": "by_audio/dev_loss",
+    "dev/token_accuracy": "by_audio/dev_token_accuracy",
+}
 METRIC_NAMES = {"loss": "train/loss", "dev_loss": "dev/loss", "dev_token_accuracy": "dev/token_accuracy"}
 
 
@@ -121,14 +130,57 @@ class ProgressLines(TrainerCallback):
 
 
 class Tracking(TrainerCallback):
-    """Sends what is logged to a tracker, under names that every arm shares."""
+    """Sends what is logged to a tracker, under names that every arm shares.
+
+    Losses go there twice: by step, and as `by_audio/...` with seconds of audio in the place of steps, where
+    trainings with different batches compare. With steering, a look at its routing goes with every log.
+    """
 
     def __init__(self, tracker: MetricLog) -> None:
         self._tracker = tracker
+        self._routing: RoutingWatch | None = None
+        self._seconds: Iterator[tuple[int, float]] = iter(())  # a step, and the audio up to it
+        self._heard = (0, 0.0)
+
+    @override
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        batches = kwargs["train_dataloader"].batch_sampler
+        if isinstance(batches, StepBatches):
+            self._seconds = enumerate(batches.audio_seconds(), 1)
+        for module in kwargs["model"].modules():
+            if isinstance(module, SteerMoE) and module.steering is not None:
+                self._routing = RoutingWatch(module.steering, module.lengths_of)
+
+    @override
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        step = state.global_step + 1
+        if self._routing is not None and (step % args.logging_steps == 0 or step == state.max_steps):
+            self._routing.begin()
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        found = self._routing.end() if self._routing is not None else {}
+        if found:
+            self._tracker.log({f"steering/{name}": value for name, value in found.items()}, state.global_step)
 
     @override
     def on_log(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
         entry = {k: v for k, v in kwargs["logs"].items() if k not in ("epoch", "step", "learning_rate")}
-        self._tracker.log(
-            {METRIC_NAMES.get(k, f"train/{k}"): v for k, v in entry.items()}, step=state.global_step
-        )
+        named = {METRIC_NAMES.get(k, f"train/{k}"): v for k, v in entry.items()}
+        seconds = self._audio(state.global_step)
+        if seconds is None:
+            self._tracker.log(named, step=state.global_step)
+            return
+        self._tracker.log({**named, "train/audio_hours": seconds / 3600}, step=state.global_step)
+        curves = {BY_AUDIO[name]: value for name, value in named.items() if name in BY_AUDIO}
+        if curves:
+            self._tracker.log(curves, step=round(seconds))
+
+    def _audio(self, step: int) -> float | None:
+        """Seconds of audio up to a step; None where nothing tells."""
+        while self._heard[0] < step:
+            following = next(self._seconds, None)
+            if following is None:
+                return None
+            self._heard = following
+        return self._heard[1]

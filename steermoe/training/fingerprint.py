@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,14 @@ def digest(files: Iterable[Path]) -> str:
     """SHA-256 over contents, names and folders' names of files, whatever their order and place."""
     names = hashlib.sha256()
     for path in sorted(files, key=lambda p: p.parts[-2:]):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        status = path.stat()
+        content = _content(path, status.st_size, status.st_mtime_ns)
         names.update(f"{'/'.join(path.parts[-2:])} {content}\n".encode())
     return names.hexdigest()
+
+
+@cache
+def _content(path: Path, size: int, modified: int) -> str:
+    """SHA-256 of a file, read once as long as it stays the same: a split's digest is asked for more than once."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

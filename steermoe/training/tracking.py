@@ -1,57 +1,39 @@
-"""Runs in MLflow, on a local sqlite store: the only file that imports mlflow.
+"""Runs in MLflow: an experiment a profile, in it a run for each execution of the pipeline, under it one an arm.
 
-A run is an arm. Training, evaluation and the comparison log into the same one: training marks it with the
-digest of the adapter that it wrote, and who has the adapter finds it by that. Tracking never fails a stage:
-the first error is told, and the rest of the stage goes untracked.
+Training, evaluation and the comparison are processes of their own and log into the same runs. A training marks its
+run with the digest of the adapter that it wrote, and who has the adapter finds it by that. An execution is what
+`STEERMOE_EXECUTION` names, else DVC's experiment, else all that a workspace does until its comparison is made.
+Tracking never fails a stage, and none waits for it: all goes through a journal (docs/mlflow.md).
 """
 
-import fcntl
-import functools
 import hashlib
 import os
 import subprocess
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from steermoe.config import ArmConfig
-from steermoe.data.staging import project_root
+from steermoe.data.staging import project_root, write_text
+from steermoe.training.inputs import inputs
+from steermoe.training.journal import Journal
+from steermoe.training.machine import Machine
 from steermoe.training.parameter_groups import PARTS
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from steermoe.training.sender import Sender
 
 DVC_TAGS = {
     "dvc.exp_name": "DVC_EXP_NAME",
     "dvc.baseline_rev": "DVC_EXP_BASELINE_REV",
     "dvc.stage": "DVC_STAGE",
 }
-SETTINGS = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 ABSENT = "none"  # value of a parameter that an arm's method does not have
-Arguments = ParamSpec("Arguments")
-Method = Callable[Concatenate["Tracker", Arguments], None]
-
-
-def _harmless(method: Method[Arguments]) -> Method[Arguments]:
-    """Tell the first failure of a tracker, then leave it off."""
-
-    @functools.wraps(method)
-    def guarded(self: "Tracker", *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        if self.is_off:
-            return
-        try:
-            method(self, *args, **kwargs)
-        except Exception as error:
-            self.is_off = True
-            message = f"{type(error).__name__}: {error}"
-            print(f"MLflow tracking is off for the rest of this stage ({method.__name__}: {message})")
-
-    return guarded
+JOURNALS = Path(".runs") / "tracking"
+ADAPTER_FILES = ["adapter.safetensors", "config.json"]
 
 
 class Tracker:
@@ -59,152 +41,195 @@ class Tracker:
 
     Args:
         profile: the profile in force.
-        root: folder of mlflow.db and mlartifacts.
+        root: the project's root: of journals, and of mlflow.db and mlartifacts unless MLFLOW_TRACKING_URI is set.
     """
 
     def __init__(self, profile: str, root: Path | None = None) -> None:
         self.profile, self.root = profile, (root or project_root()).resolve()
-        self.run_id: str | None = None
-        self.is_off = False
-        self._client: MlflowClient | None = None
-        self._closes = False  # the run is this tracker's to close, not a finished training's
+        self._sender: Sender | None = None
+        self._closes = False  # the run is this tracker's to close
+        self._arm: ArmConfig | None = None
+        self._load: Machine | None = None
+        self._step, self._is_broken = 0, False
 
-    @_harmless
+    # runs
+
     def start(self, arm: ArmConfig, fingerprint: str, data: str) -> None:
-        """Begin the run of a training, or go on with the one that a killed process left open."""
+        """Begin the run of a training, or go on with that of the same training that was interrupted."""
+        place = _workspace(self.root)
+        query = (
+            f"tags.`steermoe.fingerprint` = '{fingerprint}' and tags.`steermoe.workspace` = '{place}' "
+            "and attributes.status != 'FINISHED'"
+        )
         tags = {"steermoe.fingerprint": fingerprint, "steermoe.data": data}
-        self.run_id = self._find("steermoe.fingerprint", fingerprint, "attributes.status = 'RUNNING'")
-        if self.run_id is None:
-            self._create(arm.name, tags | {"steermoe.arm": arm.name}, flat_parameters(arm))
-        else:
-            self._tag(_surroundings())
+        self._open(arm, tags, [query], continues=True)
+        self._closes = True
+        if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() != "false":
+            self._begun().sample(self._machine)
+
+    def attach(self, arm: ArmConfig, model: Path) -> None:
+        """Log into the run that trained the adapter in folder `model`, or into a new one.
+
+        A named execution leaves the runs of others as they are.
+        """
+        adapter = adapter_digest(model)
+        query = f"tags.`steermoe.adapter` = '{adapter}' and tags.`steermoe.arm` = '{arm.name}'"
+        execution = self._execution()
+        if _named():
+            query += f" and tags.`steermoe.execution` = '{execution['tags']['steermoe.execution']}'"
+        self._open(arm, {"steermoe.adapter": adapter}, [query], continues=False)
+        self._log_model(model, adapter)
+
+    def attach_execution(self, models: Mapping[str, Path]) -> None:
+        """Log into the run of this execution, or of the one that all adapters {arm: folder} are from."""
+        adapters = {arm: adapter_digest(model) for arm, model in models.items()}
+        self._write(
+            "execution", execution=self._execution(), adapters=adapters, surroundings=_surroundings(),
+        )  # fmt: skip
         self._closes = True
 
-    @_harmless
-    def attach(self, arm: ArmConfig, model: Path) -> None:
-        """Log into the run that trained the adapter in folder `model`, or into a new one."""
+    def mark_adapter(self, model: Path) -> None:
+        """Let `attach` find this run by the adapter in folder `model`, and log that as a model."""
         adapter = adapter_digest(model)
-        self.run_id = self._find("steermoe.adapter", adapter, f"tags.`steermoe.arm` = '{arm.name}'")
-        if self.run_id is None:
-            self._create(
-                arm.name, {"steermoe.adapter": adapter, "steermoe.arm": arm.name}, flat_parameters(arm)
-            )
-        else:
-            self._tag(_surroundings())
+        self._write("tags", tags={"steermoe.adapter": adapter})
+        self._log_model(model, adapter)
 
-    @_harmless
-    def attach_named(self, name: str) -> None:
-        """Log into the run of something that is not trained: a baseline, a comparison."""
-        self.run_id = self._find("steermoe.arm", name, "attributes.status = 'FINISHED'")
-        if self.run_id is None:
-            self._create(name, {"steermoe.arm": name}, {})
-        else:
-            self._tag(_surroundings())
+    def finish(self, status: str = "FINISHED") -> None:
+        """Close the run (FINISHED, FAILED, KILLED) if it is this tracker's, and send what has not been sent."""
+        if self._sender is not None:
+            self._write("status", status=status, made=not self._closes)
+            self._sender.close()
 
-    @_harmless
+    @property
+    def run_id(self) -> str | None:
+        """The run's id, which only the store can tell; None as long as that is out of reach."""
+        if self._sender is None:
+            return None
+        self._sender.drain()
+        return self._sender.journal.position.run
+
+    # what belongs to a run
+
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics at an optimizer step."""
-        from mlflow.entities import Metric
+        self._step = step
+        self._write("metrics", values=[[name, float(value), step] for name, value in metrics.items()])
 
-        now = int(time.time() * 1000)
-        self.client.log_batch(self._run, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
-
-    @_harmless
     def log_tree(self, tree: Mapping[str, Any], prefix: str) -> None:
         """Log the numbers in nested dicts as `<prefix>/<key>/<key>`."""
-        numbers = {f"{prefix}/{name}": value for name, value in _flat(tree, "/").items() if _is_number(value)}
-        type(self).log(self, numbers, step=0)
+        self.log({f"{prefix}/{name}": value for name, value in _flat(tree, "/").items() if _is_number(value)})
 
-    @_harmless
+    def log_inputs(self, shards: Path, splits: Mapping[str, Sequence[str]], context: str) -> None:
+        """Note the splits {corpus: names} in the folder `shards` as read, for train, dev or test."""
+        self._write("inputs", datasets=inputs(shards, splits, context))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log rows of plain values as the artifact `name` (.json), which replaces an older one."""
+        self._write("table", name=name, columns=list(columns), rows=[list(row) for row in rows])
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file, or all files of a folder, into the run."""
-        copy = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-        copy(self._run, str(path), folder)
+        self._write("artifact", copy=path, folder=folder)
 
-    @_harmless
-    def mark_adapter(self, model: Path) -> None:
-        """Let `attach` find this run by the adapter in folder `model`."""
-        self._tag({"steermoe.adapter": adapter_digest(model)})
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        self._write("tags", tags=dict(tags))
 
-    @_harmless
-    def finish(self, status: str = "FINISHED") -> None:
-        """Close the run: FINISHED, FAILED or KILLED. One that was attached to is closed already."""
-        if self._closes:
-            self.client.set_terminated(self._run, status)
+    def describe(self, text: str, models: Mapping[str, Path]) -> None:
+        """Give the run a description in Markdown, followed by links to the runs of adapters {arm: folder}."""
+        adapters = {arm: adapter_digest(model) for arm, model in models.items()}
+        self._write("describe", text=text, adapters=adapters)
 
-    @property
-    def _run(self) -> str:
-        assert self.run_id is not None, "no run yet: call start or attach first"
-        return self.run_id
+    def crown(self, arm: str, model: Path, error: float, measured_on: str) -> None:
+        """Register the adapter that won as a version of `steermoe-<profile>`, and as its champion.
 
-    @property
-    def client(self) -> "MlflowClient":
-        """MLflow's own client of the store, which is created on first use."""
-        if self._client is None:
-            self._client = open_store(self.root)
-        return self._client
+        Args:
+            arm: its arm.
+            model: folder of the adapter.
+            error: what it was chosen by.
+            measured_on: names test sets and protocol; a champion with a lower error on the same stays champion.
+        """
+        tags = {"steermoe.arm": arm, "steermoe.error": repr(error), "steermoe.measured_on": measured_on}
+        self._write("champion", arm=arm, adapter=adapter_digest(model), tags=tags)
 
-    @functools.cached_property
-    def experiment(self) -> str:
-        """The id of the experiment, which is created on first use."""
-        name = f"steermoe/{self.profile}"
-        with _lock(self.root):
-            found = self.client.get_experiment_by_name(name)
-            if found is not None:
-                return found.experiment_id
-            # Else MLflow freezes this process' folder, perhaps a temporary one of DVC's, into the experiment.
-            return self.client.create_experiment(name, (self.root / "mlartifacts").as_uri())
-
-    def _find(self, tag: str, value: str, condition: str) -> str | None:
-        query = f"tags.`{tag}` = '{value}' and {condition}"
-        found = self.client.search_runs(
-            [self.experiment], query, max_results=1, order_by=["attributes.start_time DESC"]
+    def _log_model(self, model: Path, adapter: str) -> None:
+        arm = self._arm
+        assert arm is not None, "no run yet: call start or attach first"
+        self._write(
+            "model",
+            copy=model,
+            names=ADAPTER_FILES,
+            name=arm.name,
+            adapter=adapter,
+            parameters={"method": arm.method, "encoder": arm.encoder.path, "llm": arm.llm.path},
+            base_models=str(self.root),
+            step=self._step,
         )
-        return found[0].info.run_id if found else None
 
-    def _create(self, name: str, tags: Mapping[str, str], parameters: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
+    def _machine(self) -> dict[str, Any]:
+        """An entry of how busy the machine is."""
+        if self._load is None:
+            self._load = Machine()
+        values = [[name, value, self._step] for name, value in self._load.load().items()]
+        return self._entry("metrics", values=values)
 
-        run_name = " ".join(part for part in (name, os.environ.get("DVC_EXP_NAME")) if part)
-        everything = {"steermoe.profile": self.profile, **tags, **_surroundings()}
-        run = self.client.create_run(self.experiment, tags=everything, run_name=run_name)
-        self.run_id, self._closes = run.info.run_id, True
-        self.client.log_batch(self.run_id, params=[Param(k, v) for k, v in parameters.items()])
+    def _open(self, arm: ArmConfig, tags: Mapping[str, str], find: Sequence[str], continues: bool) -> None:
+        self._arm = arm
+        name = " ".join(part for part in (arm.name, _named()) if part)
+        execution = self._execution()
+        own = {
+            "steermoe.kind": "arm", "steermoe.arm": arm.name, "steermoe.profile": self.profile,
+            "steermoe.execution": execution["tags"]["steermoe.execution"],
+            "steermoe.workspace": _workspace(self.root), "steermoe.entry": uuid.uuid4().hex,
+        }  # fmt: skip
+        surroundings = _surroundings()
+        # The first filter: a store that hung may have made the run and not said so.
+        self._write(
+            "open", name=name, find=[f"tags.`steermoe.entry` = '{own['steermoe.entry']}'", *find],
+            tags={**own, **tags, **surroundings}, parameters=flat_parameters(arm), execution=execution,
+            surroundings={**surroundings, **({"steermoe.execution": own["steermoe.execution"]} if continues else {})},
+            continues=continues,
+        )  # fmt: skip
 
-    def _tag(self, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
+    def _execution(self) -> dict[str, Any]:
+        """What the store needs to find or make the run of this execution."""
+        named, place, now = _named(), _workspace(self.root), time.time()
+        key = hashlib.sha256(f"{place} {named or ''}".encode()).hexdigest()[:16]
+        query = f"tags.`steermoe.execution` = '{key}' and tags.`steermoe.kind` = 'execution'"
+        tags = {
+            "steermoe.kind": "execution", "steermoe.execution": key, "steermoe.workspace": place,
+            "steermoe.profile": self.profile, **_surroundings(),
+        }  # fmt: skip
+        name = named or time.strftime(f"{self.profile} %Y-%m-%d %H:%M", time.localtime(now))
+        find = [query if named else f"{query} and attributes.status = 'RUNNING'"]
+        return {"find": find, "name": name, "tags": tags, "at": int(now * 1000)}
 
-        self.client.log_batch(self._run, tags=[RunTag(name, value) for name, value in tags.items()])
+    def _entry(self, kind: str, **content: Any) -> dict[str, Any]:
+        return {"do": kind, "at": int(time.time() * 1000), "profile": self.profile, **content}
+
+    def _write(
+        self, kind: str, copy: Path | None = None, names: Sequence[str] | None = None, **content: Any
+    ) -> None:
+        """Write an entry down, with a copy of a file or folder; a full disk is told once, and stops nothing."""
+        try:
+            sender = self._begun()
+            if copy is not None:
+                content["file"] = sender.journal.keep(copy, names)
+            sender.send(self._entry(kind, **content))
+        except OSError as error:
+            if not self._is_broken:
+                print(f"{self.root / JOURNALS}: {error}; what cannot be written there is not logged")
+            self._is_broken = True
+
+    def _begun(self) -> Sender:
+        if self._sender is None:
+            self._sender = Sender(self.root, Journal.begin(self.root / JOURNALS))
+        return self._sender
 
 
 def adapter_digest(model: Path) -> str:
     """SHA-256 of the adapter in a folder: what ties evaluations to the training."""
     return hashlib.sha256((model / "adapter.safetensors").read_bytes()).hexdigest()
-
-
-def open_store(root: Path) -> "MlflowClient":
-    """A client of `root`/mlflow.db, which is created if need be.
-
-    Under a lock: two processes that open a fresh file at once both run MLflow's migrations, and one fails.
-    """
-    for variable, value in SETTINGS.items():
-        os.environ.setdefault(variable, value)
-    root.mkdir(parents=True, exist_ok=True)
-    with _lock(root), warnings.catch_warnings():
-        # MLflow's own tables, defined at import, use what SQLAlchemy 2.1 deprecates.
-        warnings.filterwarnings("ignore", "The ``noload`` loader strategy is deprecated", DeprecationWarning)
-        from mlflow import MlflowClient
-
-        client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
-        client.search_experiments(max_results=1)
-        return client
-
-
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    with (root / "mlflow.db.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def flat_parameters(arm: ArmConfig) -> dict[str, str]:
@@ -246,3 +271,20 @@ def _surroundings() -> dict[str, str]:
     if revision.returncode == 0:
         tags["mlflow.source.git.commit"] = revision.stdout.strip()
     return tags
+
+
+def _named() -> str | None:
+    """The name of this execution, where it has one."""
+    return os.environ.get("STEERMOE_EXECUTION") or os.environ.get("DVC_EXP_NAME") or None
+
+
+def _workspace(root: Path) -> str:
+    """A name of this workspace, made up once: unlike a host's name or a path, it is nobody else's."""
+    path = root / JOURNALS / "workspace"
+    if not path.exists():
+        made = path.with_name(f"workspace-{os.getpid()}")
+        write_text(made, uuid.uuid4().hex[:16] + "\n")
+        with suppress(FileExistsError):  # the first of several processes wins
+            os.link(made, path)
+        made.unlink()
+    return path.read_text().strip()

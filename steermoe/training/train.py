@@ -81,6 +81,9 @@ def train(
         return _results(_trained(model, arm, data, None, None, workers, features), data, key)
     with Staging(out, key, root) as staging:
         with _tracking(tracker, arm, fingerprint(key), data) as tracked:
+            if tracked is not None:
+                for context, splits in (("train", arm.train_splits), ("dev", arm.dev_splits)):
+                    tracked.log_inputs(shards[0].parent, splits, context)
             trainer = _trained(model, arm, data, staging.scratch, tracked, workers, features)
             results = _results(trainer, data, key)
             model.save_pretrained(staging.files)

@@ -2,6 +2,8 @@
 
 import io
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from steermoe import config
 from steermoe.config import ArmConfig
 from steermoe.data.shards import write_shards
 
@@ -23,6 +26,7 @@ PRELOADED = [
     "steermoe.training.tracking",
     "steermoe.training.train",
 ]
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 WORDS = ("one", "two", "three", "four")
 
 
@@ -102,3 +106,46 @@ def quick_arm(tiny_arm) -> Callable[..., ArmConfig]:
         return arm.model_copy(update=update)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory, forkserver) -> Path:
+    """A store that three processes opened at once when it did not exist yet."""
+    root = tmp_path_factory.mktemp("store")
+    (root / "model").mkdir()
+    for name in ("adapter.safetensors", "config.json"):
+        (root / "model" / name).write_bytes(b"weights")
+    processes = [forkserver.Process(target=train_one_run, args=(root, n)) for n in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    return root
+
+
+def train_one_run(root: Path, number: int, killed: bool = False) -> None:
+    """The log of a training with nothing to train, up to its end or to a SIGKILL of this process."""
+    os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"
+    from steermoe.training.tracking import Tracker
+
+    tracker = Tracker("race", root)
+    arm = config.load(PARAMS).arm("linear").model_copy(update={"name": f"racer-{number}"})
+    tracker.start(arm, f"f{number}", "data")
+    tracker.log({"x": 1.0}, step=number)
+    if killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    tracker.finish()
+
+
+@pytest.fixture
+def store_process(forkserver: ForkServerContext) -> Callable[..., int | None]:
+    """`store_process(root, number, killed)` runs `train_one_run` in a process of its own; its exit code."""
+
+    def run(*arguments: object) -> int | None:
+        process = forkserver.Process(target=train_one_run, args=arguments)
+        process.start()
+        process.join()
+        return process.exitcode
+
+    return run

@@ -1,0 +1,50 @@
+"""A trained adapter as MLflow loads it: `mlflow.pyfunc.load_model("models:/steermoe-mini@champion").predict(frame)`.
+
+MLflow copies this file into every model that it logs and runs the copy on its own ("models from code"), so it
+needs nothing beside it but the installed library. What is logged is the adapter, never the frozen models under it.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+
+
+class Transcriber(mlflow.pyfunc.PythonModel):
+    """Column `audio`, paths of recordings, and if need be `question`, to a column `text`."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the adapter and the frozen models under it.
+
+        A relative path of a frozen model starts from the environment variable STEERMOE_BASE_MODELS, else from
+        `base_models` of the model's configuration (`load_model(..., model_config={"base_models": ...})`; by
+        default where the adapter was trained), else from the current folder. What is in none is taken as a
+        name on the hub. Weights other than those trained against are refused.
+        """
+        from steermoe import SteerMoE
+
+        adapter = Path(context.artifacts["adapter"])
+        arm = json.loads((adapter / "config.json").read_text(encoding="utf-8"))["arm"]
+        named = (os.environ.get("STEERMOE_BASE_MODELS"), (context.model_config or {}).get("base_models"))
+        roots = [Path(root) for root in named if root]
+        paths: dict[str, str | None] = {}
+        for part in ("encoder", "llm"):
+            found = (root / arm[part]["path"] for root in roots)
+            paths[part] = next((str(path) for path in found if path.is_dir()), None)
+        self.model = SteerMoE.from_pretrained(adapter, **paths)
+
+    def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:
+        """A text for each row."""
+        asked = model_input.get("question", pd.Series(None, index=model_input.index, dtype=object))
+        questions = [None if pd.isna(question) else str(question) for question in asked]
+        texts = [
+            self.model.transcribe(audio, question)
+            for audio, question in zip(model_input["audio"], questions, strict=True)
+        ]
+        return pd.DataFrame({"text": texts}, index=model_input.index)
+
+
+mlflow.models.set_model(Transcriber())

@@ -1,0 +1,138 @@
+"""Adapters as models in a real MLflow store: loaded elsewhere and used on speech, registered when they win."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from steermoe import SteerMoE
+from steermoe.audio.synthesis import RATE, Synthesizer, Voice
+from steermoe.config import ArmConfig
+from steermoe.training.store import open_store
+from steermoe.training.tracking import Tracker
+
+ROOT = Path(__file__).parents[2]
+QUESTION = "who bought apples?"
+SCRIPT = """
+import json, sys
+import mlflow, pandas as pd
+model = mlflow.pyfunc.load_model(sys.argv[1])
+frame = pd.DataFrame({"audio": [sys.argv[2]] * 2, "question": [None, sys.argv[3]]})
+texts = [model.predict(frame)["text"].tolist(), model.predict(frame[["audio"]])["text"].tolist()]
+try:
+    model.predict(pd.DataFrame({"sound": ["x"]}))
+except mlflow.exceptions.MlflowException as error:
+    texts.append(str(error))
+print(json.dumps(texts))
+"""
+
+
+@pytest.fixture
+def project(fresh_store, tmp_path, monkeypatch) -> Path:
+    """A project with the repository's base models, and a store of its own."""
+    for variable in ("DVC_EXP_NAME", "STEERMOE_EXECUTION", "STEERMOE_BASE_MODELS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
+    root = tmp_path / "project"
+    root.mkdir()
+    shutil.copy(fresh_store / "mlflow.db", root)
+    (root / "pretrained").symlink_to(ROOT / "pretrained")
+    return root
+
+
+def evaluated(root: Path, name: str) -> Path:
+    """A trained adapter of the repository, logged as its evaluation logs it."""
+    model = ROOT / "pretrained" / "adapters" / name
+    arm = ArmConfig.from_json(json.dumps(json.loads((model / "config.json").read_text())["arm"]))
+    tracker = Tracker("mini", root)
+    tracker.attach(arm, model)
+    tracker.finish()
+    return model
+
+
+def compared(root: Path, winner: str, model: Path, error: float, measured_on: str = "clean:8") -> None:
+    tracker = Tracker("mini", root)
+    tracker.attach_execution({winner: model})
+    tracker.crown(winner, model, error, measured_on)
+    tracker.finish()
+
+
+def champion(root: Path) -> str:
+    client = open_store(root)
+    version = client.get_model_version_by_alias("steermoe-mini", "champion")
+    assert version.run_id is not None
+    return client.get_run(version.run_id).data.tags["steermoe.arm"]
+
+
+def test_the_champion_is_loaded_elsewhere_and_hears_speech(project, tmp_path, monkeypatch):
+    model = evaluated(project, "steermoe")
+    compared(project, "steermoe", model, 0.1)
+    spoken, _ = Synthesizer().speak("anna bought three red apples", Voice("en-us", "adam", 160, 50, 50))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    soundfile.write(elsewhere / "anna.wav", spoken, RATE)
+
+    monkeypatch.chdir(ROOT)  # where the paths in the adapter's configuration start
+    reference = SteerMoE.from_pretrained(model)
+    heard = reference.transcribe(elsewhere / "anna.wav")
+    said = reference.transcribe(elsewhere / "anna.wav", QUESTION)
+
+    def predictions(**settings: str) -> list:
+        result = subprocess.run(
+            [sys.executable, "-c", SCRIPT, "models:/steermoe-mini@champion", "anna.wav", QUESTION],
+            cwd=elsewhere,
+            env=os.environ
+            | {"MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}", "PYTHONPATH": str(ROOT)}
+            | settings,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout.splitlines()[-1])
+
+    both, alone, refusal = predictions()
+    assert (both, alone) == ([heard, said], [heard, heard])
+    assert "audio" in refusal and "sound" in refusal  # the signature speaks
+
+    (project / "pretrained").unlink()  # the project has moved
+    assert predictions(STEERMOE_BASE_MODELS=str(ROOT))[0] == [heard, said]
+
+
+def test_a_logged_model_is_the_adapter_and_nothing_of_what_is_frozen(project):
+    model = evaluated(project, "linear")
+    evaluated(project, "linear")  # of another corpus: the model is there already
+    client = open_store(project)
+    experiment = client.get_experiment_by_name("steermoe/mini")
+    assert experiment is not None
+    [logged] = client.search_logged_models([experiment.experiment_id])
+    assert (logged.name, logged.status) == ("linear", "READY")
+    folder = Path(logged.artifact_location.removeprefix("file://"))
+    weights = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pkl")]
+    assert [path.relative_to(folder).as_posix() for path in weights] == [
+        "artifacts/linear/adapter.safetensors"
+    ]
+    assert weights[0].read_bytes() == (model / "adapter.safetensors").read_bytes()
+    required = (folder / "requirements.txt").read_text().splitlines()
+    assert {line.split("==")[0] for line in required} >= {"steermoe", "torch", "transformers", "safetensors"}
+    assert all("==" in line for line in required)
+    example = json.loads((folder / "input_example.json").read_text())
+    assert example["columns"] == ["audio", "question"]
+
+
+def test_the_alias_goes_to_the_lowest_error_on_the_same_test_sets(project):
+    models = {name: evaluated(project, name) for name in ("linear", "steermoe", "lora")}
+    compared(project, "linear", models["linear"], 0.3)
+    assert champion(project) == "linear"
+    compared(project, "steermoe", models["steermoe"], 0.2)
+    assert champion(project) == "steermoe"
+    compared(project, "lora", models["lora"], 0.25)
+    assert champion(project) == "steermoe"
+    compared(project, "lora", models["lora"], 0.25)  # a second time: no further version
+    assert len(open_store(project).search_model_versions("name = 'steermoe-mini'")) == 3
+    compared(project, "lora", models["lora"], 0.25, "clean:8 other:8")  # which says nothing about the other
+    assert champion(project) == "lora"
