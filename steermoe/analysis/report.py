@@ -136,13 +136,18 @@ def how_measured(comparison: Comparison) -> Lines:
 
 
 def further_metrics(comparison: Comparison) -> Lines:
-    """Every transcription metric but WER, for every set."""
-    places = [place for place in comparison.sets_of("transcribe") if place.task]
-    names = [name for name, metric in METRICS.items() if "transcribe" in metric.tasks and name != "wer"]
-    header = ["system", *(f"{place.title} {METRICS[name].title}" for place in places for name in names)]
+    """Every metric that the main table has not, for every set that it says something about."""
+    measured = {(cell.corpus, cell.split, cell.task, cell.metric) for cell in comparison.cells}
+    columns = [
+        (place, name)
+        for place in comparison.sets
+        for name in METRICS
+        if name not in ("wer", "accuracy") and (place.corpus, place.split, place.task, name) in measured
+    ]
+    header = ["system", *(f"{place.title} {METRICS[name].title}" for place, name in columns)]
     body = []
     for row in comparison.rows:
-        texts = [cell_text(comparison, row, place, name, "<br>") for place in places for name in names]
+        texts = [cell_text(comparison, row, place, name, "<br>") for place, name in columns]
         body.append([row.title, *texts])
     return markdown_table(header, body)
 

@@ -6,6 +6,7 @@ of both files at once. A component takes its own section, whole.
 
 from steermoe.config.arms import ArmConfig
 from steermoe.config.corpora import (
+    LANGUAGE_TAG,
     Aishell1,
     Aishell2,
     Archived,
@@ -38,6 +39,7 @@ from steermoe.config.sections import (
 )
 
 __all__ = [
+    "LANGUAGE_TAG",
     "Aishell1",
     "Aishell2",
     "Archived",
