@@ -11,7 +11,7 @@ def main(
     """Turn CORPUS, fetched into SOURCE, into parquet shards in OUT."""
     from steermoe import config, corpora
     from steermoe.data.base_models import located
-    from steermoe.data.limits import Limits, tokenizer_file
+    from steermoe.data.limits import LEFT_OUT, Limits, tokenizer_file
     from steermoe.data.preprocess import preprocess
 
     loaded = config.load(params)
@@ -26,7 +26,9 @@ def main(
     )
     summary = preprocess(corpora.reader(corpus), settings, source, out, limits, workers)
     for split, found in summary.get("splits", {}).items():
-        print(
-            f"{corpus} {split}: {found['rows']} rows, {found['seconds'] / 60:.1f} minutes; "
-            f"{found['dropped']} dropped as too long, {found['rejected']} rejected as unreadable"
-        )
+        line = f"{corpus} {split}: {found['rows']} rows, {found['seconds'] / 60:.1f} minutes"
+        if split not in limits.whole and (limits.max_seconds, limits.max_tokens) != (None, None):
+            line += f"; {found['dropped']} dropped as too long"
+        if found["rejected"]:
+            line += f"; {found['rejected']} left out as unreadable, see {LEFT_OUT}"
+        print(line)

@@ -189,6 +189,7 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
             "prompts": {
                 "format": "plain", "system": None,
                 "transcribe": "please transcribe the audio: ", "answer": "question is: {question}",
+                "caption": "describe: ",
             },
             "encoder": {"name": "whisper", "path": str(tiny_encoder_dir), "revision": None, "dtype": "float32", "window": "unpadded"},
             "llm": {"path": str(tiny_llm_dir), "revision": None, "dtype": "float32", "quantization": "none"},

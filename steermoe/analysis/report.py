@@ -153,18 +153,19 @@ def how_measured(comparison: Comparison) -> Lines:
 
 
 def further_metrics(comparison: Comparison) -> Lines:
-    """Every transcription metric but a set's own, for every set."""
+    """Every metric that the main table has not, for every set that it says something about."""
     measured = {(cell.corpus, cell.split, cell.task, cell.metric) for cell in comparison.cells}
-    shown = [
+    columns = [
         (place, name)
-        for place in comparison.sets_of("transcribe")
+        for place in comparison.sets
         for name in METRICS
         if name != comparison.own_metric(place) and (place.corpus, place.split, place.task, name) in measured
     ]
-    header = ["system", *(f"{place.title} {METRICS[name].title}" for place, name in shown)]
+    header = ["system", *(f"{place.title} {METRICS[name].title}" for place, name in columns)]
     body = []
     for row in comparison.rows:
-        body.append([row.title, *(cell_text(comparison, row, place, name, "<br>") for place, name in shown)])
+        texts = [cell_text(comparison, row, place, name, "<br>") for place, name in columns]
+        body.append([row.title, *texts])
     return markdown_table(header, body)
 
 

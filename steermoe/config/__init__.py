@@ -6,6 +6,7 @@ of both files at once. A component takes its own section, whole.
 
 from steermoe.config.arms import ArmConfig
 from steermoe.config.corpora import (
+    LANGUAGE_TAG,
     Aishell1,
     Aishell2,
     Archived,
@@ -42,6 +43,7 @@ from steermoe.config.sections import (
 from steermoe.config.switching import preview, put_in_force, switch_profile
 
 __all__ = [
+    "LANGUAGE_TAG",
     "Aishell1",
     "Aishell2",
     "Archived",

@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from steermoe.config.problems import illegal
 from steermoe.config.sections import Count, Names, Rows, Section, Seed, Text
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a commit, 40 hexadecimal digits")]
+LANGUAGE_TAG = r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$"  # BCP 47, in short
 Protocol = Literal["raw", "clean", "unanimous", "binary", "single-word"]
 FLEURS_LANGUAGES = tuple(
     "af_za am_et ar_eg as_in ast_es az_az be_by bg_bg bn_in bs_ba ca_es ceb_ph ckb_iq cmn_hans_cn cs_cz cy_gb "
@@ -73,10 +74,14 @@ def _used(info: ValidationInfo, otherwise: tuple[str, ...]) -> list[str]:
     return [name for use in TERNARY for name in info.data.get(use, otherwise)]
 
 
-def _for_each_used(values: dict[str, Any], info: ValidationInfo, otherwise: tuple[str, ...]) -> None:
-    used = _used(info, otherwise)
+def _one_for_each_used(values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    used = _used(info, ())
     if all(use in info.data for use in TERNARY) and set(values) != set(used):
         raise illegal(f"a value for each split in use: {', '.join(used) or 'none'}")
+    return values
+
+
+ForEachUsed = AfterValidator(_one_for_each_used)
 
 
 class Synthetic(Corpus):
@@ -201,37 +206,29 @@ class Mls(_Multilingual):
 
 
 class Folder(Limited):
-    """Corpus `folder`: the user's own recordings, with a table or a .txt beside each of them."""
+    """Corpus `folder`: the user's own recordings, with a table or a .txt beside each of them.
+
+    `language` is that of the rows whose table says none.
+    """
 
     SPLITS: ClassVar = TERNARY
     path: Text
+    language: Annotated[str, Field(pattern=LANGUAGE_TAG, description="a BCP 47 tag; und where unknown")]
     table: Text | None
 
 
 class ClothoAqa(Archived):
-    """Corpus `clothoaqa`; `protocol` says which questions and answers of a split are rows."""
+    """Corpus `clothoaqa`; `protocol` says which questions of a split are rows."""
 
     SPLITS: ClassVar = ("train", "val", "test")
-    protocol: dict[str, Protocol]
-
-    @field_validator("protocol")
-    @classmethod
-    def _of_used_splits(cls, protocol: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        _for_each_used(protocol, info, cls.SPLITS)
-        return protocol
+    protocol: Annotated[dict[str, Protocol], ForEachUsed]
 
 
 class Clotho(Archived):
     """Corpus `clotho`; `captions` says whether each of a recording's five is a row, or the first alone."""
 
     SPLITS: ClassVar = ("development", "validation", "evaluation")
-    captions: dict[str, Literal["each", "first"]]
-
-    @field_validator("captions")
-    @classmethod
-    def _of_used_splits(cls, captions: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        _for_each_used(captions, info, cls.SPLITS)
-        return captions
+    captions: Annotated[dict[str, Literal["each", "first"]], ForEachUsed]
 
 
 class Mmau(Archived):

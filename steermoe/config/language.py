@@ -16,6 +16,7 @@ class Prompts(Section):
     system: Text | None
     transcribe: Text
     answer: Text
+    caption: Text
 
     @field_validator("system")
     @classmethod
@@ -24,7 +25,7 @@ class Prompts(Section):
             raise illegal("null, as prompts.format is plain")
         return text
 
-    @field_validator("transcribe", "answer")
+    @field_validator("transcribe", "answer", "caption")
     @classmethod
     def _placeholders(cls, template: str, info: ValidationInfo) -> str:
         asks = info.field_name == "answer"

@@ -8,7 +8,8 @@ A reader is a module with
     parts(settings, source) -> list: what can be made apart from each other, split by split, in order. A part
         has `split` and `number` (from 0 in every split), can be pickled, and becomes one shard
     rows(settings, source, part) -> Iterator[dict]: the utterances of a part, with the columns of
-        `steermoe.data.schemas.Utterance`. Runs in a process of its own
+        `steermoe.data.schemas.Utterance`; where the audio is a file, its path, without sample_rate and seconds:
+        preprocessing decodes it, and lists what it cannot. Runs in a process of its own
 
 `settings` is the corpus' section of the configuration. The same settings and source give the same rows. `fetch`
 must not depend on `settings.limit`. Where it raises UnavailableError, and the corpus is not required, the corpus is

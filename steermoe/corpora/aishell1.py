@@ -16,7 +16,7 @@ from steermoe.config import Aishell1
 from steermoe.corpora import index, sources
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.corpora.sources import Source
 from steermoe.data.staging import write_text
 
@@ -50,6 +50,7 @@ CARD = Card(
 )
 _WIDE_CAPITAL, _WIDE_SMALL = 0xFF21, 0xFF41  # full-width A and a
 _ASCII = {first + i: chr(ord("A") + i) for first in (_WIDE_CAPITAL, _WIDE_SMALL) for i in range(26)}
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: Aishell1, dest: Path) -> None:
@@ -74,16 +75,6 @@ def fetch(settings: Aishell1, dest: Path) -> None:
         if missing:
             print(f"aishell1 {split}: {len(missing)} recordings without transcript left out", file=sys.stderr)
     write_text(dest / "untranscribed.json", json.dumps(without, indent=1) + "\n")
-
-
-def parts(settings: Aishell1, source: Path) -> list[Part]:
-    """The parts of every split in use."""
-    return index.parts(settings, source)
-
-
-def rows(settings: Aishell1, source: Path, part: Part) -> Iterator[dict]:
-    """The utterances of a part."""
-    return index.rows("aishell1", source, part)
 
 
 def read_transcripts(path: Path, separator: str = " ") -> dict[str, str]:
@@ -117,4 +108,5 @@ def entries(fetched: Path, split: str, transcripts: dict[str, str], missing: lis
             missing.append(path.stem)
         else:
             speaker = path.parent.name
-            yield Entry(path.stem, f"{ROOT}/wav/{split}/{speaker}/{path.name}", speaker, words)
+            audio = f"{ROOT}/wav/{split}/{speaker}/{path.name}"
+            yield Entry(path.stem, audio, "zh", speaker, words)

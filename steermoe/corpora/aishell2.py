@@ -19,7 +19,7 @@ from steermoe.corpora import index, sources
 from steermoe.corpora.aishell1 import read_transcripts
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.data.staging import project_root
 
 SPLITS = Aishell2.SPLITS
@@ -38,6 +38,7 @@ CARD = Card(
     metric="CER",
     normalizer="no spaces, ASCII letters in upper case (done here)",
 )
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: Aishell2, dest: Path) -> None:
@@ -55,16 +56,6 @@ def fetch(settings: Aishell2, dest: Path) -> None:
             )
         index.write_index(dest, split, entries(folder, split))
     sources.use_folder("aishell2", folder.resolve(), dest)
-
-
-def parts(settings: Aishell2, source: Path) -> list[Part]:
-    """The parts of every split in use."""
-    return index.parts(settings, source)
-
-
-def rows(settings: Aishell2, source: Path, part: Part) -> Iterator[dict]:
-    """The utterances of a part."""
-    return index.rows("aishell2", source, part)
 
 
 def folder_of(split: str) -> str:
@@ -90,7 +81,7 @@ def entries(folder: Path, split: str) -> Iterator[Entry]:
         if name not in recordings:
             raise ArchiveError(f"{folder / inside}: no recording {name}.wav, of trans.txt")
         path = recordings[name]
-        yield Entry(name, f"{inside}/{path}", Path(path).parent.name or "unknown", words)
+        yield Entry(name, f"{inside}/{path}", "zh", Path(path).parent.name or "unknown", words)
 
 
 def _recordings(folder: Path) -> dict[str, str]:

@@ -147,7 +147,8 @@ def _unzip(archive: Path, dest: Path, budget: _Budget) -> None:
 def _un7z(archive: Path, dest: Path, budget: _Budget) -> None:
     """Names and kinds of all members are looked at before anything is unpacked (CVE-2022-44900)."""
     try:
-        import py7zr  # pyright: ignore[reportMissingImports]
+        import py7zr
+        import py7zr.exceptions
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{archive}: unpacking a 7z archive needs py7zr; install the extra `sevenzip` "

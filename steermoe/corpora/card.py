@@ -16,7 +16,7 @@ class Card:
         restrictions: what the licence asks or forbids, in plain words.
         citation: of the paper.
         language: ISO 639-1 codes, or where a row says it.
-        task: `transcribe` or `answer`.
+        task: `transcribe`, `answer` or `caption`.
         metric: what results on it are reported in.
         normalizer: what is usually done to texts before they are compared.
     """

@@ -12,6 +12,11 @@ def ask(question: str, choices: Sequence[str]) -> str:
     return "\n".join([question, *listed])
 
 
+def offered(choices: Sequence[str], kind: str) -> tuple[str, ...]:
+    """The options as one of them is to be given: letters or texts (`kind` as in `right`)."""
+    return tuple(choices) if kind == "text" else tuple(string.ascii_uppercase[: len(choices)])
+
+
 def right(answer: str, choices: Sequence[str], kind: str, place: str) -> str:
     """The right answer as it is to be given.
 

@@ -1,9 +1,9 @@
 """Clotho v2.1 (Drossos et al., ICASSP 2020; Zenodo 4783391): everyday sounds, five captions each.
 
 `clotho_audio_<split>.7z` has a folder `<split>` of WAV files at 44.1 kHz, 15 to 30 s; `clotho_captions_<split>.csv`
-the columns file_name, caption_1 to caption_5. A caption is the answer to a fixed question. Its archives are 7z
-(extra `sevenzip`). The sizes and MD5 sums are those that public code for it carries; that of the evaluation archive's
-size is not published. A caption's number is the end of a row's id (`-c1`), so the five of a sound can be found.
+the columns file_name, caption_1 to caption_5. A row's target is one caption, told by the end of its id (`-c1`), and
+`answers` has all five, against which captions are scored. The archives are 7z (extra `sevenzip`). The sizes and MD5
+sums are those that public code for it carries; that of the evaluation archive's size is not published.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,11 @@ from steermoe.config import Clotho
 from steermoe.corpora import index, sources, tables
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.corpora.sources import Source
 
 SPLITS = Clotho.SPLITS
 BASE = "https://zenodo.org/records/4783391/files"
-QUESTION = "Describe the sound in one sentence."
 CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
 FILES = {  # bytes and md5 of the sounds, md5 of the captions
     "development": (4_541_582_263, "c8b05bc7acdb13895bb3c6a29608667e", "d4090b39ce9f2491908eebf4d5b09bae"),
@@ -34,10 +33,11 @@ CARD = Card(
     restrictions="the captions are for academic use; some sounds are CC BY-NC or Sampling+",
     citation="Drossos, Lipping, Virtanen: Clotho: an audio captioning dataset. ICASSP 2020",
     language="en",
-    task="answer",
-    metric="SPIDEr and FENSE against all five captions; accuracy says nothing here",
+    task="caption",
+    metric="ROUGE-L against all five captions (papers have SPIDEr and FENSE, which are not computed here)",
     normalizer="case and punctuation away",
 )
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: Clotho, dest: Path) -> None:
@@ -53,16 +53,6 @@ def fetch(settings: Clotho, dest: Path) -> None:
         index.write_index(dest, split, entries(dest, split, settings.captions[split]))
 
 
-def parts(settings: Clotho, source: Path) -> list[Part]:
-    """The parts of every split in use."""
-    return index.parts(settings, source)
-
-
-def rows(settings: Clotho, source: Path, part: Part) -> Iterator[dict]:
-    """The captions of a part."""
-    return index.rows("clotho", source, part)
-
-
 def entries(fetched: Path, split: str, captions: str) -> Iterator[Entry]:
     """The captions of a split, in the order of the table: `each`, or the `first` of every sound.
 
@@ -72,13 +62,14 @@ def entries(fetched: Path, split: str, captions: str) -> Iterator[Entry]:
     sounds, listed = (source.holds for source in _sources(split))
     place = sources.locate(fetched)
     for number, row in tables.read_table(place(listed), ("file_name", *CAPTIONS)):
-        audio = f"{sounds}/{row['file_name']}"
-        if "/" in row["file_name"] or not place(audio).is_file():
-            raise ArchiveError(f"{place(listed)}, line {number}: no sound {place(audio)}")
-        for i, column in enumerate(CAPTIONS if captions == "each" else CAPTIONS[:1], 1):
-            caption = row[column].strip()
+        line = f"{place(listed)}, line {number}"
+        audio = place.recording(f"{sounds}/{row['file_name']}", line)
+        told = tuple(row[column].strip() for column in CAPTIONS)
+        if not all(told):
+            raise ArchiveError(f"{line}: found captions {told}, expected {len(CAPTIONS)}, none empty")
+        for i, caption in enumerate(told if captions == "each" else told[:1], 1):
             name = f"{Path(row['file_name']).stem}-c{i}"
-            yield Entry(name, audio, "none", question=QUESTION, answer=caption)
+            yield Entry(name, audio, "en", "none", task="caption", answer=caption, answers=told)
 
 
 def _sources(split: str) -> tuple[Source, Source]:

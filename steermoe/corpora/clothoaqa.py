@@ -1,20 +1,20 @@
 """Clotho-AQA (Lipping et al., EUSIPCO 2022; Zenodo 6473207): questions about everyday sounds.
 
 `clotho_aqa_<split>.csv` has the columns file_name, QuestionText, answer, confidence: three rows a question, from
-three people, who often disagree. `audio_files.zip` has all sounds in one folder. What a figure means depends on
-the protocol, so the configuration names one for each split:
+three people, who often disagree. `audio_files.zip` has all sounds in one folder. A row is a question: its target is
+the answer that most gave (the first of those, where they tie), and `answers` has all three. What a figure means
+depends on which questions it is over, so the configuration names a protocol for each split:
 
-    raw          every answer of every question is a row (an oracle that knows all three reaches 78 %)
-    clean        a row a question that two or three agree on, with the answer of the majority
-    unanimous    a row a question that all agree on
-    binary       of these, the ones that are answered yes or no
-    single-word  of `clean`, the ones that are answered by one word other than yes and no
+    raw          all
+    clean        those that two or three agree on
+    unanimous    those that all agree on
+    binary       of `unanimous`, those that are answered yes or no
+    single-word  of `clean`, those that are answered by one word other than yes and no
 
-Answers are compared without case and outer spaces; a row has the answer as first written. Rows tell the question
-in their id (`q0012`) and, under `raw`, the answer's number (`q0012-a2`), so every other protocol can be had from
-raw predictions by `agreed` and `of_protocol`. Checksums are not published in a place that could be read; the lock
-notes what was downloaded. Whether the archive has a folder `audio_files` in it could not be checked either: both
-ways are read.
+Here answers are compared without case and outer spaces. An evaluation of `raw` reports the figures of every protocol
+(see `steermoe.evaluation.answers`), after its own normaliser. Checksums are not
+published in a place that could be read; the lock notes what was downloaded. Whether the archive has a folder
+`audio_files` in it could not be checked either: both ways are read.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ from steermoe.config import ClothoAqa
 from steermoe.corpora import index, sources, tables
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.corpora.sources import Source
 
 SPLITS = ClothoAqa.SPLITS
@@ -49,6 +49,7 @@ CARD = Card(
     metric="accuracy, with the protocol's name",
     normalizer="case and punctuation away",
 )
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: ClothoAqa, dest: Path) -> None:
@@ -64,16 +65,6 @@ def fetch(settings: ClothoAqa, dest: Path) -> None:
         index.write_index(dest, split, entries(dest, split, settings.protocol[split]))
 
 
-def parts(settings: ClothoAqa, source: Path) -> list[Part]:
-    """The parts of every split in use."""
-    return index.parts(settings, source)
-
-
-def rows(settings: ClothoAqa, source: Path, part: Part) -> Iterator[dict]:
-    """The questions of a part."""
-    return index.rows("clothoaqa", source, part)
-
-
 def agreed(answers: Sequence[str]) -> tuple[str, int]:
     """The most frequent answer as first written, and how many gave it (1: all differ)."""
     keys = [_key(answer) for answer in answers]
@@ -81,8 +72,8 @@ def agreed(answers: Sequence[str]) -> tuple[str, int]:
     return answers[keys.index(key)].strip(), count
 
 
-def of_protocol(answers: Sequence[str], protocol: str) -> list[str]:
-    """The answers of a question that are right under a protocol; none where it is left out.
+def chosen(answers: Sequence[str], protocol: str) -> bool:
+    """Whether a question belongs to a protocol.
 
     Raises:
         ValueError: unknown protocol.
@@ -91,20 +82,19 @@ def of_protocol(answers: Sequence[str], protocol: str) -> list[str]:
     yes_or_no = _key(answer) in ("yes", "no")
     match protocol:
         case "raw":
-            return [one.strip() for one in answers]
+            return True
         case "clean":
-            chosen = count >= 2
+            return count >= 2
         case "unanimous":
-            chosen = count == len(answers)
+            return count == len(answers)
         case "binary":
-            chosen = count == len(answers) and yes_or_no
+            return count == len(answers) and yes_or_no
         case "single-word":
-            chosen = count >= 2 and not yes_or_no and len(answer.split()) == 1
+            return count >= 2 and not yes_or_no and len(answer.split()) == 1
         case _:
             raise ValueError(
                 f"unknown protocol {protocol!r}; one of: raw, clean, unanimous, binary, single-word"
             )
-    return [answer] if chosen else []
 
 
 def entries(fetched: Path, split: str, protocol: str) -> Iterator[Entry]:
@@ -118,9 +108,7 @@ def entries(fetched: Path, split: str, protocol: str) -> Iterator[Entry]:
     asked: dict[tuple[str, str], list[list[str]]] = {}  # a question may be asked twice about a sound
     for number, row in tables.read_table(table, COLUMNS):
         name, question = row["file_name"].strip(), row["QuestionText"].strip()
-        audio = f"{AUDIO.holds}/{name}"
-        if "/" in name or not place(audio).is_file():
-            raise ArchiveError(f"{table}, line {number}: no sound {place(audio)}")
+        place.recording(f"{AUDIO.holds}/{name}", f"{table}, line {number}")
         groups = asked.setdefault((name, question), [[]])
         if len(groups[-1]) == PEOPLE:
             groups.append([])
@@ -131,11 +119,16 @@ def entries(fetched: Path, split: str, protocol: str) -> Iterator[Entry]:
             raise ArchiveError(
                 f"{table}: {name!r}, {question!r}: found answers {answers}, expected {PEOPLE}, none empty"
             )
-        right = of_protocol(answers, protocol)
-        for i, answer in enumerate(right):
-            suffix = f"-a{i}" if protocol == "raw" else ""
+        if chosen(answers, protocol):
             yield Entry(
-                f"q{number:04d}{suffix}", f"{AUDIO.holds}/{name}", "none", question=question, answer=answer
+                f"q{number:04d}",
+                f"{AUDIO.holds}/{name}",
+                "en",
+                "none",
+                task="answer",
+                question=question,
+                answer=agreed(answers)[0],
+                answers=tuple(answer.strip() for answer in answers),
             )
 
 

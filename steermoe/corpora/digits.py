@@ -128,6 +128,7 @@ def rows(settings: Digits, source: Path, part: Part) -> Iterator[dict]:
             "source_id": f"digits-{part.split}-{part.number:03d}-{number:04d}",
             "split": part.split,
             "speaker": spoken[0].speaker,
+            "language": "en",
             "task": "transcribe",
             "prompt": "",
             "transcript": transcript,

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from steermoe.config import Fleurs
 from steermoe.corpora import hub, index, sources, tables
-from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.corpora.sources import Source
 
 SPLITS = Fleurs.SPLITS
@@ -33,6 +32,7 @@ CARD = Card(
     metric="WER; CER for languages written without spaces",
     normalizer="case and punctuation away; its own, with corpora.fleurs.text: normalised",
 )
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: Fleurs, dest: Path) -> None:
@@ -55,16 +55,6 @@ def fetch(settings: Fleurs, dest: Path) -> None:
         index.write_index(dest, split, entries(dest, split, settings.text))
 
 
-def parts(settings: Fleurs, source: Path) -> list[Part]:
-    """The parts of every split in use."""
-    return index.parts(settings, source)
-
-
-def rows(settings: Fleurs, source: Path, part: Part) -> Iterator[dict]:
-    """The utterances of a part."""
-    return index.rows("fleurs", source, part)
-
-
 def entries(fetched: Path, split: str, text: str) -> Iterator[Entry]:
     """The utterances of a split, as listed; `text` is the column of the transcript.
 
@@ -74,10 +64,13 @@ def entries(fetched: Path, split: str, text: str) -> Iterator[Entry]:
     table, audio = (source.holds for source in (_source("", path, None, None) for path in _paths(split)))
     place = sources.locate(fetched)
     for number, row in tables.read_columns(place(table), COLUMNS):
-        path = f"{audio}/{row['file_name']}"
-        if "/" in row["file_name"] or not place(path).is_file():
-            raise ArchiveError(f"{place(table)}, line {number}: no recording {row['file_name']!r}")
-        yield Entry(Path(path).stem, path, "unknown", row[text].strip())
+        path = place.recording(f"{audio}/{row['file_name']}", f"{place(table)}, line {number}")
+        yield Entry(Path(path).stem, path, language_of(split), "unknown", row[text].strip())
+
+
+def language_of(split: str) -> str:
+    """The language of a split, without the country: `de` of `de_de-test`."""
+    return split.partition("_")[0]
 
 
 def _halves(split: str) -> tuple[str, str]:

@@ -1,21 +1,23 @@
 """The user's own recordings: a folder of audio with a table of transcripts, or a .txt beside every recording.
 
 A table (csv, tsv, jsonl or parquet, in the folder) has a column `audio` or `path` (of the recording, from the
-folder), and `text`; and, as wanted, `id`, `split` (train, dev, test), `speaker`, `task` (transcribe, answer) and
-`question`. Of a row with a question, `text` is the answer, and `transcript`, if there is such a column, what is
-said. Without a table, each recording's text stands in `<name>.txt` beside it, and its split is the folder `train`,
+folder), and `text`; and, as wanted, `id`, `split` (train, dev, test), `speaker`, `language`, `task` (transcribe,
+answer, caption) and `question`. Of a row with a question, `text` is the answer, of a caption the caption, and
+`transcript`, if there is such a column, what is said. A row that says no language is in `corpora.folder.language`.
+Without a table, each recording's text stands in `<name>.txt` beside it, and its split is the folder `train`,
 `dev` or `test` that it is in. Where nothing says the split, exactly one must be in use.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from steermoe.config import Folder
+from steermoe.config import LANGUAGE_TAG, Folder
 from steermoe.corpora import index, sources, tables
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.data.staging import project_root
 
 SPLITS = Folder.SPLITS
@@ -29,10 +31,11 @@ CARD = Card(
     restrictions="nothing is copied or sent anywhere; shards made of it contain the recordings",
     citation="none",
     language="yours to know",
-    task="transcribe or answer, as its table says",
-    metric="WER or CER; accuracy for questions",
+    task="transcribe, answer or caption, as its table says",
+    metric="WER or CER; accuracy for questions; ROUGE-L for captions",
     normalizer="yours to choose",
 )
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: Folder, dest: Path) -> None:
@@ -55,16 +58,6 @@ def fetch(settings: Folder, dest: Path) -> None:
     sources.use_folder("folder", folder.resolve(), dest)
 
 
-def parts(settings: Folder, source: Path) -> list[Part]:
-    """The parts of every split in use."""
-    return index.parts(settings, source)
-
-
-def rows(settings: Folder, source: Path, part: Part) -> Iterator[dict]:
-    """The utterances of a part."""
-    return index.rows("folder", source, part)
-
-
 def _table(folder: Path, settings: Folder) -> Iterator[tuple[str, Entry]]:
     assert settings.table is not None
     path = folder / settings.table
@@ -81,16 +74,25 @@ def _table(folder: Path, settings: Folder) -> Iterator[tuple[str, Entry]]:
         if not text:
             raise ArchiveError(f"{place}: no text of {folder / audio}")
         task = _text(row, "task") or ("answer" if question else "transcribe")
-        if task not in ("transcribe", "answer") or (task == "answer") != bool(question):
+        if task not in ("transcribe", "answer", "caption") or (task == "answer") != bool(question):
             raise ArchiveError(
                 f"{place}: found task {task!r} {'with' if question else 'without'} a question; legal: "
-                "transcribe without, answer with one"
+                "transcribe and caption without, answer with one"
             )
-        split = _split(_text(row, "split"), settings, place)
-        said = _text(row, "transcript") if question else text
-        name = _text(row, "id") or f"{number:07d}-{PurePosixPath(audio).stem}"
-        speaker = _text(row, "speaker") or "unknown"
-        yield split, Entry(name, audio, speaker, said, question, text if question else "")
+        spoken = task == "transcribe"
+        yield (
+            _split(_text(row, "split"), settings, place),
+            Entry(
+                id=_text(row, "id") or f"{number:07d}-{PurePosixPath(audio).stem}",
+                audio=audio,
+                language=_language(_text(row, "language"), settings, place),
+                speaker=_text(row, "speaker") or "unknown",
+                transcript=text if spoken else _text(row, "transcript"),
+                task=task,
+                question=question,
+                answer="" if spoken else text,
+            ),
+        )
 
 
 def _pairs(folder: Path, settings: Folder) -> Iterator[tuple[str, Entry]]:
@@ -104,7 +106,15 @@ def _pairs(folder: Path, settings: Folder) -> Iterator[tuple[str, Entry]]:
             raise ArchiveError(f"{beside}: empty, expected what is said in {path.name}")
         named = audio.parts[0] if len(audio.parts) > 1 and audio.parts[0] in SPLITS else ""
         split = _split(named, settings, str(path))
-        yield split, Entry(audio.with_suffix("").as_posix(), audio.as_posix(), "unknown", text)
+        language = _language("", settings, str(path))
+        yield split, Entry(audio.with_suffix("").as_posix(), audio.as_posix(), language, "unknown", text)
+
+
+def _language(named: str, settings: Folder, place: str) -> str:
+    found = named or settings.language
+    if not re.fullmatch(LANGUAGE_TAG, found):
+        raise ArchiveError(f"{place}: found language {found!r}, legal: a BCP 47 tag such as en, de or zh-CN")
+    return found
 
 
 def _split(named: str, settings: Folder, place: str) -> str:

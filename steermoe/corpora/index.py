@@ -1,7 +1,8 @@
 """The utterances of a fetched corpus, listed: `index/<split>.jsonl`, a line each.
 
 A reader lists them once, when it fetches, and so finds then what is missing. A part is a number of lines, known
-by where they begin, so no process reads more of the list than its own lines.
+by where they begin, so no process reads more of the list than its own lines. `parts` and `rows` are those of every
+reader that lists its utterances here.
 """
 
 import hashlib
@@ -10,8 +11,8 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-from steermoe.audio import waveform
 from steermoe.config import Limited
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.sources import locate
@@ -22,23 +23,36 @@ PART_ROWS = 500  # utterances a part
 
 @dataclass(frozen=True)
 class Entry:
-    """An utterance.
+    """An utterance, or what is asked or told of a recording.
 
     Attributes:
         id: what no other utterance of the corpus has.
         audio: path of the recording in the corpus.
-        speaker: "unknown" where the corpus does not say.
+        language: BCP 47 tag of what is said, or of question and answer where it is no speech.
+        speaker: "unknown" where the corpus does not say, "none" where nobody speaks.
         transcript: what is said; "" where it is no speech, or is not known.
-        question: what is asked about the recording; "" where it is to be transcribed.
-        answer: to the question.
+        task: transcribe, answer, or caption.
+        question: what is asked; for answer only.
+        answer: to the question, or a caption; "" for transcribe.
+        answers: all that people gave, `answer` among them; empty where it is the only one.
+        choices: the options, `answer` among them; empty where there are none.
     """
 
     id: str
     audio: str
+    language: str
     speaker: str
     transcript: str = ""
+    task: Literal["transcribe", "answer", "caption"] = "transcribe"
     question: str = ""
     answer: str = ""
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> str:
+        """What is to be written."""
+        return self.transcript if self.task == "transcribe" else self.answer
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,8 @@ def write_index(fetched: Path, split: str, entries: Iterable[Entry]) -> int:
         for entry in entries:
             if entry.id in seen:
                 raise ArchiveError(f"split {split!r}: {entry.id!r} ({entry.audio}) is there twice")
-            if not (entry.answer if entry.question else entry.transcript):
-                missing = "answer" if entry.question else "transcript"
+            if not entry.target:
+                missing = {"transcribe": "transcript"}.get(entry.task, entry.task)
                 raise ArchiveError(f"split {split!r}: {entry.id!r} ({entry.audio}) has no {missing}")
             seen.add(entry.id)
             file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
@@ -90,30 +104,29 @@ def parts(settings: Limited, fetched: Path) -> list[Part]:
     return found
 
 
-def rows(corpus: str, fetched: Path, part: Part) -> Iterator[dict]:
+def rows(settings: Limited, fetched: Path, part: Part) -> Iterator[dict]:
     """The utterances of a part, with the columns of `steermoe.data.schemas.Utterance`, one at a time.
 
-    Raises:
-        AudioError: a recording cannot be used.
-        OSError: a recording cannot be opened.
+    `audio` is the path of the recording, which is not opened here: preprocessing decodes it, and leaves out and
+    lists what it cannot decode.
     """
     place = locate(fetched)
     with _index_file(fetched, part.split).open("rb") as file:
         for offset in part.offsets:
             file.seek(offset)
             entry = Entry(**json.loads(file.readline()))
-            sound = waveform.load(place(entry.audio))
             yield {
-                "source_id": f"{corpus}-{part.split}-{entry.id}",
+                "source_id": f"{place.corpus}-{part.split}-{entry.id}",
                 "split": part.split,
                 "speaker": entry.speaker,
-                "task": "answer" if entry.question else "transcribe",
+                "language": entry.language,
+                "task": entry.task,
                 "prompt": entry.question,
                 "transcript": entry.transcript,
-                "target": entry.answer if entry.question else entry.transcript,
-                "audio": waveform.encode_flac(sound, waveform.RATE),
-                "sample_rate": waveform.RATE,
-                "seconds": len(sound) / waveform.RATE,
+                "target": entry.target,
+                "answers": list(entry.answers),
+                "choices": list(entry.choices),
+                "audio": place(entry.audio),
             }
 
 

@@ -12,7 +12,7 @@ from steermoe.config import LibriSpeech
 from steermoe.corpora import index, sources
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.corpora.sources import Source
 
 SPLITS = LibriSpeech.SPLITS
@@ -41,6 +41,7 @@ CARD = Card(
     metric="WER",
     normalizer="case and punctuation away (the references are upper case without punctuation)",
 )
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: LibriSpeech, dest: Path) -> None:
@@ -54,16 +55,6 @@ def fetch(settings: LibriSpeech, dest: Path) -> None:
     sources.fetch("librispeech", files, settings, dest)
     for split in settings.used:
         index.write_index(dest, split, entries(dest, split))
-
-
-def parts(settings: LibriSpeech, source: Path) -> list[Part]:
-    """The parts of every split in use."""
-    return index.parts(settings, source)
-
-
-def rows(settings: LibriSpeech, source: Path, part: Part) -> Iterator[dict]:
-    """The utterances of a part; transcripts as published."""
-    return index.rows("librispeech", source, part)
 
 
 def archive(base: str, split: str, size: int | None, md5: str) -> Source:
@@ -96,6 +87,6 @@ def entries(fetched: Path, split: str) -> Iterator[Entry]:
                 raise ArchiveError(f"{listed}, line {number}: no recording {name}.flac, or listed twice")
             recordings.remove(name)
             audio = f"{ROOT}/{split}/{speaker}/{chapter.name}/{name}.flac"
-            yield Entry(name, audio, speaker, words.strip())
+            yield Entry(name, audio, "en", speaker, words.strip())
         if recordings:
             raise ArchiveError(f"{listed}: no transcript of {', '.join(sorted(recordings)[:5])}")

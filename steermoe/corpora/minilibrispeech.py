@@ -3,13 +3,11 @@
 The MD5 sums are those that public recipes for it carry; its sizes are published in MB only.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from steermoe.config import MiniLibriSpeech
 from steermoe.corpora import index, librispeech, sources
-from steermoe.corpora.index import Part
 
 SPLITS = MiniLibriSpeech.SPLITS
 BASE = "https://www.openslr.org/resources/31"
@@ -24,6 +22,7 @@ CARD = replace(
     bytes=458_000_000,
     source="https://www.openslr.org/31",
 )
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: MiniLibriSpeech, dest: Path) -> None:
@@ -32,13 +31,3 @@ def fetch(settings: MiniLibriSpeech, dest: Path) -> None:
     sources.fetch("minilibrispeech", files, settings, dest)
     for split in settings.used:
         index.write_index(dest, split, librispeech.entries(dest, split))
-
-
-def parts(settings: MiniLibriSpeech, source: Path) -> list[Part]:
-    """The parts of every split in use."""
-    return index.parts(settings, source)
-
-
-def rows(settings: MiniLibriSpeech, source: Path, part: Part) -> Iterator[dict]:
-    """The utterances of a part; transcripts as published."""
-    return index.rows("minilibrispeech", source, part)

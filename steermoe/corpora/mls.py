@@ -11,12 +11,21 @@ from pathlib import Path
 
 from steermoe.config import Mls
 from steermoe.corpora import index, sources, tables
-from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.corpora.sources import Source
 
 SPLITS = Mls.SPLITS
+TAGS = {
+    "english": "en",
+    "german": "de",
+    "dutch": "nl",
+    "french": "fr",
+    "spanish": "es",
+    "italian": "it",
+    "portuguese": "pt",
+    "polish": "pl",
+}
 BASE = "https://dl.fbaipublicfiles.com/mls"
 MD5 = {
     "mls_english": "9d4249911e318c2b8dcfcfecb484d865",
@@ -50,6 +59,7 @@ CARD = Card(
     metric="WER",
     normalizer="case and punctuation away (the references are lower case without punctuation)",
 )
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: Mls, dest: Path) -> None:
@@ -69,16 +79,6 @@ def fetch(settings: Mls, dest: Path) -> None:
         index.write_index(dest, split, entries(dest, split, settings.encoding))
 
 
-def parts(settings: Mls, source: Path) -> list[Part]:
-    """The parts of every split in use."""
-    return index.parts(settings, source)
-
-
-def rows(settings: Mls, source: Path, part: Part) -> Iterator[dict]:
-    """The utterances of a part; transcripts as published."""
-    return index.rows("mls", source, part)
-
-
 def entries(fetched: Path, split: str, encoding: str) -> Iterator[Entry]:
     """The utterances of a split, as listed.
 
@@ -90,9 +90,8 @@ def entries(fetched: Path, split: str, encoding: str) -> Iterator[Entry]:
     for number, row in tables.read_columns(listed, ("name", "words")):
         speaker, book, *_ = [*row["name"].split("_"), "", ""]
         audio = f"{folder}/audio/{speaker}/{book}/{row['name']}.{encoding}"
-        if "/" in row["name"] or not place(audio).is_file():
-            raise ArchiveError(f"{listed}, line {number}: no recording {audio}")
-        yield Entry(row["name"], audio, speaker, row["words"].strip())
+        place.recording(audio, f"{listed}, line {number}")
+        yield Entry(row["name"], audio, TAGS[split.rpartition("-")[0]], speaker, row["words"].strip())
 
 
 def _root(split: str, encoding: str) -> str:

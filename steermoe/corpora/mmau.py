@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from steermoe.config import Mmau
 from steermoe.corpora import choices, index, sources, tables
-from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.corpora.sources import Source
 
 SPLITS = Mmau.SPLITS
@@ -35,6 +34,7 @@ CARD = Card(
     metric="accuracy, with the release's name",
     normalizer="case and punctuation away",
 )
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: Mmau, dest: Path) -> None:
@@ -49,16 +49,6 @@ def fetch(settings: Mmau, dest: Path) -> None:
         index.write_index(dest, split, entries(dest, settings.answer))
 
 
-def parts(settings: Mmau, source: Path) -> list[Part]:
-    """The parts of the split."""
-    return index.parts(settings, source)
-
-
-def rows(settings: Mmau, source: Path, part: Part) -> Iterator[dict]:
-    """The questions of a part."""
-    return index.rows("mmau", source, part)
-
-
 def entries(fetched: Path, answer: str) -> Iterator[Entry]:
     """The questions, in order; the answer is the `letter` or the `text` of the right choice.
 
@@ -68,9 +58,15 @@ def entries(fetched: Path, answer: str) -> Iterator[Entry]:
     place = sources.locate(fetched)
     table = place(TABLE.holds)
     for number, row in tables.read_table(table, ("id", "audio_id", "question", "choices", "answer")):
-        audio = f"{AUDIO.holds}/{PurePosixPath(row['audio_id']).name}"
-        if not place(audio).is_file():
-            raise ArchiveError(f"{table}, line {number}: no sound {place(audio)}")
-        found = choices.right(row["answer"], row["choices"], answer, f"{table}, line {number}")
-        question = choices.ask(row["question"].strip(), row["choices"])
-        yield Entry(str(row["id"]), audio, "none", question=question, answer=found)
+        listed = f"{table}, line {number}"
+        audio = place.recording(f"{AUDIO.holds}/{PurePosixPath(row['audio_id']).name}", listed)
+        yield Entry(
+            str(row["id"]),
+            audio,
+            "en",
+            "none",
+            task="answer",
+            question=choices.ask(row["question"].strip(), row["choices"]),
+            answer=choices.right(row["answer"], row["choices"], answer, listed),
+            choices=choices.offered(row["choices"], answer),
+        )

@@ -10,13 +10,12 @@ looked at.
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from steermoe.config import MmauPro
 from steermoe.corpora import choices, hub, index, sources, tables
-from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.corpora.sources import Source
 from steermoe.data.staging import write_text
 
@@ -37,6 +36,7 @@ CARD = Card(
     metric="accuracy of closed questions; open ones need a judge",
     normalizer="case and punctuation away",
 )
+parts, rows = index.parts, index.rows
 
 
 def fetch(settings: MmauPro, dest: Path) -> None:
@@ -62,16 +62,6 @@ def fetch(settings: MmauPro, dest: Path) -> None:
     write_text(dest / "left_out.json", json.dumps(left_out, indent=1, sort_keys=True) + "\n")
 
 
-def parts(settings: MmauPro, source: Path) -> list[Part]:
-    """The parts of the split."""
-    return index.parts(settings, source)
-
-
-def rows(settings: MmauPro, source: Path, part: Part) -> Iterator[dict]:
-    """The questions of a part."""
-    return index.rows("mmaupro", source, part)
-
-
 def entries(fetched: Path, answer: str, left_out: Counter[str]) -> Iterator[Entry]:
     """The questions, in order; those that are not taken are counted in `left_out`.
 
@@ -86,14 +76,19 @@ def entries(fetched: Path, answer: str, left_out: Counter[str]) -> Iterator[Entr
         if fault:
             left_out[fault] += 1
             continue
-        audio = row["audio_path"][0]
-        if ".." in PurePosixPath(audio).parts or not place(audio).is_file():
-            raise ArchiveError(f"{table}, line {number}: no sound {place(audio)}")
-        found = row["answer"].strip()
-        if len(offered) > 1:
-            found = choices.right(row["answer"], offered, answer, f"{table}, line {number}")
-        question = choices.ask(row["question"].strip(), offered if len(offered) > 1 else [])
-        yield Entry(str(row["id"]), audio, "none", question=question, answer=found)
+        listed = f"{table}, line {number}"
+        offered = offered if len(offered) > 1 else []
+        right = row["answer"].strip()
+        yield Entry(
+            str(row["id"]),
+            place.recording(row["audio_path"][0], listed),
+            "en",
+            "none",
+            task="answer",
+            question=choices.ask(row["question"].strip(), offered),
+            answer=choices.right(row["answer"], offered, answer, listed) if offered else right,
+            choices=choices.offered(offered, answer),
+        )
 
 
 def _fault(row: dict, offered: list[str]) -> str | None:

@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 from steermoe.config import OpenAudioBench
 from steermoe.corpora import hub, index, sources, tables
-from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.downloads import UnavailableError, is_url
-from steermoe.corpora.index import Entry, Part
+from steermoe.corpora.index import Entry
 from steermoe.corpora.sources import Source
 
 SPLITS = OpenAudioBench.SPLITS
@@ -37,6 +36,7 @@ CARD = Card(
     metric="accuracy by an LLM's judgement; exact match is a lower bound",
     normalizer="case and punctuation away",
 )
+parts, rows = index.parts, index.rows
 
 
 class Columns(NamedTuple):
@@ -77,16 +77,6 @@ def fetch(settings: OpenAudioBench, dest: Path) -> None:
         index.write_index(dest, split, entries(dest, split))
 
 
-def parts(settings: OpenAudioBench, source: Path) -> list[Part]:
-    """The parts of every subset in use."""
-    return index.parts(settings, source)
-
-
-def rows(settings: OpenAudioBench, source: Path, part: Part) -> Iterator[dict]:
-    """The questions of a part; the transcript is the question in text."""
-    return index.rows("openaudiobench", source, part)
-
-
 def entries(fetched: Path, split: str) -> Iterator[Entry]:
     """The questions of a subset, in the order of the table.
 
@@ -98,11 +88,11 @@ def entries(fetched: Path, split: str) -> Iterator[Entry]:
     needed = ("audio_filename", columns.question, columns.answer)
     for number, row in tables.read_table(table, needed):
         audio = f"{_folder(split)}/audios/{row['audio_filename']}"
-        if "/" in row["audio_filename"] or not place(audio).is_file():
-            raise ArchiveError(f"{table}, line {number}: no recording {place(audio)}")
+        place.recording(audio, f"{table}, line {number}")
         answer = first(row[columns.answer], columns.separator)
         said = " ".join(row[columns.question].split())
-        yield Entry(Path(audio).stem, audio, "unknown", said, QUESTION, answer)
+        language = "zh" if split == "reasoning_qa" else "en"
+        yield Entry(Path(audio).stem, audio, language, "unknown", said, "answer", QUESTION, answer)
 
 
 def first(answers: str, separator: str | None) -> str:

@@ -37,7 +37,7 @@ NOTE = "source.json"
 
 @dataclass(frozen=True)
 class Source:
-    """A file of a corpus: an archive, or a file that is used as it is.
+    """A file of a corpus: an archive, or a file used as it is.
 
     Attributes:
         base: URL of the official folder; "" where nothing can be downloaded.
@@ -121,13 +121,15 @@ def use_folder(corpus: str, folder: Path, dest: Path) -> None:
 def locate(fetched: Path) -> "Places":
     """Where the files of a fetched corpus are."""
     note = json.loads((fetched / NOTE).read_text(encoding="utf-8"))
-    return Places(fetched / "data", {of: Path(at) for of, at in note["places"].items() if at is not None})
+    elsewhere = {of: Path(at) for of, at in note["places"].items() if at is not None}
+    return Places(note["corpus"], fetched / "data", elsewhere)
 
 
 @dataclass(frozen=True)
 class Places:
     """The folder with the files of a corpus, and what of them lies elsewhere."""
 
+    corpus: str
     data: Path
     elsewhere: dict[str, Path]
 
@@ -139,6 +141,17 @@ class Places:
             if path == holds or path.startswith(f"{holds}/"):
                 return place / path.removeprefix(holds).lstrip("/")
         return self.data / path
+
+    def recording(self, path: str, listed: str) -> str:
+        """`path` of a recording, which must be there, inside of the corpus; `listed` is the table and line with it.
+
+        Raises:
+            ArchiveError: it is not.
+        """
+        inside = not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+        if not inside or not self(path).is_file():
+            raise ArchiveError(f"{listed}: no recording {self(path)}")
+        return path
 
 
 def _errand(corpus: str, source: Source, sources: Sequence[Source], mirror: str | None) -> Errand:
@@ -232,9 +245,7 @@ def _bring(errand: Errand, dest: Path, lock: dict[str, Digest] | None, report: R
     except OSError as error:
         if error.errno not in FULL:
             raise
-        fault = (
-            f"the disk is full ({error.strerror}) while {path.name} is unpacked; free some space and repeat"
-        )
+        fault = f"the disk is full ({error.strerror}) while {path.name} is unpacked; free some and repeat"
         raise SpaceError(error.errno, fault, str(dest)) from error
     write_text(mark, json.dumps(asdict(digest) | {"of": _identity(errand)}))
     archives.clear(mark.with_suffix(""))

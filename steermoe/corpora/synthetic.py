@@ -122,6 +122,7 @@ def rows(settings: Synthetic, source: Path, part: Part) -> Iterator[dict]:
             "source_id": f"synthetic-{part.split}-{part.number:03d}-{i:04d}",
             "split": part.split,
             "speaker": voice,
+            "language": "en",
             "task": part.task,
             "prompt": sentence.question if asks else "",
             "transcript": sentence.text,

@@ -56,8 +56,8 @@ def preprocess(
         workers: parts made at a time; by default one a CPU core. The result is the same for any number.
 
     Returns:
-        the summary: {"splits": {split: {"shards", "rows", "seconds", "dropped", "rejected"}}}, or
-        {"skipped": reason} of a corpus that was skipped, whose `out` holds nothing but that.
+        the summary: {"splits": {split: {"shards", "rows", "seconds", "dropped", "rejected"}}} of the splits
+        that have parts, or {"skipped": reason} of a corpus that was skipped, whose `out` holds nothing but that.
 
     Raises:
         PartError: a part failed or its process died; the message holds its traceback.
@@ -94,7 +94,7 @@ def preprocess(
         _make_parts(staging, jobs, len(names), workers or len(os.sched_getaffinity(0)))
         left_out = [item for name in names for item in left.from_lines(_left_out(staging, name).read_text())]
         of_split = {name: part.split for name, part in zip(names, parts, strict=True)}
-        summary = _summary(staging, corpus.SPLITS, of_split, left_out)
+        summary = _summary(staging, of_split, left_out)
         limits.check_rejected(left_out, {s: found["rows"] for s, found in summary["splits"].items()})
         write_text(staging.part(left.LEFT_OUT), left.to_lines(left_out))
         write_text(staging.part(SUMMARY), json.dumps(summary, indent=1) + "\n")
@@ -121,15 +121,13 @@ def _make_parts(staging: Staging, jobs: Mapping[str, Job], total: int, workers: 
             progress.advance(bar)
 
 
-def _summary(
-    staging: Staging, splits: Sequence[str], parts: Mapping[str, str], left_out: Sequence[LeftOut]
-) -> dict[str, Any]:
+def _summary(staging: Staging, parts: Mapping[str, str], left_out: Sequence[LeftOut]) -> dict[str, Any]:
     """Counts by split, from the finished shards; `parts` is the split of every shard."""
     gone = left.counts(left_out)
     counts: dict[str, dict[str, Any]] = {
         split: {"shards": 0, "rows": 0, "seconds": 0.0}
         | {kind: gone[split, kind] for kind in ("dropped", "rejected")}
-        for split in splits
+        for split in dict.fromkeys(parts.values())
     }
     seen: dict[str, Path] = {}
     for name, split in parts.items():

@@ -7,6 +7,7 @@ import pandera.polars as pa
 import polars as pl
 
 from steermoe.audio import waveform
+from steermoe.config import LANGUAGE_TAG
 from steermoe.data.prompts import TASKS
 from steermoe.data.rows import ROW_GROUP, SCHEMA, ShardError
 
@@ -23,7 +24,7 @@ class Utterance(pa.DataFrameModel):
     split: str = pa.Field(str_matches=r"^[a-z0-9_-]+$", description="lower-case letters, digits, - and _")
     speaker: str = pa.Field(str_length={"min_value": 1}, description="text")
     language: str = pa.Field(
-        str_matches=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$",
+        str_matches=LANGUAGE_TAG,
         description="a BCP 47 tag such as en, zh or und (unknown)",
     )
     task: str = pa.Field(isin=TASKS, description=" or ".join(TASKS))
@@ -32,7 +33,7 @@ class Utterance(pa.DataFrameModel):
     target: str = pa.Field(str_length={"min_value": 1}, description="text; for transcribe the transcript")
     answers: pl.List = pa.Field(
         dtype_kwargs={"inner": pl.String()},
-        description="for answer: all that people answered, the target among them, or nothing; else nothing",
+        description="for answer and caption: all that people gave, the target among them, or nothing; else nothing",
     )
     choices: pl.List = pa.Field(
         dtype_kwargs={"inner": pl.String()},
@@ -65,17 +66,17 @@ class Utterance(pa.DataFrameModel):
     @pa.dataframe_check(name="answers: the target among them")
     @classmethod
     def _answers_fit(cls, data: pa.PolarsData) -> pl.LazyFrame:
-        return data.lazyframe.select(_none_or_target("answers"))
+        return data.lazyframe.select(_none_or_target("answers", "answer", "caption"))
 
     @pa.dataframe_check(name="choices: the target among them")
     @classmethod
     def _choices_fit(cls, data: pa.PolarsData) -> pl.LazyFrame:
-        return data.lazyframe.select(_none_or_target("choices"))
+        return data.lazyframe.select(_none_or_target("choices", "answer"))
 
 
-def _none_or_target(column: str) -> pl.Expr:
+def _none_or_target(column: str, *tasks: str) -> pl.Expr:
     found = pl.col(column)
-    return (found.list.len() == 0) | ((pl.col("task") == "answer") & found.list.contains(pl.col("target")))
+    return (found.list.len() == 0) | (pl.col("task").is_in(tasks) & found.list.contains(pl.col("target")))
 
 
 # pandera reports a failing row as JSON, which polars cannot make of binary columns: it panics, past `except`.

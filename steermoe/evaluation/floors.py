@@ -34,7 +34,7 @@ class Constant:
 
 
 def constant(train: pl.DataFrame, test: pl.DataFrame, settings: Evaluation, seed: int) -> System:
-    """The template guess for rows to transcribe, the most frequent answer for rows to answer.
+    """The most frequent answer for rows to answer, the template guess for rows to transcribe or to caption.
 
     `train` and `test` need the columns task and target. Where no training row has a task, its constant comes
     from the test rows themselves (the highest such floor), and the protocol says so.
@@ -44,7 +44,7 @@ def constant(train: pl.DataFrame, test: pl.DataFrame, settings: Evaluation, seed
         name, rows = "training rows", train.filter(task=task)
         if rows.is_empty():
             name, rows = "evaluated rows themselves", test.filter(task=task)
-        choose = template_guess if task == "transcribe" else most_frequent
+        choose = most_frequent if task == "answer" else template_guess
         text = choose(rows["target"].to_list(), normalizer(settings.normalizer), seed)
         chosen[task] = Constant(text, name)
     described = "; ".join(f"{task}: {c.text!r}, chosen on the {c.chosen_on}" for task, c in chosen.items())

@@ -13,6 +13,7 @@ import polars as pl
 from jiwer import AlignmentChunk
 
 from steermoe.evaluation import answers
+from steermoe.evaluation.answers import Constant, Floor, constant_of, most_alike
 from steermoe.evaluation.normalizers import Normalizer
 
 Counts = tuple[np.ndarray, np.ndarray]  # (utterances,) numerators, (utterances,) denominators, float64
@@ -26,8 +27,8 @@ SPACED = ~pl.col("language").str.split("-").list.first().is_in(UNSPACED)
 class Metric:
     """One row of METRICS: expressions over the columns of `Predictions.frame`, for rows of the given tasks.
 
-    `concerns` are the rows that it says something about. `floor` is true where the best constant answer
-    belongs beside it, `every` where that counts each person's answer.
+    `concerns` are the rows that it says something about. `floor` finds the best constant answer, where one
+    belongs beside it.
     """
 
     title: str
@@ -36,8 +37,7 @@ class Metric:
     tasks: frozenset[str]
     lower_is_better: bool
     concerns: pl.Expr = EVERY
-    floor: bool = False
-    every: bool = False
+    floor: Floor | None = None
 
     def counts(self, predictions: pl.DataFrame) -> Counts:
         """Both expressions of every row; 0 and 0 where the metric says nothing."""
@@ -51,6 +51,10 @@ class Metric:
     def rows(self, predictions: pl.DataFrame) -> int:
         """How many rows it says something about."""
         return predictions.filter(self.concerns).height
+
+    def constant(self, predictions: pl.DataFrame) -> Constant | None:
+        """The best constant answer and what it reaches; None where none belongs beside the metric."""
+        return None if self.floor is None else self.floor(predictions.filter(self.concerns))
 
 
 def edits(alignments: Sequence[Sequence[AlignmentChunk]]) -> list[int]:
@@ -99,34 +103,42 @@ def metrics_of(task: str) -> dict[str, Metric]:
     return {name: row for name, row in METRICS.items() if task in row.tasks}
 
 
-def _of_answers(title: str, concerns: pl.Expr) -> Metric:
-    return Metric(
-        title, pl.col("agreed_exact"), ONE, frozenset({"answer"}), False, concerns=concerns, floor=True
-    )
-
-
 _LISTED = pl.col("said").list.len() > 0  # rows whose answers are listed
-_SPOKEN, _ASKED = frozenset({"transcribe"}), frozenset({"answer"})
+_SPOKEN, _ASKED, _CAPTIONED = frozenset({"transcribe"}), frozenset({"answer"}), frozenset({"caption"})
+
+
+def _of_answers(title: str, concerns: pl.Expr) -> Metric:
+    floor = constant_of(pl.concat_list("agreed"))
+    return Metric(title, pl.col("agreed_exact"), ONE, _ASKED, False, concerns, floor)
+
+
 METRICS: dict[str, Metric] = {
     "wer": Metric("WER", pl.col("errors"), pl.col("words"), _SPOKEN, True, concerns=SPACED),
     "cer": Metric("CER", pl.col("char_errors"), pl.col("chars"), _SPOKEN, True),
     "exact_match": Metric("exact match", pl.col("exact"), ONE, _SPOKEN, False),
-    "accuracy": Metric("accuracy", pl.col("exact"), ONE, _ASKED, False),
-    "token_f1": Metric("token F1", pl.col("token_f1"), ONE, _ASKED, False, concerns=_LISTED),
+    "accuracy": Metric(
+        "accuracy", pl.col("exact"), ONE, _ASKED, False,
+        floor=constant_of(pl.concat_list("expected")),
+    ),
+    "token_f1": Metric(
+        "token F1", pl.col("token_f1"), ONE, _ASKED, False,
+        concerns=_LISTED, floor=most_alike,
+    ),
     "any_accuracy": Metric(
         "accuracy, any answer", pl.col("said_hits") > 0, ONE, _ASKED, False,
-        concerns=_LISTED,
+        concerns=_LISTED, floor=constant_of(pl.col("said").list.unique(maintain_order=True)),
     ),
     "raw_accuracy": Metric(
         "accuracy, every answer", pl.col("said_hits"), pl.col("said").list.len(), _ASKED, False,
-        concerns=answers.SEVERAL, floor=True, every=True,
+        concerns=answers.SEVERAL, floor=constant_of(pl.col("said"), answers_count=True),
     ),
     "clean_accuracy": _of_answers("accuracy where most agree", answers.CLEAN),
     "unanimous_accuracy": _of_answers("accuracy where all agree", answers.UNANIMOUS),
-    "binary_accuracy": _of_answers("accuracy where most agree on yes or no", answers.BINARY_ONLY),
+    "binary_accuracy": _of_answers("accuracy where all agree on yes or no", answers.BINARY_ONLY),
     "single_word_accuracy": _of_answers("accuracy where most agree on another word", answers.SINGLE_WORD),
     "choice_accuracy": Metric(
         "accuracy of choices", pl.col("choice_exact"), ONE, _ASKED, False,
         concerns=pl.col("choice_exact").is_not_null(),
     ),
+    "rouge_l": Metric("ROUGE-L", pl.col("rouge_l"), ONE, _CAPTIONED, False),
 }  # fmt: skip

@@ -6,7 +6,6 @@ from typing import Any
 import polars as pl
 
 from steermoe.config import Evaluation
-from steermoe.evaluation.answers import best_constant
 from steermoe.evaluation.metrics import metric, metrics_of
 from steermoe.evaluation.significance import Interval, bootstrap_interval
 
@@ -99,7 +98,7 @@ class Predictions:
         interval = bootstrap_interval(
             wanted.counts(rows), settings.bootstrap_samples, settings.confidence, self.seed
         )
-        constant = best_constant(rows, wanted.concerns, wanted.every) if wanted.floor else None
+        constant = wanted.constant(rows)
         return Figure(
             **asdict(interval),
             metric=name,

@@ -3,7 +3,6 @@ serves them well or badly."""
 
 import io
 import pickle
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from steermoe.corpora import downloads
 from steermoe.data.rows import frame_of, write_frame
 from steermoe.data.schemas import validate_shard
 from steermoe.data.shards import shard_name
+from tests.corpora.official import tarred, tone
 
 SPEAKERS = ("anna", "ben", "nicolas")
 INDICES = 8  # recordings of each digit by each speaker
@@ -54,11 +54,7 @@ def recordings() -> dict[str, bytes]:
 
 
 def pack(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+    path.write_bytes(tarred(files))
     return path
 
 
@@ -165,14 +161,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def tone(hertz_: int, rate: int = 16_000, format: str = "WAV", subtype: str | None = None) -> bytes:
-    """0.25 s of a tone."""
-    sound = 0.3 * np.sin(2 * np.pi * hertz_ * np.arange(rate // 4) / rate)
-    file = io.BytesIO()
-    soundfile.write(file, sound, rate, format=format, subtype=subtype)
-    return file.getvalue()
-
-
 @pytest.fixture(scope="session", name="tone")
 def _tone() -> Callable[..., bytes]:
     return tone
@@ -212,6 +200,13 @@ def section() -> Callable[..., Any]:
     return make
 
 
+def decoded(row: dict) -> dict:
+    """A row as preprocessing puts it into a shard: readers give the recording itself."""
+    assert isinstance(row["audio"], Path) and not row.keys() & {"sample_rate", "seconds"}
+    audio, seconds = waveform.as_flac(row["audio"])
+    return row | {"audio": audio, "sample_rate": waveform.RATE, "seconds": seconds}
+
+
 @pytest.fixture
 def fetched(root: Path) -> Callable[[str, Any], list[dict]]:
     """Fetches a corpus into raw/, and gives its rows, checked as those of a shard."""
@@ -221,7 +216,7 @@ def fetched(root: Path) -> Callable[[str, Any], list[dict]]:
         corpora.fetch(name, settings, out)
         rows: list[dict] = []
         for part in reader.parts(settings, out):
-            found = list(reader.rows(settings, out, pickle.loads(pickle.dumps(part))))
+            found = [decoded(row) for row in reader.rows(settings, out, pickle.loads(pickle.dumps(part)))]
             path = root / "shards" / name / shard_name(part.split, part.number)
             write_frame(frame_of(found), path)
             validate_shard(path, audio="decode")

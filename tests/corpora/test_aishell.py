@@ -2,9 +2,7 @@
 
 import dataclasses
 import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,42 +12,16 @@ import pytest
 from steermoe import corpora
 from steermoe.corpora import aishell1
 from steermoe.corpora.archives import ArchiveError
-
-SPEAKERS = {"S0002": "train", "S0724": "dev", "S0764": "test"}
-TRANSCRIPT = "data_aishell/transcript/aishell_transcript_v0.8.txt"
-
-
-def tarred(files: dict[str, bytes]) -> bytes:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:gz") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return data.getvalue()
-
-
-def utterances() -> dict[str, int]:
-    """Names and pitches."""
-    names = [f"BAC009{speaker}W{number:04d}" for speaker in SPEAKERS for number in range(121, 124)]
-    return {name: 500 + 100 * number for number, name in enumerate(names)}
-
-
-def speaker_archive(speaker: str, tone: Callable[..., bytes]) -> bytes:
-    return tarred(
-        {
-            f"{SPEAKERS[speaker]}/{speaker}/{name}.wav": tone(hertz)
-            for name, hertz in utterances().items()
-            if speaker in name
-        }
-    )
+from tests.corpora.official import AISHELL_SPEAKERS as SPEAKERS
+from tests.corpora.official import AISHELL_TRANSCRIPT as TRANSCRIPT
+from tests.corpora.official import aishell1 as archive
+from tests.corpora.official import aishell1_utterances as utterances
+from tests.corpora.official import aishell2, tarred
 
 
 @pytest.fixture
-def official(tone: Any) -> dict[str, bytes]:
-    lines = [f"{name} 音高 {hertz} \uff34 \uff56" for name, hertz in utterances().items()]
-    files = {f"data_aishell/wav/{speaker}.tar.gz": speaker_archive(speaker, tone) for speaker in SPEAKERS}
-    return files | {TRANSCRIPT: "\n".join(lines).encode()}
+def official() -> dict[str, bytes]:
+    return archive()
 
 
 @pytest.fixture
@@ -77,6 +49,7 @@ def test_nested(pack: Any, official: dict, fetched: Any, section: Any, pitch: An
         assert pitch(row) == utterances()[name]
         assert row["speaker"] == name[6:11]
         assert SPEAKERS[row["speaker"]] == row["split"]
+        assert row["language"] == "zh"
     assert not list((root / "raw").rglob("*.tar.gz"))
 
 
@@ -115,20 +88,8 @@ def test_no_words(pack: Any, official: dict, section: Any, root: Path):
         corpora.fetch("aishell1", section("Aishell1"), root / "raw")
 
 
-def aishell2(tone: Callable[..., bytes]) -> dict[str, bytes | str]:
-    test, train = "AISHELL-DEV-TEST-SET/iOS/test", "iOS/data"
-    return {
-        f"{test}/wav/T0011/IT0011W0001.wav": tone(500),
-        f"{test}/wav/T0012/IT0012W0002.wav": tone(600),
-        f"{test}/trans.txt": "IT0011W0001\t换一首歌\nIT0012W0002\t打开 \uff54\uff56\n",
-        f"{train}/wav/C0001/IC0001W0001.wav": tone(700),
-        f"{train}/wav.scp": "IC0001W0001\twav/C0001/IC0001W0001.wav\n",
-        f"{train}/trans.txt": "IC0001W0001\t厨房用品\n",
-    }
-
-
-def test_aishell2(fill: Any, tone: Any, fetched: Any, section: Any, pitch: Any, root: Path):
-    folder = fill(aishell2(tone))
+def test_aishell2(fill: Any, fetched: Any, section: Any, pitch: Any, root: Path):
+    folder = fill(aishell2())
     rows = fetched("aishell2", section("Aishell2", train=["train"], test=["ios-test"]))
     assert [(row["split"], row["speaker"], row["transcript"], pitch(row)) for row in rows] == [
         ("train", "C0001", "厨房用品", 700),
@@ -154,10 +115,8 @@ def test_aishell2(fill: Any, tone: Any, fetched: Any, section: Any, pitch: Any, 
         ({"AISHELL-DEV-TEST-SET/iOS/test/wav.scp": "a\t/etc/passwd\n"}, "expected `utterance<tab>path`"),
     ],
 )
-def test_aishell2_lacks_something(
-    fill: Any, tone: Any, section: Any, root: Path, changed: dict, message: str
-):
-    fill({name: data for name, data in (aishell2(tone) | changed).items() if data is not None})
+def test_aishell2_lacks_something(fill: Any, section: Any, root: Path, changed: dict, message: str):
+    fill({name: data for name, data in (aishell2() | changed).items() if data is not None})
     with pytest.raises(ArchiveError, match=message):
         corpora.fetch("aishell2", section("Aishell2", test=["ios-test"]), root / "raw")
     assert not (root / "raw").exists()

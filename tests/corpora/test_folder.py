@@ -7,8 +7,10 @@ from typing import Any
 
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
-from steermoe import corpora
+from steermoe import config, corpora
+from steermoe.config.problems import located
 from steermoe.corpora.archives import ArchiveError
 
 ROWS = [
@@ -24,7 +26,7 @@ def own(fill: Callable[..., Path], tone: Any) -> Path:
 
 
 def settings(section: Any, table: str | None, **changed: Any) -> Any:
-    values = {"train": ["train"], "test": ["test"], "path": "mirror", "table": table}
+    values = {"train": ["train"], "test": ["test"], "path": "mirror", "table": table, "language": "de"}
     return section("Folder", **values | changed)
 
 
@@ -79,8 +81,10 @@ def test_text_beside_each_recording(own: Path, fetched: Any, section: Any, pitch
         ({"audio": "/tmp/secret.wav"}, "expected a path from the folder, inside of it"),
         ({"split": "tset"}, "found split 'tset', legal: train, dev, test"),
         ({"split": None}, "nothing says its split"),
-        ({"task": "sing"}, "found task 'sing' without a question; legal: transcribe without, answer with"),
+        ({"task": "sing"}, "found task 'sing' without a question; legal: transcribe and caption without"),
         ({"task": "answer"}, "found task 'answer' without a question"),
+        ({"task": "caption", "question": "Who?"}, "found task 'caption' with a question"),
+        ({"language": "German"}, r"line 1: found language 'German', legal: a BCP 47 tag such as en, de"),
         ({"question": "Who?", "task": "transcribe"}, "found task 'transcribe' with a question"),
     ],
 )
@@ -97,13 +101,21 @@ def test_no_folder(root: Path, section: Any):
         corpora.fetch("folder", settings(section, None), root / "raw")
 
 
-def test_a_recording_that_is_none(own: Path, section: Any, root: Path):
-    """It is looked at when it is read: the row is named by its file."""
-    (own / "t.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
-    (own / "a" / "one.wav").write_bytes(b"no sound")
-    chosen = settings(section, "t.jsonl", test=[])
-    corpora.fetch("folder", chosen, root / "raw")
-    reader = corpora.reader("folder")
-    (part,) = reader.parts(chosen, root / "raw")
-    with pytest.raises(ValueError, match=r"mirror/a/one\.wav: not readable as audio"):
-        list(reader.rows(chosen, root / "raw", part))
+def test_a_caption_and_a_language_of_its_own(own: Path, fetched: Any, section: Any):
+    rows = [ROWS[0] | {"task": "caption", "text": "A low hum."}, ROWS[1] | {"language": "zh-Hans"}]
+    (own / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = [
+        (row["task"], row["target"], row["transcript"], row["language"])
+        for row in fetched("folder", settings(section, "t.jsonl"))
+    ]
+    assert told == [
+        ("caption", "A low hum.", "", "de"),
+        ("transcribe", "Pitch 600", "Pitch 600", "zh-Hans"),
+    ]
+
+
+def test_unknown_language_in_the_configuration(section: Any):
+    with pytest.raises(ValidationError) as caught:
+        settings(section, None, language="german (Austria)")
+    lines = dict(located(caught.value, config.Folder.model_json_schema()))
+    assert lines["language"] == ': found "german (Austria)"; legal: a BCP 47 tag; und where unknown'

@@ -11,7 +11,7 @@ from steermoe.corpora import index
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.index import Entry
 
-ENTRIES = [Entry(f"ü{number:04d}", "a.wav", "anna", f"wörter {number}") for number in range(1234)]
+ENTRIES = [Entry(f"ü{number:04d}", "a.wav", "de", "anna", f"wörter {number}") for number in range(1234)]
 
 
 @pytest.fixture
@@ -68,9 +68,16 @@ def test_another_split(settings: Any, listed: Path):
     ("entries", "message"),
     [
         ([], "split 'dev-clean': no utterances"),
-        ([Entry("a", "a.wav", "x", "one"), Entry("a", "b.wav", "x", "two")], r"'a' \(b.wav\) is there twice"),
-        ([Entry("a", "a.wav", "x", "")], r"'a' \(a.wav\) has no transcript"),
-        ([Entry("a", "a.wav", "x", "", question="why?")], r"'a' \(a.wav\) has no answer"),
+        (
+            [Entry("a", "a.wav", "en", "x", "one"), Entry("a", "b.wav", "en", "x", "two")],
+            r"'a' \(b.wav\) is there twice",
+        ),
+        ([Entry("a", "a.wav", "en", "x", "")], r"'a' \(a.wav\) has no transcript"),
+        (
+            [Entry("a", "a.wav", "en", "x", "said", "answer", question="why?")],
+            r"'a' \(a.wav\) has no answer",
+        ),
+        ([Entry("a", "a.wav", "en", "x", "said", "caption")], r"'a' \(a.wav\) has no caption"),
     ],
 )
 def test_what_may_not_be_listed(tmp_path: Path, entries: list[Entry], message: str):

@@ -19,6 +19,7 @@ from steermoe.corpora import librispeech, minilibrispeech
 from steermoe.corpora.archives import ArchiveError
 from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
+from tests.corpora.official import librispeech as librispeech_files
 
 SAID = ("THE BIRCH CANOE", "SLID ON THE SMOOTH PLANKS", "GLUE THE SHEET", "TO THE DARK BLUE BACKGROUND")
 
@@ -38,17 +39,6 @@ def speech() -> dict[str, tuple[str, bytes]]:
     return found
 
 
-def layout(split: str, speech: dict[str, tuple[str, bytes]]) -> dict[str, bytes]:
-    files: dict[str, bytes] = {"LibriSpeech/README.TXT": b"LibriSpeech", "LibriSpeech/SPEAKERS.TXT": b";"}
-    for name, (words, flac) in speech.items():
-        speaker, chapter, _ = name.split("-")
-        folder = f"LibriSpeech/{split}/{speaker}/{chapter}"
-        files[f"{folder}/{name}.flac"] = flac
-        listed = f"{folder}/{speaker}-{chapter}.trans.txt"
-        files[listed] = files.get(listed, b"") + f"{name} {words}\n".encode()
-    return files
-
-
 @pytest.fixture
 def mirror(
     root: Path,
@@ -59,7 +49,7 @@ def mirror(
     """Archives of two splits, whose checksums are taken for the official ones."""
     (root / "mirror").mkdir()
     for split in ("dev-clean", "test-clean"):
-        path = pack_archive(root / "mirror" / f"{split}.tar.gz", layout(split, speech))
+        path = pack_archive(root / "mirror" / f"{split}.tar.gz", librispeech_files(split, speech))
         digest = hashlib.md5(path.read_bytes()).hexdigest()
         monkeypatch.setitem(librispeech.ARCHIVES, split, (path.stat().st_size, digest))
     return root / "mirror"
@@ -87,7 +77,7 @@ def test_from_archives_to_shards(mirror: Path, speech: dict, section: Any, root:
 
 def test_unpacked_mirror_gives_the_same(mirror: Path, fetched: Any, section: Any, fill: Any, speech: dict):
     archived = fetched("librispeech", section("LibriSpeech", test=["dev-clean"]))
-    fill({f"own/{name}": data for name, data in layout("dev-clean", speech).items()})
+    fill({f"own/{name}": data for name, data in librispeech_files("dev-clean", speech).items()})
     assert fetched("librispeech", section("LibriSpeech", test=["dev-clean"], mirror="mirror/own")) == archived
     limited = section("LibriSpeech", test=["dev-clean"], limit={"dev-clean": 2})
     assert [row for row in archived if row in fetched("librispeech", limited)] == fetched(
@@ -139,7 +129,7 @@ def test_a_failed_try_is_gone_on_with(mirror: Path, section: Any, root: Path):
 def test_something_is_missing(
     fill: Any, speech: dict, section: Any, root: Path, changed: dict[str, bytes | None], message: str
 ):
-    files: dict = layout("dev-clean", speech)
+    files: dict = librispeech_files("dev-clean", speech)
     files |= {f"LibriSpeech/dev-clean/{name}": data for name, data in changed.items()}
     fill({name: data for name, data in files.items() if data is not None})
     with pytest.raises(ArchiveError, match=message):
@@ -149,7 +139,7 @@ def test_something_is_missing(
 
 def test_mini(root: Path, speech: dict, section: Any, fetched: Any, pack_archive: Any, server: Any):
     """From a server, whose archive is first another one than the official."""
-    path = pack_archive(root / "a.tar.gz", layout("dev-clean-2", speech))
+    path = pack_archive(root / "a.tar.gz", librispeech_files("dev-clean-2", speech))
     server.files["/dev-clean-2.tar.gz"] = path.read_bytes()
     settings = section("MiniLibriSpeech", test=["dev-clean-2"], mirror=server.url)
     with pytest.raises(ArchiveError, match=f"expected md5:{minilibrispeech.MD5['dev-clean-2']}"):

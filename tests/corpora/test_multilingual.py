@@ -1,42 +1,27 @@
 """FLEURS from a hub of our own and from mirrors, and Multilingual LibriSpeech in both encodings."""
 
 import hashlib
-import io
 import json
-import tarfile
-from collections.abc import Callable
+import re
 from typing import Any
 
 import pytest
 
 from steermoe import config
 from steermoe.config.problems import located
+from steermoe.corpora import fleurs as fleurs_reader
 from steermoe.corpora import hub, mls
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.checksums import ChecksumError
 from steermoe.corpora.downloads import UnavailableError
+from tests.corpora import official
 
 REVISION = "70bb2e84b976b7e960aa89f1c648e09c59f894dd"
-TSV = (
-    '7\t11.wav\tEr sagte: "Ja, Straße 500!"\ter sagte ja straße 500\te r |\t4000\tMALE\n'
-    "7\t12.wav\tZweite 600.\tzweite 600\tz w |\t4000\tFEMALE\n"
-)
-
-
-def tarred(files: dict[str, bytes]) -> bytes:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:gz") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return data.getvalue()
 
 
 @pytest.fixture
-def fleurs(tone: Callable[..., bytes]) -> dict[str, bytes]:
-    archive = tarred({"test/11.wav": tone(500), "test/12.wav": tone(600)})
-    return {"data/de_de/test.tsv": TSV.encode(), "data/de_de/audio/test.tar.gz": archive}
+def fleurs() -> dict[str, bytes]:
+    return official.fleurs("de_de", "test")
 
 
 @pytest.fixture
@@ -77,6 +62,7 @@ def test_fleurs_from_the_hub(our_hub: Any, fetched: Any, section: Any, pitch: An
         ("fleurs-de_de-test-11", 'Er sagte: "Ja, Straße 500!"', 500),
         ("fleurs-de_de-test-12", "Zweite 600.", 600),
     ]
+    assert {row["language"] for row in rows} == {"de"}
     own = fetched("fleurs", settings(section, text="normalised"))
     assert [row["transcript"] for row in own] == ["er sagte ja straße 500", "zweite 600"]
 
@@ -102,17 +88,18 @@ def test_fleurs_mirrors(fill: Any, fleurs: dict, tone: Any, fetched: Any, sectio
     fill(fleurs)
     archived = fetched("fleurs", settings(section, mirror="mirror"))
     assert len(archived) == 2
-    own = {"data/de_de/test.tsv": TSV, "data/de_de/audio/test/11.wav": tone(500)}
+    listed = fleurs["data/de_de/test.tsv"]
+    own = {"data/de_de/test.tsv": listed, "data/de_de/audio/test/11.wav": tone(500)}
     fill({f"own/{name}": data for name, data in own.items()})
-    with pytest.raises(ArchiveError, match=r"own/data/de_de/test\.tsv, line 2: no recording '12\.wav'"):
+    with pytest.raises(ArchiveError, match=r"own/data/de_de/test\.tsv, line 2: no recording .*test/12\.wav"):
         fetched("fleurs", settings(section, mirror="mirror/own"))
     fill({"own/data/de_de/audio/test/12.wav": tone(600)})
     assert fetched("fleurs", settings(section, mirror="mirror/own")) == archived
     fill({"own/data/de_de/test.tsv": "7\t11.wav\tEins\n"})
     with pytest.raises(ArchiveError, match=r"test\.tsv, line 1: found 3 columns, expected 7: id, file_name"):
         fetched("fleurs", settings(section, mirror="mirror/own"))
-    fill({"own/data/de_de/test.tsv": TSV.replace("11.wav", "../audio/test/11.wav")})
-    with pytest.raises(ArchiveError, match=r"line 1: no recording '\.\./audio"):
+    fill({"own/data/de_de/test.tsv": listed.replace(b"11.wav", b"../audio/test/11.wav")})
+    with pytest.raises(ArchiveError, match=r"line 1: no recording .*test/\.\./audio"):
         fetched("fleurs", settings(section, mirror="mirror/own"))
 
 
@@ -134,6 +121,21 @@ def test_unknown_language(section: Any, kind: str, name: str, told: list[str]):
     assert all(words in lines["test"] for words in told), lines["test"]
 
 
+@pytest.mark.parametrize("kind", ["Fleurs", "Mls"])
+def test_the_language_of_every_split_is_a_tag(kind: str):
+    """A country is no part of it: `es_419` is Spanish, `cmn_hans_cn` Mandarin."""
+    legal = getattr(config, kind).LANGUAGES
+    found = {
+        language: fleurs_reader.language_of(f"{language}-test") if kind == "Fleurs" else mls.TAGS[language]
+        for language in legal
+    }
+    assert all(re.fullmatch(config.LANGUAGE_TAG, tag) for tag in found.values())
+    if kind == "Fleurs":
+        assert (found["de_de"], found["es_419"], found["cmn_hans_cn"]) == ("de", "es", "cmn")
+    else:
+        assert set(mls.TAGS) == set(legal)
+
+
 @pytest.mark.parametrize("encoding", ["flac", "opus"])
 def test_mls(
     tone: Any,
@@ -146,14 +148,7 @@ def test_mls(
     encoding: str,
 ):
     base = "mls_german_opus" if encoding == "opus" else "mls_german"
-    kind = {"format": "OGG", "subtype": "OPUS"} if encoding == "opus" else {"format": "FLAC"}
-    files = {f"{base}/metainfo.txt": b""}
-    for part in ("dev", "test"):
-        said = {f"10536_10278_00000{number}": 500 + 100 * number for number in range(2)}
-        for name, hertz in said.items():
-            files[f"{base}/{part}/audio/10536/10278/{name}.{encoding}"] = tone(hertz, **kind)
-        lines = [f"{name}\ttonhöhe {hertz}\n" for name, hertz in said.items()]
-        files[f"{base}/{part}/transcripts.txt"] = "".join(lines).encode()
+    files = official.mls("german", encoding)
     (root / "mirror").mkdir()
     archive = pack_archive(root / "mirror" / f"{base}.tar.gz", files)
     values = {"dev": ["german-dev"], "test": ["german-test"], "encoding": encoding}
@@ -167,3 +162,4 @@ def test_mls(
         for hertz in (500, 600)
     ]
     assert [pitch(row) for row in rows] == [500, 600, 500, 600]
+    assert {row["language"] for row in rows} == {"de"}

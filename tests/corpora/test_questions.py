@@ -1,28 +1,24 @@
 """Corpora of questions: Clotho-AQA with people who disagree, Clotho, MMAU, MMAU-Pro, OpenAudioBench."""
 
-import csv
-import io
 import json
-import zipfile
-from collections.abc import Callable, Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from steermoe.analysis import clotho_aqa
 from steermoe.corpora import clothoaqa, openaudiobench
 from steermoe.corpora.archives import ArchiveError
+from steermoe.evaluation.answers import count_answers
+from steermoe.evaluation.metrics import metric
+from steermoe.evaluation.normalizers import folded
+from tests.corpora import official
+from tests.corpora.official import ASKED, zipped
 
-ASKED = {  # file, question: answers
-    ("a.wav", "Is it loud?"): ("yes", "Yes", "yes"),
-    ("a.wav", "Is it near?"): ("no", "yes", "No "),
-    ("a.wav", "What rings?"): ("bell", "Phone", "Bell"),
-    ("b.wav", "What rings?"): ("church bell", "church bell", "church bell"),
-    ("b.wav", "Where is it?"): ("street", "park", "indoors"),
-}
 PROTOCOLS = {  # targets in order
-    "raw": [answer.strip() for answers in ASKED.values() for answer in answers],
+    "raw": ["yes", "no", "bell", "church bell", "street"],
     "clean": ["yes", "no", "bell", "church bell"],
     "unanimous": ["yes", "church bell"],
     "binary": ["yes"],
@@ -30,62 +26,74 @@ PROTOCOLS = {  # targets in order
 }
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows([columns, *rows])
-    return text.getvalue()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return data.getvalue()
-
-
-def aqa(asked: dict = ASKED) -> str:
-    rows = [(*question, answer, "yes") for question, answers in asked.items() for answer in answers]
-    return table(["file_name", "QuestionText", "answer", "confidence"], rows)
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("folder", ["audio_files/", ""])
 def test_clothoaqa(fill: Any, tone: Any, fetched: Any, section: Any, pitch: Any, protocol: str, folder: str):
+    """A row a question, with all three answers; which questions, the protocol says."""
     sounds = {f"{folder}a.wav": tone(500, rate=44_100), f"{folder}b.wav": tone(600, rate=44_100)}
-    fill({"audio_files.zip": zipped(sounds), "clotho_aqa_test.csv": aqa()})
+    fill({"audio_files.zip": zipped(sounds), "clotho_aqa_test.csv": official.clothoaqa()})
     rows = fetched("clothoaqa", section("ClothoAqa", test=["test"], protocol={"test": protocol}))
     assert [row["target"] for row in rows] == PROTOCOLS[protocol]
     for row in rows:
-        assert row["task"] == "answer"
-        assert ("a.wav" if pitch(row) == 500 else "b.wav", row["prompt"]) in ASKED
+        assert (row["task"], row["language"]) == ("answer", "en")
+        question = ("a.wav" if pitch(row) == 500 else "b.wav", row["prompt"])
+        assert row["answers"] == [answer.strip() for answer in ASKED[question]]
 
 
-def test_every_protocol_from_raw_rows(fill: Any, tone: Any, fetched: Any, section: Any):
-    """The ids of raw rows tell the question, so one evaluation can report all protocols."""
-    fill({"audio_files/a.wav": tone(500), "audio_files/b.wav": tone(600), "clotho_aqa_test.csv": aqa()})
-    questions: dict[str, list[str]] = {}
-    for row in fetched("clothoaqa", section("ClothoAqa", test=["test"], protocol={"test": "raw"})):
-        questions.setdefault(row["source_id"].rpartition("-")[0], []).append(row["target"])
-    assert len(questions) == len(ASKED)
-    for protocol, targets in PROTOCOLS.items():
-        chosen = [
-            answer for answers in questions.values() for answer in clothoaqa.of_protocol(answers, protocol)
-        ]
-        assert chosen == targets
-    fill({"clotho_aqa_test.csv": aqa({("a.wav", "Is it loud?"): ("yes", "yes", "no", "no", "no", "yes")})})
+@pytest.fixture
+def lay_out(fill: Any, tone: Any) -> Any:
+    """Puts questions into the mirror, beside sounds a.wav and b.wav."""
+    sounds = {"audio_files/a.wav": tone(500), "audio_files/b.wav": tone(600)}
+    return lambda asked=ASKED: fill({**sounds, "clotho_aqa_test.csv": official.clothoaqa(asked)})
+
+
+def test_protocols_are_the_same_everywhere(lay_out: Any, fetched: Any, section: Any, root: Path):
+    """An evaluation of `raw` has the figures of all protocols: over the questions that the reader would choose, with
+    the constants and the oracle that the analysis computes from the table."""
+    lay_out()
+    rows = {
+        protocol: fetched("clothoaqa", section("ClothoAqa", test=["test"], protocol={"test": protocol}))
+        for protocol in PROTOCOLS
+    }
+    columns = ("task", "target", "answers", "choices")
+    frame = pl.DataFrame([{name: row[name] for name in columns} for row in rows["raw"]])
+    counted = count_answers(frame, [row["target"] for row in rows["raw"]], folded)
+    analysed = clotho_aqa.ceilings(clotho_aqa.read(root / "mirror/clotho_aqa_test.csv"))
+    for protocol, chosen in rows.items():
+        figure = metric(f"{protocol.replace('-', '_')}_accuracy")
+        right, of = (part.sum() for part in figure.counts(counted))
+        answers = [folded(answer) for row in chosen for answer in row["answers"]]
+        assert of == (len(answers) if protocol == "raw" else len(chosen))
+        assert figure.rows(counted) == len(chosen)
+        floor = figure.constant(counted)
+        if protocol == "raw":
+            # Who gives the commonest answer to every question is the oracle; nobody is right about more.
+            assert right / of == pytest.approx(analysed["raw"]["oracle"]) == pytest.approx(11 / 15)
+            assert floor == ("yes", max(Counter(answers).values()) / len(answers))
+        else:
+            assert right == of
+        if protocol in analysed:
+            assert analysed[protocol]["items"] == of
+            assert floor is not None and floor[1] == pytest.approx(analysed[protocol]["constant"])
+
+
+def test_a_question_asked_twice_is_two(lay_out: Any, fetched: Any, section: Any):
+    lay_out({("a.wav", "Is it loud?"): ("yes", "yes", "no", "no", "no", "yes")})
     twice = fetched("clothoaqa", section("ClothoAqa", test=["test"], protocol={"test": "clean"}))
-    assert [row["target"] for row in twice] == ["yes", "no"]
+    assert [(row["target"], row["answers"]) for row in twice] == [
+        ("yes", ["yes", "yes", "no"]),
+        ("no", ["no", "no", "yes"]),
+    ]
     with pytest.raises(ValueError, match="unknown protocol 'fair'; one of: raw, clean"):
-        clothoaqa.of_protocol(["a", "b", "c"], "fair")
+        clothoaqa.chosen(["a", "b", "c"], "fair")
 
 
 def test_clothoaqa_incomplete(fill: Any, tone: Any, fetched: Any, section: Any):
     settings = section("ClothoAqa", test=["test"], protocol={"test": "clean"})
-    fill({"audio_files/a.wav": tone(500), "clotho_aqa_test.csv": aqa()})
-    with pytest.raises(ArchiveError, match=r"clotho_aqa_test\.csv, line 11: no sound .*b\.wav"):
+    fill({"audio_files/a.wav": tone(500), "clotho_aqa_test.csv": official.clothoaqa()})
+    with pytest.raises(ArchiveError, match=r"clotho_aqa_test\.csv, line 11: no recording .*b\.wav"):
         fetched("clothoaqa", settings)
-    fill({"clotho_aqa_test.csv": aqa({("a.wav", "Is it loud?"): ("yes", "no")})})
+    fill({"clotho_aqa_test.csv": official.clothoaqa({("a.wav", "Is it loud?"): ("yes", "no")})})
     with pytest.raises(ArchiveError, match=r"found answers \['yes', 'no'\], expected 3, none empty"):
         fetched("clothoaqa", settings)
     fill({"clotho_aqa_test.csv": "file_name,Question\na.wav,Loud?\n"})
@@ -94,84 +102,68 @@ def test_clothoaqa_incomplete(fill: Any, tone: Any, fetched: Any, section: Any):
 
 
 def test_clotho(fill: Any, tone: Any, fetched: Any, section: Any, pitch: Any):
-    columns = ["file_name", *(f"caption_{i}" for i in range(1, 6))]
-    captions = [[f"{name}.wav", *(f"{name}, said {i}." for i in range(1, 6))] for name in ("500", "600 x")]
+    """Every row has all five captions; the published checksum of a table that is used as it lies is not asked for."""
     fill({"evaluation/500.wav": tone(500), "evaluation/600 x.wav": tone(600)})
-    import hashlib
-
-    from steermoe.corpora import clotho
-
-    text = table(columns, captions)
-    fill({"own/clotho_captions_evaluation.csv": text, "clotho_captions_evaluation.csv": text})
-    # Used as it lies, so the published checksum of the table is not asked for.
-    values: dict = {"test": ["evaluation"]}
-    rows = fetched("clotho", section("Clotho", captions={"evaluation": "each"}, **values))
-    assert [row["target"] for row in rows] == [caption for row in captions for caption in row[1:]]
-    assert {row["prompt"] for row in rows} == {clotho.QUESTION}
-    assert all(row["target"].startswith(str(pitch(row))) for row in rows)
-    first = fetched("clotho", section("Clotho", captions={"evaluation": "first"}, **values))
-    assert [row["target"] for row in first] == ["500, said 1.", "600 x, said 1."]
-    assert hashlib.md5(text.encode()).hexdigest() != clotho.FILES["evaluation"][2]
-    fill({"clotho_captions_evaluation.csv": table(columns, [["500.wav", "one", "two", "", "4", "5"]])})
-    with pytest.raises(ArchiveError, match=r"'500-c3' \(evaluation/500\.wav\) has no answer"):
-        fetched("clotho", section("Clotho", captions={"evaluation": "each"}, **values))
-
-
-def mmau(**changed: Any) -> list[dict]:
-    first = {
-        "id": "3fe64f3d",
-        "audio_id": "./test-mini-audios/3fe64f3d.wav",
-        "question": "Who speaks?",
-        "choices": ["Man", "Woman", "Child"],
-        "answer": "Woman",
-        "task": "sound",
+    fill({"clotho_captions_evaluation.csv": official.clotho(["500", "600 x"])})
+    rows = {
+        which: fetched("clotho", section("Clotho", test=["evaluation"], captions={"evaluation": which}))
+        for which in ("each", "first")
     }
-    return [first | changed]
+    captions = {name: [f"{name}, said {i}." for i in range(1, 6)] for name in ("500", "600 x")}
+    assert [row["target"] for row in rows["each"]] == [text for told in captions.values() for text in told]
+    assert [row["target"] for row in rows["first"]] == ["500, said 1.", "600 x, said 1."]
+    for row in rows["each"] + rows["first"]:
+        assert (row["task"], row["prompt"], row["transcript"], row["language"]) == ("caption", "", "", "en")
+        assert row["answers"] == captions["500" if pitch(row) == 500 else "600 x"]
+    gap = official.clotho(["500"]).replace(b'"500, said 3."', b"")
+    fill({"clotho_captions_evaluation.csv": gap})
+    with pytest.raises(
+        ArchiveError, match=r"line 2: found captions \('500, said 1.', .*, expected 5, none empty"
+    ):
+        fetched("clotho", section("Clotho", test=["evaluation"], captions={"evaluation": "first"}))
 
 
 @pytest.mark.parametrize(("kind", "target"), [("letter", "B"), ("text", "Woman")])
 def test_mmau(fill: Any, tone: Any, fetched: Any, section: Any, pack_archive: Any, kind: str, target: str):
-    mirror = fill({"mmau-test-mini.json": json.dumps(mmau())})
+    mirror = fill({"mmau-test-mini.json": official.mmau()})
     archive = mirror / "test-mini-audios.tar.gz"
     pack_archive(archive, {"test-mini-audios/3fe64f3d.wav": tone(500)})
     (row,) = fetched("mmau", section("Mmau", answer=kind))
     assert row["prompt"] == "Who speaks?\n(A) Man\n(B) Woman\n(C) Child"
     assert (row["target"], row["source_id"]) == (target, "mmau-test-mini-3fe64f3d")
-    fill({"mmau-test-mini.json": json.dumps(mmau(answer="Robot"))})
+    assert row["choices"] == (["A", "B", "C"] if kind == "letter" else ["Man", "Woman", "Child"])
+    fill({"mmau-test-mini.json": official.mmau(answer="Robot")})
     with pytest.raises(ArchiveError, match=r"line 1: found answer 'Robot', expected one of \['Man'"):
         fetched("mmau", section("Mmau", answer=kind))
-    fill({"mmau-test-mini.json": json.dumps(mmau(audio_id="./test-mini-audios/none.wav"))})
-    with pytest.raises(ArchiveError, match=r"line 1: no sound .*none\.wav"):
+    fill({"mmau-test-mini.json": official.mmau(audio_id="./test-mini-audios/none.wav")})
+    with pytest.raises(ArchiveError, match=r"line 1: no recording .*none\.wav"):
         fetched("mmau", section("Mmau", answer=kind))
 
 
-def test_mmaupro(fill: Callable[..., Path], tone: Any, fetched: Any, section: Any, root: Path):
-    one = {"id": "q1", "audio_path": ["data/a.wav"], "question": "Who?", "choices": ["Man", "Dog"]}
+def test_mmaupro(fill: Any, tone: Any, fetched: Any, section: Any, root: Path):
     rows = [
-        one | {"answer": "Dog"},
-        one | {"id": "q2", "choices": [], "answer": "It barks."},
-        one | {"id": "q3", "audio_path": ["data/a.wav", "data/b.wav"], "answer": "Dog"},
-        one | {"id": "q4", "answer": None},
-        one | {"id": "q5", "answer": "Cat"},
+        {"answer": "Dog"},
+        {"id": "q2", "choices": [], "answer": "It barks."},
+        {"id": "q3", "audio_path": ["data/a.wav", "data/b.wav"], "answer": "Dog"},
+        {"id": "q4", "answer": None},
+        {"id": "q5", "answer": "Cat"},
     ]
-    mirror = fill({"data.zip": zipped({"data/a.wav": tone(500)})})
-    pl.DataFrame(rows).write_parquet(mirror / "test.parquet")
+    fill({"data.zip": zipped({"data/a.wav": tone(500)}), "test.parquet": official.mmaupro(rows)})
     settings = section("MmauPro", answer="letter", revision="0" * 40)
     found = fetched("mmaupro", settings)
-    assert [(row["prompt"], row["target"]) for row in found] == [
-        ("Who?\n(A) Man\n(B) Dog", "B"),
-        ("Who?", "It barks."),
+    assert [(row["prompt"], row["target"], row["choices"]) for row in found] == [
+        ("Who?\n(A) Man\n(B) Dog", "B", ["A", "B"]),
+        ("Who?", "It barks.", []),
     ]
     assert json.loads((root / "raw/mmaupro/left_out.json").read_text()) == {
         "no answer": 1,
         "several recordings": 1,
         "the answer is none of the choices": 1,
     }
-    pl.DataFrame([one | {"audio_path": ["data/none.wav"], "answer": "Dog"}]).write_parquet(
-        mirror / "test.parquet"
-    )
-    with pytest.raises(ArchiveError, match=r"line 1: no sound .*none\.wav"):
-        fetched("mmaupro", settings)
+    for path in ("data/none.wav", "../data/a.wav", str(root / "mirror/test.parquet")):
+        fill({"test.parquet": official.mmaupro([{"audio_path": [path], "answer": "Dog"}])})
+        with pytest.raises(ArchiveError, match=rf"line 1: no recording .*{path}"):
+            fetched("mmaupro", settings)
 
 
 def test_openaudiobench(fill: Any, tone: Any, fetched: Any, section: Any, pitch: Any):
@@ -182,15 +174,7 @@ def test_openaudiobench(fill: Any, tone: Any, fetched: Any, section: Any, pitch:
         "web_questions": ("Jaxon Bieber; Jazmyn", "Jaxon Bieber"),
     }
     for number, (subset, (answer, _)) in enumerate(answers.items()):
-        columns = openaudiobench.COLUMNS[subset]
-        fill(
-            {
-                f"eval_datas/{subset}/{subset}.csv": table(
-                    ["audio_filename", columns.question, columns.answer], [["x.mp3", "Who, or what?", answer]]
-                ),
-                f"eval_datas/{subset}/audios/x.mp3": tone(500 + 100 * number, format="MP3"),
-            }
-        )
+        fill(official.openaudiobench(subset, answer, tone(500 + 100 * number, format="MP3")))
     settings = section("OpenAudioBench", test=list(answers), revision="0" * 40)
     rows = fetched("openaudiobench", settings)
     assert [(row["target"], pitch(row)) for row in rows] == [
@@ -199,6 +183,7 @@ def test_openaudiobench(fill: Any, tone: Any, fetched: Any, section: Any, pitch:
     assert {(row["transcript"], row["prompt"]) for row in rows} == {
         ("Who, or what?", openaudiobench.QUESTION)
     }
+    assert [row["language"] for row in rows] == ["en", "zh", "en", "en"]
     fill({"eval_datas/trivia_qa/trivia_qa.csv": "audio_filename,question\nx.mp3,Who?\n"})
     with pytest.raises(ArchiveError, match="no column 'answer_normalized_value'; found: audio_filename"):
         fetched("openaudiobench", settings)

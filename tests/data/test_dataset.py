@@ -20,7 +20,9 @@ from steermoe.data.collator import IGNORED, collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.rows import frame_of
 
-PROMPTS = Prompts(format="plain", system=None, transcribe="write down: ", answer="answer this: {question}")
+PROMPTS = Prompts(
+    format="plain", system=None, transcribe="write down: ", answer="answer this: {question}", caption="hear: "
+)
 COUNT = 12
 
 

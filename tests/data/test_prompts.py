@@ -10,7 +10,11 @@ from steermoe.config import Prompts
 from steermoe.data.prompts import PLACE, TASKS, encode_prompt, end_of_turn, end_token, prompt_texts, render
 
 PROMPTS = Prompts(
-    format="plain", system=None, transcribe="write down: ", answer="the question is: {question}. answer: "
+    format="plain",
+    system=None,
+    transcribe="write down: ",
+    answer="the question is: {question}. answer: ",
+    caption="what is it? ",
 )
 CHAT = PROMPTS.model_copy(update={"format": "chat"})
 SYSTEM = CHAT.model_copy(update={"system": "the cat is red"})
@@ -50,7 +54,7 @@ def test_every_task_has_a_template():
 
 
 def test_unknown_task():
-    with pytest.raises(ValueError, match="unknown task 'translate'; one of: transcribe, answer"):
+    with pytest.raises(ValueError, match="unknown task 'translate'; one of: transcribe, answer, caption"):
         render(PROMPTS, "translate", "")
 
 

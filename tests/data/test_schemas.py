@@ -69,7 +69,7 @@ def test_good_rows_pass(tmp_path: Path, make_row: Callable[..., dict]):
         ({"transcript": "", "target": ""}, "target", "''", "for transcribe the transcript"),
         ({"target": None}, "target", "None", "for transcribe the transcript"),
         ({"language": "English"}, "language", "'English'", "a BCP 47 tag such as en"),
-        ({"answers": ["tone 1"]}, "answers", "['tone 1']", "for answer: all that people answered"),
+        ({"answers": ["tone 1"]}, "answers", "['tone 1']", "for answer and caption: all that people gave"),
         (
             {"task": "answer", "prompt": "?", "answers": ["tone", "a tone"]},
             "answers",

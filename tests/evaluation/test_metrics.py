@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steermoe.data.prompts import TASKS
 from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.metrics import METRICS, count_errors, metric, metrics_of
 from steermoe.evaluation.normalizers import as_written, folded
@@ -11,11 +12,13 @@ from steermoe.evaluation.normalizers import as_written, folded
 SENTENCES = st.lists(st.sampled_from(["one", "two", "three", "four"]), max_size=6).map(" ".join)
 
 
-def frame(references: list[str], hypotheses: list[str], language: str = "en") -> pl.DataFrame:
+def frame(
+    references: list[str], hypotheses: list[str], language: str = "en", task: str = "answer"
+) -> pl.DataFrame:
     """Rows to be scored by any metric: each is a question that three people answered alike, with two options."""
     rows = pl.DataFrame(
         {
-            "task": "answer",
+            "task": task,
             "language": language,
             "target": references,
             "answers": [[text] * 3 for text in references],
@@ -68,11 +71,12 @@ def test_every_metric_prefers_the_perfect_system(name: str) -> None:
     references, others = (
         (["yes", "no"], ["no", "maybe"]) if "binary" in name else (["two", "six"], ["one", "x y"])
     )
-    perfect, wrong = (row.counts(frame(references, texts)) for texts in (references, others))
+    task = "caption" if row.tasks == {"caption"} else "answer"
+    perfect, wrong = (row.counts(frame(references, texts, task=task)) for texts in (references, others))
     value, worse = (n.sum() / d.sum() for n, d in (perfect, wrong))
     assert value < worse if row.lower_is_better else value > worse
     assert value == (0 if row.lower_is_better else 1) and row.rows(frame(references, others)) == 2
-    assert row.tasks <= {"transcribe", "answer"}
+    assert row.tasks <= set(TASKS)
 
 
 def test_languages_without_spaces_have_no_word_error_rate() -> None:
@@ -85,7 +89,8 @@ def test_languages_without_spaces_have_no_word_error_rate() -> None:
 def test_tasks_have_their_metrics() -> None:
     assert list(metrics_of("transcribe")) == ["wer", "cer", "exact_match"]
     assert next(iter(metrics_of("answer"))) == "accuracy"
-    assert metrics_of("transcribe").keys() | metrics_of("answer").keys() == METRICS.keys()
+    assert list(metrics_of("caption")) == ["rouge_l"]
+    assert {name for task in TASKS for name in metrics_of(task)} == METRICS.keys()
 
 
 def test_no_pairs_no_counts() -> None:
