@@ -22,6 +22,7 @@ RANKS = {name: rank for rank, row in enumerate(ROWS) for name in row}
 HOMES = {  # library -> the only files that may import it
     "mlflow": ["steermoe/training/tracking.py"],
     "peft": ["steermoe/models/lora.py"],
+    "deepspeed": ["steermoe/training/deepspeed.py"],
     "dvc": [],
     "prefect": [],
 }

@@ -31,6 +31,7 @@ from steermoe.config.loading import Config, load, put_in_force, switch_profile
 from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.problems import ConfigError
 from steermoe.config.sections import (
+    Distributed,
     Encoder,
     Evaluation,
     Llm,
@@ -50,6 +51,7 @@ __all__ = [
     "Corpora",
     "Corpus",
     "Digits",
+    "Distributed",
     "Encoder",
     "Evaluation",
     "Fleurs",

@@ -183,6 +183,7 @@ def arm_config(name: str, arm: Arm, settings: Settings, corpora: Mapping[str, Co
     """The self-contained configuration of an arm: only the sections that its method reads."""
     values = settings.model_dump()
     rates, ingredients = values["training"]["learning_rates"], arm.method.split("+")
+    del values["training"]["distributed"]  # where an arm is trained is no part of it
     values["training"]["learning_rates"] = {
         part: rates[ingredient][part] for part, ingredient in parts_of(arm.method).items()
     }
@@ -206,6 +207,8 @@ def leaves(method: str) -> list[str]:
                 concerns = section in ingredients
             case ["training", "learning_rates", ingredient, part]:
                 concerns = parts.get(part) == ingredient
+            case ["training", "distributed", _]:
+                concerns = False
             case _:
                 concerns = True
         if concerns:

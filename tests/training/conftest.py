@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from steermoe.config import ArmConfig
 from steermoe.data.shards import write_shards
+from steermoe.training import processes
 
 PRELOADED = [
     "mlflow",
@@ -22,6 +24,7 @@ PRELOADED = [
     "steermoe.models.lora",
     "steermoe.training.tracking",
     "steermoe.training.train",
+    "deepspeed",
 ]
 WORDS = ("one", "two", "three", "four")
 
@@ -41,6 +44,38 @@ def forkserver() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+Together = Callable[..., list[int | None]]
+
+
+def _as_rank(environment: dict[str, str], target: Callable[..., None], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    target(*arguments)
+
+
+@pytest.fixture
+def together(forkserver) -> Together:
+    """`together(processes, target, *arguments)` runs `target` in a group of processes; gives their exit codes."""
+
+    def run(count: int, target: Callable[..., None], *arguments: object) -> list[int | None]:
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        environments = [dict(processes.environment(rank, count, store.port)) for rank in range(count)]
+        for environment in environments:
+            del environment[processes.PARENT]  # the fork server is their parent
+        group = [forkserver.Process(target=_as_rank, args=(e, target, arguments)) for e in environments]
+        for process in group:
+            process.start()
+        try:
+            for process in group:
+                process.join(120)
+        finally:
+            for process in group:
+                process.kill()
+        return [process.exitcode for process in group]
+
+    return run
 
 
 def utterance(split: str, place: int) -> dict:
