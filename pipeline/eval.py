@@ -6,36 +6,49 @@ from pipeline.options import Model, Out, Params, Shards
 
 
 def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = Path("params.yaml")) -> None:
-    """Score the adapter MODEL on the test splits of CORPUS, with its own and with shuffled audio."""
+    """Score the adapter MODEL on the test splits of CORPUS, with its own and with shuffled audio.
+
+    As many processes as the profile's `training.distributed` says share the rows.
+    """
     from steermoe import config
     from steermoe.data.shards import read_rows
     from steermoe.data.skipped import skipped_reason
-    from steermoe.evaluation import preservation, results
-    from steermoe.evaluation.evaluator import evaluate
-    from steermoe.evaluation.predictions import summarise
-    from steermoe.models.steermoe import SteerMoE
-    from steermoe.training.tracking import Tracker
+    from steermoe.evaluation import results
+    from steermoe.training import processes
 
     if reason := skipped_reason(shards):
         results.write_skipped(out, reason)
         return
     settings = config.load(params)
-    loaded = SteerMoE.from_pretrained(model)
-    kept = preservation.check(loaded, model)
-    if kept["adapted"]:  # what the adapters inside the LLM cost it
-        kept["text_tasks"] = preservation.text_tasks(
-            loaded, settings.evaluation, settings.generation, settings.seed
-        )
-    results.write_json(out / results.PRESERVATION, kept)
-    rows = read_rows(shards, settings.corpora[corpus].test)
-    evaluation = settings.evaluation.of(corpus)
-    predictions = evaluate(loaded, rows, evaluation, settings.generation, settings.seed)
-    summary = summarise(predictions, evaluation)
-    results.write_result(out, predictions, summary)
-    tracker = Tracker(settings.profile)
-    tracker.attach(loaded.config, model)
-    tracker.log_inputs(shards.parent, {corpus: settings.corpora[corpus].test}, "test")
-    tracker.log(results.figures(corpus, summary))
-    tracker.log_table(f"predictions/{corpus}.json", *results.samples(predictions.frame, settings.seed))
-    tracker.tag({f"protocol.{corpus}.{name}": str(value) for name, value in summary["protocol"].items()})
-    tracker.finish()
+    with processes.shared(processes.count(settings.training.distributed)) as is_ours:
+        if not is_ours:
+            return
+        from steermoe.evaluation import preservation
+        from steermoe.evaluation.evaluator import evaluate
+        from steermoe.evaluation.predictions import summarise
+        from steermoe.models.steermoe import SteerMoE
+        from steermoe.training.tracking import Tracker
+
+        is_first = processes.world().rank == 0
+        loaded = SteerMoE.from_pretrained(model).to(processes.device())
+        if is_first:
+            kept = preservation.check(loaded, model)
+            if kept["adapted"]:  # what the adapters inside the LLM cost it
+                kept["text_tasks"] = preservation.text_tasks(
+                    loaded, settings.evaluation, settings.generation, settings.seed
+                )
+            results.write_json(out / results.PRESERVATION, kept)
+        rows = read_rows(shards, settings.corpora[corpus].test)
+        evaluation = settings.evaluation.of(corpus)
+        predictions = evaluate(loaded, rows, evaluation, settings.generation, settings.seed)
+        if not is_first:
+            return
+        summary = summarise(predictions, evaluation)
+        results.write_result(out, predictions, summary)
+        tracker = Tracker(settings.profile)
+        tracker.attach(loaded.config, model)
+        tracker.log_inputs(shards.parent, {corpus: settings.corpora[corpus].test}, "test")
+        tracker.log(results.figures(corpus, summary))
+        tracker.log_table(f"predictions/{corpus}.json", *results.samples(predictions.frame, settings.seed))
+        tracker.tag({f"protocol.{corpus}.{name}": str(value) for name, value in summary["protocol"].items()})
+        tracker.finish()

@@ -1,8 +1,12 @@
 """Train one arm."""
 
 import json
+import sys
+from pathlib import Path
 
-from pipeline.options import ArmFile, FeatureCache, History, LoaderWorkers, Out, Run, Shards, Timing
+import typer
+
+from pipeline.options import ArmFile, FeatureCache, History, LoaderWorkers, Out, Params, Run, Shards, Timing
 
 
 def main(
@@ -14,25 +18,44 @@ def main(
     run: Run | None = None,
     workers: LoaderWorkers = 0,
     feature_cache_gb: FeatureCache = 4.0,
+    params: Params = Path("params.yaml"),
 ) -> None:
-    """Train the arm that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint."""
+    """Train the arm that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint.
+
+    Of PARAMS only `training.distributed` of the profile is read: on what the arm is trained, not how. Exit code
+    75: it was asked to end (SIGTERM), has kept what is done, and goes on when the command is repeated.
+    """
+    from steermoe import config as configuration
     from steermoe.config import ArmConfig
     from steermoe.data.staging import project_root, write_text
-    from steermoe.training.tracking import Tracker
-    from steermoe.training.train import train
+    from steermoe.training import processes
 
-    tracker = Tracker(out.parent.name)
-    results = train(
-        ArmConfig.from_json(config.read_text()),
-        sorted(path for path in shards.iterdir() if path.is_dir()),
-        out,
-        project_root(),
-        history=history,
-        timing=timing,
-        tracker=tracker,
-        workers=workers,
-        feature_cache_gb=feature_cache_gb,
-    )
-    if run is not None:
-        write_text(run, json.dumps({"mlflow_run_id": tracker.run_id}) + "\n")
-    print(f"{out}: dev loss {results['best_dev_loss']:.4f} at step {results['best_step']}")
+    distributed = configuration.load(params).training.distributed
+    try:
+        is_zero = distributed.strategy in ("zero2", "zero3")
+        with processes.shared(processes.count(distributed), as_group=is_zero) as is_ours:
+            if not is_ours:
+                return
+            from steermoe.training.tracking import Tracker
+            from steermoe.training.train import train
+
+            tracker = Tracker(out.parent.name)
+            results = train(
+                ArmConfig.from_json(config.read_text()),
+                sorted(path for path in shards.iterdir() if path.is_dir()),
+                out,
+                project_root(),
+                history=history,
+                timing=timing,
+                tracker=tracker,
+                workers=workers,
+                feature_cache_gb=feature_cache_gb,
+                distributed=distributed,
+            )
+            if processes.world().rank == 0:
+                if run is not None:
+                    write_text(run, json.dumps({"mlflow_run_id": tracker.run_id}) + "\n")
+                print(f"{out}: dev loss {results['best_dev_loss']:.4f} at step {results['best_step']}")
+    except processes.PreemptedError as error:
+        print(f"train: {error}", file=sys.stderr)
+        raise typer.Exit(processes.PREEMPTED) from error

@@ -27,6 +27,7 @@ HOMES = {  # library -> the only files that may import it
         "steermoe/training/store.py",
     ],
     "peft": ["steermoe/models/lora.py"],
+    "deepspeed": ["steermoe/training/deepspeed.py"],
     "dvc": [],
     "prefect": [f"flows/{name}.py" for name in ("commands", "experiments", "lifetime", "results", "service")],
     "fastapi": ["steermoe/serving/server.py"],

@@ -34,6 +34,7 @@ from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.problems import ConfigError
 from steermoe.config.profile import Rehearsal
 from steermoe.config.sections import (
+    Distributed,
     Encoder,
     Evaluation,
     Llm,
@@ -56,6 +57,7 @@ __all__ = [
     "Corpora",
     "Corpus",
     "Digits",
+    "Distributed",
     "Encoder",
     "Evaluation",
     "Fleurs",

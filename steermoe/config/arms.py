@@ -188,6 +188,7 @@ def arm_config(name: str, arm: Arm, settings: Settings, corpora: Mapping[str, Co
     """
     values = settings.model_dump(exclude={"selection"})
     rates, ingredients = values["training"]["learning_rates"], arm.method.split("+")
+    del values["training"]["distributed"]  # where an arm is trained is no part of it
     values["training"]["learning_rates"] = {
         part: rates[ingredient][part] for part, ingredient in parts_of(arm.method).items()
     }
@@ -219,6 +220,8 @@ def leaves(method: str) -> list[str]:
                 concerns = section in ingredients
             case ["training", "learning_rates", ingredient, part]:
                 concerns = parts.get(part) == ingredient
+            case ["training", "distributed", _]:
+                concerns = False
             case _:
                 concerns = True
         if concerns:

@@ -229,7 +229,39 @@ class LearningRates(Section):
     llm_lora: LlmLoraRates
 
 
+class Distributed(Section):
+    """How many processes share the work of a step, and how; no part of an arm, for it is not what is trained.
+
+    Attributes:
+        processes: of one machine, or `auto`: one for each visible GPU, and one where there is none.
+        strategy: none (one process), ddp (every process has all), zero2 and zero3 (DeepSpeed).
+        offload: of what ZeRO holds, into the memory of the host.
+    """
+
+    processes: Count | Literal["auto"]
+    strategy: Literal["none", "ddp", "zero2", "zero3"]
+    offload: Literal["none", "cpu"]
+
+    @field_validator("strategy")
+    @classmethod
+    def _for_so_many(cls, strategy: str, info: ValidationInfo) -> str:
+        processes = info.data.get("processes", strategy)
+        if strategy == "none" and processes != 1:
+            raise illegal("one of ddp, zero2, zero3, as training.distributed.processes is not 1")
+        if strategy == "ddp" and processes == 1:
+            raise illegal("one of none, zero2, zero3, as training.distributed.processes is 1")
+        return strategy
+
+    @field_validator("offload")
+    @classmethod
+    def _of_what_is_sharded(cls, offload: str, info: ValidationInfo) -> str:
+        if offload != "none" and info.data.get("strategy") in ("none", "ddp"):
+            raise illegal("none, as training.distributed.strategy is neither zero2 nor zero3")
+        return offload
+
+
 class ProfileTraining(TrainingSchedule):
     """How the arms of a profile are trained: `learning_rates` of every method."""
 
     learning_rates: LearningRates
+    distributed: Distributed

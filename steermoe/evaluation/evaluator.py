@@ -27,6 +27,7 @@ from steermoe.evaluation.normalizers import normalizer
 from steermoe.evaluation.predictions import Predictions, Speed
 from steermoe.models.generation import describe
 from steermoe.models.steermoe import SteerMoE
+from steermoe.training.processes import gathered, world
 
 Respond = Callable[[pl.DataFrame], list[str]]  # utterance rows of one batch -> one text a row
 
@@ -121,10 +122,16 @@ def measure(
 
 
 def respond_to_all(respond: Respond, frame: pl.DataFrame, batch_seconds: float, title: str) -> list[str]:
-    """One text a row, in the order of the rows, whatever the batches were."""
-    texts: list[str] = [""] * len(frame)
+    """One text a row, in the order of the rows, whatever the batches were.
+
+    Several processes take turns at the batches, and each gets the texts of all.
+    """
+    mine: dict[int, str] = {}
     batches = bucketed_batches(frame["seconds"].to_list(), batch_seconds, seed=None, epoch=0)
-    for batch in track(batches, description=title):
-        for row, text in zip(batch, respond(frame[batch]), strict=True):
-            texts[row] = text
-    return texts
+    own = batches[world().rank :: world().size]
+    for batch in track(own, description=title, disable=world().rank > 0):
+        mine |= zip(batch, respond(frame[batch]), strict=True)
+    texts = gathered(mine)
+    if len(texts) != len(frame):
+        raise RuntimeError(f"{title}: {len(texts)} texts for {len(frame)} rows; a process left some out")
+    return [texts[row] for row in range(len(frame))]

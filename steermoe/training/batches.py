@@ -1,14 +1,42 @@
-"""The order of the training data: the same for every arm with the same seed, data and budget."""
+"""The order of the training data: the same for every arm with the same seed, data and budget.
+
+Several processes share each batch, row by row. One that gets no row (a batch of one long utterance) takes the
+first once more, for all must run the model: its index is inverted (`~row`), and it counts for nothing.
+"""
 
 from collections.abc import Iterator, Sequence
 
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import Dataset, Sampler
 
 from steermoe.data.batching import bucketed_batches
+from steermoe.data.dataset import Item
+
+
+def share(batch: list[int], rank: int, world: int) -> list[int]:
+    """The rows of a batch that are this process'."""
+    return batch[rank::world] or [~batch[0]]
+
+
+def counted_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Target tokens of the rows that count, a number in float64."""
+    counts = batch["indices"] >= 0
+    return (batch["target_lengths"] * counts).sum(dtype=torch.float64)
+
+
+class Shares(Dataset[Item]):
+    """A dataset that understands inverted indices."""
+
+    def __init__(self, whole: Dataset[Item]) -> None:
+        self.whole = whole
+
+    def __getitem__(self, index: int) -> Item:
+        item = self.whole[index if index >= 0 else ~index]
+        return {**item, "index": index}
 
 
 class StepBatches(Sampler[list[int]]):
-    """The batches of one process through a whole training: a list of indices a step, epoch after epoch.
+    """The rows of one process through a whole training: a list of indices a step, epoch after epoch.
 
     To the Trainer this is a single epoch of `steps` batches. Epochs of length buckets differ in their number
     of batches, and the Trainer's arithmetic of epochs, and so its way to resume, would go wrong on them.
@@ -26,10 +54,9 @@ class StepBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         seconds, budget, seed = self._order
         given, epoch = 0, 0
-        while given < self._steps * self._world:
-            for batch in bucketed_batches(seconds, budget, seed, epoch):
-                if given < self._steps * self._world and given % self._world == self._rank:
-                    yield batch
+        while given < self._steps:
+            for batch in bucketed_batches(seconds, budget, seed, epoch)[: self._steps - given]:
+                yield share(batch, self._rank, self._world)
                 given += 1
             epoch += 1
 

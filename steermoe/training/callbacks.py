@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -54,6 +54,21 @@ class EarlyStopping(TrainerCallback):
     ) -> TrainerControl:
         if history.evaluations_since_best(state.log_history) >= self.patience:
             control.should_training_stop = True
+        return control
+
+
+class StopOnRequest(TrainerCallback):
+    """Ends a training after a step, with a checkpoint, once `is_asked` says so."""
+
+    def __init__(self, is_asked: Callable[[], bool]) -> None:
+        self._is_asked = is_asked
+
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step < state.max_steps and self._is_asked():
+            control.should_save = control.should_training_stop = True
         return control
 
 

@@ -9,24 +9,25 @@ from typing import Any
 
 from steermoe.config import ArmConfig
 
-FORMAT = 1  # of the checkpoints; a higher number makes older ones unread
+FORMAT = 2  # of the checkpoints; a higher number makes older ones unread
 
 
-def training_key(arm: ArmConfig, data: str, frozen: Mapping[str, str], world_size: int) -> dict[str, Any]:
+def training_key(arm: ArmConfig, data: str, frozen: Mapping[str, str]) -> dict[str, Any]:
     """Everything that decides the result but the code, as JSON.
+
+    How many processes share the work, and how, is no part of it: the result is the same but for rounding, and
+    a training that began in two processes goes on in one.
 
     Args:
         arm: the resolved configuration.
         data: digest of the shards (`digest`).
         frozen: hashes of the frozen weights (`SteerMoE.frozen_hashes`).
-        world_size: number of processes; a checkpoint of two does not resume in one.
     """
     return {
         "checkpoint": FORMAT,
         "arm": json.loads(arm.to_json()),
         "data": data,
         "frozen": dict(frozen),
-        "world_size": world_size,
     }
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from steermoe.config import ArmConfig
 from steermoe.data.staging import write_text
+from steermoe.training.divergence import DivergedError
 from steermoe.training.train import train
-from steermoe.training.trainer import DivergedError
 
 MULTIPLIERS = (0.3, 1.0, 3.0, 10.0)
 

@@ -1,7 +1,7 @@
 """Trains one arm: begins or resumes, keeps the best weights, writes the outputs."""
 
+import functools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,17 +11,20 @@ from typing import Any
 import polars as pl
 from transformers import TrainerState, set_seed
 
-from steermoe.config import ArmConfig
+from steermoe.config import ArmConfig, Distributed
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.shards import read_rows, shards_of
 from steermoe.data.skipped import skipped_reason
 from steermoe.data.staging import Staging, code_digest, project_root, write_text
+from steermoe.models import adapter
 from steermoe.models.steermoe import SteerMoE
+from steermoe.training import divergence
 from steermoe.training import history as log
 from steermoe.training.callbacks import Tracking
 from steermoe.training.checkpoints import discard_leftovers, last_checkpoint
 from steermoe.training.fingerprint import digest, fingerprint, training_key
 from steermoe.training.frozen_features import frozen_features
+from steermoe.training.processes import ONE_PROCESS, PreemptedError, check, world
 from steermoe.training.tracking import Tracker
 from steermoe.training.trainer import AdapterTrainer
 
@@ -34,6 +37,7 @@ class TrainingData:
     dev: pl.DataFrame
     dropped: int  # training rows longer than training.max_seconds
     digest: str
+    folders: Mapping[str, Path]  # of the shards of each corpus
 
 
 def train(
@@ -47,8 +51,11 @@ def train(
     tracker: Tracker | None = None,
     workers: int = 0,
     feature_cache_gb: float = 0.0,
+    distributed: Distributed = ONE_PROCESS,
 ) -> dict[str, Any]:
     """Train `arm`, or finish what a killed process began, and write the best weights.
+
+    Where several processes share the work, all of them call this.
 
     Args:
         arm: the resolved configuration.
@@ -62,31 +69,41 @@ def train(
         workers: processes that load data; 0 loads in this one.
         feature_cache_gb: where no gradient enters the encoder, its outputs are kept below `root`, up to so
             many gigabytes, and not computed again; the result is the same. 0 keeps none.
+        distributed: how the processes share the work.
 
     Returns:
         best_dev_loss, best_step, steps (trained), stopped_early, train_rows, dropped_rows, dev_rows,
-        trainable_parameters (a count a part), seconds_per_step (median), wall_seconds, fingerprint.
+        trainable_parameters (a count a part), seconds_per_step (median), wall_seconds, processes, strategy,
+        fingerprint.
 
     Raises:
         ValueError: a corpus or its rows are missing.
         StagingBusyError: another process trains this arm.
-        DivergedError: the loss is no longer finite.
+        DivergedError: the loss is no longer finite; diverged.json beside the checkpoints names the rows.
+        PreemptedError: SIGTERM came; a checkpoint is written, and the same call goes on from there.
     """
+    check(distributed)
     set_seed(arm.seed)
     model = SteerMoE.from_config(arm)
     data = read_data(arm, shards)
-    key = training_key(arm, data.digest, model.frozen_hashes(), int(os.environ.get("WORLD_SIZE", "1")))
+    key = training_key(arm, data.digest, model.frozen_hashes())
     features = (root or project_root(), feature_cache_gb)
-    if int(os.environ.get("RANK", "0")):
-        return _results(_trained(model, arm, data, None, None, workers, features), data, key)
+    made = functools.partial(
+        _trained, model, arm, data, workers=workers, features=features, distributed=distributed
+    )
+    if world().rank:
+        return _results(made(None, None), data, key)
     with Staging(out, key, root) as staging:
         with _tracking(tracker, arm, fingerprint(key), data) as tracked:
             if tracked is not None:
                 for context, splits in (("train", arm.train_splits), ("dev", arm.dev_splits)):
                     tracked.log_inputs(shards[0].parent, splits, context)
-            trainer = _trained(model, arm, data, staging.scratch, tracked, workers, features)
+            trainer = made(staging.scratch, tracked)
             results = _results(trainer, data, key)
-            model.save_pretrained(staging.files)
+            if trainer.is_sharded:  # the frozen weights are in pieces, and were hashed before
+                adapter.write(staging.files, adapter.Adapter(arm, key["frozen"], trainer.best_weights))
+            else:
+                model.save_pretrained(staging.files)
             table = log.to_csv(log.table(trainer.state.log_history))
             write_text(history or staging.part("history.csv"), table)
             if timing is not None:
@@ -137,10 +154,10 @@ def read_data(arm: ArmConfig, shards: Sequence[Path]) -> TrainingData:
             )
     kept = train.filter(pl.col("seconds") <= arm.training.max_seconds)
     dropped = len(train) - len(kept)
-    if dropped:
+    if dropped and not world().rank:
         limit = f"training.max_seconds ({arm.training.max_seconds:g})"
         print(f"{arm.name}: {dropped} of {len(train)} training rows are longer than {limit}: dropped")
-    return TrainingData(kept, dev, dropped, digest(train_files + dev_files))
+    return TrainingData(kept, dev, dropped, digest(train_files + dev_files), folders)
 
 
 def _rows(
@@ -153,7 +170,7 @@ def _rows(
         if corpus not in folders:
             raise ValueError(f"no shards of corpus {corpus!r}; given are {sorted(folders)}")
         folder = folders[corpus]
-        frames.append(read_rows(folder, names))
+        frames.append(read_rows(folder, names).with_columns(pl.lit(corpus).alias("corpus")))
         if skipped_reason(folder) is None:
             files += [path for split in names for path in shards_of(folder, split)]
     return (pl.concat(frames) if frames else pl.DataFrame()), files
@@ -167,14 +184,16 @@ def _trained(
     tracker: Tracker | None,
     workers: int,
     features: tuple[Path, float],
+    distributed: Distributed,
 ) -> AdapterTrainer:
-    """A trainer whose training is complete and whose model holds the best weights."""
+    """A trainer whose training is complete and whose model holds the best weights, unless it is sharded."""
     train, dev = (
         (UtteranceDataset(rows, model.features, model.tokenizer, arm.prompts), rows["seconds"].to_list())
         for rows in (data.train, data.dev)
     )
     callbacks = [Tracking(tracker)] if tracker is not None else []
-    trainer = AdapterTrainer(model, arm, train, dev, run, workers, callbacks)
+    locate = functools.partial(divergence.locate, data.train, data.folders)
+    trainer = AdapterTrainer(model, arm, train, dev, run, workers, callbacks, distributed, locate)
     with trainer.accelerator.main_process_first():
         if trainer.args.should_save:
             discard_leftovers(trainer.run)
@@ -183,20 +202,37 @@ def _trained(
     if checkpoint is not None:
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if checkpoint is None or not trainer.is_complete:
-        try:
-            with frozen_features(model, *features, trainer.args.world_size):
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        finally:
-            trainer.progress.close()
+        with frozen_features(model, *features, trainer.args.world_size):
+            _run(trainer, checkpoint)
     else:
         trainer.restore(checkpoint)
-    if not trainer.is_complete:
-        raise RuntimeError(
-            f"{arm.name}: training ended at step {trainer.state.global_step} of {arm.training.steps}; "
-            "repeat the command, it resumes from the last checkpoint"
-        )
-    trainer.load_trained(trainer.best_weights)
+    if not trainer.is_sharded:
+        trainer.load_trained(trainer.best_weights)
     return trainer
+
+
+def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
+    """Train from a checkpoint or from the beginning.
+
+    Raises:
+        PreemptedError: SIGTERM came before the end.
+    """
+    repeat = "repeat the command, it resumes from the last checkpoint"
+    try:
+        with trainer.preemption:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except RuntimeError as error:
+        # SIGTERM to a whole group ends the processes that load data, too, and with them the step under way.
+        if trainer.preemption.requested and not isinstance(error, divergence.DivergedError):
+            raise PreemptedError(f"{trainer.arm.name}: ended by SIGTERM amid a step; {repeat}") from error
+        raise
+    finally:
+        trainer.progress.close()
+    if not trainer.is_complete:
+        steps = f"step {trainer.state.global_step} of {trainer.arm.training.steps}"
+        if trainer.stops:
+            raise PreemptedError(f"{trainer.arm.name}: ended by SIGTERM at {steps}; {repeat}")
+        raise RuntimeError(f"{trainer.arm.name}: training ended at {steps}; {repeat}")
 
 
 def _note_code(run: Path) -> None:
@@ -212,7 +248,6 @@ def _note_code(run: Path) -> None:
 def _results(trainer: AdapterTrainer, data: TrainingData, key: Mapping[str, Any]) -> dict[str, Any]:
     best = log.best(trainer.state.log_history)
     assert best is not None
-    parts = trainer.adapted.parameter_groups()
     return {
         "best_dev_loss": best["dev_loss"],
         "best_step": best["step"],
@@ -221,8 +256,10 @@ def _results(trainer: AdapterTrainer, data: TrainingData, key: Mapping[str, Any]
         "train_rows": len(data.train),
         "dropped_rows": data.dropped,
         "dev_rows": len(data.dev),
-        "trainable_parameters": {part: sum(p.numel() for p in group) for part, group in parts.items()},
+        "trainable_parameters": trainer.sizes,
         "seconds_per_step": trainer.timer.median,
         "wall_seconds": round(trainer.timer.wall, 1),
+        "processes": trainer.args.world_size,
+        "strategy": trainer.distributed.strategy,
         "fingerprint": fingerprint(key),
     }

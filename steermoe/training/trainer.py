@@ -3,6 +3,7 @@
 What is left to the Trainer: the loop, devices, mixed precision, several processes, the schedule's shape.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,44 +12,30 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
 from typing_extensions import override
 
-from steermoe.config import ArmConfig, Training
+from steermoe.config import ArmConfig, Distributed
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.collator import collate
 from steermoe.models.steering import Steering
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training import checkpoints, history
-from steermoe.training.batches import StepBatches
-from steermoe.training.callbacks import EarlyStopping, ProgressLines, StepTimer
+from steermoe.training import divergence, history
+from steermoe.training.arguments import arguments
+from steermoe.training.batches import Shares, StepBatches, counted_tokens, share
+from steermoe.training.callbacks import EarlyStopping, ProgressLines, StepTimer, StopOnRequest
+from steermoe.training.deepspeed import Zero
+from steermoe.training.divergence import DivergedError, Locate
+from steermoe.training.objective import Objective
 from steermoe.training.parameter_groups import adamw, current_rates
+from steermoe.training.preemption import Preemption
+from steermoe.training.processes import ONE_PROCESS
+from steermoe.training.resumable import ResumableTrainer
 
-WEIGHTS, OPTIMIZER, RANDOM = "weights.safetensors", "optimizer.safetensors", "random-{rank}.safetensors"
 STEERING_PARTS = ("vectors", "router")
 
 
-class DivergedError(RuntimeError):
-    """The loss or the gradient is no longer a number."""
-
-
-class Objective(nn.Module):
-    """The model as the Trainer sees it: a batch in, a loss out.
-
-    It keeps the Trainer off `model.config`, which it would write to, and the wrapper of mixed precision off
-    the model.
-    """
-
-    def __init__(self, model: SteerMoE) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **batch: torch.Tensor) -> Any:
-        """As of `SteerMoE.forward`."""
-        return self.model(**batch)
-
-
-class AdapterTrainer(Trainer):
+class AdapterTrainer(ResumableTrainer):
     """Trains what the method trains of a `SteerMoE`; checkpoints hold that, and what a resume needs.
 
     Args:
@@ -57,6 +44,11 @@ class AdapterTrainer(Trainer):
         train, dev: a dataset whose items `collate` takes, and the seconds of each item.
         run: folder of checkpoints, for this training alone; None in processes but the first, who tells it.
         workers: processes that load data; 0 loads in this one.
+        distributed: how the processes share the work.
+        locate: tells where rows are, by their numbers, should the training diverge at them.
+
+    Attributes:
+        preemption: asks for an end after the step under way; in force while its `with` block runs.
     """
 
     def __init__(
@@ -68,8 +60,14 @@ class AdapterTrainer(Trainer):
         run: Path | None,
         workers: int = 0,
         callbacks: Sequence[TrainerCallback] = (),
+        distributed: Distributed = ONE_PROCESS,
+        locate: Locate | None = None,
     ) -> None:
         self.adapted, self.objective, self.arm = model, Objective(model), arm
+        self.distributed, self.locate, self.zero = distributed, locate, None
+        self.preemption, self._stops = Preemption(), False
+        self._whole = {}
+        self._indices = torch.tensor([], dtype=torch.int64)  # rows of the step under way
         self.timer = StepTimer()
         self.progress = ProgressLines(arm.name)
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -79,17 +77,21 @@ class AdapterTrainer(Trainer):
         ] = {}  # of the step under way, as its gradients are clipped
         super().__init__(
             model=self.objective,
-            args=_arguments(arm.training, arm.seed, workers),
+            args=arguments(arm.training, arm.seed, workers, distributed),
             data_collator=collate,
-            train_dataset=train[0],
-            eval_dataset=dev[0],
-            callbacks=[EarlyStopping(arm.training.patience), self.timer, self.progress, *callbacks],
-        )
+            train_dataset=Shares(train[0]),
+            eval_dataset=Shares(dev[0]),
+            callbacks=[
+                EarlyStopping(arm.training.patience), self.timer, self.progress, *callbacks,
+                StopOnRequest(lambda: self._stops or (self.args.world_size == 1 and self.preemption.requested)),
+            ],
+        )  # fmt: skip
         self.remove_callback(PrinterCallback)
         self.run = Path(broadcast_object_list([str(run)])[0])
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         parts = model.parameter_groups()
         self._steering = [p for part in STEERING_PARTS for p in parts.get(part, [])]
+        self.sizes = {part: sum(p.numel() for p in group) for part, group in parts.items()}
 
     @override
     def get_train_dataloader(self) -> DataLoader:
@@ -103,7 +105,7 @@ class AdapterTrainer(Trainer):
     @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         batches = bucketed_batches(self._seconds["dev"], self.arm.training.batch_seconds, seed=None, epoch=0)
-        mine = batches[self.args.process_index :: self.args.world_size]
+        mine = [share(batch, self.args.process_index, self.args.world_size) for batch in batches]
         return self._loader(cast(Dataset, self.eval_dataset), mine)
 
     def _loader(self, dataset: Dataset, batches: Any) -> DataLoader:
@@ -127,24 +129,102 @@ class AdapterTrainer(Trainer):
         return self.optimizer
 
     @override
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if self.distributed.strategy != "zero3":  # there only its pieces reach the device
+            super()._move_model_to_device(model, device)
+
+    @override
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[Any, Any]:
+        """Under ZeRO the engine takes the place of what accelerate prepares."""
+        if self.distributed.strategy not in ("zero2", "zero3"):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        optimizer = cast(torch.optim.AdamW, self.create_optimizer())
+        self.objective.autocast = torch.bfloat16 if self.args.bf16 else None
+        self.zero = Zero(self.objective, optimizer, self.distributed, self.args.device)
+        self.create_scheduler(max_steps, optimizer)
+        self.optimizer = cast(Any, self.zero)
+        self.model_wrapped = self.zero.engine
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        self.callback_handler.optimizer, self.callback_handler.lr_scheduler = (
+            self.optimizer,
+            self.lr_scheduler,
+        )
+        return self.zero.engine, train_dataloader
+
+    @override
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        if self.zero is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.zero.backward(loss)
+        return loss.detach()
+
+    @override
+    def compute_loss(self, model: nn.Module, inputs: Any, *rest: Any, **kwargs: Any) -> Any:
+        """The loss of this process' rows, so scaled that the mean over processes is that of all rows' tokens.
+
+        Raises:
+            DivergedError: some process' loss is not finite.
+        """
+        self._indices = inputs["indices"]
+        loss = model(**inputs).loss
+        broken, total = float(not math.isfinite(loss.item())), 0.0
+        if self.args.world_size > 1:
+            tokens = counted_tokens(inputs)
+            broken, stops, total = self._sums(broken, self.preemption.requested, tokens.item())
+            self._stops = bool(stops)
+            if not broken:
+                loss = loss * (tokens.item() * self.args.world_size / total)
+        if broken:
+            raise self._diverged({"loss": loss.item()})
+        return loss
+
+    def _sums(self, *values: float) -> list[float]:
+        """Each value summed over all processes."""
+        numbers = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        return cast(torch.Tensor, self.accelerator.reduce(numbers, "sum")).tolist()
+
+    def _diverged(self, what: dict[str, float]) -> DivergedError:
+        """The error to raise in all processes, once the rows of this step are on disk."""
+        text = f"{self.arm.name}: training diverged by step {self.state.global_step}: {what}; lower "
+        text += f"training.learning_rates (now {self.arm.training.learning_rates}) or training.clip"
+        of_all = [self._indices.tolist()]
+        if self.args.world_size > 1:
+            of_all = [None] * self.args.world_size
+            torch.distributed.all_gather_object(of_all, self._indices.tolist())
+        indices = sorted(row for rows in of_all for row in cast(list[int], rows) if row >= 0)
+        if self.args.should_save:
+            rows = [{"index": row} for row in indices] if self.locate is None else self.locate(indices)
+            text += f"; its rows are in {divergence.report(self.run, self.state.global_step, what, rows)}"
+        return DivergedError(text)
+
+    @override
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip steering's own gradients, then all together.
 
         Here and not in a callback: `on_pre_optimizer_step` comes after the Trainer's clipping.
+
+        Raises:
+            DivergedError: a gradient is not finite.
         """
         self._step_log = {f"lr_{part}": rate for part, rate in current_rates(self.optimizer).items()}
         scaled = self.accelerator.scaler is not None  # its gradients can be unscaled once only
         clip = nn.utils.clip_grad_norm_ if scaled else self.accelerator.clip_grad_norm_
+        if self.zero is not None:
+            clip = self.zero.clip
         if scaled:
             self.accelerator.unscale_gradients()
         if self._steering:
             norm = clip(self._steering, self.arm.training.steering_clip)
             self._step_log["steering_grad_norm"] = cast(torch.Tensor, norm)
-        return (
-            clip(list(self.trained.values()), self.arm.training.clip)
-            if scaled
-            else super()._clip_grad_norm(model)
-        )
+        norm = cast(torch.Tensor, clip(list(self.trained.values()), self.arm.training.clip))
+        # With a scaled loss, gradients that overflow are no accident: the step is left out and the scale lowered.
+        if not scaled and not math.isfinite(norm.item()):
+            raise self._diverged({"grad_norm": norm.item()})
+        return norm
 
     @override
     def evaluate(
@@ -154,17 +234,46 @@ class AdapterTrainer(Trainer):
         self.objective.eval()
         totals = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         for batch in self.get_eval_dataloader():
+            if self._is_asked_to_stop():
+                self.control.should_training_stop = True
+                return {}  # the resumed training begins with this evaluation
+            inputs = self._prepare_inputs(batch)
             with torch.no_grad():
-                output = self.objective(**self._prepare_inputs(batch))
-            tokens, correct = float(output.num_tokens), float(output.num_correct)
+                output = self.objective(**inputs)
+            tokens = float(counted_tokens(inputs))
+            correct = float(output.num_correct) if tokens else 0.0
             totals += totals.new_tensor([float(output.loss) * tokens, tokens, correct])
         loss, tokens, correct = cast(torch.Tensor, self.accelerator.reduce(totals, "sum")).tolist()
         metrics = {"dev_loss": loss / tokens, "dev_token_accuracy": correct / tokens}
         self.log(metrics)
         if history.evaluations_since_best(self.state.log_history) == 0:
-            self.best_weights = {name: p.detach().to("cpu", copy=True) for name, p in self.trained.items()}
+            self.best_weights = self.weights()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _is_asked_to_stop(self) -> bool:
+        """All processes agree. With the last step done, there is nothing that a stop would leave for later."""
+        if not self.is_in_train or self.state.global_step >= self.arm.training.steps:
+            return False
+        if not self._stops:
+            asked = float(self.preemption.requested)
+            self._stops = bool(self._sums(asked)[0] if self.args.world_size > 1 else asked)
+        return self._stops
+
+    @property
+    def _owes_evaluation(self) -> bool:
+        """The checkpoint resumed from was written where an evaluation was due, which a stop prevented."""
+        step = self.state.global_step
+        done = [entry["step"] for entry in history.evaluations(self.state.log_history)]
+        return step > 0 and step % self.arm.training.eval_every == 0 and step not in done
+
+    @override
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        if self._owes_evaluation:
+            self.evaluate()
+            if self.control.should_training_stop:
+                return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -177,134 +286,21 @@ class AdapterTrainer(Trainer):
             logs |= {name: float(value) for name, value in self._step_log.items()}
             for module in self.adapted.modules():
                 if isinstance(module, Steering):
-                    logs["layer_scale"] = module.scales.detach().mean().item()
+                    logs["layer_scale"] = self._mean_scale(module)
         elif "dev_loss" not in logs:
             return  # the Trainer's summary of its session, all times: no part of the history
-        # With a scaled loss, gradients that overflow are no accident: the step is left out and the scale lowered.
         excused = ("grad_norm", "steering_grad_norm") if self.accelerator.scaler is not None else ()
         broken = {k: v for k, v in logs.items() if k not in excused and not torch.isfinite(torch.tensor(v))}
         if broken:
-            raise DivergedError(
-                f"{self.arm.name}: training diverged by step {self.state.global_step}: {broken}; lower "
-                f"training.learning_rates (now {self.arm.training.learning_rates}) or training.clip"
-            )
+            raise self._diverged({name: float(value) for name, value in broken.items()})
         super().log(logs, start_time)
 
-    # checkpoints: the Trainer writes into a partial folder, which gets its name when it is whole
-
-    @override
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self.run / checkpoints.PARTIAL)
-
-    @override
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.commit_checkpoint(self.run, self.state.global_step)
-        self.accelerator.wait_for_everyone()
-
-    @override
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.should_save:
-            folder = Path(cast(str, output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            timing = {"seconds": self.timer.seconds, "wall": self.timer.wall}
-            tree = {"now": self.trained, "best": self.best_weights, "timing": timing}
-            checkpoints.write_tree(folder / WEIGHTS, tree)
-
-    @override
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.args.should_save:
-            optimizer, schedule = self._stateful()
-            states = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            checkpoints.write_tree(Path(output_dir) / OPTIMIZER, states)
-
-    @override
-    def _save_rng_state(self, output_dir: str) -> None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        file = RANDOM.format(rank=self.args.process_index)
-        checkpoints.write_tree(Path(output_dir) / file, checkpoints.random_states())
-
-    @override
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        tree = checkpoints.read_tree(Path(resume_from_checkpoint) / WEIGHTS)
-        self.load_trained(tree["now"])
-        self.best_weights = tree["best"]
-        self.timer.seconds, self.timer.wall_before = tree["timing"]["seconds"], tree["timing"]["wall"]
-
-    @override
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            states = checkpoints.read_tree(Path(checkpoint) / OPTIMIZER)
-            optimizer, schedule = self._stateful()
-            optimizer.load_state_dict(states["optimizer"])
-            schedule.load_state_dict(states["schedule"])
-
-    def _stateful(self) -> tuple[Any, Any]:
-        assert self.optimizer is not None and self.lr_scheduler is not None
-        return self.optimizer, self.lr_scheduler
-
-    @override
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            file = RANDOM.format(rank=self.args.process_index)
-            checkpoints.restore_random_states(checkpoints.read_tree(Path(checkpoint) / file))
-
-    def restore(self, checkpoint: Path) -> None:
-        """Take the weights and times of a checkpoint, with which nothing is left to train."""
-        self._load_from_checkpoint(str(checkpoint))
+    def _mean_scale(self, steering: Steering) -> float:
+        name = next((name for name, p in self.trained.items() if p is steering.scales), None)
+        whole = steering.scales if name is None else self.weights([name])[name]
+        return whole.detach().mean().item()
 
     @property
-    def is_complete(self) -> bool:
-        """All steps are done, or patience ran out."""
-        exhausted = history.evaluations_since_best(self.state.log_history) >= self.arm.training.patience
-        return self.state.global_step >= self.arm.training.steps or exhausted
-
-    @torch.no_grad()
-    def load_trained(self, weights: dict[str, torch.Tensor]) -> None:
-        """Put trained weights into the model, all of them or none."""
-        assert weights.keys() == self.trained.keys(), "these weights are another model's"
-        for name, parameter in self.trained.items():
-            parameter.copy_(weights[name])
-
-
-def _arguments(training: Training, seed: int, workers: int) -> TrainingArguments:
-    cuda = torch.cuda.is_available()
-    if training.precision == "float16" and not cuda:
-        raise ValueError(
-            "training.precision: found 'float16', whose scaled loss needs a GPU; here use bfloat16"
-        )
-    every = training.eval_every
-    arguments = TrainingArguments(
-        output_dir=".",  # never written to: see `_get_output_dir`
-        seed=seed,
-        max_steps=training.steps,
-        lr_scheduler_type=SCHEDULES[training.schedule],
-        warmup_steps=training.warmup_steps,
-        max_grad_norm=training.clip,
-        bf16=training.precision == "bfloat16",
-        fp16=training.precision == "float16",
-        use_cpu=not cuda,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        # A divisor of `every`: a checkpoint never falls between two logs, whose running mean it would lose.
-        logging_steps=max(count for count in range(1, 26) if every % count == 0),
-        logging_nan_inf_filter=False,
-        dataloader_num_workers=workers,
-        dataloader_pin_memory=cuda,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    # Without a launcher the Trainer would spread over all GPUs by DataParallel; several are for torchrun.
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments
-
-
-# Training.schedule -> transformers' name of it; each after a linear warm-up.
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+    def stops(self) -> bool:
+        """The training ends before its time, for it was asked to."""
+        return self._stops or self.preemption.requested

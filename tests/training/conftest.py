@@ -16,6 +16,7 @@ import torch
 from steermoe import config
 from steermoe.config import ArmConfig
 from steermoe.data.shards import write_shards
+from steermoe.training import processes
 
 PRELOADED = [
     "mlflow",
@@ -25,6 +26,7 @@ PRELOADED = [
     "steermoe.models.lora",
     "steermoe.training.tracking",
     "steermoe.training.train",
+    "deepspeed",
 ]
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 WORDS = ("one", "two", "three", "four")
@@ -45,6 +47,38 @@ def forkserver() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+Together = Callable[..., list[int | None]]
+
+
+def _as_rank(environment: dict[str, str], target: Callable[..., None], arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    target(*arguments)
+
+
+@pytest.fixture
+def together(forkserver) -> Together:
+    """`together(processes, target, *arguments)` runs `target` in a group of processes; gives their exit codes."""
+
+    def run(count: int, target: Callable[..., None], *arguments: object) -> list[int | None]:
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        environments = [dict(processes.environment(rank, count, store.port)) for rank in range(count)]
+        for environment in environments:
+            del environment[processes.PARENT]  # the fork server is their parent
+        group = [forkserver.Process(target=_as_rank, args=(e, target, arguments)) for e in environments]
+        for process in group:
+            process.start()
+        try:
+            for process in group:
+                process.join(120)
+        finally:
+            for process in group:
+                process.kill()
+        return [process.exitcode for process in group]
+
+    return run
 
 
 def utterance(split: str, place: int) -> dict:

@@ -152,7 +152,7 @@ def test_patience_ends_a_training_and_the_best_is_kept(shards, quick_arm, tmp_pa
     folder = tmp_path / "tones"
     write_shards(dev.iter_rows(named=True), folder, "dev", rows_per_shard=16)
     shutil.copy(shards[0] / "train-00000.parquet", folder)
-    arm = quick_arm("linear", steps=60, warmup_steps=0, patience=2, schedule="constant")
+    arm = quick_arm("linear", steps=60, warmup_steps=0, patience=2, schedule="constant_with_warmup")
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="no further"):
         patched.setattr(SteerMoE, "save_pretrained", _fail)
         train(arm, [folder], tmp_path / "out", tmp_path)
@@ -162,7 +162,9 @@ def test_patience_ends_a_training_and_the_best_is_kept(shards, quick_arm, tmp_pa
     assert results["stopped_early"]
     assert results["steps"] == results["best_step"] + 2 * arm.training.eval_every < 60
 
-    again = quick_arm("linear", steps=results["best_step"], warmup_steps=0, patience=2, schedule="constant")
+    again = quick_arm(
+        "linear", steps=results["best_step"], warmup_steps=0, patience=2, schedule="constant_with_warmup"
+    )
     train(again, [folder], tmp_path / "short", tmp_path)
     best, last = (load_file(tmp_path / out / "adapter.safetensors") for out in ("out", "short"))
     for name, tensor in best.items():
@@ -170,7 +172,9 @@ def test_patience_ends_a_training_and_the_best_is_kept(shards, quick_arm, tmp_pa
 
 
 def test_a_training_that_diverges_says_so_and_writes_nothing(shards, quick_arm, tmp_path):
-    arm = quick_arm("linear", warmup_steps=0, schedule="constant", learning_rates={"projection": 1e30})
+    arm = quick_arm(
+        "linear", warmup_steps=0, schedule="constant_with_warmup", learning_rates={"projection": 1e30}
+    )
     with pytest.raises(DivergedError, match=r"diverged by step \d.*training\.learning_rates"):
         train(arm, shards, tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()

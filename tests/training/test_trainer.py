@@ -56,13 +56,19 @@ def recorded(arm, shards, run: Path) -> Recorder:
     return recorder
 
 
-def test_batches_run_over_epochs_and_processes_share_them_out():
+def test_batches_run_over_epochs_and_processes_share_each():
     seconds = [1.0, 2.0, 0.5, 1.5, 1.0, 3.0, 2.5]
     alone = list(StepBatches(seconds, 4.0, seed=3, steps=9, rank=0, world=1))
     epochs = [batch for epoch in range(9) for batch in bucketed_batches(seconds, 4.0, 3, epoch)]
     assert alone == epochs[:9]
-    ranks = [list(StepBatches(seconds, 4.0, seed=3, steps=4, rank=rank, world=2)) for rank in (0, 1)]
-    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == epochs[:8]
+    for world in (2, 3):
+        ranks = [
+            list(StepBatches(seconds, 4.0, seed=3, steps=9, rank=rank, world=world)) for rank in range(world)
+        ]
+        for whole, *parts in zip(alone, *ranks, strict=True):
+            assert all(parts)  # every process has something to run on
+            assert sorted(row for part in parts for row in part if row >= 0) == sorted(whole)
+            assert {~row for part in parts for row in part if row < 0} <= {whole[0]}
 
 
 def test_every_method_sees_the_same_batches_in_the_same_order(shards, quick_arm, tmp_path):
