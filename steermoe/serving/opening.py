@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
-    from steermoe.models.steermoe import SteerMoE
+    from steermoe.models.steermoe import LoadLlm, SteerMoE
 
 DEFAULT_MODEL = "pretrained/adapters/steermoe"
 SUFFIXES = set(".wav .flac .ogg .opus .oga .mp3 .m4a .mp4 .aif .aiff .webm .mkv .mka".split())
@@ -16,8 +16,8 @@ STANDARD_INPUT = "-"
 MAX_INPUT_BYTES = 2**32  # from standard input, which is kept in a file while it is read
 
 
-def open_model(source: str | None, device: str | None) -> "SteerMoE":
-    """A trained model on a device.
+def open_model(source: str | None, device: str | None, load: "LoadLlm | None" = None) -> "SteerMoE":
+    """A trained model on a device; `load` as `SteerMoE.from_pretrained` takes it.
 
     Raises:
         ValueError: there is none, it cannot be loaded, or there is no such device.
@@ -26,9 +26,10 @@ def open_model(source: str | None, device: str | None) -> "SteerMoE":
         raise ValueError(f"--model: none given, and no {DEFAULT_MODEL} here; give a folder, or a hub id")
     import torch
 
+    from steermoe.models.llm import load_llm
     from steermoe.models.steermoe import SteerMoE
 
-    model = SteerMoE.from_pretrained(source or DEFAULT_MODEL)
+    model = SteerMoE.from_pretrained(source or DEFAULT_MODEL, load=load or load_llm)
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(name)
