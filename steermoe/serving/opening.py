@@ -3,7 +3,8 @@
 import glob
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -70,18 +71,20 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
-def open_recording(path: Path) -> "Path | BinaryIO":
-    """A path as it is; for `-` a file with what standard input holds.
+@contextmanager
+def opened_recording(path: Path) -> "Iterator[Path | BinaryIO]":
+    """A path as it is; for `-` a file with what standard input holds, which is gone afterwards.
 
     Raises:
         ValueError: standard input has more than MAX_INPUT_BYTES.
     """
     if str(path) != STANDARD_INPUT:
-        return path
-    file = tempfile.TemporaryFile()  # libsndfile seeks, which a pipe cannot  # noqa: SIM115
-    while piece := sys.stdin.buffer.read(2**20):
-        file.write(piece)
-        if file.tell() > MAX_INPUT_BYTES:
-            raise ValueError(f"standard input: more than {MAX_INPUT_BYTES >> 30} GiB; give a file")
-    file.seek(0)
-    return file
+        yield path
+        return
+    with tempfile.TemporaryFile() as file:  # libsndfile seeks, which a pipe cannot
+        while piece := sys.stdin.buffer.read(2**20):
+            file.write(piece)
+            if file.tell() > MAX_INPUT_BYTES:
+                raise ValueError(f"standard input: more than {MAX_INPUT_BYTES} bytes; give a file")
+        file.seek(0)
+        yield file
