@@ -138,7 +138,7 @@ def conversation(
         if prompts.system is not None and turns[0].role != "system":
             rendered.insert(0, {"role": "system", "content": prompts.system})
         written = _chat(tokenizer, rendered, tools, answering=True)
-    pieces = written.split(PLACE)
+    pieces: list[str] = str(written).split(PLACE)
     if len(pieces) != 1 + sum(turn.recordings for turn in turns):
         raise ValueError(
             f"messages: the chat template changes or drops the user's text, or a text has {PLACE!r} in it"

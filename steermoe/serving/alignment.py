@@ -58,11 +58,12 @@ def merged(before: list[Word], behind: list[Word], middle: float) -> tuple[list[
     second = [_plain(behind[place]) for place in head]
     match = SequenceMatcher(None, first, second, autojunk=False).find_longest_match()
     if match.size:
-        return before[: tail[match.a] + match.size], behind[head[match.b] + match.size :]
-    return (
-        [word for word in before if word.start + word.end < 2 * middle],
-        [word for word in behind if word.start + word.end >= 2 * middle],
-    )
+        before, behind = before[: tail[match.a] + match.size], behind[head[match.b] + match.size :]
+    else:
+        before = [word for word in before if word.start + word.end < 2 * middle]
+        behind = [word for word in behind if word.start + word.end >= 2 * middle]
+    edge = before[-1].end if before else 0.0  # both are estimates: they may not go back in time
+    return before, [Word(word.word, max(word.start, edge), max(word.end, edge)) for word in behind]
 
 
 def _plain(word: Word) -> str:

@@ -124,9 +124,16 @@ class Engine:
     Args:
         model: encoder, steering and bridge are used; its LLM too, if nobody else continues.
         goes_on: writes the answers; default: the model's LLM.
+
+    Raises:
+        ValueError: the adapter has a part in the LLM, and somebody else writes.
     """
 
     def __init__(self, model: SteerMoE, goes_on: Continue | None = None) -> None:
+        if goes_on is not None and model.config.llm_lora is not None:
+            raise ValueError(
+                "the adapter has LoRA in the LLM, which an LLM that runs elsewhere does not have"
+            )
         self.model = model
         self._continue = goes_on or self._here
         encoder = model.encoder

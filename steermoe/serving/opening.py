@@ -3,12 +3,13 @@
 import glob
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
-    from steermoe.models.steermoe import SteerMoE
+    from steermoe.models.steermoe import LoadLlm, SteerMoE
 
 DEFAULT_MODEL = "pretrained/adapters/steermoe"
 SUFFIXES = set(".wav .flac .ogg .opus .oga .mp3 .m4a .mp4 .aif .aiff .webm .mkv .mka".split())
@@ -16,8 +17,8 @@ STANDARD_INPUT = "-"
 MAX_INPUT_BYTES = 2**32  # from standard input, which is kept in a file while it is read
 
 
-def open_model(source: str | None, device: str | None) -> "SteerMoE":
-    """A trained model on a device.
+def open_model(source: str | None, device: str | None, load: "LoadLlm | None" = None) -> "SteerMoE":
+    """A trained model on a device; `load` as `SteerMoE.from_pretrained` takes it.
 
     Raises:
         ValueError: there is none, it cannot be loaded, or there is no such device.
@@ -26,9 +27,10 @@ def open_model(source: str | None, device: str | None) -> "SteerMoE":
         raise ValueError(f"--model: none given, and no {DEFAULT_MODEL} here; give a folder, or a hub id")
     import torch
 
+    from steermoe.models.llm import load_llm
     from steermoe.models.steermoe import SteerMoE
 
-    model = SteerMoE.from_pretrained(source or DEFAULT_MODEL)
+    model = SteerMoE.from_pretrained(source or DEFAULT_MODEL, load=load or load_llm)
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(name)
@@ -69,18 +71,20 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
-def open_recording(path: Path) -> "Path | BinaryIO":
-    """A path as it is; for `-` a file with what standard input holds.
+@contextmanager
+def opened_recording(path: Path) -> "Iterator[Path | BinaryIO]":
+    """A path as it is; for `-` a file with what standard input holds, which is gone afterwards.
 
     Raises:
         ValueError: standard input has more than MAX_INPUT_BYTES.
     """
     if str(path) != STANDARD_INPUT:
-        return path
-    file = tempfile.TemporaryFile()  # libsndfile seeks, which a pipe cannot  # noqa: SIM115
-    while piece := sys.stdin.buffer.read(2**20):
-        file.write(piece)
-        if file.tell() > MAX_INPUT_BYTES:
-            raise ValueError(f"standard input: more than {MAX_INPUT_BYTES >> 30} GiB; give a file")
-    file.seek(0)
-    return file
+        yield path
+        return
+    with tempfile.TemporaryFile() as file:  # libsndfile seeks, which a pipe cannot
+        while piece := sys.stdin.buffer.read(2**20):
+            file.write(piece)
+            if file.tell() > MAX_INPUT_BYTES:
+                raise ValueError(f"standard input: more than {MAX_INPUT_BYTES} bytes; give a file")
+        file.seek(0)
+        yield file

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -21,8 +21,9 @@ from steermoe.serving.engine import Answered, Question
 from steermoe.serving.gate import Gate
 from steermoe.serving.request_error import RequestError
 from steermoe.serving.schema import Chat
-from steermoe.serving.service import Dictation, Service, Written, pieces
-from steermoe.serving.transcript import Transcript, render
+from steermoe.serving.service import Service, Written, pieces
+from steermoe.serving.transcript import Transcript
+from steermoe.serving.transcription import Wanted
 
 Result = TypeVar("Result")
 FORM_FIELDS = 32
@@ -65,13 +66,14 @@ def create_app(service: Service) -> FastAPI:
 
         if wanted.stream:
             return await _stream(pieces(work), _delta, wanted.done)
-        return wanted.response(await _unless_gone(request, work()))
+        content, kind = wanted.content(await _unless_gone(request, work()))
+        return Response(content, media_type=kind)
 
     @app.post("/v1/chat/completions")
     async def completions(request: Request) -> Response:
         """The answer to a question about a recording; OpenAI's body in JSON."""
         chat = Chat.read(await request.body())
-        _known(service, chat.model)
+        service.check_name(chat.model)
         turns, data = chat.turns(), chat.audio()
         tools = tuple(chat.tools) if chat.tools is not None and chat.tool_choice != "none" else None
         generation, seed = chat.generation(service.limits)
@@ -126,82 +128,12 @@ def _watch(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}")
     async def one(name: str) -> dict[str, Any]:
         """The model that is served, if it is the one that is asked for."""
-        _known(service, name)
+        service.check_name(name)
         return model
-
-
-class Wanted:
-    """What a transcription's form asks for.
-
-    Raises:
-        RequestError: a field that is illegal, or that has no effect here.
-    """
-
-    def __init__(self, service: Service, fields: dict[str, str], granularities: tuple[str, ...]) -> None:
-        _known(service, fields.get("model"))
-        self._service = service
-        self.format = schema.one_of(fields.get("response_format"), "response_format", schema.FORMATS, "json")
-        self.stream = schema.truth(fields.get("stream"), "stream")
-        temperature = schema.number(fields.get("temperature"), "temperature", 1.0)
-        if self.stream and self.format not in ("json", "text"):
-            raise RequestError(
-                400,
-                f"stream: response_format {self.format} has no pieces; take json, or do not stream",
-                "stream",
-            )
-        language = fields.get("language")
-        if language and language != service.language:
-            raise RequestError(
-                400, f"language: found {language!r}; {service.name} is for "
-                f"{service.language or 'what it was trained on, which it does not know'}: leave it out", "language",
-            )  # fmt: skip
-        name = "timestamp_granularities[]"
-        self.granularities = {
-            schema.one_of(each, name, schema.GRANULARITIES, "segment") for each in granularities
-        }
-        if granularities and self.format != "verbose_json":
-            raise RequestError(400, f"{name}: needs response_format verbose_json", name)
-        context = fields.get("prompt") or None
-        if context is not None and len(context) > service.limits.max_text:
-            raise RequestError(400, f"prompt: more than {service.limits.max_text} characters", "prompt")
-        self.how = Dictation(
-            schema.generation(service.limits.max_tokens, temperature), context,
-            words="word" in self.granularities, scored=self.format == "verbose_json",
-        )  # fmt: skip
-
-    def response(self, transcript: Transcript) -> Response:
-        """The transcript in the format that was asked for."""
-        usage = {"type": "duration", "seconds": transcript.seconds}
-        if self.format == "json":
-            return JSONResponse({"text": transcript.text, "usage": usage})
-        content = render(transcript, self.format)
-        if self.format != "verbose_json":
-            return PlainTextResponse(content)
-        verbose = json.loads(content)
-        words = [word for segment in verbose["segments"] for word in segment.pop("words")]
-        if self.how.words:
-            verbose["words"] = words
-        if self.granularities == {"word"}:
-            del verbose["segments"]
-        language = self._service.language or "und"  # ISO 639-2: undetermined
-        return JSONResponse({**verbose, "language": language, "usage": usage})
-
-    def done(self, transcript: Transcript) -> list[Any]:
-        """The last events of a stream."""
-        return [{"type": "transcript.text.done", "text": transcript.text}]
 
 
 def _delta(piece: str) -> dict[str, Any]:
     return {"type": "transcript.text.delta", "delta": piece}
-
-
-def _known(service: Service, model: str | None) -> None:
-    """Raises RequestError where another model is asked for."""
-    if model != service.name:
-        found = "missing" if not model else f"found {model!r}"
-        raise RequestError(
-            404, f"model: {found}; this server has {service.name!r}", "model", "model_not_found"
-        )
 
 
 async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:

@@ -82,6 +82,14 @@ class Service:
             threads.shutdown(cancel_futures=True)
         self._decoder.close()
 
+    def check_name(self, model: str | None) -> None:
+        """Raises RequestError where another model is asked for."""
+        if model != self.name:
+            found = f"found {model!r}" if model else "missing"
+            raise RequestError(
+                404, f"model: {found}; this server has {self.name!r}", "model", "model_not_found"
+            )
+
     async def decode(self, data: bytes, param: str) -> np.ndarray:
         """The waveform of a file.
 

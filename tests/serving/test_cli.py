@@ -65,7 +65,16 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], [], ["--version"], ["params", "--help"], ["plan", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        [],
+        ["--version"],
+        ["params", "--help"],
+        ["plan", "--help"],
+        ["transcribe", "--help"],
+        ["stream", "--help"],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = f"import sys; from steermoe.serving.cli import main; assert main({arguments}) == 0; print(*sys.modules)"

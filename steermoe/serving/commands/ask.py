@@ -53,7 +53,8 @@ def main(
     asked = prompt if prompt is not None else _prompt(opened.config.prompts, task, question)
     from steermoe.audio import waveform
 
-    samples = waveform.load(opening.open_recording(Path(recording)))
+    with opening.opened_recording(Path(recording)) as source:
+        samples = waveform.load(source)
     answer = opened.ask(samples, tools=functions, prompt=asked)
     if functions is None and not as_json:
         print(answer.text)

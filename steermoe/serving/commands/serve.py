@@ -7,19 +7,14 @@ from typing import Annotated
 
 import typer
 
+from steermoe.serving.options import Device, Model
+
 LLM_KEY = "STEERMOE_LLM_API_KEY"
 
 
 def main(
-    model: Annotated[
-        str, typer.Option(help="a trained adapter: a folder, or a hub id")
-    ] = "pretrained/adapters/steermoe",
-    encoder: Annotated[
-        str | None, typer.Option(help="where the encoder is, if not where it was: a folder, or a hub id")
-    ] = None,
-    llm: Annotated[
-        str | None, typer.Option(help="where the LLM is, if not where it was: a folder, or a hub id")
-    ] = None,
+    model: Model = None,
+    device: Device = None,
     name: Annotated[
         str | None, typer.Option(help="what requests call the model; default: the adapter's last name")
     ] = None,
@@ -71,11 +66,9 @@ def main(
         raise ValueError("--llm-model: has no effect without --llm-url")
     key, made_up = api_key(host, api_key_file)
 
-    import torch
-
-    from steermoe.models.steermoe import SteerMoE
     from steermoe.serving.engine import Engine
     from steermoe.serving.limits import Limits
+    from steermoe.serving.opening import DEFAULT_MODEL, open_model
     from steermoe.serving.server import Server
     from steermoe.serving.service import Service
 
@@ -83,22 +76,16 @@ def main(
         max_bytes=int(max_mb * 2**20), max_seconds=max_seconds, max_tokens=max_tokens, requests=concurrency,
         queue=queue, batch_rows=batch_rows, batch_seconds=batch_seconds, drain_seconds=drain_seconds,
     )  # fmt: skip
-    goes_on = None
     if llm_url is None:
-        loaded = SteerMoE.from_pretrained(model, encoder, llm)
+        engine = Engine(open_model(model, device))
     else:
         from steermoe.serving.remote import RemoteLlm, load_embeddings
 
-        loaded = SteerMoE.from_pretrained(model, encoder, llm, load_embeddings)
-        if loaded.config.llm_lora is not None:
-            raise ValueError(
-                f"--llm-url: {model} has adapters in the LLM, which a server elsewhere does not have"
-            )
+        loaded = open_model(model, device, load_embeddings)
         stops = loaded.llm.generation_config.eos_token_id
-        goes_on = RemoteLlm(llm_url, llm_model, stops, os.environ.get(LLM_KEY))
-    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-    called = name or Path(model).name
-    service = Service(Engine(loaded, goes_on), limits, called, language)
+        engine = Engine(loaded, RemoteLlm(llm_url, llm_model, stops, os.environ.get(LLM_KEY)))
+    called = name or Path(model or DEFAULT_MODEL).name
+    service = Service(engine, limits, called, language)
 
     def announce(address: str) -> None:
         said = [f"steermoe: serving {called} at {address}/v1"]

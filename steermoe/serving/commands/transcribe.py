@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -81,10 +81,9 @@ def main(
     recognizer = Recognizer(
         opening.open_model(model, device), prompt=prompt, context=context, words=words, silence=silence
     )
-    opened = (opening.open_recording(path) for _, path in found)
     bad = 0
     with _progress(found) as progress:
-        for place, transcript in recognizer.recordings(opened, progress):
+        for place, transcript in recognizer.recordings(_opened(found), progress):
             name, path = found[place]
             if isinstance(transcript, Exception):
                 bad += 1
@@ -99,6 +98,15 @@ def main(
     if bad:
         print(f"steermoe: {bad} of {len(found)} recordings could not be transcribed", file=sys.stderr)
         raise typer.Exit(BAD)
+
+
+def _opened(found: Sequence[tuple[str, Path]]) -> "Iterator[Path | BinaryIO]":
+    """The recordings one by one; each is closed when the next is wanted."""
+    from steermoe.serving import opening
+
+    for _, path in found:
+        with opening.opened_recording(path) as recording:
+            yield recording
 
 
 def _files(found: Sequence[tuple[str, Path]], out: Path, suffix: str) -> list[Path]:

@@ -44,7 +44,7 @@ class Running:
     def connect(self, key: str | None) -> openai.OpenAI:
         client = openai.OpenAI(
             base_url=f"{self.address}/v1", api_key=key or "none", max_retries=0, timeout=60,
-            http_client=httpx.Client(trust_env=False, timeout=60),
+            http_client=openai.DefaultHttpxClient(trust_env=False),
         )  # fmt: skip
         self._clients.append(client)
         return client
@@ -97,8 +97,7 @@ def adapter() -> Path:
 
 @pytest.fixture(scope="session")
 def model(adapter: Path) -> SteerMoE:
-    frozen = {part: ROOT / "pretrained" / part for part in ("encoder", "llm")}
-    return SteerMoE.from_pretrained(adapter, **frozen)
+    return SteerMoE.from_pretrained(adapter)
 
 
 @pytest.fixture(scope="session")

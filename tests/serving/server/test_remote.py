@@ -35,7 +35,7 @@ LLM, KEY = "mini-llm", "key-of-the-llm"
 
 def vllm(requests: list[dict[str, Any]]) -> FastAPI:
     """`vllm serve pretrained/llm --served-model-name mini-llm --enable-prompt-embeds --api-key ...`."""
-    llm = AutoModelForCausalLM.from_pretrained(ROOT / "pretrained/llm", dtype=torch.float32)
+    llm: Any = AutoModelForCausalLM.from_pretrained(ROOT / "pretrained/llm", dtype=torch.float32)
     app = FastAPI()
 
     def refused(request: Request) -> bool:
