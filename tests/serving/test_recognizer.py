@@ -92,7 +92,8 @@ def test_bad_ones_among_good_ones(mini: Any, talk: np.ndarray, tmp_path: Path, t
     ]
     found = dict(Recognizer(mini, words=True).recordings(given))
     assert sorted(found) == list(range(6))
-    assert found[0] == transcript and found[4].text == transcript.text
+    assert found[0] == transcript
+    assert isinstance(found[4], Transcript) and found[4].text == transcript.text
     assert isinstance(found[1], FileNotFoundError)
     assert all(isinstance(found[n], AudioError) for n in (2, 3, 5)), found
     assert "expected floats (n,), n >= 1" in str(found[5])
@@ -102,6 +103,7 @@ def test_batches_do_not_matter(mini: Any, talk: np.ndarray, transcript: Transcri
     """A pool of a few seconds gives what a large one does."""
     recognizer = Recognizer(mini, words=True, batch_seconds=4.0)
     for _, found in recognizer.recordings([talk, talk]):
+        assert isinstance(found, Transcript)
         for segment, whole in zip(found.segments, transcript.segments, strict=True):
             assert replace(segment, confidence=None) == replace(whole, confidence=None)
             assert segment.confidence == pytest.approx(whole.confidence, abs=1e-3)  # padding rounds otherwise
