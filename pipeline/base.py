@@ -19,7 +19,9 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
 
     settings = config.load(params)
     users = {"": (settings.encoder, settings.llm)}
-    users |= {f"arms/{name}": (settings.arm(name).encoder, settings.arm(name).llm) for name in settings.compare}
+    users |= {
+        f"arms/{name}": (settings.arm(name).encoder, settings.arm(name).llm) for name in settings.compare
+    }
     sections = {
         (section.path, section.revision): (section, setting)
         for models in users.values()

@@ -40,5 +40,7 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
         if system is None:
             continue
         rows = test.filter(pl.col("task") == "transcribe") if name == "encoder" else test
+        if rows.is_empty():  # nothing of it is to be transcribed
+            continue
         predictions = measure(system, rows, evaluation, seed)
         results.write_result(out / name, predictions, summarise(predictions, evaluation))

@@ -5,7 +5,9 @@ from pathlib import Path
 from pipeline.options import BaseModels, Inputs, Out, Params, Shards
 
 
-def main(out: Out, inputs: Inputs, base: BaseModels, shards: Shards, params: Params = Path("params.yaml")) -> None:
+def main(
+    out: Out, inputs: Inputs, base: BaseModels, shards: Shards, params: Params = Path("params.yaml")
+) -> None:
     """Write the resolved configuration of every arm into OUT, and the hashes of what it reads into INPUTS."""
     import json
 
@@ -31,6 +33,9 @@ def main(out: Out, inputs: Inputs, base: BaseModels, shards: Shards, params: Par
             use: {corpus: {split: read(corpus, split) for split in named} for corpus, named in splits.items()}
             for use, splits in (("train", arm.train_splits), ("dev", arm.dev_splits))
         }
-        models = {part: json.loads((base / "arms" / name / f"{part}.json").read_text()) for part in ("encoder", "llm")}
+        models = {
+            part: json.loads((base / "arms" / name / f"{part}.json").read_text())
+            for part in ("encoder", "llm")
+        }
         write_text(out / f"{name}.json", arm.to_json())
         write_text(inputs / f"{name}.json", json.dumps(models | used, indent=1) + "\n")

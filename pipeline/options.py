@@ -15,7 +15,9 @@ ArmFile = Annotated[Path, typer.Option(help="resolved arm, as `configure` writes
 BaseModels = Annotated[Path, typer.Option(help="folder of what the frozen models are, as `base` writes it")]
 Inputs = Annotated[Path, typer.Option(help="folder of what each arm reads, with hashes; replaced as a whole")]
 Compared = Annotated[str | None, typer.Option(help="arms to put in force, with commas; default: as they are")]
-Chosen = Annotated[str | None, typer.Option(help="corpora to put in force, with commas; default: what the arms need")]
+Chosen = Annotated[
+    str | None, typer.Option(help="corpora to put in force, with commas; default: what the arms need")
+]
 Reference = Annotated[str | None, typer.Option(help="arm that p-values are against; default: as it is")]
 Evaluations = Annotated[Path, typer.Option(help="folder of evaluations")]
 History = Annotated[Path, typer.Option(help="learning curve, or the folder of all arms' curves")]

@@ -71,7 +71,11 @@ def main_table(comparison: Comparison, newline: str) -> tuple[Lines, list[Lines]
     """
     tasks = dict.fromkeys(["transcribe", *(place.task for place in comparison.sets if place.task)])
     places = [place for task in tasks for place in comparison.sets_of(task)]
-    header = ["system", "trainable parameters", *(f"{place.title} {measure(comparison, place)}" for place in places)]
+    header = [
+        "system",
+        "trainable parameters",
+        *(f"{place.title} {measure(comparison, place)}" for place in places),
+    ]
     header += ["s / step", "RTF"]
     lines = []
     for row in comparison.rows:

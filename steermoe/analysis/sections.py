@@ -43,7 +43,13 @@ def seed_noise(comparison: Comparison, configs: Mapping[str, ArmConfig]) -> Line
             if len(cells) > 1:
                 values = [cell.value for cell in cells]
                 texts = ", ".join(f"{cell.system} {percent(cell.value)}" for cell in cells)
-                lines.append([texts, f"{place.title} {METRICS[metric].title}", f"{100 * (max(values) - min(values)):.1f}"])
+                lines.append(
+                    [
+                        texts,
+                        f"{place.title} {METRICS[metric].title}",
+                        f"{100 * (max(values) - min(values)):.1f}",
+                    ]
+                )
     if not lines:
         return []
     header = ["arms that differ in their seed alone", "set", "spread (points)"]

@@ -31,6 +31,7 @@ from steermoe.config.loading import Config, load
 from steermoe.config.lock import Locked, lock_file, lock_text, read_lock
 from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.problems import ConfigError
+from steermoe.config.profile import Rehearsal
 from steermoe.config.sections import (
     Encoder,
     Evaluation,
@@ -38,7 +39,6 @@ from steermoe.config.sections import (
     Training,
     of_the_hub,
 )
-from steermoe.config.profile import Rehearsal
 from steermoe.config.switching import preview, put_in_force, switch_profile
 
 __all__ = [

@@ -117,7 +117,13 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
     sized = {name: getattr(profile, name) for name in ("preprocessing", "training", "published", "rehearsal")}
     models = {name: pinned(getattr(profile, name), lock) for name in ("encoder", "llm")}
     return Config(
-        corpora=corpora, arms=resolved, generation=generation, evaluation=evaluation, **shared, **sized, **models
+        corpora=corpora,
+        arms=resolved,
+        generation=generation,
+        evaluation=evaluation,
+        **shared,
+        **sized,
+        **models,
     )
 
 
@@ -150,9 +156,7 @@ def _overridden(
     found = []
     for name, kind in OVERRIDDEN.items():
         try:
-            found.append(
-                kind.model_validate_json(json.dumps(merged[name], default=str), context=merged)
-            )
+            found.append(kind.model_validate_json(json.dumps(merged[name], default=str), context=merged))
         except ValidationError as error:
             pairs = located(error, kind.model_json_schema())
             raise ConfigError([f"{file}: overrides.{name}.{path}{line}" for path, line in pairs]) from error
@@ -203,7 +207,11 @@ def profile_file(params: Path, values: dict[str, Any]) -> Path:
 
 
 def _section(
-    kind: type[Model], values: dict[str, Any], file: str, lines: list[str], context: dict[str, Any] | None = None
+    kind: type[Model],
+    values: dict[str, Any],
+    file: str,
+    lines: list[str],
+    context: dict[str, Any] | None = None,
 ) -> Model | None:
     try:
         return kind.model_validate_json(json.dumps(values, default=str), context=context or values)
@@ -219,7 +227,9 @@ def _corpora_differ(params: Path, values: dict[str, Any], sizes: dict[str, Any])
         return []
     if named == [name for name in there if name in named]:
         return []
-    legal = f"[{', '.join(map(str, there))}], those of configs/{values['profile']}.yaml in their order, or some"
+    legal = (
+        f"[{', '.join(map(str, there))}], those of configs/{values['profile']}.yaml in their order, or some"
+    )
     return [f"{problem(f'{params}: corpora', named, legal)}; run `make profile PROFILE={values['profile']}`"]
 
 

@@ -65,7 +65,9 @@ class Profile(Section):
     @field_validator("selection")
     @classmethod
     def _selects_what_there_is(cls, section: Selection, info: ValidationInfo) -> Selection:
-        for use, found, legal in unserved(section, info.data["corpora"].named() if "corpora" in info.data else None):
+        for use, found, legal in unserved(
+            section, info.data["corpora"].named() if "corpora" in info.data else None
+        ):
             raise illegal(legal, found={use: found})
         return section
 
@@ -120,7 +122,9 @@ def unserved(
                 yield from ((use, f"{corpus}: {split}", legal) for split in splits if split not in legal)
 
 
-def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any], in_force: list[str]) -> dict[str, Any]:
+def overridden(
+    values: Mapping[str, Any], overrides: Mapping[str, Any], in_force: list[str]
+) -> dict[str, Any]:
     """The values of params.yaml as a profile has them; normalisers only of the corpora in force."""
     merged = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
     for path, value in overrides.items():

@@ -41,7 +41,9 @@ def _pins(revision: str | None, info: ValidationInfo) -> str | None:
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Revision = Annotated[
-    Commit | None, Field(description="null, or a commit of the hub, 40 hexadecimal digits"), AfterValidator(_pins)
+    Commit | None,
+    Field(description="null, or a commit of the hub, 40 hexadecimal digits"),
+    AfterValidator(_pins),
 ]
 
 

@@ -51,7 +51,9 @@ def evaluate(
     longest = model.encoder.max_seconds
     cut = 0 if longest is None else frame.filter(pl.col("seconds") > longest).height
     if cut:
-        system = replace(system, decoding=f"{system.decoding}; of {cut} utterances the first {longest:g} s are heard")
+        system = replace(
+            system, decoding=f"{system.decoding}; of {cut} utterances the first {longest:g} s are heard"
+        )
     return measure(system, frame, settings, seed, audio=tuple(AUDIO))
 
 

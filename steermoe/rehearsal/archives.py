@@ -34,7 +34,9 @@ class Speech:
         self.engine = synthesis.Synthesizer()
         self._texts: dict[str, Iterator[str]] = {}
 
-    def utterances(self, language: str, split: str, settings: Corpus) -> Iterator[tuple[int, str, np.ndarray]]:
+    def utterances(
+        self, language: str, split: str, settings: Corpus
+    ) -> Iterator[tuple[int, str, np.ndarray]]:
         """Number, text and waveform (N,) at 16 kHz of each utterance of a split."""
         texts = self._texts.setdefault(language, sentences(language, self.rehearsal.seed))
         count = self.rehearsal.train if split in settings.train else self.rehearsal.others
@@ -69,7 +71,9 @@ def aishell2(settings: Aishell2, speech: Speech, out: Path) -> None:
     channels = {"ios": "iOS", "android": "Android", "mic": "Mic"}
     for split in settings.used:
         channel, _, part = split.partition("-")
-        folder = out / ("iOS/data" if split == "train" else f"AISHELL-DEV-TEST-SET/{channels[channel]}/{part}")
+        folder = out / (
+            "iOS/data" if split == "train" else f"AISHELL-DEV-TEST-SET/{channels[channel]}/{part}"
+        )
         texts, paths = [], []
         for number, text, samples in speech.utterances("cmn", split, settings):
             speaker = f"{'C' if split == 'train' else 'D'}{number % 2:04d}"

@@ -87,7 +87,9 @@ def test_part_of_the_corpora(edit: Edit, problems: Problems, params: Path) -> No
     assert "params.yaml: corpora: none in force has a split in `dev`, for arm linear" in problems()
 
 
-def test_values_of_a_profile_stand_above_those_of_params(edit: Edit, problems: Problems, params: Path) -> None:
+def test_values_of_a_profile_stand_above_those_of_params(
+    edit: Edit, problems: Problems, params: Path
+) -> None:
     edit({"mini:overrides": {"generation.max_new_tokens": 7, "evaluation.normalizers": {"digits": "none"}}})
     loaded = config.load(params)
     assert loaded.generation.max_new_tokens == 7 and loaded.evaluation.normalizers == {"digits": "none"}
@@ -128,11 +130,11 @@ def test_values_of_a_profile_stand_above_those_of_params(edit: Edit, problems: P
         ),
         (
             {"mini:llm.revision": "main"},
-            'configs/mini.yaml: llm.revision: found "main"; legal: null, or a commit of the hub, 40 hexadecimal digits',
+            'configs/mini.yaml: llm.revision: found "main"; legal: null, or a commit of the hub, 40 hexadecimal',
         ),
         (
             {"mini:llm.path": "./pretrained/llm", "mini:llm.revision": COMMIT},
-            f'configs/mini.yaml: llm.revision: found "{COMMIT}"; legal: null, as \'./pretrained/llm\' is a folder',
+            f"configs/mini.yaml: llm.revision: found \"{COMMIT}\"; legal: null, as './pretrained/llm' is a folder",
         ),
     ],
 )
@@ -148,7 +150,9 @@ def test_an_arm_that_selects_what_its_profile_lacks(edit: Edit, problems: Proble
     edit({"mini:arms": {"other": arm}})
     assert "other" not in config.load(params).arms
     edit({"compare": ["other", "linear"]})
-    assert problems() == ['params.yaml: compare: arm other: selection.train: found "synthetic: trian"; legal: train']
+    assert problems() == [
+        'params.yaml: compare: arm other: selection.train: found "synthetic: trian"; legal: train'
+    ]
 
 
 def test_the_lock_pins_what_a_profile_leaves_open(edit: Edit, params: Path) -> None:

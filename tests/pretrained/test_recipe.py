@@ -36,7 +36,9 @@ def test_encoder_recipe(tiny: Path, tmp_path: Path) -> None:
     synthesize.main(tiny, tmp_path / "speech")
     train_encoder.main(tiny, tmp_path / "speech", tmp_path / "encoder")
     path = str(tmp_path / "encoder")
-    encoder = load_encoder(Encoder(name="whisper", path=path, revision=None, dtype="float32", window="unpadded"))
+    encoder = load_encoder(
+        Encoder(name="whisper", path=path, revision=None, dtype="float32", window="unpadded")
+    )
     assert (encoder.width, encoder.features.channels, len(encoder.layers)) == (16, 80, 1)
     units = json.loads((tmp_path / "encoder" / "ctc_units.json").read_text())
     with safe_open(tmp_path / "encoder" / "ctc_head.safetensors", "pt") as head:
@@ -86,7 +88,9 @@ def test_shipped_weights_are_small_safetensors() -> None:
 
 
 def test_shipped_llm_answers_held_out_text() -> None:
-    llm, tokenizer = load_llm(Llm(path=str(SHIPPED / "llm"), revision=None, dtype="float32", quantization="none"))
+    llm, tokenizer = load_llm(
+        Llm(path=str(SHIPPED / "llm"), revision=None, dtype="float32", quantization="none")
+    )
     items = [json.loads(line) for line in (SHIPPED / "llm" / "text_tasks.jsonl").read_text().splitlines()]
     for task, least in (("repeat", 0.9), ("question", 0.85), ("arithmetic", 0.85)):
         chosen = [item for item in items if item["task"] == task][:40]

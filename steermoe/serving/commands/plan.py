@@ -21,21 +21,29 @@ Mode = Literal["plain", "zero2", "zero2-offload", "zero3", "zero3-offload"]
 
 def main(
     hours: Annotated[
-        float | None, typer.Option(help="hours of audio that are trained on; default: as the profile says", min=0.001)
+        float | None,
+        typer.Option(help="hours of audio that are trained on; default: as the profile says", min=0.001),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="passes over them; goes with --hours", min=0.001)] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="passes over them; goes with --hours", min=0.001)
+    ] = None,
     mean_seconds: Annotated[
-        float | None, typer.Option(help="mean length of a clip, with --hours; default: 12.69, LibriSpeech's", min=0.1)
+        float | None,
+        typer.Option(help="mean length of a clip, with --hours; default: 12.69, LibriSpeech's", min=0.1),
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="estimate the arms of a profile; default: the one in force")
     ] = None,
-    arm: Annotated[str | None, typer.Option(help="arm; default: those in force, with --hours the first")] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="arm; default: those in force, with --hours the first")
+    ] = None,
     encoder: EncoderName = None,
     llm: LlmName = None,
     gpu: Annotated[Device, typer.Option(help="device; cpu: the one at hand, measured")] = "h200",
     gpus: Annotated[int, typer.Option(help="how many of them", min=1)] = 1,
-    memory: Annotated[float | None, typer.Option(help="GB that a device has; default: the device's", min=0.1)] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="GB that a device has; default: the device's", min=0.1)
+    ] = None,
     mode: Annotated[Mode, typer.Option(help="plain, or a mode of DeepSpeed")] = "plain",
     batch_seconds: Annotated[
         float | None, typer.Option(help="audio seconds a batch and device; default: the arm's", min=0.1)
@@ -66,13 +74,17 @@ def main(
         raise ValueError(f"--disk: found {str(disk)!r}; legal: a place that is there")
     if (hours is None) != (epochs is None):
         lacking = "--hours" if hours is None else "--epochs"
-        raise ValueError(f"Missing option '{lacking}' (see `steermoe plan --help`): --hours and --epochs go together")
+        raise ValueError(
+            f"Missing option '{lacking}' (see `steermoe plan --help`): --hours and --epochs go together"
+        )
     device = _device(gpu, memory)
     free = shutil.disk_usage(disk).free
     if hours is None or epochs is None:
         without = {"--encoder": encoder, "--llm": llm, "--mean-seconds": mean_seconds}
         if given := [name for name, value in without.items() if value is not None]:
-            raise ValueError(f"{given[0]}: without effect but with --hours; leave it out, or give --hours and --epochs")
+            raise ValueError(
+                f"{given[0]}: without effect but with --hours; leave it out, or give --hours and --epochs"
+            )
         return _profile(params, profile, arm, device, gpus, mode, batch_seconds, free, as_json)
     if profile is not None:
         raise ValueError("--profile: without effect with --hours; leave one of them out")

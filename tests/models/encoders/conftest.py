@@ -181,7 +181,13 @@ def section(
             if name == "firered":
                 convert(save_firered(folder.with_name(f"{folder.name}-source")), folder)
             folders[checkpoint] = folder
-        values = {"name": name, "path": str(folders[checkpoint]), "revision": None, "dtype": dtype, "window": window}
+        values = {
+            "name": name,
+            "path": str(folders[checkpoint]),
+            "revision": None,
+            "dtype": dtype,
+            "window": window,
+        }
         return Encoder.model_validate(values)
 
     return make

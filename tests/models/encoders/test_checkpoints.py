@@ -75,7 +75,9 @@ WHOLE: dict[str, Callable[[Path], torch.nn.Module]] = {
 
 
 def section(name: str, folder: Path) -> config.Encoder:
-    return config.Encoder(name=name.split()[0], path=str(folder), revision=None, dtype="float32", window="unpadded")
+    return config.Encoder(
+        name=name.split()[0], path=str(folder), revision=None, dtype="float32", window="unpadded"
+    )
 
 
 @torch.no_grad()
