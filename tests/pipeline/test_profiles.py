@@ -126,7 +126,6 @@ def test_the_rehearsal_of_the_paper_runs_from_end_to_end(project: Path) -> None:
         assert found.keys() == set(CORPORA)
         assert "wer" in found["librispeech"]["test-clean"]
         assert found["aishell2"]["ios-test"].keys() >= {"cer"}
-        assert "wer" not in found["aishell2"]["ios-test"]
         assert "accuracy" in found["clothoaqa"]["test"]
     report = (project / "reports/paper-dry/comparison/report.md").read_text()
     for text in ("aishell2 ios-test CER", "librispeech test-clean WER", "clothoaqa test accuracy"):
