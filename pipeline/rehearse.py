@@ -6,9 +6,10 @@ from pipeline.options import Out, Params
 
 
 def main(out: Out, params: Params = Path("params.yaml")) -> None:
-    """Write tiny models and small archives into OUT; of any other profile, a note that there is nothing to make."""
-    import json
+    """Write tiny models into OUT/models, and small archives of every corpus in force into OUT/<corpus>.
 
+    Of a profile that is no rehearsal, notes that there is nothing: so every stage's dependencies are there.
+    """
     from steermoe import config
     from steermoe.data.staging import write_text
 
@@ -18,8 +19,11 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
         from steermoe.rehearsal.archives import make_archives
         from steermoe.rehearsal.models import make_models
 
-        make_models(rehearsal.seed, out)
+        make_models(rehearsal.seed, out / "models")
         make_archives(settings.corpora, rehearsal, out)
-    made = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    write_text(out / "made.json", json.dumps({"profile": settings.profile, "made": made}, indent=1) + "\n")
-    print(f"{settings.profile}: made {', '.join(made)}" if made else f"{settings.profile} is no rehearsal")
+    note = (
+        "nothing: the profile is no rehearsal" if rehearsal is None else "made here; no figure means anything"
+    )
+    for name in ("models", *settings.corpora):
+        write_text(out / name / "made.txt", f"{note}\n")
+    print(f"{settings.profile}: {note}")

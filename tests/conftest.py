@@ -191,7 +191,10 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
                 "transcribe": "please transcribe the audio: ", "answer": "question is: {question}",
                 "caption": "describe: ",
             },
-            "encoder": {"name": "whisper", "path": str(tiny_encoder_dir), "revision": None, "dtype": "float32", "window": "unpadded"},
+            "encoder": {
+                "name": "whisper", "path": str(tiny_encoder_dir), "revision": None, "dtype": "float32",
+                "window": "unpadded",
+            },
             "llm": {"path": str(tiny_llm_dir), "revision": None, "dtype": "float32", "quantization": "none"},
             "training": {
                 "steps": 6, "batch_seconds": 4.0, "max_seconds": 4.0, "warmup_steps": 1, "schedule": "cosine",

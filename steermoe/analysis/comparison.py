@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from steermoe.config import Evaluation
+from steermoe.corpora import reader
 from steermoe.evaluation.metrics import METRICS, metrics_of
 from steermoe.evaluation.results import Result, read_json, read_results
 from steermoe.evaluation.significance import Difference, paired_bootstrap
@@ -94,13 +95,15 @@ class Comparison:
         return None
 
     def own_metric(self, place: Set) -> str | None:
-        """The metric that a set is reported in: the first of METRICS that was measured on it; None for a missing one.
+        """The metric that a set is reported in; None for a missing one.
 
-        WER; CER where words are not told apart by spaces; accuracy for questions.
+        Of those that were measured on it, the one that the corpus' card begins with (AISHELL: CER), else the first
+        of METRICS (WER; CER where words are not told apart by spaces; accuracy for questions).
         """
-        where = (place.corpus, place.split, place.task)
+        where, card = (place.corpus, place.split, place.task), reader(place.corpus).CARD.metric
         found = {cell.metric for cell in self.cells if (cell.corpus, cell.split, cell.task) == where}
-        return next((name for name in METRICS if name in found), None)
+        first = [name for name, metric in METRICS.items() if card.startswith(metric.title)]
+        return next((name for name in (*first, *METRICS) if name in found), None)
 
     def sets_of(self, task: str) -> list[Set]:
         """The sets with this task; for transcribe also the corpora that are missing, to be shown as such."""

@@ -79,7 +79,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
 
 
 def error_rates(comparison: Comparison, path: Path) -> None:
-    """Bars of each set's own error rate with intervals, a panel for each set: the arms, and in grey the encoder's own decoder.
+    """Bars of each set's own error rate, with intervals, a panel a set: arms, and in grey the encoder's own decoder.
 
     What does not listen is left to the table: its rates are so high that the arms could not be told apart.
     """

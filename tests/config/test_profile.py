@@ -130,7 +130,7 @@ def test_values_of_a_profile_stand_above_those_of_params(
         ),
         (
             {"mini:llm.revision": "main"},
-            'configs/mini.yaml: llm.revision: found "main"; legal: null, or a commit of the hub, 40 hexadecimal digits',
+            'configs/mini.yaml: llm.revision: found "main"; legal: null, or a commit of the hub, 40 hexadecimal',
         ),
         (
             {"mini:llm.path": "./pretrained/llm", "mini:llm.revision": COMMIT},

@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import jiwer
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from steermoe.audio.waveform import RATE, encode_flac
 from steermoe.config import Evaluation, Generation
 from steermoe.data.collator import INPUTS, collate
 from steermoe.data.dataset import UtteranceDataset
@@ -120,3 +122,22 @@ def test_the_prompt_reaches_the_model(
     asked = pl.concat([row, row.with_columns(pl.lit("one two three?").alias("prompt"))])
     first, second = adapter(model, generation, seed=0).respond(asked)
     assert first != second
+
+
+def test_of_audio_beyond_the_encoders_window_the_beginning_is_heard(
+    model: SteerMoE, utterances: pl.DataFrame, settings: Evaluation, generation: Generation
+) -> None:
+    longest = model.encoder.max_seconds
+    assert longest == 4
+    noise = 0.1 * np.random.default_rng(1).standard_normal(round(6 * RATE))
+    rows = []
+    for seconds in (6, 4):
+        audio = encode_flac(noise[: seconds * RATE], RATE)
+        changed = {"audio": audio, "seconds": float(seconds), "source_id": f"long-{seconds}"}
+        rows.append(utterances.row(0, named=True) | changed)
+    frame = pl.DataFrame(rows, schema=utterances.schema)
+    found = evaluate(model, frame, settings, generation, seed=0)
+    own = found.frame.filter(audio="own")["hypothesis"]
+    assert own[0] == own[1]
+    assert found.decoding.endswith("; of 1 utterances the first 4 s are heard")
+    assert "first" not in evaluate(model, frame[1:], settings, generation, seed=0).decoding

@@ -129,6 +129,13 @@ def test_every_command_file_is_a_row() -> None:
         (["parms"], "No such command 'parms'. Did you mean 'params'? (see `steermoe --help`)"),
         (["--nope"], "No such option: --nope (see `steermoe --help`)"),
         (["plan", "--hours", "1"], "Missing option '--epochs' (see `steermoe plan --help`)"),
+        (["plan", "--epochs", "1"], "Missing option '--hours' (see `steermoe plan --help`)"),
+        (["plan", "--profile", "paper", "--llm", "x"], "--llm: without effect but with --hours"),
+        (
+            ["plan", "--hours", "1", "--epochs", "1", "--profile", "paper"],
+            "--profile: without effect with --hours",
+        ),
+        (["plan", "--profile", "papr"], 'profile: found "papr"'),
         (["plan", "--hours", "x", "--epochs", "1"], "Invalid value for '--hours'"),
         (["plan", "--hours", "1", "--epochs", "1", "--gpu", "tpu"], "Invalid value for '--gpu'"),
         (["params", "--arm", "nope"], 'arm: found "nope"; legal: one of steermoe'),
@@ -196,6 +203,16 @@ def test_plan_of_the_small_models_at_hand(call: Call) -> None:
     assert found["setup"]["encoder_dtype"] == "float32"
     assert "measured now" in found["setup"]["gpu"]["source"]
     assert found["trained"]["lora"] > 0
+
+
+def test_plan_of_a_profile(call: Call) -> None:
+    run = call("plan", "--profile", "paper", "--arm", "steermoe", "--memory", "20")
+    assert run.code == 1
+    for part in ("profile paper", "steermoe", "whisper-large-v3", "464 x 10.0", "disk in GB", "Assumed:"):
+        assert part in run.out
+    assert "steermoe: this cannot run: steermoe: memory: " in run.err and "exceed the 20.0 GB" in run.err
+    found = json.loads(call("plan", "--profile", "paper", "--arm", "steermoe", "--json").out)
+    assert [arm["name"] for arm in found["arms"]] == ["steermoe"] and found["assumptions"]
 
 
 def test_claims_of_a_topic(call: Call) -> None:

@@ -1,0 +1,93 @@
+"""Frozen models are found where they lie or fetched from the hub's cache, and are locked by their files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from steermoe import config
+from steermoe.data import base_models, model_cards
+
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+def section(path: str, revision: str | None = None) -> config.Llm:
+    return config.Llm(path=path, revision=revision, dtype="float32", quantization="none")
+
+
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, dict[str, str]], Path]:
+    """`cached(commit, files)` puts a commit of owner/tiny into the hub's cache, which is all that can be reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def put(commit: str, files: dict[str, str]) -> Path:
+        repository = tmp_path / "hub" / "models--owner--tiny"
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True, exist_ok=True)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        for name, text in files.items():
+            (snapshot / name).write_text(text)
+        return snapshot
+
+    return put
+
+
+def test_a_folder_is_used_as_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("changes nothing")
+    given = section(str(tmp_path))
+    assert base_models.located(given, "llm") is given
+    found = base_models.identity(given, "llm")
+    assert found["path"] == str(tmp_path) and found["revision"] is None
+    assert found["files"] == {
+        "config.json": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    }
+    assert base_models.locked([found], {}, tmp_path / "lock") == {}
+
+
+def test_what_cannot_be_located_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "tiny").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"llm\.revision: found '1{40}', but 'owner/tiny' is a folder here; legal"
+    ):
+        base_models.located(section("owner/tiny", FIRST), "llm")
+    with pytest.raises(ValueError, match=r"encoder\.path: found './nope', which is neither a folder"):
+        base_models.located(section("./nope"), "encoder")
+
+
+def test_a_model_of_the_hub_is_had_at_its_commit(cached: Callable[[str, dict[str, str]], Path]) -> None:
+    old = cached(FIRST, {"config.json": "{}", "tokenizer.json": "1"})
+    new = cached(SECOND, {"config.json": "{}", "tokenizer.json": "2"})
+    assert base_models.located(section("owner/tiny"), "llm").path == str(new)
+    assert base_models.located(section("owner/tiny", FIRST), "llm").path == str(old)
+    found = [base_models.identity(section("owner/tiny", revision), "llm") for revision in (None, FIRST)]
+    assert [model["revision"] for model in found] == [SECOND, FIRST]
+    assert found[0]["files"]["config.json"] == found[1]["files"]["config.json"]
+    assert found[0]["files"]["tokenizer.json"] != found[1]["files"]["tokenizer.json"]
+    with pytest.raises(ValueError, match=r"nor a model on the hub"):
+        base_models.located(section("owner/other"), "llm")
+
+
+def test_the_lock_is_kept_and_compared(cached: Callable[[str, dict[str, str]], Path], tmp_path: Path) -> None:
+    snapshot = cached(FIRST, {"config.json": "{}", "model.safetensors": "weights"})
+    file = tmp_path / "paper.lock.json"
+    lock = base_models.locked([base_models.identity(section("owner/tiny"), "llm")], {}, file)
+    assert lock["owner/tiny"].revision == FIRST
+    again = base_models.locked([base_models.identity(section("owner/tiny", FIRST), "llm")], lock, file)
+    assert again == lock
+    (snapshot / "model.safetensors").write_text("other weights")
+    changed = base_models.identity(section("owner/tiny"), "llm")
+    with pytest.raises(base_models.LockError, match=r"model\.safetensors differ from .*paper\.lock\.json"):
+        base_models.locked([changed], lock, file)
+    cached(SECOND, {"config.json": "{ }"})
+    moved = base_models.locked([base_models.identity(section("owner/tiny"), "llm")], lock, file)
+    assert moved["owner/tiny"].revision == SECOND  # another commit is a decision, and is locked anew
+
+
+def test_cards_say_what_forbids_commercial_use() -> None:
+    assert "NON-COMMERCIAL" in model_cards.card("Qwen/Qwen2.5-3B-Instruct").text()
+    assert "NON-COMMERCIAL" not in model_cards.card("Qwen/Qwen2.5-7B-Instruct").text()
+    assert "not known here" in model_cards.card("owner/tiny").text()
