@@ -221,7 +221,15 @@ def main() -> None:
                 row, good = compare(shape, vocabulary, seconds, chosen.repeats, not chosen.unchecked)
                 rows.append(row)
                 met &= good
-    head = ["encoder, vocabulary, clip", "naive, CPU s", "ours, CPU s", "times", "goal", "naive, MiB", "ours, MiB"]
+    head = [
+        "encoder, vocabulary, clip",
+        "naive, CPU s",
+        "ours, CPU s",
+        "times",
+        "goal",
+        "naive, MiB",
+        "ours, MiB",
+    ]
     print(table([*head, "times", "floor / ours"], rows))
     print("\nloss and gradients " + ("were not compared" if chosen.unchecked else "are equal"))
     sys.exit(not met)
