@@ -133,8 +133,10 @@ def test_damaged_features_are_computed_again(tiny_arm: Callable[..., Any], tmp_p
 def test_features_of_another_encoder_make_room(tiny_arm: Callable[..., Any], tmp_path: Path) -> None:
     features, lengths = torch.randn(1, 80, 60), torch.tensor([60])
     first, other = (
-        SteerMoE.from_config(tiny_arm("linear", {"encoder.dtype": dtype})) for dtype in ("float32", "bfloat16")
+        SteerMoE.from_config(tiny_arm("linear", {"encoder.dtype": dtype}))
+        for dtype in ("float32", "bfloat16")
     )
+
     def folders() -> int:
         return len(list((tmp_path / FOLDER).glob("*/*")))
 
