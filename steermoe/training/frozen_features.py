@@ -93,22 +93,23 @@ class _OneByOne:
         ]
         return pad_sequence(rows, batch_first=True), self.encoder.output_lengths(lengths_B)
 
-    def _row(self, features_1MT: torch.Tensor) -> torch.Tensor:
-        name = self._name(features_1MT) if self.folder is not None else ""
+    def _row(self, features_BMT: torch.Tensor) -> torch.Tensor:
+        """(S, D), of a batch of one."""
+        name = self._called(features_BMT) if self.folder is not None else ""
         hidden_SD = self.folder.read(name) if self.folder is not None else None
         if hidden_SD is None:
-            lengths = torch.tensor([features_1MT.shape[2]], device=features_1MT.device)
-            hidden_SD = self.encoder(features_1MT, lengths)[0][0]
+            lengths = torch.tensor([features_BMT.shape[2]], device=features_BMT.device)
+            hidden_SD = self.encoder(features_BMT, lengths)[0][0]
             if self.folder is not None:
                 self.folder.write(name, hidden_SD)
-        return hidden_SD.to(features_1MT.device)
+        return hidden_SD.to(features_BMT.device)
 
-    def _name(self, features_1MT: torch.Tensor) -> str:
+    def _called(self, features_BMT: torch.Tensor) -> str:
         """Of the features themselves: what was augmented is another utterance."""
-        kind = features_1MT.device.type
+        kind = features_BMT.device.type
         type_now = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        total = hashlib.sha256(f"{tuple(features_1MT.shape)} {features_1MT.dtype} {type_now}\n".encode())
-        total.update(_bytes(features_1MT))
+        total = hashlib.sha256(f"{tuple(features_BMT.shape)} {features_BMT.dtype} {type_now}\n".encode())
+        total.update(_bytes(features_BMT))
         return total.hexdigest()
 
 
