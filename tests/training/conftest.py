@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch import distributed
 
 from steermoe.config import ArmConfig
 from steermoe.data.shards import write_shards
@@ -24,6 +25,7 @@ PRELOADED = [
     "steermoe.models.lora",
     "steermoe.training.tracking",
     "steermoe.training.train",
+    "steermoe.evaluation.evaluator",
     "deepspeed",
 ]
 WORDS = ("one", "two", "three", "four")
@@ -60,7 +62,7 @@ def together(forkserver) -> Together:
     """`together(processes, target, *arguments)` runs `target` in a group of processes; gives their exit codes."""
 
     def run(count: int, target: Callable[..., None], *arguments: object) -> list[int | None]:
-        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         environments = [dict(processes.environment(rank, count, store.port)) for rank in range(count)]
         for environment in environments:
             del environment[processes.PARENT]  # the fork server is their parent
