@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import Trainer, set_seed
 from typing_extensions import override
 
@@ -18,6 +19,10 @@ from steermoe.training.callbacks import StepTimer
 from steermoe.training.deepspeed import Zero
 
 WEIGHTS, OPTIMIZER, RANDOM = "weights.safetensors", "optimizer.safetensors", "random-{rank}.safetensors"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written: no room, or no leave."""
 
 
 class ResumableTrainer(Trainer):
@@ -48,12 +53,21 @@ class ResumableTrainer(Trainer):
 
     @override
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Raises CheckpointError where it cannot be written; the one before stays."""
         # All processes gather what ZeRO has spread over them; the first one writes it.
         self._whole = {"weights": self.weights(), "optimizer": self._stateful()[0].state_dict()}
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.commit_checkpoint(self.run, self.state.global_step)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.commit_checkpoint(self.run, self.state.global_step)
+        except (OSError, SafetensorError) as error:
+            kept = checkpoints.last_checkpoint(self.run)
+            raise CheckpointError(
+                f"{self.run / checkpoints.PARTIAL}: the checkpoint of step {self.state.global_step} cannot be "
+                f"written ({error}); kept is {'none before it' if kept is None else kept.name}: make room there, "
+                "or let it be written to, and repeat the command"
+            ) from error
         self.accelerator.wait_for_everyone()
         self._whole = {}
 

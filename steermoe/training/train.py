@@ -93,24 +93,23 @@ def train(
     )
     if world().rank:
         return _results(made(None, None), data, key)
-    with Staging(out, key, root) as staging:
-        with _tracking(tracker, arm, fingerprint(key), data) as tracked:
-            if tracked is not None:
-                for context, splits in (("train", arm.train_splits), ("dev", arm.dev_splits)):
-                    tracked.log_inputs(shards[0].parent, splits, context)
-            trainer = made(staging.scratch, tracked)
-            results = _results(trainer, data, key)
-            if trainer.is_sharded:  # the frozen weights are in pieces, and were hashed before
-                adapter.write(staging.files, adapter.Adapter(arm, key["frozen"], trainer.best_weights))
-            else:
-                model.save_pretrained(staging.files)
-            table = log.to_csv(log.table(trainer.state.log_history))
-            write_text(history or staging.part("history.csv"), table)
-            if timing is not None:
-                write_text(timing, json.dumps(results, indent=1) + "\n")
-            if tracked is not None:
-                _track_results(tracked, results, staging.files)
-        staging.commit()
+    with Staging(out, key, root) as staging, _tracking(tracker, arm, fingerprint(key), data) as tracked:
+        if tracked is not None:
+            for context, splits in (("train", arm.train_splits), ("dev", arm.dev_splits)):
+                tracked.log_inputs(shards[0].parent, splits, context)
+        trainer = made(staging.scratch, tracked)
+        results = _results(trainer, data, key)
+        if trainer.is_sharded:  # the frozen weights are in pieces, and were hashed before
+            adapter.write(staging.files, adapter.Adapter(arm, key["frozen"], trainer.best_weights))
+        else:
+            model.save_pretrained(staging.files)
+        table = log.to_csv(log.table(trainer.state.log_history))
+        write_text(history or staging.part("history.csv"), table)
+        if timing is not None:
+            write_text(timing, json.dumps(results, indent=1) + "\n")
+        if tracked is not None:
+            _track_results(tracked, results, staging.files)
+        staging.commit()  # first: who is killed between the two finds the run open, and goes on with it
     return results
 
 
@@ -118,7 +117,11 @@ def train(
 def _tracking(
     tracker: Tracker | None, arm: ArmConfig, name: str, data: TrainingData
 ) -> Iterator[Tracker | None]:
-    """The tracker attached to this training's run, which is closed as it ended. A killed one stays open."""
+    """The tracker attached to this training's run, which is closed as it ended.
+
+    That of a killed or preempted training, or of one that lost another process, stays open: who goes on with the
+    training goes on with the run.
+    """
     if tracker is None:
         yield None
         return
@@ -126,6 +129,9 @@ def _tracking(
     try:
         yield tracker
     except BaseException as error:
+        is_lost = world().size > 1 and not isinstance(error, divergence.DivergedError)
+        if isinstance(error, PreemptedError) or is_lost:
+            raise
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.finish("FINISHED")

@@ -147,10 +147,8 @@ class AdapterTrainer(ResumableTrainer):
         self.optimizer = cast(Any, self.zero)
         self.model_wrapped = self.zero.engine
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        self.callback_handler.optimizer, self.callback_handler.lr_scheduler = (
-            self.optimizer,
-            self.lr_scheduler,
-        )
+        handler = cast(Any, self.callback_handler)
+        handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
         return self.zero.engine, train_dataloader
 
     @override

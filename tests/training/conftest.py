@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch import distributed
 
 from steermoe import config
 from steermoe.config import ArmConfig
@@ -26,6 +27,7 @@ PRELOADED = [
     "steermoe.models.lora",
     "steermoe.training.tracking",
     "steermoe.training.train",
+    "steermoe.evaluation.evaluator",
     "deepspeed",
 ]
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -63,7 +65,7 @@ def together(forkserver) -> Together:
     """`together(processes, target, *arguments)` runs `target` in a group of processes; gives their exit codes."""
 
     def run(count: int, target: Callable[..., None], *arguments: object) -> list[int | None]:
-        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         environments = [dict(processes.environment(rank, count, store.port)) for rank in range(count)]
         for environment in environments:
             del environment[processes.PARENT]  # the fork server is their parent

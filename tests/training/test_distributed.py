@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -43,7 +44,7 @@ def _engine_of(trainer: AdapterTrainer) -> dict:
         return {"model": type(trainer.model_wrapped).__name__}
     engine = trainer.zero.engine
     offload = engine.zero_offload_optimizer()
-    frozen = [p for p in trainer.adapted.parameters() if not p.requires_grad]
+    frozen: list[Any] = [p for p in trainer.adapted.parameters() if not p.requires_grad]
     optimized = {id(p) for group in trainer.zero._groups for p in group}
     return {
         "stage": engine.zero_optimization_stage(),
