@@ -1,0 +1,130 @@
+"""`python -m pipeline train` in two processes: killed, preempted, finished by the same command."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from steermoe.training import processes
+from steermoe.training.tracking import open_store
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def command(tmp_path, shards, quick_arm) -> list[str]:
+    """Trains in two processes, in a project of its own."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    yaml, profile = YAML(), tmp_path / "configs" / "mini.yaml"
+    tree = yaml.load(profile)
+    tree["training"]["distributed"].update({"processes": 2, "strategy": "ddp"})
+    yaml.dump(tree, profile)
+    (tmp_path / "shards").mkdir()
+    shutil.copytree(shards[0], tmp_path / "shards" / "tones")
+    arm = quick_arm("steering", steps=60, eval_every=10, patience=100)
+    (tmp_path / "arm.json").write_text(arm.to_json())
+    stage = (
+        "train --config arm.json --shards shards --out models/arm --history history.csv --timing timing.json"
+    )
+    return [sys.executable, "-m", "pipeline", *stage.split()]
+
+
+@pytest.fixture
+def start(tmp_path, command) -> Iterator:
+    begun: list[subprocess.Popen] = []
+
+    def run() -> subprocess.Popen:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
+        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        begun.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env=environment, text=True, start_new_session=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+        )  # fmt: skip
+        return begun[-1]
+
+    yield run
+    for process in begun:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def ranks_of(launcher: int) -> list[int]:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children")
+    return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_killed_preempted_and_finished_by_the_same_command(start, tmp_path):
+    def has_checkpoint() -> bool:
+        return any(tmp_path.glob(".runs/*/scratch/checkpoint-*"))
+
+    first = start()
+    wait_for(has_checkpoint, first)
+    ranks = ranks_of(first.pid)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    began = time.monotonic()
+    output = first.communicate(timeout=60)[0]
+    assert time.monotonic() - began < 10
+    assert first.returncode == 1
+    assert f"train: process 1 of 2 (pid {ranks[1]}) was killed by SIGKILL" in output
+    assert not any(map(is_alive, ranks))
+
+    second = start()
+    wait_for(lambda: len(ranks_of(second.pid)) == 2, second)
+    ranks = ranks_of(second.pid)
+    second.kill()  # the launcher itself: nothing outlives it
+    second.communicate()
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, ranks))
+
+    third = start()
+    line = ""
+    assert third.stdout is not None
+    while "resumed at step" not in line:
+        line = third.stdout.readline()
+        assert line, "ended before it resumed"
+    third.terminate()
+    output = third.communicate(timeout=60)[0]
+    assert third.returncode == processes.PREEMPTED == 75, output
+    assert not (tmp_path / "models").exists() and "repeat the command" in output
+
+    fourth = start()
+    output = fourth.communicate(timeout=300)[0]
+    assert fourth.returncode == 0, output
+    assert "resumed at step" in output
+    assert {path.name for path in (tmp_path / "models/arm").iterdir()} == {
+        "adapter.safetensors",
+        "config.json",
+    }
+    client = open_store(tmp_path)
+    [experiment] = [e for e in client.search_experiments() if e.name.startswith("steermoe/")]
+    [run] = client.search_runs([experiment.experiment_id])  # one run, not four
+    assert run.info.status == "FINISHED"
