@@ -15,7 +15,7 @@ from typing import Literal
 
 from steermoe.config import Limited
 from steermoe.corpora.archives import ArchiveError
-from steermoe.corpora.sources import locate
+from steermoe.corpora.places import locate
 from steermoe.data.staging import written_whole
 
 PART_ROWS = 500  # utterances a part
