@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from steermoe.config import Corpus, Remote
-from steermoe.corpora import archives
+from steermoe.corpora import archives, sources
 from steermoe.corpora.card import Card
 from steermoe.corpora.downloads import UnavailableError
 from steermoe.corpora.sources import WORK
@@ -89,6 +89,9 @@ def fetch(name: str, settings: Corpus, out: Path) -> None:
     with Staging(out, key) as staging:
         try:
             module.fetch(settings, staging.files)
+        except archives.ArchiveError:
+            sources.doubt(staging.files)
+            raise
         except UnavailableError as error:
             if not isinstance(settings, Remote) or settings.required:
                 raise

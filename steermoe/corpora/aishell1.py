@@ -17,6 +17,7 @@ from steermoe.corpora import index, sources
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 from steermoe.data.staging import write_text
 
@@ -61,7 +62,7 @@ def fetch(settings: Aishell1, dest: Path) -> None:
             the recordings have no transcript.
     """
     sources.fetch("aishell1", [SOURCE], settings, dest)
-    transcripts = read_transcripts(sources.locate(dest)(TRANSCRIPTS))
+    transcripts = read_transcripts(locate(dest)(TRANSCRIPTS))
     without = {}
     for split in settings.used:
         missing: list[str] = []
@@ -101,7 +102,7 @@ def normalise(words: str) -> str:
 
 def entries(fetched: Path, split: str, transcripts: dict[str, str], missing: list[str]) -> Iterator[Entry]:
     """The utterances of a split, in order; names of recordings without transcript are added to `missing`."""
-    folder = sources.locate(fetched)(f"{ROOT}/wav/{split}")
+    folder = locate(fetched)(f"{ROOT}/wav/{split}")
     for path in sorted(folder.glob("*/*.wav")):
         words = transcripts.get(path.stem)
         if words is None:

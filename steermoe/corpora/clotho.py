@@ -14,6 +14,7 @@ from steermoe.corpora import index, sources, tables
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 
 SPLITS = Clotho.SPLITS
@@ -60,7 +61,7 @@ def entries(fetched: Path, split: str, captions: str) -> Iterator[Entry]:
         ArchiveError: a sound or a caption is missing.
     """
     sounds, listed = (source.holds for source in _sources(split))
-    place = sources.locate(fetched)
+    place = locate(fetched)
     for number, row in tables.read_table(place(listed), ("file_name", *CAPTIONS)):
         line = f"{place(listed)}, line {number}"
         audio = place.recording(f"{sounds}/{row['file_name']}", line)

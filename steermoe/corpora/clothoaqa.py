@@ -26,6 +26,7 @@ from steermoe.corpora import index, sources, tables
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 
 SPLITS = ClothoAqa.SPLITS
@@ -103,7 +104,7 @@ def entries(fetched: Path, split: str, protocol: str) -> Iterator[Entry]:
     Raises:
         ArchiveError: a sound is missing, or a question has not three answers.
     """
-    place = sources.locate(fetched)
+    place = locate(fetched)
     table = place(_table(split))
     asked: dict[tuple[str, str], list[list[str]]] = {}  # a question may be asked twice about a sound
     for number, row in tables.read_table(table, COLUMNS):

@@ -13,6 +13,7 @@ from steermoe.config import Fleurs
 from steermoe.corpora import hub, index, sources, tables
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 
 SPLITS = Fleurs.SPLITS
@@ -62,7 +63,7 @@ def entries(fetched: Path, split: str, text: str) -> Iterator[Entry]:
         ArchiveError: a listed recording is not there.
     """
     table, audio = (source.holds for source in (_source("", path, None, None) for path in _paths(split)))
-    place = sources.locate(fetched)
+    place = locate(fetched)
     for number, row in tables.read_columns(place(table), COLUMNS):
         path = place.recording(f"{audio}/{row['file_name']}", f"{place(table)}, line {number}")
         yield Entry(Path(path).stem, path, language_of(split), "unknown", row[text].strip())

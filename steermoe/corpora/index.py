@@ -15,7 +15,7 @@ from typing import Literal
 
 from steermoe.config import Limited
 from steermoe.corpora.archives import ArchiveError
-from steermoe.corpora.sources import locate
+from steermoe.corpora.places import locate
 from steermoe.data.staging import written_whole
 
 PART_ROWS = 500  # utterances a part
@@ -89,7 +89,7 @@ def write_index(fetched: Path, split: str, entries: Iterable[Entry]) -> int:
     return len(seen)
 
 
-def parts(settings: Limited, fetched: Path) -> list[Part]:
+def parts(settings: Limited, source: Path) -> list[Part]:
     """The parts of every split in use, in order; where `limit` says so, of some of its utterances.
 
     Raises:
@@ -98,20 +98,20 @@ def parts(settings: Limited, fetched: Path) -> list[Part]:
     found = []
     for split in settings.used:
         count = (settings.limit or {}).get(split)
-        offsets = _all(fetched, split) if count is None else _some(fetched, split, count, settings.seed)
+        offsets = _all(source, split) if count is None else _some(source, split, count, settings.seed)
         for number, start in enumerate(range(0, len(offsets), PART_ROWS)):
             found.append(Part(split, number, tuple(offsets[start : start + PART_ROWS])))
     return found
 
 
-def rows(settings: Limited, fetched: Path, part: Part) -> Iterator[dict]:
+def rows(settings: Limited, source: Path, part: Part) -> Iterator[dict]:
     """The utterances of a part, with the columns of `steermoe.data.schemas.Utterance`, one at a time.
 
     `audio` is the path of the recording, which is not opened here: preprocessing decodes it, and leaves out and
     lists what it cannot decode.
     """
-    place = locate(fetched)
-    with _index_file(fetched, part.split).open("rb") as file:
+    place = locate(source)
+    with _index_file(source, part.split).open("rb") as file:
         for offset in part.offsets:
             file.seek(offset)
             entry = Entry(**json.loads(file.readline()))

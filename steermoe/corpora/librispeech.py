@@ -13,6 +13,7 @@ from steermoe.corpora import index, sources
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 
 SPLITS = LibriSpeech.SPLITS
@@ -70,7 +71,7 @@ def entries(fetched: Path, split: str) -> Iterator[Entry]:
         ArchiveError: a recording without a transcript, a transcript without a recording, or a line that is
             neither.
     """
-    folder = sources.locate(fetched)(f"{ROOT}/{split}")
+    folder = locate(fetched)(f"{ROOT}/{split}")
     for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
         speaker = chapter.parent.name
         listed = chapter / f"{speaker}-{chapter.name}.trans.txt"

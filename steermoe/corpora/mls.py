@@ -13,6 +13,7 @@ from steermoe.config import Mls
 from steermoe.corpora import index, sources, tables
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 
 SPLITS = Mls.SPLITS
@@ -85,7 +86,7 @@ def entries(fetched: Path, split: str, encoding: str) -> Iterator[Entry]:
     Raises:
         ArchiveError: a listed recording is not there.
     """
-    place, folder = sources.locate(fetched), f"{_root(split, encoding)}/{split.rpartition('-')[2]}"
+    place, folder = locate(fetched), f"{_root(split, encoding)}/{split.rpartition('-')[2]}"
     listed = place(f"{folder}/transcripts.txt")
     for number, row in tables.read_columns(listed, ("name", "words")):
         speaker, book, *_ = [*row["name"].split("_"), "", ""]

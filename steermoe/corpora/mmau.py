@@ -14,6 +14,7 @@ from steermoe.config import Mmau
 from steermoe.corpora import choices, index, sources, tables
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 
 SPLITS = Mmau.SPLITS
@@ -55,7 +56,7 @@ def entries(fetched: Path, answer: str) -> Iterator[Entry]:
     Raises:
         ArchiveError: a sound is missing, or an answer is not among the choices.
     """
-    place = sources.locate(fetched)
+    place = locate(fetched)
     table = place(TABLE.holds)
     for number, row in tables.read_table(table, ("id", "audio_id", "question", "choices", "answer")):
         listed = f"{table}, line {number}"

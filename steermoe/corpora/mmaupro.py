@@ -16,6 +16,7 @@ from steermoe.config import MmauPro
 from steermoe.corpora import choices, hub, index, sources, tables
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 from steermoe.data.staging import write_text
 
@@ -68,7 +69,7 @@ def entries(fetched: Path, answer: str, left_out: Counter[str]) -> Iterator[Entr
     Raises:
         ArchiveError: a sound is missing.
     """
-    place = sources.locate(fetched)
+    place = locate(fetched)
     table = place(TABLE)
     for number, row in tables.read_table(table, ("id", "audio_path", "question", "choices", "answer")):
         offered = list(row["choices"] or [])

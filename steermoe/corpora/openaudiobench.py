@@ -18,6 +18,7 @@ from steermoe.corpora import hub, index, sources, tables
 from steermoe.corpora.card import Card
 from steermoe.corpora.downloads import UnavailableError, is_url
 from steermoe.corpora.index import Entry
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 
 SPLITS = OpenAudioBench.SPLITS
@@ -83,7 +84,7 @@ def entries(fetched: Path, split: str) -> Iterator[Entry]:
     Raises:
         ArchiveError: a recording or an answer is missing.
     """
-    place, columns = sources.locate(fetched), COLUMNS[split]
+    place, columns = locate(fetched), COLUMNS[split]
     table = place(f"{_folder(split)}/{split}.csv")
     needed = ("audio_filename", columns.question, columns.answer)
     for number, row in tables.read_table(table, needed):

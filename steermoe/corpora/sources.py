@@ -25,6 +25,7 @@ from steermoe.corpora.downloads import (
     is_url,
     progress_bar,
 )
+from steermoe.corpora.places import NOTE
 from steermoe.data.staging import project_root, tree_digest, write_text
 
 PARALLEL = 4  # files at a time: downloads wait for servers, and unpacking and hashing leave Python's lock
@@ -32,7 +33,6 @@ MAX_BYTES = 2**42  # of a file whose size is not published
 MAX_RATIO = 30  # unpacked bytes a byte of an archive; audio shrinks by much less
 MAX_FILES = 3_000_000
 WORK = ".fetch"  # downloads, and notes of what is done
-NOTE = "source.json"
 
 
 @dataclass(frozen=True)
@@ -118,40 +118,15 @@ def use_folder(corpus: str, folder: Path, dest: Path) -> None:
     write_text(dest / NOTE, json.dumps(note, indent=1) + "\n")
 
 
-def locate(fetched: Path) -> "Places":
-    """Where the files of a fetched corpus are."""
-    note = json.loads((fetched / NOTE).read_text(encoding="utf-8"))
-    elsewhere = {of: Path(at) for of, at in note["places"].items() if at is not None}
-    return Places(note["corpus"], fetched / "data", elsewhere)
+def doubt(dest: Path) -> None:
+    """What was fetched does not fit: let the next try get anew what came without a published checksum.
 
-
-@dataclass(frozen=True)
-class Places:
-    """The folder with the files of a corpus, and what of them lies elsewhere."""
-
-    corpus: str
-    data: Path
-    elsewhere: dict[str, Path]
-
-    def __call__(self, path: str) -> Path:
-        """The path of a file or folder of the corpus."""
-        for holds, place in self.elsewhere.items():
-            if not holds:
-                return place / path
-            if path == holds or path.startswith(f"{holds}/"):
-                return place / path.removeprefix(holds).lstrip("/")
-        return self.data / path
-
-    def recording(self, path: str, listed: str) -> str:
-        """`path` of a recording, which must be there, inside of the corpus; `listed` is the table and line with it.
-
-        Raises:
-            ArchiveError: it is not.
-        """
-        inside = not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
-        if not inside or not self(path).is_file():
-            raise ArchiveError(f"{listed}: no recording {self(path)}")
-        return path
+    But not archives, which their own format checks, and which are large. Nothing is done where a fetch failed.
+    """
+    for mark in (dest / WORK).glob("*.json") if (dest / NOTE).exists() else ():
+        checksum = json.loads(mark.read_text(encoding="utf-8"))["of"][-1]
+        if checksum is None and not archives.is_archive(mark.stem):
+            mark.unlink()
 
 
 def _errand(corpus: str, source: Source, sources: Sequence[Source], mirror: str | None) -> Errand:

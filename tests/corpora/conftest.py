@@ -95,6 +95,7 @@ class Server:
     modified: str | None = None  # Last-Modified
     ranges: bool = True
     breaks: list[int] = field(default_factory=list)  # bytes after which the next answers break off
+    only_breaks: str = ""  # the path whose answers break off; "": any
     pause: float = 0  # seconds before every 50 kB
     status: int = 200
     asked: list[str] = field(default_factory=list)  # ranges
@@ -133,7 +134,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        end = start + about.breaks.pop(0) if about.breaks else len(data)
+        breaks = about.breaks and about.only_breaks in ("", self.path)
+        end = start + about.breaks.pop(0) if breaks else len(data)
         try:
             for at in range(start, min(end, len(data)), 50_000):
                 time.sleep(about.pause)

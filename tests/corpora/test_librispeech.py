@@ -66,7 +66,7 @@ def test_from_archives_to_shards(mirror: Path, speech: dict, section: Any, root:
     ]
     summary = preprocess(corpora.reader("librispeech"), settings, root / "raw", root / "shards", workers=2)
     assert summary["splits"]["test-clean"]["rows"] == summary["splits"]["dev-clean"]["rows"] == 4
-    assert summary["splits"]["train-clean-100"]["rows"] == 0
+    assert list(summary["splits"]) == ["dev-clean", "test-clean"]  # those in use
     for row in read_rows(root / "shards", ["test-clean", "dev-clean"]).iter_rows(named=True):
         name = row["source_id"].removeprefix(f"librispeech-{row['split']}-")
         words, flac = speech[name]

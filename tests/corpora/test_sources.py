@@ -23,6 +23,7 @@ from steermoe.corpora import sources
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.checksums import ChecksumError
 from steermoe.corpora.downloads import SpaceError, UnavailableError
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 
 NOISE = np.random.default_rng(0).bytes(400_000)
@@ -133,6 +134,7 @@ def test_killed_at_any_point_and_gone_on_with(served: Any, settings: Any, dest: 
 from pathlib import Path
 from steermoe.config import LibriSpeech
 from steermoe.corpora import sources
+from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
 settings = LibriSpeech.model_validate_json({settings().model_dump_json()!r})
 sources.fetch("two", {both(served.url)!r}, settings, Path({str(dest)!r}))
@@ -228,7 +230,7 @@ def test_mirrors(served: Any, settings: Any, root: Path, fill: Callable[..., Pat
         return folder
 
     mixed = fetch(1, "mirror")
-    place = sources.locate(mixed)
+    place = locate(mixed)
     assert place("held/first/a") == mixed / "data/held/first/a"
     assert place("held/second/c") == mirror / "held/second/c"
     assert not (mixed / "data/held/second").exists()
