@@ -39,8 +39,10 @@ class Snapshot:
 
     def __init__(self, root: Path, identity: str, name: str) -> None:
         self.root, self.identity, self.name = root, identity, name
-        kept = {part: _output(root, "git", "for-each-ref", "--format=%(objectname)", f"{REFS}{identity}/{part}")
-                for part in ("head", "files")}
+        kept = {
+            part: _output(root, "git", "for-each-ref", "--format=%(objectname)", f"{REFS}{identity}/{part}")
+            for part in ("head", "files")
+        }
         try:
             self.head = kept["head"] or _output(root, "git", "rev-parse", "--verify", "HEAD")
         except RuntimeError as error:
@@ -104,7 +106,9 @@ def opened(snapshot: Snapshot, name: str, settings: Sequence[str]) -> Iterator[P
         _output(folder, "git", "checkout", "--quiet", "--detach", snapshot.head)
         _output(folder, "git", "restore", f"--source={snapshot.files}", "--staged", "--worktree", "--", ".")
         for name_of, value in (("cache.dir", snapshot.cache), ("core.autostage", "true")):
-            _output(folder, "git", "config", "--file", ".dvc/config.local", name_of, value)  # DVC's format is git's
+            _output(
+                folder, "git", "config", "--file", ".dvc/config.local", name_of, value
+            )  # DVC's format is git's
         if settings:
             _set(folder, settings)
         yield folder

@@ -30,7 +30,12 @@ def _is_worth_repeating(task: Any, run: Any, state: Any) -> bool:
     return False
 
 
-@task(task_run_name="{title}", persist_result=False, cache_policy=NO_CACHE, retry_condition_fn=_is_worth_repeating)
+@task(
+    task_run_name="{title}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retry_condition_fn=_is_worth_repeating,
+)
 def run_targets(
     title: str,
     snapshot: checkout.Snapshot,
@@ -131,7 +136,16 @@ def experiment(
     with begun() as snapshot:
         params, switch = profile_of(snapshot, profile)
         step = run_targets.with_options(retries=retries, retry_delay_seconds=RETRY_SECONDS)
-        step("pipeline", snapshot, snapshot.name, [*switch, *settings], [], slots_each, hours, params["profile"])
+        step(
+            "pipeline",
+            snapshot,
+            snapshot.name,
+            [*switch, *settings],
+            [],
+            slots_each,
+            hours,
+            params["profile"],
+        )
 
 
 @flow(name="reproduce")
@@ -182,9 +196,13 @@ def compare(
     futures = {arm: begin(arm, in_force([arm], arm), ARM, slots_each) for arm in chosen}
     futures["baselines"] = begin("baselines", [], BASELINES, 1)
     wait(list(futures.values()))
-    failed = {part: future.state.message for part, future in futures.items() if not future.state.is_completed()}
+    failed = {
+        part: future.state.message for part, future in futures.items() if not future.state.is_completed()
+    }
     if failed:
-        raise RuntimeError(f"no comparison, for these failed: {failed}; a run repeated keeps what is finished")
+        raise RuntimeError(
+            f"no comparison, for these failed: {failed}; a run repeated keeps what is finished"
+        )
     reference = params["reference"] if params["reference"] in chosen else chosen[0]
     everything = [*common, *in_force(chosen, reference)]
     step("comparison", snapshot, name, everything, COMPARISON, 1, hours, params["profile"])
@@ -196,7 +214,9 @@ def begun() -> Iterator[checkout.Snapshot]:
     with lifetime.alive(Path.cwd()) as (identity, name):
         snapshot = checkout.Snapshot(Path.cwd(), identity, name)
         if missed := snapshot.untracked():
-            get_run_logger().warning(f"not in git, so not in this run: {missed[:20]} (`git add` takes them along)")
+            get_run_logger().warning(
+                f"not in git, so not in this run: {missed[:20]} (`git add` takes them along)"
+            )
         try:
             yield snapshot
         except Exception:

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import prefect
-import prefect.runtime
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelled
 
@@ -34,8 +34,9 @@ def alive(root: Path) -> Iterator[tuple[str, str]]:
     However the body is left (an error, a cancel, a signal), its commands end. When the worker dies, this process ends,
     too: nobody could cancel it any more.
     """
-    identity, name = prefect.runtime.flow_run.id, prefect.runtime.flow_run.name
-    assert isinstance(identity, str) and isinstance(name, str)
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None, "not in a flow"
+    identity, name = str(context.flow_run.id), context.flow_run.name
     file = root / RUNS / identity
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
@@ -86,19 +87,18 @@ def take_up(root: Path) -> list[str]:
 
 
 def _take_up(identity: str) -> str | None:
-    with get_client(sync_client=True) as client:
-        with suppress(ObjectNotFound):
-            run = client.read_flow_run(identity)  # type: ignore[arg-type]
-            assert run.state is not None
-            if run.state.is_cancelling():
-                client.set_flow_run_state(run.id, Cancelled(message="its process is gone"), force=True)
-            elif run.deployment_id is not None and run.run_count < TAKE_UPS and not _is_over(run.state):
-                state = AwaitingRetry(message="its process was gone; it goes on from its checkpoints")
-                client.set_flow_run_state(run.id, state, force=True)
-                return run.name
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        run = client.read_flow_run(identity)  # type: ignore[arg-type]
+        assert run.state is not None
+        if run.state.is_cancelling():
+            client.set_flow_run_state(run.id, Cancelled(message="its process is gone"), force=True)
+        elif run.deployment_id is not None and run.run_count < TAKE_UPS and not _is_over(run.state):
+            state = AwaitingRetry(message="its process was gone; it goes on from its checkpoints")
+            client.set_flow_run_state(run.id, state, force=True)
+            return run.name
     return None
 
 
-def _is_over(state: prefect.State) -> bool:
+def _is_over(state: State) -> bool:
     """Ended in order, or scheduled already."""
     return state.is_completed() or state.is_failed() or state.is_cancelled() or state.is_scheduled()

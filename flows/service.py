@@ -37,11 +37,10 @@ def start(root: Path, pool: str) -> int:
     deployed = re.findall(r"Deployment '([^']+)' successfully", _prefect("deploy", "--all", "--no-prompt"))
     if _worker(root) is None:
         _start_worker(root, pool)
-    devices = slots.gpus()
-    print(
-        f"{slots.number()} slots ({', '.join(f'GPU {device}' for device in devices) or 'no GPU'}), worker's log: {LOG}\n"
-        f"run: prefect deployment run <one of {', '.join(deployed)}>\nlook: {api.removesuffix('/api')}\nstop: make flows-stop"
-    )
+    devices = ", ".join(f"GPU {device}" for device in slots.gpus()) or "no GPU"
+    print(f"{slots.number()} slots ({devices}); the worker's log: {LOG}")
+    print(f"run:  prefect deployment run NAME, of {', '.join(deployed)}")
+    print(f"look: {api.removesuffix('/api')}\nstop: make flows-stop")
     return 0
 
 

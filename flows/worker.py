@@ -56,7 +56,9 @@ def _take_up(root: Path) -> None:
         for name in lifetime.take_up(root):
             print(f"{name} was left behind; scheduled again", flush=True)
     except (httpx.HTTPError, OSError) as error:
-        print(f"the server does not answer ({type(error).__name__}); next try in {POLL_SECONDS:g} s", flush=True)
+        print(
+            f"the server does not answer ({type(error).__name__}); next try in {POLL_SECONDS:g} s", flush=True
+        )
 
 
 def _begin(pool: str) -> subprocess.Popen[bytes]:
