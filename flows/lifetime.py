@@ -25,6 +25,7 @@ from flows import checkout, commands
 RUNS = Path(".runs") / "flows"
 TAKE_UPS = 5  # times that a run is begun; then it stays crashed
 WATCH_SECONDS = 1.0
+LINGER_SECONDS = 20.0  # for telling the server
 
 
 @contextmanager
@@ -62,6 +63,8 @@ def _end_with_the_worker() -> None:
             time.sleep(WATCH_SECONDS)
         commands.end_all()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LINGER_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)  # its output goes nowhere, on which Prefect may wait for ever
 
     threading.Thread(target=watch, daemon=True).start()
 
