@@ -10,6 +10,7 @@ QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFL
 
 
 def main() -> int:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     parser.add_argument("action", choices=["start", "stop", "worker"])
     parser.add_argument("--pool", default="steermoe", help="work pool")

@@ -50,7 +50,7 @@ class Snapshot:
                 f"{root}: flows need a git repository with a commit "
                 f"(git init && git add -A && git commit -m begin); {error}"
             ) from None
-        self.files = kept["files"] or _output(root, "git", "stash", "create") or self.head
+        self.files = kept["files"] or _changed(root) or self.head
         for part in ("head", "files"):
             _output(root, "git", "update-ref", f"{REFS}{identity}/{part}", getattr(self, part))
 
@@ -77,6 +77,13 @@ class Snapshot:
     def untracked(self) -> list[str]:
         """Files that git does not know, and the checkouts therefore lack."""
         return _output(self.root, "git", "ls-files", "--others", "--exclude-standard").splitlines()
+
+
+def _changed(root: Path) -> str:
+    """A commit of what was changed in tracked files, empty if nothing was; the files stay as they are."""
+    if not _output(root, "git", "status", "--porcelain", "--untracked-files=no"):
+        return ""  # `git stash create` fails where files were touched and not changed
+    return _output(root, "git", "stash", "create")
 
 
 def forget(root: Path, identity: str) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import prefect
-import prefect.runtime
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelled
 
@@ -25,6 +25,7 @@ from flows import checkout, commands
 RUNS = Path(".runs") / "flows"
 TAKE_UPS = 5  # times that a run is begun; then it stays crashed
 WATCH_SECONDS = 1.0
+LINGER_SECONDS = 20.0  # for telling the server
 
 
 @contextmanager
@@ -34,8 +35,9 @@ def alive(root: Path) -> Iterator[tuple[str, str]]:
     However the body is left (an error, a cancel, a signal), its commands end. When the worker dies, this process ends,
     too: nobody could cancel it any more.
     """
-    identity, name = prefect.runtime.flow_run.id, prefect.runtime.flow_run.name
-    assert isinstance(identity, str) and isinstance(name, str)
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None, "not in a flow"
+    identity, name = str(context.flow_run.id), context.flow_run.name
     file = root / RUNS / identity
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
@@ -61,6 +63,8 @@ def _end_with_the_worker() -> None:
             time.sleep(WATCH_SECONDS)
         commands.end_all()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LINGER_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)  # its output goes nowhere, on which Prefect may wait for ever
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -98,6 +102,6 @@ def _take_up(identity: str) -> str | None:
     return None
 
 
-def _is_over(state: prefect.State) -> bool:
+def _is_over(state: State) -> bool:
     """Ended in order, or scheduled already."""
     return state.is_completed() or state.is_failed() or state.is_cancelled() or state.is_scheduled()

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 from prefect.settings import get_current_settings
 
 from flows import slots
@@ -21,7 +22,8 @@ from flows.worker import LOCK
 
 SERVER_SECONDS = 180.0
 STOP_SECONDS = 60.0
-LOG = Path(".runs") / "worker.log"
+LOG, SERVER_LOG = Path(".runs") / "worker.log", Path(".runs") / "server.log"
+SERVER = Path(".runs") / "server.pid"
 
 
 def start(root: Path, pool: str) -> int:
@@ -32,16 +34,15 @@ def start(root: Path, pool: str) -> int:
     """
     api = _api()
     if not _is_healthy(api):
-        _start_server(api)
+        _start_server(root, api)
     _prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
     deployed = re.findall(r"Deployment '([^']+)' successfully", _prefect("deploy", "--all", "--no-prompt"))
     if _worker(root) is None:
         _start_worker(root, pool)
-    devices = slots.gpus()
-    print(
-        f"{slots.number()} slots ({', '.join(f'GPU {device}' for device in devices) or 'no GPU'}), worker's log: {LOG}\n"
-        f"run: prefect deployment run <one of {', '.join(deployed)}>\nlook: {api.removesuffix('/api')}\nstop: make flows-stop"
-    )
+    devices = ", ".join(f"GPU {device}" for device in slots.gpus()) or "no GPU"
+    print(f"{slots.number()} slots ({devices}); the worker's log: {LOG}")
+    print(f"run:  prefect deployment run NAME, of {', '.join(deployed)}")
+    print(f"look: {api.removesuffix('/api')}\nstop: make flows-stop")
     return 0
 
 
@@ -55,8 +56,7 @@ def stop(root: Path) -> int:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the worker (process {pid}) does not end")
             time.sleep(0.2)
-    with contextlib.suppress(RuntimeError):  # none that was started here
-        _prefect("server", "stop")
+    _stop_server(root)
     return 0
 
 
@@ -73,17 +73,42 @@ def _is_healthy(api: str) -> bool:
     return False
 
 
-def _start_server(api: str) -> None:
+def _start_server(root: Path, api: str) -> None:
     address = urlsplit(api)
     host, port = address.hostname or "", str(address.port or 80)
     if host != "localhost" and not _is_loopback(host):
         raise RuntimeError(f"{api} does not answer; a server on another machine is started there")
-    _prefect("server", "start", "--background", "--host", host, "--port", port)
+    # Not `--background`: that ties the server's output to a pipe whose other end is closed at once.
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", port]
+    process = _detached(root, command, SERVER_LOG)
+    (root / SERVER).write_text(f"{process.pid} {psutil.Process(process.pid).create_time()}\n")
     deadline = time.monotonic() + SERVER_SECONDS
     while not _is_healthy(api):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"the server does not answer at {api} after {SERVER_SECONDS:g} s")
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the server does not answer at {api}; see {root / SERVER_LOG}")
         time.sleep(0.5)
+
+
+def _stop_server(root: Path) -> None:
+    """End the server that was started here, if there is one; a process of another time with its number is not it."""
+    with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
+        pid, began = (root / SERVER).read_text().split()
+        process = psutil.Process(int(pid))
+        if process.create_time() == float(began):
+            family = [process, *process.children(recursive=True)]
+            process.terminate()
+            for left in psutil.wait_procs(family, timeout=STOP_SECONDS)[1]:
+                left.kill()
+    (root / SERVER).unlink(missing_ok=True)
+
+
+def _detached(root: Path, command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A process that outlives this one and its terminal."""
+    (root / log).parent.mkdir(parents=True, exist_ok=True)
+    with (root / log).open("a") as file:
+        return subprocess.Popen(
+            command, cwd=root, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -93,12 +118,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _start_worker(root: Path, pool: str) -> None:
-    (root / LOG).parent.mkdir(parents=True, exist_ok=True)
-    with (root / LOG).open("a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows", "worker", "--pool", pool],
-            cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+    process = _detached(root, [sys.executable, "-m", "flows", "worker", "--pool", pool], LOG)
     deadline = time.monotonic() + STOP_SECONDS
     while _worker(root) is None:
         if process.poll() is not None or time.monotonic() > deadline:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,10 @@ class Project:
         """All that runs for this project."""
         found = []
         for process in psutil.process_iter():
-            try:
-                if process.environ().get("PREFECT_HOME") == self.environment["PREFECT_HOME"]:
+            with suppress(psutil.Error):
+                is_ours = process.environ().get("PREFECT_HOME") == self.environment["PREFECT_HOME"]
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-            except psutil.Error:
-                continue
         return found
 
 
@@ -150,7 +150,7 @@ def make_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         try:
             project.shell("python", "-m", "flows", "stop")
         finally:
-            left = [process for process in project.processes() if process.is_running()]
+            left = project.processes()
             for process in left:
                 process.kill()
         assert not left, f"`flows stop` left {left}"

@@ -20,7 +20,8 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
 child = subprocess.Popen(sleep)
-launcher = f"import subprocess; print(subprocess.Popen({sleep!r}, start_new_session=True, stdout=-3, stderr=-3).pid)"  # -3: DEVNULL
+apart = "start_new_session=True, stdout=-3, stderr=-3"  # -3: DEVNULL
+launcher = f"import subprocess; print(subprocess.Popen({sleep!r}, {apart}).pid)"
 daemon = subprocess.run([sys.executable, "-c", launcher], capture_output=True, text=True).stdout.strip()
 wait = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
 deaf = subprocess.Popen([sys.executable, "-c", wait], stdout=subprocess.PIPE)
@@ -120,7 +121,8 @@ def test_nothing_of_a_command_is_left(tmp_path: Path, how: str, begin: Begin) ->
 def test_death_of_the_starter_ends_the_command(tmp_path: Path, begin: Begin) -> None:
     """SIGKILL leaves it no time to tell anybody: the kernel closes the pipe."""
     words = command(tmp_path)
-    starter = f"import subprocess\np = subprocess.Popen({words!r}, stdin=subprocess.PIPE, start_new_session=True)\np.wait()"
+    options = "stdin=subprocess.PIPE, start_new_session=True"
+    starter = f"import subprocess\np = subprocess.Popen({words!r}, {options})\np.wait()"
     process = begin([sys.executable, "-c", starter])
     processes = tree(tmp_path)
     process.kill()

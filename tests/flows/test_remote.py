@@ -1,0 +1,83 @@
+"""What DVC offers beside flows, on the small pipeline: a queue whose experiments resume, a shared remote."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.flows.conftest import TOY, Project, are_gone, until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[Project]:
+    """The small pipeline without Prefect; whatever works in it at the end is killed."""
+    root = tmp_path / "toy"
+    shutil.copytree(TOY, root, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / ".dvcignore").write_text("__pycache__\n/.runs\n")
+    (root / ".gitignore").write_text("__pycache__/\n/.runs/\n/data/\n/models/\n/reports/\n")
+    project = Project(root, tmp_path / "home")
+    (root / ".runs").mkdir()
+    for command in (
+        "git init -q",
+        "git config user.email test@example.com",
+        "git config user.name test",
+        "dvc init -q",
+        "dvc config core.analytics false",
+        "git add -A",
+        "git commit -qm begin",
+    ):
+        project.shell(*command.split())
+    yield project
+    for process in project.processes():
+        process.kill()
+
+
+def test_remote_spares_a_clone_all_work(plain: Project, tmp_path: Path) -> None:
+    plain.shell("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    plain.shell("dvc", "repro")
+    plain.shell("dvc", "push")
+    plain.shell("git", "add", "dvc.lock", ".dvc/config")
+    plain.shell("git", "commit", "-qm", "trained")
+    clone = Project(tmp_path / "clone", tmp_path / "home")
+    subprocess.run(["git", "clone", "-q", str(plain.root), str(clone.root)], check=True)
+    (clone.root / ".runs").mkdir()
+    clone.shell("dvc", "pull")
+    assert "Running stage" not in clone.shell("dvc", "repro")
+    trained = Path("models") / "small" / "a"
+    assert (clone.root / trained).read_bytes() == (plain.root / trained).read_bytes()
+
+
+def test_queued_experiment_resumes(plain: Project) -> None:
+    """Killed in the queue and queued again, a training goes on where it was: `.runs` outlives the task."""
+    options = ["-S", "compare=[medium]", "-S", "arms.medium.steps=12", "train@small-medium"]
+    plain.shell("dvc", "exp", "run", "--queue", "--name", "first", *options)
+    plain.shell("dvc", "queue", "start")
+    trainer = plain.trainer("medium")
+    step = plain.root / ".runs" / "toy-medium" / "step"
+    until(lambda: step.exists() and int(step.read_text() or 0) >= 2, "some steps")
+    os.kill(trainer[0].pid, signal.SIGKILL)
+    trainer[1].kill()
+    until(lambda: are_gone(trainer), "end of the trainer")
+    until(lambda: "Failed" in plain.shell("dvc", "queue", "status"), "a failed task")
+    plain.shell("dvc", "exp", "run", "--queue", "--name", "second", *options)
+    plain.shell("dvc", "queue", "start")
+    until(lambda: "second" in plain.shell("dvc", "exp", "list", "--name-only"), "the experiment")
+    began = plain.trace("medium")
+    assert [line["experiment"] for line in began] == ["first", "second"]
+    assert began[0]["step"] == 0 < began[1]["step"]
+    plain.shell("dvc", "queue", "stop")
+    until(lambda: not [p for p in plain.processes() if is_worker(p)], "end of the queue's worker")
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "celery" in " ".join(process.cmdline()) or "dvc" in process.name()
+    except psutil.Error:
+        return False
