@@ -28,6 +28,9 @@ SETTINGS = {
 }
 for _variable, _value in SETTINGS.items():  # here, for MLflow reads them when it is imported
     os.environ.setdefault(_variable, _value)
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # the user interface shows runs, and not traces, first
 PERMITTED = 100  # parameters a request
 PASSING = (401, 403, 408, 429)  # statuses of a refusal that a person, or time, sets right
 
@@ -72,7 +75,7 @@ class Store:
                 found = self.client.get_experiment_by_name(name)
                 # A local file: else MLflow freezes this process' folder, perhaps a temporary one of DVC's.
                 place = None if _is_server() else (self.root / "mlartifacts").as_uri()
-                created = None if found else self.client.create_experiment(name, place)
+                created = None if found else self.client.create_experiment(name, place, KIND)
             self._experiments[name] = created or found.experiment_id
         return self._experiments[name]
 
