@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 import requests
 from mlflow import MlflowClient
@@ -27,7 +26,6 @@ from mlflow.entities import Run
 from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
-SIZE = {"width": 1360, "height": 800}
 ASSISTANT = '[data-component-id="mlflow.assistant.chat_panel.close"]'  # a panel that stands open at first
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -95,7 +93,7 @@ def browsing() -> Iterator[Page]:
         # As root, Chromium needs its sandbox off; it opens nothing here but the server on this machine.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
-            page = browser.new_page(viewport=SIZE)
+            page = browser.new_page(viewport={"width": 1360, "height": 800})
             page.route(lambda url: not url.startswith("http://127.0.0.1:"), lambda route: route.abort())
             yield page
         finally:
@@ -124,6 +122,10 @@ def runs_of(store: str, profile: str) -> tuple[str, list[Run]]:
 def look(page: Page, address: str, names: Sequence[str], path: Path | None) -> str:
     """Open a page, wait until all `names` are on it and a little longer, and take its picture; its text."""
     page.goto(address)
+    page.get_by_text(names[0], exact=True).first.wait_for(timeout=90_000)
+    folded = page.get_by_text("Expand rows")  # the arms under their execution
+    if folded.count():
+        folded.first.click()
     for name in names:
         page.get_by_text(name, exact=True).first.wait_for(timeout=90_000)
     panel = page.locator(ASSISTANT)
@@ -145,14 +147,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pictures")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    experiment, (_, *arms) = runs_of(options.store, options.profile)
-    names = [str(run.info.run_name) for run in arms]
-    shown = quote("tags.`steermoe.kind` = 'arm'")
+    experiment, runs = runs_of(options.store, options.profile)
+    names = [str(run.info.run_name) for run in runs]
     with served(options.store) as address, browsing() as page:
         base = f"{address}/#/experiments/{experiment}/runs"
         look(page, base, names, options.out / "runs.png")
-        look(page, f"{base}?compareRunsMode=CHART&searchFilter={shown}", names, options.out / "curves.png")
-        look(page, f"{base}/{arms[0].info.run_id}", names[:1], options.out / "run.png")
+        look(page, f"{base}?compareRunsMode=CHART", names, options.out / "curves.png")
+        look(page, f"{base}/{runs[-1].info.run_id}", names[-1:], options.out / "run.png")
 
 
 if __name__ == "__main__":

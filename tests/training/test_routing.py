@@ -19,7 +19,8 @@ def test_statistics_are_those_of_the_valid_frames(tiny_arm):
     model = SteerMoE.from_config(tiny_arm("steering"))
     assert model.steering is not None
     with torch.no_grad():  # sharper than at the beginning of training, and other for every layer
-        model.steering.router.linear.weight.mul_(20)
+        for parameter in model.steering.router.parameters():
+            parameter.mul_(4)
         model.steering.scales.copy_(torch.tensor([0.1, 0.2, 0.4]))
     watch = RoutingWatch(model.steering, model.lengths_of)
     watch.begin()
