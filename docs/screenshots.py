@@ -122,18 +122,22 @@ def runs_of(store: str, profile: str) -> tuple[str, list[Run]]:
 def look(page: Page, address: str, names: Sequence[str], path: Path | None) -> str:
     """Open a page, wait until all `names` are on it and a little longer, and take its picture; its text."""
     page.goto(address)
-    page.get_by_text(names[0], exact=True).first.wait_for(timeout=90_000)
-    folded = page.get_by_text("Expand rows")  # the arms under their execution
-    if folded.count():
-        folded.first.click()
-    for name in names:
-        page.get_by_text(name, exact=True).first.wait_for(timeout=90_000)
+    first = page.get_by_text(names[0], exact=True).first
+    first.wait_for(timeout=90_000)
     panel = page.locator(ASSISTANT)
     if panel.count():
         panel.first.click()
+    page.wait_for_timeout(2000)
+    place = first.bounding_box()
+    if place is not None and not page.get_by_text(names[-1], exact=True).count():
+        page.mouse.click(
+            place["x"] - 32, place["y"] + place["height"] / 2
+        )  # unfolds the arms of the execution
+    for name in names:
+        page.get_by_text(name, exact=True).first.wait_for(timeout=90_000)
     page.wait_for_timeout(4000)  # the page asks the server again and again, so that the network is never idle
     if path is not None:
-        page.screenshot(path=path)
+        page.screenshot(path=path, timeout=120_000)
     return page.inner_text("body")
 
 
