@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 
-class Transcriber(mlflow.pyfunc.PythonModel):
+class Transcriber(PythonModel):
     """Column `audio`, paths of recordings, and if need be `question`, to a column `text`."""
 
     def load_context(self, context: Any) -> None:
@@ -38,7 +39,7 @@ class Transcriber(mlflow.pyfunc.PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:
         """A text for each row."""
-        asked = model_input.get("question", pd.Series(None, index=model_input.index, dtype=object))
+        asked = model_input["question"] if "question" in model_input else [None] * len(model_input)
         questions = [None if pd.isna(question) else str(question) for question in asked]
         texts = [
             self.model.transcribe(audio, question)
@@ -47,4 +48,4 @@ class Transcriber(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"text": texts}, index=model_input.index)
 
 
-mlflow.models.set_model(Transcriber())
+set_model(Transcriber())

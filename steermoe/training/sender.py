@@ -28,12 +28,13 @@ class Sender:
 
     def __init__(self, root: Path, journal: Journal) -> None:
         self.root, self.journal = root, journal
-        self._wake, self._closing = threading.Event(), False
+        self._wake, self._end = threading.Event(), threading.Event()
         self._told: set[str] = set()
         self._sent = threading.Condition()
         self._store: Store | None = None
         self._is_lost = False
         self._sample: Callable[[], Entry] | None = None
+        self._taken = time.monotonic() - SAMPLING  # the first sample at once: short runs have one, too
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -61,7 +62,7 @@ class Sender:
 
     def close(self) -> None:
         """Try once more what has not been sent; what is left stays in the journal."""
-        self._closing = True
+        self._end.set()
         self._wake.set()
         before, since = self.journal.position.sent, time.monotonic()
         while self._thread.is_alive() and time.monotonic() - since < PATIENCE:
@@ -76,31 +77,32 @@ class Sender:
     def _work(self) -> None:
         import steermoe.training.store  # noqa: F401 (seconds; and it settles how MLflow is imported elsewhere)
 
-        taken = time.monotonic() - SAMPLING  # the first sample at once: short runs have one, too
         while True:
-            last = self._closing  # read before the try: what was written until then is part of it
-            if self._sample is not None and (last or time.monotonic() - taken >= SAMPLING):
-                self.journal.append(self._sample())
-                taken = time.monotonic()
+            last = self._end.is_set()  # read before the try: what was written until then is part of it
             self._try()
             if last:
                 break
-            self._wake.wait(PAUSE if self._is_lost else SAMPLING)
-            self._wake.clear()
+            if self._is_lost:
+                self._end.wait(PAUSE)
+            else:
+                self._wake.wait(SAMPLING)
+                self._wake.clear()
         self.journal.close(remove=not self.journal.pending())
 
     def _try(self) -> None:
-        from steermoe.training.store import (
-            Store,
-            UnreachableError,
-        )
+        from steermoe.training.store import Store
 
         try:
+            if self._sample is not None and (
+                self._end.is_set() or time.monotonic() - self._taken >= SAMPLING
+            ):
+                self.journal.append(self._sample())
+                self._taken = time.monotonic()
             if self._store is None or self._is_lost:
                 self._store = self._store or Store(self.root)
                 self._send_left_behind(self._store)
             self._deliver(self._store, self.journal)
-        except (UnreachableError, OSError) as error:
+        except Exception as error:  # whatever it is: the stage goes on
             if not self._is_lost:
                 self._tell(
                     f"it cannot be reached ({_first_line(error)}); what is logged is kept and sent later"

@@ -28,6 +28,9 @@ SETTINGS = {
 }
 for _variable, _value in SETTINGS.items():  # here, for MLflow reads them when it is imported
     os.environ.setdefault(_variable, _value)
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # the user interface shows runs, and not traces, first
 PERMITTED = 100  # parameters a request
 PASSING = (401, 403, 408, 429)  # statuses of a refusal that a person, or time, sets right
 
@@ -69,11 +72,12 @@ class Store:
         name = f"steermoe/{profile}"
         if name not in self._experiments:
             with locked(self.root):
-                found = self.client.get_experiment_by_name(name)
+                known = self.client.get_experiment_by_name(name)
                 # A local file: else MLflow freezes this process' folder, perhaps a temporary one of DVC's.
                 place = None if _is_server() else (self.root / "mlartifacts").as_uri()
-                created = None if found else self.client.create_experiment(name, place)
-            self._experiments[name] = created or found.experiment_id
+                self._experiments[name] = (
+                    known.experiment_id if known else self.client.create_experiment(name, place, KIND)
+                )
         return self._experiments[name]
 
     def find(self, experiment: str, query: str) -> Any | None:
@@ -95,12 +99,13 @@ class Store:
                 some = {name: entry["parameters"][name] for name in names[start : start + PERMITTED]}
                 self._parameters(position.run, some)
             return
-        position.run, position.made = found.info.run_id, False
+        run: str = found.info.run_id
+        position.run, position.made = run, False
         tags = dict(entry["surroundings"])
         if entry["continues"]:  # of an interrupted training, which belongs to the execution that finishes it
-            self.client.update_run(position.run, status="RUNNING")
+            self.client.update_run(run, status="RUNNING")
             tags["mlflow.parentRunId"] = self._execution(experiment, entry["execution"])
-        self._tag(position.run, tags)
+        self._tag(run, tags)
 
     def _open_execution(self, entry: Entry, folder: Path, position: Position) -> None:
         """The next entries belong to the execution: the open one, else that of all the arms, else a new one."""
@@ -116,7 +121,7 @@ class Store:
             position.run = parent
         else:
             position.run = self._execution(experiment, entry["execution"])
-        self._tag(position.run, entry["surroundings"])
+        self._tag(run_of(position), entry["surroundings"])
 
     def _execution(self, experiment: str, execution: Mapping[str, Any]) -> str:
         """The run of an execution; under a lock, for stages run side by side."""

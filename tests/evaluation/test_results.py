@@ -7,9 +7,11 @@ from steermoe.config import Evaluation
 from steermoe.evaluation.evaluator import System, measure
 from steermoe.evaluation.predictions import Predictions, summarise
 from steermoe.evaluation.results import (
+    figures,
     read_json,
     read_result,
     read_results,
+    samples,
     write_json,
     write_result,
     write_skipped,
@@ -90,3 +92,28 @@ def test_the_protocol_names_the_normaliser_that_counted(
     """Not the one that the settings name by the time that figures are made."""
     other = settings.model_copy(update={"normalizer": "none"})
     assert summarise(predictions, other)["protocol"]["normalizer"] == "folded"
+
+
+def test_figures_for_a_tracker_have_their_bounds(predictions: Predictions, settings: Evaluation) -> None:
+    summary = summarise(predictions, settings)
+    found = figures("synthetic", summary)
+    scores = summary["own"]["clean"]["transcribe"]["wer"]
+    names = ("wer", "wer_low", "wer_high")
+    assert [found[f"eval/synthetic/clean/{name}"] for name in names] == [
+        scores["value"],
+        scores["low"],
+        scores["high"],
+    ]
+    assert found["eval/synthetic/clean/accuracy"] == summary["own"]["clean"]["answer"]["accuracy"]["value"]
+    assert found.keys().isdisjoint(figures("digits", summary))
+    shuffled = {**summary, "own": {}, "shuffled": summary["own"], "speed": None}
+    assert {name.split("/")[0] for name in figures("synthetic", shuffled)} == {"control"}
+
+
+def test_samples_are_some_of_every_split_and_the_same_each_time(predictions: Predictions) -> None:
+    columns, rows = samples(predictions.frame, seed=1, count=5)
+    assert columns == ["audio", "split", "task", "reference", "prediction", "errors"]
+    splits = [row[1] for row in rows]
+    assert {split: splits.count(split) for split in splits} == {"clean": 5, "other": 5}
+    assert (columns, rows) == samples(predictions.frame, seed=1, count=5)
+    assert {row[0] for row in rows} <= set(predictions.frame["source_id"])

@@ -96,7 +96,7 @@ def test_a_server_that_dies_and_comes_back_within_a_training_gets_everything(
 ):
     server = serve()
     restarted: list[subprocess.Popen] = []
-    what = {2: lambda: kill(server), 5: lambda: restarted.append(serve())}
+    what: dict[int, Callable[[], object]] = {2: lambda: kill(server), 5: lambda: restarted.append(serve())}
     monkeypatch.setattr("steermoe.training.train.Tracking", lambda tracker: Saboteur(tracker, what))
     results = train(
         quick_arm("steering"), shards, tmp_path / "out", tmp_path, tracker=Tracker("mini", tmp_path)
