@@ -83,6 +83,7 @@ def test_what_is_heard_is_what_is_written(source: Path, by_tone: dict[int, Heard
         recordings = listen(waveform.load(row["audio"]), by_tone)
         assert [digits.WORDS[digit] for _, digit, _ in recordings] == row["transcript"].split()
         assert {speaker for speaker, _, _ in recordings} == {row["speaker"]}
+        assert row["language"] == "en"
         heard[row["split"]] |= set(recordings)
         lengths.append(len(recordings))
     assert set(lengths) == {1, 2, 3, 4, 5, 6}

@@ -36,6 +36,7 @@ def test_counts_tasks_and_questions(shards: Path) -> None:
     assert dict(clean["task"].value_counts().rows()) == {"transcribe": 4, "answer": 4}
     asked = clean.filter(task="answer")
     assert all(asked["prompt"]) and all(asked["target"])
+    assert set(clean["language"]) == {"en"}
     assert clean.filter(task="transcribe")["target"].equals(clean.filter(task="transcribe")["transcript"])
 
 
