@@ -57,7 +57,7 @@ def located(section: Base, setting: str) -> Base:
     return section.model_copy(update={"path": folder, "revision": None})
 
 
-def identity(section: Base, setting: str) -> dict[str, Any]:
+def identity(section: Encoder | Llm, setting: str) -> dict[str, Any]:
     """What a model is: its path, the commit that is used (of a folder: null), the SHA-256 of its files.
 
     Raises:

@@ -81,7 +81,7 @@ class _Beginning:
         self.features, self.channels = features, features.channels
         self.samples = None if seconds is None else round(seconds * RATE)
 
-    def __call__(self, waveform: np.ndarray) -> torch.Tensor:
+    def __call__(self, waveform: np.ndarray | torch.Tensor) -> torch.Tensor:
         return self.features(waveform[: self.samples])
 
 

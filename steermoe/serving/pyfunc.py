@@ -31,16 +31,16 @@ class Transcriber(PythonModel):
         arm = json.loads((adapter / "config.json").read_text(encoding="utf-8"))["arm"]
         named = (os.environ.get("STEERMOE_BASE_MODELS"), (context.model_config or {}).get("base_models"))
         roots = [Path(root) for root in named if root]
-        paths: dict[str, str | None] = {}
-        for part in ("encoder", "llm"):
-            found = (root / arm[part]["path"] for root in roots)
-            paths[part] = next((str(path) for path in found if path.is_dir()), None)
-        self.model = SteerMoE.from_pretrained(adapter, **paths)
+        encoder, llm = (
+            next((path for root in roots if (path := root / arm[part]["path"]).is_dir()), None)
+            for part in ("encoder", "llm")
+        )
+        self.model = SteerMoE.from_pretrained(adapter, encoder, llm)
 
     def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:
         """A text for each row."""
         asked = model_input["question"] if "question" in model_input else [None] * len(model_input)
-        questions = [None if pd.isna(question) else str(question) for question in asked]
+        questions = [str(question) if isinstance(question, str) else None for question in asked]
         texts = [
             self.model.transcribe(audio, question)
             for audio, question in zip(model_input["audio"], questions, strict=True)

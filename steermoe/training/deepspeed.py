@@ -201,7 +201,7 @@ def _engine(model: nn.Module, optimizer: AdamW, distributed: Distributed, device
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Else its communication on the CPU is compiled at the first use, for minutes.
-    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    deepspeed.ops.__compatible_ops__ = {}  # type: ignore[attr-defined]
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     deepspeed.init_distributed()

@@ -155,7 +155,9 @@ def launch(command: Sequence[str], processes: int) -> None:
     from torch import distributed
 
     # The launcher holds the store on a port that the kernel chose: no race for a port that was free a moment ago.
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )
     group = [
         subprocess.Popen(command, env=environment(rank, processes, store.port)) for rank in range(processes)
     ]

@@ -99,13 +99,13 @@ class Store:
                 some = {name: entry["parameters"][name] for name in names[start : start + PERMITTED]}
                 self._parameters(position.run, some)
             return
-        run: str = found.info.run_id
-        position.run, position.made = run, False
+        identity: str = found.info.run_id
+        position.run, position.made = identity, False
         tags = dict(entry["surroundings"])
         if entry["continues"]:  # of an interrupted training, which belongs to the execution that finishes it
-            self.client.update_run(run, status="RUNNING")
+            self.client.update_run(identity, status="RUNNING")
             tags["mlflow.parentRunId"] = self._execution(experiment, entry["execution"])
-        self._tag(run, tags)
+        self._tag(identity, tags)
 
     def _open_execution(self, entry: Entry, folder: Path, position: Position) -> None:
         """The next entries belong to the execution: the open one, else that of all the arms, else a new one."""

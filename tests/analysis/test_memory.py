@@ -1,5 +1,7 @@
 """What the modes take of memory: sums that hold whatever the sizes, and the paper's sizes."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +40,7 @@ def test_paper_size() -> None:
     encoder, llm = encoder_shape("whisper-large-v3"), llm_shape("qwen2.5-7b-instruct")
     numbers = encoder.parameters_in_all + llm.parameters_in_all
     frozen = {"encoder": 2.0 * encoder.parameters_in_all, "llm": 2.0 * llm.parameters_in_all}
-    rows = {row["mode"]: row for row in table(memory(frozen, numbers, 1.8e6, 8))}
+    rows: dict[Any, Any] = {row["mode"]: row for row in table(memory(frozen, numbers, 1.8e6, 8))}
     assert rows["ddp"]["frozen weights"] == pytest.approx(2 * 8.25e9 / GIB, rel=0.01)
     assert rows["zero2"]["GPU"] == pytest.approx(rows["ddp"]["GPU"], rel=0.01)  # next to nothing is trained
     assert rows["zero3"]["frozen weights"] == pytest.approx(2 * 8.25e9 / GIB / 8, rel=0.01)

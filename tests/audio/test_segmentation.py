@@ -1,6 +1,7 @@
 """Stretches of speech: the same whatever the blocks, nothing lost, none of what is no speech."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,8 @@ def test_probabilities_are_silero_s_own(pieces: list[np.ndarray]):
     from silero_vad import load_silero_vad
 
     threads = torch.get_num_threads()
-    reference = load_silero_vad(sequence=True).audio_forward(pieces[0])
+    silero: Any = load_silero_vad(sequence=True)
+    reference = silero.audio_forward(pieces[0])
     whole = pieces[0][: len(pieces[0]) // WINDOW * WINDOW]
     activity = VoiceActivity()
     found = np.concatenate([activity(whole[: 7 * WINDOW]), activity(whole[7 * WINDOW :])])

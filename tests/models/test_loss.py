@@ -1,6 +1,7 @@
 """A loss that is computed some tokens at a time is the loss of all of them."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_chunks_make_the_loss_and_gradient_of_the_whole(
     assert max(sizes) <= tokens and sum(sizes) == TOKENS
     torch.testing.assert_close(found.loss, expected.loss)
     assert ours.grad is not None and whole.grad is not None and ours.grad.dtype == dtype
-    tolerance = {"atol": 1e-2, "rtol": 1.6e-2} if dtype is torch.bfloat16 else {}
+    tolerance: dict[str, Any] = {"atol": 1e-2, "rtol": 1.6e-2} if dtype is torch.bfloat16 else {}
     torch.testing.assert_close(ours.grad, whole.grad, **tolerance)
     assert found.num_tokens == TOKENS and found.num_correct == expected.num_correct
     assert TOKENS > int(expected.num_correct or 0) >= TOKENS // 2

@@ -65,7 +65,9 @@ def together(forkserver) -> Together:
     """`together(processes, target, *arguments)` runs `target` in a group of processes; gives their exit codes."""
 
     def run(count: int, target: Callable[..., None], *arguments: object) -> list[int | None]:
-        store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False
+        )
         environments = [dict(processes.environment(rank, count, store.port)) for rank in range(count)]
         for environment in environments:
             del environment[processes.PARENT]  # the fork server is their parent

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from steermoe.training.tracking import open_store
+from steermoe.training.store import open_store
 
 ROOT = Path(__file__).parents[2]
 KILLS = {"download": 8, "preprocess": 14, "train": 16, "eval": 14}  # 52
@@ -63,9 +63,9 @@ def project(tmp_path) -> Path:
     tree["generation"].update(max_new_tokens=4)
     tree["evaluation"].update(bootstrap_samples=100, batch_seconds=8)
     yaml.dump(tree, params)
-    from pipeline.configure import main
+    from steermoe import config
 
-    main("linear", tmp_path / "arm.json", params)
+    (tmp_path / "arm.json").write_text(config.load(params).arm("linear").to_json())
     return tmp_path
 
 

@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from steermoe.training import processes
-from steermoe.training.tracking import open_store
+from steermoe.training.store import open_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,5 +126,6 @@ def test_killed_preempted_and_finished_by_the_same_command(start, tmp_path):
     }
     client = open_store(tmp_path)
     [experiment] = [e for e in client.search_experiments() if e.name.startswith("steermoe/")]
-    [run] = client.search_runs([experiment.experiment_id])  # one run, not four
+    runs = client.search_runs([experiment.experiment_id])
+    [run] = [run for run in runs if "steermoe.fingerprint" in run.data.tags]  # one, not four
     assert run.info.status == "FINISHED"
