@@ -154,7 +154,7 @@ def save(folder: Path, name: str, targets: Sequence[str]) -> None:
     Args:
         folder: the checkout.
         name: of the experiment.
-        targets: stages that ran, and no others have outputs to save; none: all.
+        targets: stages, or files of stages: what has outputs to save.
     """
     _output(folder, "dvc", "exp", "save", "--force", "--name", name, *targets)
     refs = _output(folder, "git", "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()

@@ -15,6 +15,7 @@ from flows import checkout, commands, lifetime, results, slots
 
 # Stages of dvc.yaml, by what a flow wants of them.
 DATA, ARM, BASELINES, COMPARISON = ["preprocess"], ["eval"], ["baseline"], ["ablate"]
+PIPELINE = ["dvc.yaml"]  # all of its stages; `pretrained/` has a pipeline of its own
 SCORING = ("generation.", "evaluation.")  # settings that change no training
 RETRY_SECONDS = 5
 
@@ -64,7 +65,7 @@ def run_targets(
         command = ["dvc", "--wait-for-lock", "repro", *targets]
         commands.run(command, folder, snapshot.root, environment, slots_each, limit)
         if targets not in (DATA, BASELINES):  # what arms share is in DVC's cache, and no experiment
-            checkout.save(folder, name, targets)
+            checkout.save(folder, name, targets or PIPELINE)
         if profile is not None:
             results.publish(folder, profile, name)
 

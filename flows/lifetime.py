@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect.client.orchestration import get_client
@@ -25,6 +26,7 @@ from flows import checkout, commands
 RUNS = Path(".runs") / "flows"
 TAKE_UPS = 5  # times that a run is begun; then it stays crashed
 WATCH_SECONDS = 1.0
+BEGIN_SECONDS = 60.0  # of a flow's process, until it holds its lock
 LINGER_SECONDS = 20.0  # for telling the server
 
 
@@ -81,27 +83,39 @@ def take_up(root: Path) -> list[str]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            if name := _take_up(file.name):
+            over, name = _take_up(file.name)
+            if name is not None:
                 taken.append(name)
-            else:
+            if (
+                over
+            ):  # else the file stays until the run has been seen to go on: its worker may yet report a crash
                 checkout.forget(root, file.name)
-            file.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
     return taken
 
 
-def _take_up(identity: str) -> str | None:
+def _take_up(identity: str) -> tuple[bool, str | None]:
+    """Whether the run is over for good, and its name if it was scheduled."""
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
         run = client.read_flow_run(identity)  # type: ignore[arg-type]
-        assert run.state is not None
-        if run.state.is_cancelling():
+        state = run.state
+        assert state is not None
+        if state.is_cancelling():
             client.set_flow_run_state(run.id, Cancelled(message="its process is gone"), force=True)
-        elif run.deployment_id is not None and run.run_count < TAKE_UPS and not _is_over(run.state):
-            state = AwaitingRetry(message="its process was gone; it goes on from its checkpoints")
-            client.set_flow_run_state(run.id, state, force=True)
-            return run.name
-    return None
+            return True, None
+        if state.is_completed() or state.is_failed() or state.is_cancelled():
+            return True, None
+        if state.is_crashed() or _is_stale(state):
+            if run.deployment_id is None or run.run_count >= TAKE_UPS:
+                return True, None
+            again = AwaitingRetry(message="its process was gone; it goes on from its checkpoints")
+            client.set_flow_run_state(run.id, again, force=True)
+            return False, run.name
+        return False, None
+    return True, None
 
 
-def _is_over(state: State) -> bool:
-    """Ended in order, or scheduled already."""
-    return state.is_completed() or state.is_failed() or state.is_cancelled() or state.is_scheduled()
+def _is_stale(state: State) -> bool:
+    """Says that a process runs, and for longer than one needs to begin."""
+    begun = datetime.now(UTC) - state.timestamp
+    return not state.is_scheduled() and begun.total_seconds() > BEGIN_SECONDS

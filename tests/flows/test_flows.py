@@ -1,5 +1,6 @@
 """Flows on a real server with a real worker: parallel arms, faults, and what one sees of them."""
 
+import fcntl
 import os
 import signal
 import time
@@ -78,7 +79,7 @@ def test_failing_arm_fails_the_command(toy: Project) -> None:
         "-p", "retries=1", "--watch", code=1,
     )  # fmt: skip
     assert "Failed" in output
-    assert len(toy.trace("failing")) == 2, toy.worker_log()[-6000:]  # tried, and tried again
+    assert len(toy.trace("failing")) == 2  # tried, and tried again
     assert any(name.endswith("-c") for name in toy.shell("dvc", "exp", "list", "--name-only").split())
 
 
@@ -95,13 +96,13 @@ def test_cancel_ends_everything(toy: Project) -> None:
 
 def test_time_limit_ends_everything(toy: Project) -> None:
     begun = len(toy.trace("long"))
-    run = toy.run("ablations/mini", arms=["long"], hours=5 / 3600, **PARAMETERS)
+    run = toy.run("ablations/mini", arms=["long"], hours=15 / 3600, **PARAMETERS)
     trainer = toy.trainer("long", begun + 1)
     assert toy.trace("long")[-1]["step"] > 0  # what the cancelled run had done
     until(lambda: are_gone(trainer), "end of the trainer", 60)
     assert toy.ended(run) == "FAILED"
     assert len(toy.trace("long")) == begun + 1  # not tried again
-    assert any("took longer than 5 s" in line for line in toy.logs(run))
+    assert any("took longer than 15 s" in line for line in toy.logs(run))
     slots_are_free(toy)
 
 
@@ -131,10 +132,8 @@ def worker(toy: Project):
 
 
 def slots_are_free(toy: Project) -> None:
-    import fcntl
-
     files = list((toy.root / ".runs").glob("slot-*.lock"))
-    assert len(files) == 2
+    assert files
     for file in files:
         with file.open() as lock:
             until(lambda held=lock: not is_held(held.fileno()), f"freeing of {file.name}", 30)
@@ -142,8 +141,6 @@ def slots_are_free(toy: Project) -> None:
 
 
 def is_held(descriptor: int) -> bool:
-    import fcntl
-
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -153,17 +150,18 @@ def is_held(descriptor: int) -> bool:
 
 def test_experiment_and_evaluation_with_settings(toy: Project) -> None:
     wrong = toy.run("evaluate/mini", settings=["arms.a.steps=3"], **PARAMETERS)
-    run = toy.run("experiment/mini", settings=["compare=[a]", "arms.a.steps=3"], **PARAMETERS)
+    settings = ["compare=[b]", "reference=b", "generation.beams=2"]
+    run = toy.run("experiment/mini", settings=settings, **PARAMETERS)
     assert toy.ended(run) == "COMPLETED"
     assert toy.ended(wrong) == "FAILED"
     assert "generation." in toy.ask("GET", f"flow_runs/{wrong}")["state"]["message"]
     name = toy.ask("GET", f"flow_runs/{run}")["name"]
     params = toy.shell("git", "show", f"{experiment(toy, name)}:params.yaml")
-    assert "a: {steps: 3, breaks: never}" in params and "# a comment that stays" in params
-    trained = len(toy.trace("a"))
-    run = toy.run("evaluate/mini", settings=["generation.beams=4"], arms=["a", "b"], **PARAMETERS)
+    assert "beams: 2" in params and "reference: b" in params and "# a comment that stays" in params
+    trained = len(toy.trace("b"))
+    run = toy.run("evaluate/mini", settings=["generation.beams=4"], arms=["b"], **PARAMETERS)
     assert toy.ended(run) == "COMPLETED"
-    assert len(toy.trace("a")) == trained  # scored anew, not trained
+    assert len(toy.trace("b")) == trained  # scored anew, not trained
 
 
 def test_unknown_arm_is_refused(toy: Project) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.flows.conftest import TOY, Project, are_gone, until
+from tests.flows.conftest import PATIENCE, TOY, Project, are_gone, until
 
 pytestmark = pytest.mark.slow
 
@@ -56,15 +56,16 @@ def test_remote_spares_a_clone_all_work(plain: Project, tmp_path: Path) -> None:
 
 def test_queued_experiment_resumes(plain: Project) -> None:
     """Killed in the queue and queued again, a training goes on where it was: `.runs` outlives the task."""
-    options = ["-S", "compare=[medium]", "-S", "arms.medium.steps=12", "train@small-medium"]
+    options = ["-S", "compare=[medium]", "-S", "arms.medium.steps=60", "train@small-medium"]
     plain.shell("dvc", "exp", "run", "--queue", "--name", "first", *options)
-    plain.shell("dvc", "queue", "start")
+    start = subprocess.Popen(["dvc", "queue", "start"], cwd=plain.root, env=plain.environment)
     trainer = plain.trainer("medium")
     step = plain.root / ".runs" / "toy-medium" / "step"
     until(lambda: step.exists() and int(step.read_text() or 0) >= 2, "some steps")
     os.kill(trainer[0].pid, signal.SIGKILL)
     trainer[1].kill()
     until(lambda: are_gone(trainer), "end of the trainer")
+    assert start.wait(timeout=PATIENCE) == 0
     until(lambda: "Failed" in plain.shell("dvc", "queue", "status"), "a failed task")
     plain.shell("dvc", "exp", "run", "--queue", "--name", "second", *options)
     plain.shell("dvc", "queue", "start")

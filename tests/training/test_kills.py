@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from steermoe.training.store import open_store
 
 ROOT = Path(__file__).parents[2]
-KILLS = {"download": 8, "preprocess": 14, "train": 16, "eval": 14}  # 52
+KILLS = {"download": 26, "preprocess": 6, "train": 14, "eval": 6}  # 52
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "download": {"corpus": "synthetic", "out": "raw"},
     "preprocess": {"corpus": "synthetic", "source": "raw", "out": "shards/synthetic", "workers": 1},
