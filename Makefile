@@ -52,7 +52,7 @@ flows-stop: $(READY) ## stop them; what runs goes on after the next start
 	$(PY) -m flows stop
 
 test: $(READY) ## the whole test suite
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist loadfile
 
 lint: $(READY) ## ruff and pyright
 	ruff check

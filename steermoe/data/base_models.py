@@ -63,7 +63,8 @@ def identity(section: Encoder | Llm, setting: str) -> dict[str, Any]:
     Raises:
         ValueError: as `located`.
     """
-    folder = Path(located(section, setting).path)
+    found: Encoder | Llm = located(section, setting)  # pyright: ignore[reportArgumentType]
+    folder = Path(found.path)
     # A snapshot's folder is named by its commit.
     revision = None if folder == Path(section.path) else folder.name
     return {"path": section.path, "revision": revision, "files": hashes(folder)}
