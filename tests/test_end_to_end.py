@@ -3,18 +3,23 @@
 One test after another works on the same copy: what the first leaves is what the next starts from.
 """
 
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 import pytest
+import soundfile
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +94,16 @@ def blocks_of_the_readme(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
+@contextmanager
+def speech(project: Path) -> Iterator[None]:
+    """The recording that the README speaks of."""
+    row = pl.read_parquet(project / "data/mini/shards/synthetic/clean-00000.parquet").row(0, named=True)
+    samples, rate = soundfile.read(io.BytesIO(row["audio"]))
+    soundfile.write(project / "speech.wav", samples, rate)
+    yield
+    (project / "speech.wav").unlink()
+
+
 def executed(output: str) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", output))
 
@@ -145,15 +160,14 @@ def test_commands_of_the_readme(project: Path) -> None:
         if command.startswith("make "):
             assert command.split()[1] in targets, command
         elif not command.startswith("dvc exp run"):  # that has a test of its own
-            assert run(project, *command.split()), command
+            with speech(project):
+                assert run(project, *shlex.split(command)), command
 
 
 def test_python_of_the_readme(project: Path) -> None:
     code = next(block for block in blocks_of_the_readme("python") if "from_pretrained" in block)
-    row = pl.read_parquet(project / "data/mini/shards/synthetic/clean-00000.parquet").row(0, named=True)
-    (project / "speech.wav").write_bytes(row["audio"])
-    assert run(project, "python", "-c", code).strip()
-    (project / "speech.wav").unlink()
+    with speech(project):
+        assert run(project, "python", "-c", code).strip()
 
 
 def test_experiment_reruns_what_depends_on_the_number(project: Path) -> None:
