@@ -65,7 +65,11 @@ def answer_all(
         ]
         batch = collate(items)
         inputs = {name: batch[name].to(model.device) for name in INPUTS}
-        found, likelihoods = model.generate_scored(**inputs, generation=generation, seed=seed, scored=scored)
+        if scored:
+            found, likelihoods = model.generate_scored(**inputs, generation=generation, seed=seed)
+        else:
+            found = model.generate(**inputs, generation=generation, seed=seed)
+            likelihoods = [[] for _ in found]
         for row, answer_ids, each in zip(rows, found, likelihoods, strict=True):
             answer = read_answer(answer_ids, model.tokenizer, tools, texts[1])
             answers[row] = replace(answer, confidence=confidence(each))

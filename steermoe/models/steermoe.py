@@ -9,6 +9,7 @@ tokens, P prompt tokens, Y target tokens, N target tokens of all rows, H width o
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -422,6 +423,7 @@ class SteerMoE(nn.Module):
         generation: Generation = GREEDY,
         seed: int = 0,
         prompt: str | None = None,
+        return_gates: bool = False,
     ) -> Answer:
         """The answer to a recording, which may call tools: parsed and checked, never run.
 
@@ -433,14 +435,17 @@ class SteerMoE(nn.Module):
             generation: how to decode.
             seed: of sampling.
             prompt: the text behind the audio, in place of the configuration's; then there is no question.
+            return_gates: the answer has the gates of the recording, too (`gates`).
 
         Raises:
-            ValueError: as `transcribe`; a tool is no such definition; the LLM cannot be told of tools
+            ValueError: as `transcribe`, and `gates` where they are to be returned; a tool is no such
+                definition; the LLM cannot be told of tools
                 (prompts.format plain, no chat template, or one without tools); or question and prompt are given.
         """
         if question is not None and prompt is not None:
             raise ValueError(f"found question {question!r} and a prompt, which is asked as it is: give one")
-        return answer_all(self, [audio], question, tools, generation, seed, prompt, scored=True)[0]
+        answer = answer_all(self, [audio], question, tools, generation, seed, prompt, scored=True)[0]
+        return replace(answer, gates=tuple(self.gates(audio))) if return_gates else answer
 
     def chat(
         self,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 SHOWN = 120  # characters of what the LLM wrote, in errors
 TYPES: dict[str, tuple[type, ...]] = {  # of JSON schema
     "string": (str,),
@@ -45,12 +47,14 @@ class Answer:
         errors: what is wrong with the others, one line each.
         confidence: the geometric mean of the probabilities of its tokens, in 0..1; None where it was not asked for,
             or there are none.
+        gates: an array (frames, experts) for each steered place; None where they were not asked for.
     """
 
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
     errors: tuple[str, ...] = ()
     confidence: float | None = field(default=None, compare=False)
+    gates: tuple[np.ndarray, ...] | None = field(default=None, compare=False)
 
 
 def check_tools(tools: Sequence[dict]) -> None:

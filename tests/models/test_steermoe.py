@@ -302,3 +302,16 @@ def test_recordings_are_transcribed_one_or_many(model: SteerMoE, tmp_path: Path,
     assert model.transcribe(waves[0], question="who sings?", generation=greedy(5)) != texts[0]
     with pytest.raises(ValueError, match="the encoder takes at most"):
         model.transcribe(np.zeros(16000 * 5, np.float32))
+
+
+def test_an_answer_brings_its_gates_where_they_are_wanted(tiny_arm: Callable[..., Any]) -> None:
+    model = SteerMoE.from_config(tiny_arm("steering"))
+    samples = np.random.default_rng(3).normal(0, 0.1, 16_000).astype(np.float32)
+    assert model.ask(samples).gates is None
+    answer = model.ask(samples, return_gates=True)
+    assert answer.gates is not None and len(answer.gates) == len(model.steering.places)
+    for found, expected in zip(answer.gates, model.gates(samples), strict=True):
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    with pytest.raises(ValueError, match="method linear has no gates"):
+        SteerMoE.from_config(tiny_arm("linear")).ask(samples, return_gates=True)
