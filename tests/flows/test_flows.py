@@ -86,6 +86,7 @@ def test_failing_arm_fails_the_command(toy: Project) -> None:
 def test_cancel_ends_everything(toy: Project) -> None:
     run = toy.run("ablations/mini", arms=["long", "c"], **PARAMETERS)
     trainer = toy.trainer("long")
+    time.sleep(1.5)  # some steps
     began = time.monotonic()
     toy.ask("POST", f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
     until(lambda: are_gone(trainer), "end of the trainer and its rank", 60)
