@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def answer_all(
             for row in rows
         ]
         batch = collate(items)
-        inputs = {name: batch[name].to(model.device) for name in INPUTS}
+        inputs: dict[str, Any] = {name: batch[name].to(model.device) for name in INPUTS}
         if scored:
             found, likelihoods = model.generate_scored(**inputs, generation=generation, seed=seed)
         else:

@@ -309,7 +309,8 @@ def test_an_answer_brings_its_gates_where_they_are_wanted(tiny_arm: Callable[...
     samples = np.random.default_rng(3).normal(0, 0.1, 16_000).astype(np.float32)
     assert model.ask(samples).gates is None
     answer = model.ask(samples, return_gates=True)
-    assert answer.gates is not None and len(answer.gates) == len(model.steering.places)
+    assert answer.gates is not None and model.steering is not None
+    assert len(answer.gates) == len(model.steering.places)
     for found, expected in zip(answer.gates, model.gates(samples), strict=True):
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
