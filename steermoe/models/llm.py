@@ -134,7 +134,8 @@ def narrows(llm: CausalLM) -> bool:
 
 
 def _last_feed_forward(llm: CausalLM) -> torch.nn.Module | None:
-    return getattr(decoder_layers(llm)[-1], "mlp", None)
+    layers = decoder_layers(llm)  # none where another machine has them
+    return getattr(layers[-1], "mlp", None) if layers else None
 
 
 @contextmanager
