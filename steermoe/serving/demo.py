@@ -25,7 +25,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from steermoe.serving import transcript_table
 from steermoe.serving.examples import Example
 from steermoe.serving.listener import ALL, Listener
-from steermoe.serving.visit import LISTENING, NOT_HEARD, NOT_SEEN, Strengths, Visit, hint
+from steermoe.serving.visit import LISTENING, NOT_HEARD, NOT_SEEN, NOT_USED, Strengths, Visit, hint
 
 KEPT = 3600  # seconds
 WEAKEST, STRONGEST, STEP = -2.0, 4.0, 0.1  # of a slider
@@ -38,7 +38,8 @@ ABOUT = (
 )
 TURNING = "1: as trained; 0: off; below 0: the other way. An expert's counts times that of all experts."
 CSS = """
-.gradio-container {max-width: 1120px !important; margin: 0 auto !important}
+.gradio-container {max-width: 1120px !important; width: 100%; margin: 0 auto !important}
+#heard .html-container, #answers .html-container, #picture .html-container {padding: 0}
 .hint {opacity: .8}
 #picture img {width: 100%; max-width: 640px; display: block; margin: 0 auto; border-radius: 8px}
 """
@@ -92,6 +93,7 @@ def page(listener: Listener, name: str, examples: Sequence[Example]) -> gr.Block
                 lambda: ({}, [], hint(LISTENING), ""), None, [texts, words, heard, answers], **light
             )
             spoken = cleared.success(_told(visit.hear), [audio, strengths], [heard, texts, words], **model)
+            spoken.failure(lambda: hint(NOT_USED), None, heard, **light)
             seen = spoken if draw is None else spoken.success(**draw, **model)
             seen.success(_told(visit.compare), [audio, strengths, texts], [heard, texts], **model)
 
@@ -180,7 +182,7 @@ def _told(deed: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _message(text: str) -> gr.Error:
-    return gr.Error(html.escape(text), title="That did not work", duration=20, print_exception=False)
+    return gr.Error(html.escape(text), duration=20, print_exception=False)
 
 
 def _layer(place: str) -> str:

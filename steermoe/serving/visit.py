@@ -19,6 +19,7 @@ from steermoe.serving.transcript import Word
 ITSELF, AS_TRAINED = "", "as trained"  # keys of texts, beside the names of others
 NOT_HEARD = "What is said comes here."
 LISTENING = "Listening …"
+NOT_USED = "This recording cannot be used."
 NOT_SEEN = "Which expert steers which moment comes here."
 Strengths = dict[int, list[float]]
 Texts = dict[str, str]

@@ -7,25 +7,27 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
 
 from steermoe.audio.waveform import RATE, AudioError
-from steermoe.serving import gate_pictures
+from steermoe.serving import gate_pictures, transcript_table
 from steermoe.serving.limits import Limits
 from steermoe.serving.listener import ALL, Listener
 from steermoe.serving.transcript import Word
+from steermoe.serving.visit import Visit
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE = 120_000  # ms; a loaded machine is no fault of the page
+PATIENCE = 60_000  # ms; a loaded machine is no fault of the page
 STRONG = {ALL: [3.0] * 4}
 
 
@@ -157,6 +159,18 @@ def test_recordings_beyond_the_limits_are_refused(listener: Listener, tmp_path: 
         listener.load(tmp_path / "text.wav")
 
 
+def test_a_comparison_that_comes_too_late_shows_nothing(listener: Listener, tmp_path: Path) -> None:
+    """Its recording was replaced while it waited for its turn."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
+    assert [texts for _, texts in Visit(listener, "mini").compare(str(tmp_path / "a.wav"), {}, {})] == [{}]
+
+
+def test_nothing_that_was_said_is_markup() -> None:
+    shown = transcript_table.table([("<i>", "one <b> two", None), ("x", "one <s> two", "one <b> two")])
+    assert "<i>" not in shown and "<b> two" not in shown and "one &lt;b&gt; two" in shown
+    assert "one <mark>&lt;s&gt;</mark> two" in shown
+
+
 def test_questions_beyond_the_limits_are_refused(listener: Listener, spoken: list[SimpleNamespace]) -> None:
     for question, why in ((" ", "no question"), ("who " * 20, "80 characters; legal: 60")):
         with pytest.raises(ValueError, match=why):
@@ -169,15 +183,20 @@ def test_questions_beyond_the_limits_are_refused(listener: Listener, spoken: lis
         (["--compare", "a/linear", "--no-compare"], "--no-compare: --compare has no effect"),
         (["--compare", "a/linear", "--compare", "b/linear"], "two adapters called 'linear'"),
         (["--model", "a/one", "--compare", "b/one"], "two adapters called 'one'"),
-        (["--model", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_use_is_told(arguments: list[str], why: str, tmp_path: Path) -> None:
+def test_wrong_use_is_told(arguments: list[str], why: str, call: Callable[..., SimpleNamespace]) -> None:
+    run = call("demo", *arguments)
+    assert run.code == 2 and why in run.err
+
+
+def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
+    arguments = ["--model", "nowhere"]
     command = [sys.executable, "-m", "steermoe.serving.cli", "demo", *arguments]
     run = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
     )
-    assert run.returncode == 2 and why in run.stderr and not list(tmp_path.glob("steermoe-*"))
+    assert run.returncode == 2 and "nowhere" in run.stderr and not list(tmp_path.glob("steermoe-*"))
 
 
 # the page
@@ -253,6 +272,7 @@ def test_page(
 ) -> None:
     (tmp_path / "temporary").mkdir()
     recording, broken, big = tmp_path / "said.flac", tmp_path / "broken.wav", tmp_path / "big.wav"
+    long = tmp_path / "long.ogg"
     soundfile.write(recording, spoken[0].samples, RATE)
     heard, _ = soundfile.read(recording, dtype="float32")
     broken.write_bytes(b"RIFF nothing <b>of</b> sound")
@@ -295,10 +315,18 @@ def test_page(
             heard, question="who was it"
         )
 
+        soundfile.write(long, np.tile(spoken[0].samples, 12), RATE)
+        page.get_by_label("Clear").first.click()
+        page.locator("input[type=file]").set_input_files(long)
+        page.locator("#heard .name").nth(3).wait_for()
+        page.locator("#picture img[alt*='over %.1f']" % (12 * len(heard) / RATE)).wait_for()
         for visitor in (one, two):
             wide, screen = visitor.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
             assert wide <= screen
             assert visitor.outside == []
+
+        elsewhere = httpx.get(served.address, headers={"host": "evil.example"}, trust_env=False)
+        assert elsewhere.status_code == 400
 
         one.context.close()
         page = two.page
@@ -310,5 +338,20 @@ def test_page(
             page.get_by_label("Clear").first.click()
             page.locator("input[type=file]").set_input_files(file)
             page.get_by_test_id("toast-body").filter(has_text=re.compile(message, re.I)).first.wait_for()
+        page.locator("#heard").filter(has_text="cannot be used").wait_for()
         assert page.locator(".toast-body b").count() == 0
         two.context.close()
+
+
+@pytest.mark.slow
+def test_with_a_key_the_page_asks_for_it(tmp_path: Path) -> None:
+    key = "correct-horse-battery"
+    with (
+        demo("--no-compare", temporary=tmp_path, STEERMOE_API_KEY=key) as served,
+        httpx.Client(base_url=served.address, trust_env=False) as visitor,
+    ):
+        assert visitor.get("/config").status_code == 401
+        wrong = visitor.post("/login", data={"username": "steermoe", "password": key[:-1]})
+        assert wrong.status_code == 400 and visitor.get("/config").status_code == 401
+        assert visitor.post("/login", data={"username": "steermoe", "password": key}).status_code == 200
+        assert visitor.get("/config").status_code == 200

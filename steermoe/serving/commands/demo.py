@@ -53,12 +53,13 @@ def main(
 
     if compare and no_compare:
         raise ValueError("--no-compare: --compare has no effect with it; leave one out")
+    others = _others(model, compare, no_compare)
     password, made_up = api_key(host, password_file)
     signal.signal(signal.SIGTERM, _stop)
     with tempfile.TemporaryDirectory(prefix="steermoe-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         try:
-            _serve(model, _others(model, compare, no_compare), device, (host, port), password, made_up,
+            _serve(model, others, device, (host, port), password, made_up,
                    (int(max_mb * 2**20), max_seconds), folder)  # fmt: skip
         except KeyboardInterrupt:
             print("steermoe: stopped", file=sys.stderr)
