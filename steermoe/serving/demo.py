@@ -1,6 +1,6 @@
 """The demo page: record or upload, read, ask, see the experts at work, and turn their strengths.
 
-    with running(page(listener, "steermoe", examples), "127.0.0.1", 7860, None, limits) as address:
+    with running(page(listener, "steermoe", examples), "127.0.0.1", 7860, None, folder, 2**20) as address:
         ...
 
 Nothing is fetched from, or told to, anybody but the server itself: fonts and scripts are its own. Visitors'
@@ -10,6 +10,7 @@ recordings lie in the folder GRADIO_TEMP_DIR, which is set before this file is i
 import functools
 import html
 import inspect
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at the import
 
 import gradio as gr
+from gradio.themes import Default
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -43,6 +45,7 @@ CSS = """
 .hint {opacity: .8}
 #picture img {width: 100%; max-width: 640px; display: block; margin: 0 auto; border-radius: 8px}
 """
+log = logging.getLogger(__name__)
 FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 
 
@@ -61,12 +64,8 @@ def page(listener: Listener, name: str, examples: Sequence[Example]) -> gr.Block
         with gr.Row():
             with gr.Column(min_width=300):
                 audio = gr.Audio(
-                    sources=["upload", "microphone"],
-                    type="filepath",
-                    label="Recording",
-                    buttons=[],
-                    editable=False,
-                )
+                    sources=["upload", "microphone"], type="filepath", label="Recording", buttons=[], editable=False
+                )  # fmt: skip
                 buttons = [gr.Button(f"“{example.text}”", size="sm") for example in examples]
             with gr.Column(min_width=300):
                 heard = gr.HTML(hint(NOT_HEARD), padding=False, elem_id="heard")
@@ -165,9 +164,10 @@ def _told(deed: Callable[..., Any]) -> Callable[..., Any]:
     def telling() -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError as error:
+        except FileNotFoundError as error:  # after KEPT
             raise _message("the recording is no longer kept; give it again") from error
         except (ValueError, RuntimeError, OSError) as error:
+            log.warning("told a visitor: %s", error)
             raise _message(str(error)) from error
 
     def call(*arguments: Any) -> Any:
@@ -214,7 +214,7 @@ def running(
             mcp_server=False, ssr_mode=False, pwa=False, allowed_paths=[folder], max_file_size=most,
             state_session_capacity=VISITORS, auth=None if password is None else (USER, password),
             css=CSS + transcript_table.CSS,
-            theme=gr.themes.Default(font=sans, font_mono=mono),
+            theme=Default(font=sans, font_mono=mono),
             # a web page elsewhere may give its own name our address
             app_kwargs={"middleware": [ours]} if password is None else {},
         )  # fmt: skip

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy.signal import spectrogram
 
+from steermoe.analysis.portraits import shown as evenly
 from steermoe.audio.waveform import RATE
 from steermoe.serving.listener import Seen
 from steermoe.serving.transcript import Word
@@ -24,6 +25,7 @@ FONT = 9
 FLOOR = 70.0  # dB that are shown below the loudest
 APART = 0.035  # of the width: words that begin nearer to the one before are left out
 LEGEND = 16  # experts that have an entry
+LAYERS = 12  # that are numbered
 
 
 def steering_picture(seen: Seen, words: Sequence[Word], place: int) -> bytes:
@@ -64,7 +66,8 @@ def steering_picture(seen: Seen, words: Sequence[Word], place: int) -> bytes:
 
 def expert_colours(count: int) -> list[tuple[float, float, float]]:
     """A colour an expert: as different as so many can be."""
-    ten, twenty = ([to_rgb(c) for c in matplotlib.colormaps[name].colors] for name in ("tab10", "tab20"))
+    tables = [matplotlib.colormaps[name] for name in ("tab10", "tab20")]
+    ten, twenty = ([to_rgb(table(number)) for number in range(table.N)] for table in tables)
     del ten[7]  # grey looks like nothing
     if count <= len(twenty):
         return (ten if count <= len(ten) else twenty)[:count]
@@ -107,7 +110,7 @@ def _strongest(axes: Axes, seen: Seen, colours: Sequence[tuple[float, float, flo
     rows = len(seen.gates)
     axes.imshow(picture, aspect="auto", extent=(0, seen.seconds, rows - 0.5, -0.5), interpolation="none")
     axes.set_ylabel("layer", fontsize=FONT)
-    shown = sorted({round(row) for row in np.linspace(0, rows - 1, min(rows, 12))})
+    shown = evenly(rows, LAYERS)
     axes.set_yticks(shown, [seen.places[row] for row in shown])
     for label, row in zip(axes.get_yticklabels(), shown, strict=True):
         label.set_fontweight("bold" if row == place else "normal")
@@ -122,9 +125,7 @@ def _gates(axes: Axes, seen: Seen, place: int):
         gates, cmap="cividis", vmin=0, vmax=1, aspect="auto", extent=reach, interpolation="none"
     )
     axes.set_ylabel(f"layer {seen.places[place]}: expert", fontsize=FONT)
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    if len(gates) <= LEGEND:
-        axes.set_yticks(range(len(gates)))
+    axes.set_yticks(evenly(len(gates), LEGEND))
     return image
 
 
