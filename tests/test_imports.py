@@ -31,8 +31,9 @@ HOMES = {  # library -> the only files that may import it
     "dvc": [],
     "prefect": [f"flows/{name}.py" for name in ("commands", "experiments", "lifetime", "results", "service")],
     "fastapi": ["steermoe/serving/server.py"],
-    "starlette": ["steermoe/serving/server.py"],
+    "starlette": ["steermoe/serving/server.py", "steermoe/serving/demo.py"],
     "uvicorn": ["steermoe/serving/server.py"],
+    "gradio": ["steermoe/serving/demo.py"],
     "prometheus_client": ["steermoe/serving/metrics.py"],
 }
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "mlflow", "polars", "pandera", "scipy")

@@ -27,6 +27,7 @@ EXAMPLES = """Examples:
     steermoe plan --encoder whisper-large-v3 --llm qwen2.5-7b-instruct --hours 100.6 --epochs 10
     steermoe claims --topic librispeech
     steermoe serve --port 8080
+    steermoe demo
 
 `steermoe COMMAND --help` explains a command."""
 
@@ -114,6 +115,7 @@ COMMANDS = {
     "claims": "show what others published, recomputed where that can be done",
     "export": "take a trained model elsewhere: ONNX Runtime, or the hub",
     "serve": "serve a model over HTTP as OpenAI's API does",
+    "demo": "show a model on a web page, its experts at work",
 }
 
 if __name__ == "__main__":
