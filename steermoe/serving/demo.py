@@ -218,6 +218,11 @@ def running(
             # a web page elsewhere may give its own name our address
             app_kwargs={"middleware": [ours]} if password is None else {},
         )  # fmt: skip
+    except OSError as error:
+        raise OSError(
+            f"--port: {port} of {host} is taken; give another, or 0 for any that is free"
+        ) from error
+    try:
         yield address.rstrip("/")
     finally:
         blocks.close(verbose=False)

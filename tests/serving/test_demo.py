@@ -228,12 +228,17 @@ def demo(*arguments: str, temporary: Path, **environment: str) -> Iterator[Simpl
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(spoken: list[SimpleNamespace], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Its microphone hears the second sentence, again and again."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        voice = tmp_path_factory.mktemp("voice") / "voice.wav"
+        soundfile.write(voice, spoken[1].samples, RATE)
+        fake = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+        arguments = ["--no-sandbox", *fake, f"--use-file-for-fake-audio-capture={voice}"]
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield browser
         browser.close()
 
@@ -327,6 +332,14 @@ def test_page(
 
         elsewhere = httpx.get(served.address, headers={"host": "evil.example"}, trust_env=False)
         assert elsewhere.status_code == 400
+
+        page.get_by_label("Clear").first.click()
+        page.get_by_label("Record audio").click()
+        page.get_by_role("button", name="Record", exact=True).click()
+        page.wait_for_timeout(1000 * len(spoken[1].samples) / RATE + 1500)
+        page.get_by_role("button", name="Stop").click()
+        end = " ".join(spoken[1].text.split()[-2:])  # is heard whenever the recording began
+        page.locator(f"#picture img[alt*='{end}']").wait_for()
 
         one.context.close()
         page = two.page
