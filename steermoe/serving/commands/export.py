@@ -12,7 +12,14 @@ Model = Annotated[str, typer.Option(help="a trained adapter: a folder, or a hub 
 
 @app.callback()
 def main() -> None:
-    """Take a trained model elsewhere: ONNX Runtime, or the hub."""
+    """Take a trained model elsewhere: ONNX Runtime, or the hub.
+
+    Examples:
+
+        steermoe export onnx --model models/mini/steermoe --out exported
+
+        steermoe export hub you/mini --model models/mini/steermoe --evaluations reports/mini/evaluations/steermoe
+    """
 
 
 @app.command()
