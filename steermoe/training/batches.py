@@ -63,9 +63,7 @@ class StepBatches(Sampler[list[int]]):
     def audio_seconds(self) -> Iterator[float]:
         """Seconds of audio that all processes together have read after each step, padding aside."""
         seconds, budget, seed = self._order
-        everyone = StepBatches(seconds, budget, seed, self._steps * self._world, 0, 1)
         total = 0.0
-        for given, batch in enumerate(everyone, 1):
+        for batch in StepBatches(seconds, budget, seed, self._steps, 0, 1):
             total += sum(seconds[row] for row in batch)
-            if given % self._world == 0:
-                yield total
+            yield total

@@ -112,7 +112,7 @@ def test_loader(run: Callable[..., str]) -> None:
 def test_startup(run: Callable[..., str]) -> None:
     printed = rows(run(startup, "--repeats", "1", "--stages", "configure"))
     assert [row[0] for row in printed] == ["steermoe --help", "configure"]
-    assert "pydantic" in printed[1][2]
+    assert len(printed[1][2].split(", ")) == 5  # the packages that cost most
     with pytest.raises(RuntimeError, match="no such thing"):
         startup.cpu([sys.executable, "-c", "raise SystemExit('no such thing')"])
 

@@ -65,7 +65,10 @@ def test_nothing_was_heard_nothing_is_said_and_the_watch_is_off_again(tiny_arm):
 def test_audio_seconds_are_those_of_all_processes():
     seconds = [1.0 + 0.1 * row for row in range(40)]
     processes = [StepBatches(seconds, 12.0, 5, 9, rank, 2) for rank in range(2)]
-    read = [sum(seconds[row] for part in parts for row in part) for parts in zip(*processes, strict=True)]
+    read = [
+        sum(seconds[row] for part in parts for row in part if row >= 0)
+        for parts in zip(*processes, strict=True)
+    ]
     totals = list(processes[1].audio_seconds())
     assert len(totals) == 9
     assert totals == list(processes[0].audio_seconds())
