@@ -231,9 +231,24 @@ def open_store(root: Path) -> "MlflowClient":
         warnings.filterwarnings("ignore", "The ``noload`` loader strategy is deprecated", DeprecationWarning)
         from mlflow import MlflowClient
 
-        client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}")
+        address, file = os.environ.get("MLFLOW_TRACKING_URI"), root / "mlflow.db"
+        if not address and not file.exists():
+            _make(file)
+        client = MlflowClient(address or f"sqlite:///{file}")
         client.search_experiments(max_results=1)
         return client
+
+
+def _make(file: Path) -> None:
+    """A store with all its tables, whole or not at all: one killed amid MLflow's migrations opens never again."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    temporary = file.with_name(f"{file.name}.new")
+    for left in (temporary, temporary.with_name(f"{temporary.name}-journal")):
+        left.unlink(missing_ok=True)
+    store = SqlAlchemyStore(f"sqlite:///{temporary}", (file.parent / "mlartifacts").as_uri())
+    store.engine.dispose()
+    temporary.replace(file)
 
 
 @contextmanager

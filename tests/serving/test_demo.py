@@ -351,7 +351,8 @@ def test_page(
             page.get_by_label("Clear").first.click()
             page.locator("input[type=file]").set_input_files(file)
             page.get_by_test_id("toast-body").filter(has_text=re.compile(message, re.I)).first.wait_for()
-        page.locator("#heard").filter(has_text="cannot be used").wait_for()
+            if file == broken:  # the other never gets as far as that
+                page.locator("#heard").filter(has_text="cannot be used").wait_for()
         assert page.locator(".toast-body b").count() == 0
         two.context.close()
 

@@ -22,10 +22,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "download": {"corpus": "synthetic", "out": "raw"},
     "preprocess": {"corpus": "synthetic", "source": "raw", "out": "shards/synthetic", "workers": 1},
     "train": {
-        "config": "arm.json", "shards": "shards", "out": "models/linear", "history": "history.csv",
+        "config": "arm.json", "shards": "shards", "out": "models/mini/linear", "history": "history.csv",
         "timing": "timing.json",
     },
-    "eval": {"corpus": "synthetic", "model": "models/linear", "shards": "shards/synthetic", "out": "evaluation"},
+    "eval": {"corpus": "synthetic", "model": "models/mini/linear", "shards": "shards/synthetic", "out": "evaluation"},
 }  # fmt: skip
 
 pytestmark = pytest.mark.slow
