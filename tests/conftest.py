@@ -53,6 +53,21 @@ LORA: dict[str, Any] = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_pr
 
 
 @pytest.fixture(scope="session")
+def begin_repository() -> Callable[[Callable[..., Any]], None]:
+    """`begin_repository(shell)`: a first commit for git and DVC, by `shell(*words)`."""
+    steps = (
+        "git init -q", "git config user.email test@example.com", "git config user.name test",
+        "dvc init -q", "dvc config core.analytics false", "git add -A", "git commit -qm begin",
+    )  # fmt: skip
+
+    def begin(shell: Callable[..., Any]) -> None:
+        for step in steps:
+            shell(*step.split())
+
+    return begin
+
+
+@pytest.fixture(scope="session")
 def make_steering() -> Callable[..., Any]:
     """`make_steering(router="mixed", ...)`: a section `steering` of 4 experts."""
     from steermoe.config import Steering

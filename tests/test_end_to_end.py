@@ -3,6 +3,7 @@
 One test after another works on the same copy: what the first leaves is what the next starts from.
 """
 
+import functools
 import io
 import json
 import os
@@ -13,9 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -43,7 +45,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(
+    tmp_path_factory: pytest.TempPathFactory, begin_repository: Callable[[Callable[..., Any]], None]
+) -> Path:
     """A small profile in a git and DVC repository of its own."""
     root = tmp_path_factory.mktemp("project")
     for name in COPIED:
@@ -58,16 +62,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     profile["corpora"]["synthetic"].update(SMALL)
     profile["training"].update(TRAINING)
     yaml.dump(profile, root / "configs" / "mini.yaml")
-    for command in (
-        "git init -q",
-        "git config user.email test@example.com",
-        "git config user.name test",
-        "dvc init -q",
-        "dvc config core.analytics false",
-        "git add -A",
-        "git commit -qm begin",
-    ):
-        run(root, *command.split())
+    begin_repository(functools.partial(run, root))
     return root
 
 

@@ -122,7 +122,9 @@ def are_gone(processes: list[psutil.Process]) -> bool:
 
 
 @pytest.fixture(scope="session")
-def make_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Project]]:
+def make_project(
+    tmp_path_factory: pytest.TempPathFactory, begin_repository: Callable[[Callable[..., Any]], None]
+) -> Iterator[Callable[..., Project]]:
     """`make_project(fill, name)`: a git and DVC repository that `fill(root)` fills, with a Prefect of its own."""
     made: list[Project] = []
 
@@ -134,16 +136,7 @@ def make_project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             shutil.copy(ROOT / file, root)
         project = Project(root, tmp_path_factory.mktemp(f"{name}-home"))
         made.append(project)
-        for command in (
-            "git init -q",
-            "git config user.email test@example.com",
-            "git config user.name test",
-            "dvc init -q",
-            "dvc config core.analytics false",
-            "git add -A",
-            "git commit -qm begin",
-        ):
-            project.shell(*command.split())
+        begin_repository(project.shell)
         project.shell("python", "-m", "flows", "start")
         return project
 

@@ -4,8 +4,9 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Project]:
+def plain(tmp_path: Path, begin_repository: Callable[[Callable[..., Any]], None]) -> Iterator[Project]:
     """The small pipeline without Prefect; whatever works in it at the end is killed."""
     root = tmp_path / "toy"
     shutil.copytree(TOY, root, ignore=shutil.ignore_patterns("__pycache__"))
@@ -24,16 +25,7 @@ def plain(tmp_path: Path) -> Iterator[Project]:
     (root / ".gitignore").write_text("__pycache__/\n/.runs/\n/data/\n/models/\n/reports/\n")
     project = Project(root, tmp_path / "home")
     (root / ".runs").mkdir()
-    for command in (
-        "git init -q",
-        "git config user.email test@example.com",
-        "git config user.name test",
-        "dvc init -q",
-        "dvc config core.analytics false",
-        "git add -A",
-        "git commit -qm begin",
-    ):
-        project.shell(*command.split())
+    begin_repository(project.shell)
     yield project
     for process in project.processes():
         process.kill()

@@ -327,3 +327,18 @@ def test_a_training_that_fails_is_marked_as_failed(root, shards, quick_arm, tmp_
         train(arm, shards, tmp_path / "out", tmp_path, tracker=Tracker("mini", root))
     [run] = runs(root)
     assert run.info.status == "FAILED"
+
+
+def test_a_store_that_was_killed_while_it_was_made_is_made_anew(forkserver, tmp_path):
+    """MLflow's migrations are no transaction: what they leave half-done opens never again."""
+    process = forkserver.Process(target=open_store, args=(tmp_path,))
+    process.start()
+    half = tmp_path / "mlflow.db.new"
+    while not (half.exists() and half.stat().st_size > 20_000):  # some of its tables are there
+        assert process.is_alive(), "it was made under its own name"
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "mlflow.db").exists()
+    assert [e.name for e in open_store(tmp_path).search_experiments()] == ["Default"]
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
