@@ -60,7 +60,7 @@ def page(listener: Listener, name: str, examples: Sequence[Example]) -> gr.Block
     visit = Visit(listener, name)
     with gr.Blocks(title="SteerMoE", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
         gr.Markdown(ABOUT)
-        strengths, texts, words = gr.State({}), gr.State({}), gr.State([])
+        recording, strengths, texts, words = gr.State(None), gr.State({}), gr.State({}), gr.State([])
         with gr.Row():
             with gr.Column(min_width=300):
                 audio = gr.Audio(
@@ -75,7 +75,7 @@ def page(listener: Listener, name: str, examples: Sequence[Example]) -> gr.Block
         }  # fmt: skip
         light: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         draw = (
-            _steering(visit, (audio, strengths, texts, words, heard), model, light)
+            _steering(visit, (recording, strengths, texts, words, heard), model, light)
             if listener.places
             else None
         )
@@ -89,21 +89,29 @@ def page(listener: Listener, name: str, examples: Sequence[Example]) -> gr.Block
         def listen(event: Any) -> None:
             """What follows when another recording is there: the transcript, the picture, the others."""
             cleared = event.success(
-                lambda: ({}, [], hint(LISTENING), ""), None, [texts, words, heard, answers], **light
+                lambda path: (path, {}, [], hint(LISTENING), ""), audio,
+                [recording, texts, words, heard, answers], **light,
+            )  # fmt: skip
+            spoken = cleared.success(
+                _told(visit.hear), [recording, strengths], [heard, texts, words], **model
             )
-            spoken = cleared.success(_told(visit.hear), [audio, strengths], [heard, texts, words], **model)
-            spoken.failure(lambda: hint(NOT_USED), None, heard, **light)
+            spoken.failure(lambda: (hint(NOT_USED), {}, []), None, [heard, texts, words], **light)
             seen = spoken if draw is None else spoken.success(**draw, **model)
-            seen.success(_told(visit.compare), [audio, strengths, texts], [heard, texts], **model)
+            seen.success(_told(visit.compare), [recording, strengths, texts], [heard, texts], **model)
 
         nothing: dict[str, Any] = {"fn": lambda: None} | light
+        audio.clear(lambda: (None, {}, [], hint(NOT_HEARD)), None, [recording, texts, words, heard], **light)
         listen(audio.upload(**nothing))
         listen(audio.stop_recording(**nothing))
         for button, example in zip(buttons, examples, strict=True):
             given = functools.partial(lambda one: (str(one.path), one.question), example)
             listen(button.click(given, None, [audio, question], **light))
         gr.on(
-            [ask.click, question.submit], _told(visit.answer), [audio, strengths, question], answers, **model
+            [ask.click, question.submit],
+            _told(visit.answer),
+            [recording, strengths, question],
+            answers,
+            **model,
         )
     return blocks.queue(max_size=WAITING, api_open=False)
 
@@ -112,7 +120,7 @@ def _steering(
     visit: Visit, parts: Sequence[Any], model: dict[str, Any], light: dict[str, Any]
 ) -> dict[str, Any]:
     """Sliders and picture; returns the event that draws it."""
-    audio, strengths, texts, words, heard = parts
+    recording, strengths, texts, words, heard = parts
     places, experts = visit.listener.places, visit.listener.experts
     with gr.Row():
         with gr.Column(min_width=300), gr.Accordion("Strength of the experts", open=len(places) <= 8):
@@ -140,18 +148,18 @@ def _steering(
 
     draw: dict[str, Any] = {
         "fn": _told(visit.draw),
-        "inputs": [audio, strengths, texts, words, layer],
+        "inputs": [recording, strengths, texts, words, layer],
         "outputs": picture,
     }
     again = [strengths, heard, texts, words]
     moved = gr.on(
         [slider.input for slider in sliders], _told(visit.turn),
-        [audio, strengths, texts, words, expert, *sliders], again, trigger_mode="always_last", **model,
+        [recording, strengths, texts, words, expert, *sliders], again, trigger_mode="always_last", **model,
     )  # fmt: skip
     moved.success(**draw, **model)
     expert.input(shown, [expert, strengths], sliders, **light)
     back = reset.click(lambda: (ALL, *[1.0] * len(places)), None, [expert, *sliders], **light)
-    undone = back.success(_told(visit.reset), [audio, texts, words], again, **model)
+    undone = back.success(_told(visit.reset), [recording, texts, words], again, **model)
     undone.success(**draw, **model)
     layer.input(**draw, **model)
     return draw

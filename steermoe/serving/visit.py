@@ -1,7 +1,7 @@
 """What the demo page's events do, from what the page holds to what it shows; nothing is kept here.
 
-A page holds the path of its recording, the strengths, texts by name (ITSELF: with those strengths), and the words
-with their times.
+A page's state, which each event reads when its turn comes, is the path of its recording, the strengths, texts by name
+(ITSELF: with those strengths), and the words with their times.
 """
 
 import base64
@@ -39,6 +39,8 @@ class Visit:
 
     def hear(self, path: str | None, strengths: Strengths) -> tuple[str, Texts, Words]:
         """The transcript of another recording."""
+        if path is None:  # it was taken away meanwhile
+            return hint(NOT_HEARD), {}, []
         found = self.listener.transcript(self._samples(path), strengths)
         texts = {ITSELF: found.text} | ({} if _changed(strengths) else {AS_TRAINED: found.text})
         words = [(word.word, word.start, word.end) for each in found.segments for word in each.words]
@@ -47,7 +49,6 @@ class Visit:
     def compare(self, path: str | None, strengths: Strengths, texts: Texts) -> Iterator[tuple[str, Texts]]:
         """What the others make of it, one after the other."""
         if ITSELF not in texts:  # another recording has come meanwhile
-            yield hint(LISTENING), texts
             return
         samples = self._samples(path)
         if AS_TRAINED not in texts:

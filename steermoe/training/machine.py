@@ -7,9 +7,9 @@ class Machine:
     def __init__(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(
-            ""
-        )  # which would log them itself, and lose what a server does not take
+        # It would log them itself, and lose what a server does not take. An address that is never asked: without
+        # one it opens, and makes, MLflow's default store in the current folder, which may be ours being made.
+        self._monitor = SystemMetricsMonitor("", tracking_uri="http://localhost")
 
     def load(self) -> dict[str, float]:
         """The figures of now, under the names that MLflow's page "System metrics" knows."""

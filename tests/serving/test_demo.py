@@ -162,7 +162,14 @@ def test_recordings_beyond_the_limits_are_refused(listener: Listener, tmp_path: 
 def test_a_comparison_that_comes_too_late_shows_nothing(listener: Listener, tmp_path: Path) -> None:
     """Its recording was replaced while it waited for its turn."""
     soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
-    assert [texts for _, texts in Visit(listener, "mini").compare(str(tmp_path / "a.wav"), {}, {})] == [{}]
+    assert list(Visit(listener, "mini").compare(str(tmp_path / "a.wav"), {}, {})) == []
+
+
+def test_a_recording_that_was_taken_away_is_not_heard(listener: Listener) -> None:
+    visit = Visit(listener, "mini")
+    heard, texts, words = visit.hear(None, {})
+    assert "comes here" in heard and (texts, words) == ({}, [])
+    assert list(visit.compare(None, {}, texts)) == []
 
 
 def test_nothing_that_was_said_is_markup() -> None:
