@@ -42,21 +42,21 @@ def frozen_models(
     return str(encoder), str(llm)
 
 
-def arm(name: str, paths: tuple[str, str], experts: int = 8) -> config.ArmConfig:
-    """An arm of params.yaml over other frozen models."""
+def arm(name: str, paths: tuple[str, str], experts: int = 8, dtype: str = "float32") -> config.ArmConfig:
+    """An arm of params.yaml over other frozen models, with weights of a type."""
     chosen = config.load(ROOT / "params.yaml").arm(name)
     changed: dict[str, Any] = {
-        "encoder": chosen.encoder.model_copy(update={"path": paths[0]}),
-        "llm": chosen.llm.model_copy(update={"path": paths[1]}),
+        part: getattr(chosen, part).model_copy(update={"path": path, "dtype": dtype})
+        for part, path in zip(("encoder", "llm"), paths, strict=True)
     }
     if chosen.steering is not None:
         changed["steering"] = chosen.steering.model_copy(update={"num_experts": experts})
     return chosen.model_copy(update=changed)
 
 
-def model(name: str, paths: tuple[str, str], experts: int = 8) -> SteerMoE:
+def model(name: str, paths: tuple[str, str], experts: int = 8, dtype: str = "float32") -> SteerMoE:
     """The model of `arm`, in training mode."""
-    return SteerMoE.from_config(arm(name, paths, experts)).train()
+    return SteerMoE.from_config(arm(name, paths, experts, dtype)).train()
 
 
 def batch(

@@ -1,11 +1,14 @@
 """A training step beside the naive way: CPU seconds, and the memory at its peak.
 
     python -m benchmarks.train_step [--shape 384x6] [--vocabulary 32000 152064] [--seconds 10 30] [--repeats 3]
+        [--precision float32 bfloat16]
 
 Both ways run the same frozen models (random weights) with the same trained parameters on the same clips. The naive
 way is what a first program does: every clip is padded to the encoder's whole window and every text to 448 tokens,
 logits are computed at every position, and the router of all layers is evaluated at every layer. It attends to its
-padding, as such a program does; told not to, it must give our loss and our gradients, which is asserted first.
+padding, as such a program does; told not to, it must give our loss and our gradients, which is asserted first, in
+float32. In bfloat16 (the precision of both profiles) frozen weights are of that type and the step is under autocast,
+here and there.
 
 Seconds are of CPU time, of one thread, the ways in turns; memory is what a step adds to the process at its peak
 (Linux: VmHWM). The floor is the matrix products that cannot be avoided (steermoe/analysis/work.py) at the speed
@@ -22,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +36,12 @@ from benchmarks.shapes import PROMPT, TARGET, batch, frozen_models, machine, mod
 from steermoe.analysis.audit import Sections
 from steermoe.analysis.presets import encoder_shape, llm_shape
 from steermoe.analysis.work import Work, clip, work
+from steermoe.models.attention import ShortAttention
 from steermoe.models.encoders.encoder import layer_hidden, valid_frames
 from steermoe.models.steermoe import SteerMoE
 
 SHAPES = {"64x2": (64, 2, 64, 2), "384x6": (384, 6, 512, 8), "1280x8": (1280, 8, 512, 8)}  # encoder, LLM
-CLIPS, TEXT = 4, 448
+CLIPS, TEXT, CHANNELS = 4, 448, 80
 GOALS = {(10.0, 152_064): 18.0, (10.0, 32_000): 8.0, (30.0, 152_064): 1.6, (30.0, 32_000): 1.6}
 MEMORY = 0.2  # of the naive way's
 Step = Callable[[], torch.Tensor]
@@ -99,6 +104,14 @@ def naive_loss(assembly: SteerMoE, clips: dict[str, torch.Tensor], masked: bool)
     return llm(inputs_embeds=read_BWH, labels=labels_BW, use_cache=False, **options).loss
 
 
+def our_loss(assembly: SteerMoE, clips: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The loss of our way."""
+    with ShortAttention():
+        loss = assembly(**clips).loss
+    assert loss is not None
+    return loss
+
+
 def gradients(assembly: SteerMoE, step: Step) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss of a step and the gradient of every trained parameter."""
     assembly.zero_grad()
@@ -127,7 +140,7 @@ def _status(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def measured(assembly: SteerMoE, step: Step) -> tuple[float, int]:
+def measured(assembly: SteerMoE, step: Step, dtype: torch.dtype = torch.float32) -> tuple[float, int]:
     """CPU seconds of a step, and the bytes that it adds at its peak."""
     assembly.zero_grad()
     gc.collect()
@@ -135,13 +148,15 @@ def measured(assembly: SteerMoE, step: Step) -> tuple[float, int]:
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     began = time.process_time()
-    step().backward()
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        loss = step()
+    loss.backward()
     return time.process_time() - began, max(2**20, _status("VmHWM") - before)
 
 
-def product_rate() -> float:
+def product_rate(dtype: torch.dtype) -> float:
     """Operations a CPU second of a large matrix product: the best of some."""
-    a, b = torch.randn(2, 1536, 1536)
+    a, b = torch.randn(2, 1536, 1536).to(dtype)
     best = float("inf")
     for _ in range(5):
         began = time.process_time()
@@ -159,30 +174,30 @@ def unavoidable(assembly: SteerMoE, seconds: float) -> Work:
     return work(clip(seconds, encoder, sections, PROMPT, TARGET), encoder, llm, sections, counts)
 
 
-def compare(shape: str, vocabulary: int, seconds: float, repeats: int, check: bool) -> tuple[list[str], bool]:
+def compare(
+    shape: str, vocabulary: int, seconds: float, precision: str, repeats: int, check: bool
+) -> tuple[list[str], bool]:
     """A row of the table, and whether the goals are met, where there are any."""
     width, layers, llm_width, llm_layers = SHAPES[shape]
     with tempfile.TemporaryDirectory() as folder:
         paths = frozen_models(Path(folder), width, layers, vocabulary, llm_width, llm_layers)
-        assembly = model("steermoe", paths)
-        floor = CLIPS * unavoidable(assembly, seconds).total / product_rate()
-    clips = batch([seconds] * CLIPS, assembly.encoder.features.channels)
-
-    def ours() -> torch.Tensor:
-        loss = assembly(**clips).loss
-        assert loss is not None
-        return loss
-
-    naive = partial(naive_loss, assembly, clips, masked=False)
-    if check:
-        assert_equal(assembly, ours, partial(naive_loss, assembly, clips, masked=True))
+        clips = batch([seconds] * CLIPS, CHANNELS)
+        if check:
+            exact = model("steermoe", paths)
+            assert_equal(
+                exact, partial(our_loss, exact, clips), partial(naive_loss, exact, clips, masked=True)
+            )
+        assembly = model("steermoe", paths, dtype=precision)
+        dtype = getattr(torch, precision)
+        floor = CLIPS * unavoidable(assembly, seconds).total / product_rate(dtype)
+    ours, naive = partial(our_loss, assembly, clips), partial(naive_loss, assembly, clips, masked=False)
     steps: dict[str, Step] = {"ours": ours, "naive": naive}
     cpu: dict[str, list[float]] = {name: [] for name in steps}
     memory: dict[str, list[int]] = {name: [] for name in steps}
-    measured(assembly, ours)  # the first step allocates, and chooses its kernels
+    measured(assembly, ours, dtype)  # the first step allocates, and chooses its kernels
     for _ in range(repeats):
         for name, step in steps.items():
-            took, peak = measured(assembly, step)
+            took, peak = measured(assembly, step, dtype)
             cpu[name].append(took)
             memory[name].append(peak)
     ratios = [a / b for a, b in zip(cpu["naive"], cpu["ours"], strict=True)]
@@ -192,7 +207,7 @@ def compare(shape: str, vocabulary: int, seconds: float, repeats: int, check: bo
     share = peaks["ours"] / peaks["naive"]
     met = statistics.median(ratios) >= goal and (seconds != 10 or not goal or share <= MEMORY)
     row = [
-        f"{shape}, {vocabulary // 1000}k, {seconds:g} s", spread(cpu["naive"]), spread(cpu["ours"]),
+        f"{shape}, {vocabulary // 1000}k, {seconds:g} s, {precision}", spread(cpu["naive"]), spread(cpu["ours"]),
         spread(ratios), f"{goal:g}" if goal else "-", f"{peaks['naive']:.0f}", f"{peaks['ours']:.0f}",
         f"{1 / share:.1f}", f"{100 * floor / ours_s:.0f} %",
     ]  # fmt: skip
@@ -207,6 +222,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, nargs="+", default=["384x6"], help="of encoder and LLM")
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32_000, 152_064])
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 30.0])
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), nargs="+", default=["float32"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--unchecked", action="store_true", help="time only; do not compare the gradients")
     chosen = parser.parse_args()
@@ -215,14 +231,12 @@ def main() -> None:
     print(machine())
     print(f"{CLIPS} clips, {PROMPT} prompt and {TARGET} target tokens each; median [least, most]\n")
     rows, met = [], True
-    for shape in chosen.shape:
-        for vocabulary in chosen.vocabulary:
-            for seconds in chosen.seconds:
-                row, good = compare(shape, vocabulary, seconds, chosen.repeats, not chosen.unchecked)
-                rows.append(row)
-                met &= good
+    for sizes in product(chosen.shape, chosen.vocabulary, chosen.seconds, chosen.precision):
+        row, good = compare(*sizes, chosen.repeats, not chosen.unchecked)
+        rows.append(row)
+        met &= good
     head = [
-        "encoder, vocabulary, clip",
+        "encoder, vocabulary, clip, precision",
         "naive, CPU s",
         "ours, CPU s",
         "times",

@@ -17,6 +17,7 @@ from steermoe.data.shards import read_rows, shards_of
 from steermoe.data.skipped import skipped_reason
 from steermoe.data.staging import Staging, code_digest, project_root, write_text
 from steermoe.models import adapter
+from steermoe.models.attention import ShortAttention
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import divergence
 from steermoe.training import history as log
@@ -225,7 +226,7 @@ def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
     """
     repeat = "repeat the command, it resumes from the last checkpoint"
     try:
-        with trainer.preemption:
+        with trainer.preemption, ShortAttention():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except RuntimeError as error:
         # SIGTERM to a whole group ends the processes that load data, too, and with them the step under way.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from benchmarks import processes as throughput
 from steermoe.training import processes
 from steermoe.training.store import open_store
 
@@ -129,3 +130,14 @@ def test_killed_preempted_and_finished_by_the_same_command(start, tmp_path):
     runs = client.search_runs([experiment.experiment_id])
     [run] = [run for run in runs if "steermoe.fingerprint" in run.data.tags]  # one, not four
     assert run.info.status == "FINISHED"
+
+
+def test_their_throughput_is_measured(tmp_path, shards, quick_arm, monkeypatch, capsys):
+    (tmp_path / "arm.json").write_text(quick_arm("steering").to_json())
+    arguments = ["--arm", str(tmp_path / "arm.json"), "--shards", str(shards[0].parent), "--steps", "3"]
+    monkeypatch.setattr("sys.argv", ["processes", *arguments, "--repeats", "1"])
+    with pytest.raises(SystemExit):  # its code says whether this machine gets the goal
+        throughput.main()
+    one, two = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[-3:-1]]
+    assert one[0] == "| 1" and two[0] == "| 2"
+    assert one[2].startswith("1.00") and float(two[1].split()[0]) > 0

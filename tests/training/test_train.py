@@ -16,6 +16,7 @@ from steermoe.config import ArmConfig
 from steermoe.data import staging
 from steermoe.data.shards import read_rows, write_shards
 from steermoe.data.staging import Staging, StagingBusyError
+from steermoe.models import attention
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import callbacks, checkpoints
 from steermoe.training import train as training
@@ -219,6 +220,21 @@ def test_rows_over_max_seconds_are_dropped_and_counted(shards, quick_arm, tmp_pa
     results = train(quick_arm("linear", max_seconds=0.5), shards, tmp_path / "out", tmp_path)
     assert (results["train_rows"], results["dropped_rows"]) == (12, 12)
     assert "12 of 24 training rows are longer than training.max_seconds (0.5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("precision", "is_short"), [("bfloat16", True), ("float32", False)])
+def test_in_bfloat16_short_sequences_are_attended_to_by_products(
+    shards, quick_arm, tmp_path, monkeypatch, precision, is_short
+):
+    real, lengths = attention.attention, []
+
+    def noted(query, key, *rest, **options):
+        lengths.append(key.shape[-2])
+        return real(query, key, *rest, **options)
+
+    monkeypatch.setattr(attention, "attention", noted)
+    train(quick_arm("linear", precision=precision), shards, tmp_path / "out", tmp_path)
+    assert bool(lengths) == is_short and all(length <= attention.LONGEST for length in lengths)
 
 
 def test_the_work_folder_is_held_while_training(shards, quick_arm, tmp_path, monkeypatch):
