@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from pipeline.__main__ import STAGES
@@ -101,3 +102,15 @@ def test_declared_code_exists(stage: str) -> None:
     for dep in DVC[stage]["deps"]:
         if "${" not in dep:
             assert (ROOT / dep).exists(), dep
+
+
+def test_what_other_pipelines_make_is_not_cached() -> None:
+    """`dvc exp apply` checks out every output there is, and fails where a cached one was never made."""
+    others = [
+        out
+        for stage in Repo(ROOT).index.stages
+        if Path(stage.path) != ROOT / "dvc.yaml"
+        for out in stage.outs
+    ]
+    assert {Path(out.stage.path) for out in others} == {ROOT / "pretrained" / "dvc.yaml"}
+    assert not any(out.use_cache for out in others)
