@@ -80,17 +80,21 @@ def draw(found: dict[str, list[tuple[float, float]]], cases: dict[str, tuple[flo
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(found), figsize=(3.2 * len(found), 2.8), layout="constrained")
+    size = (3.2 * len(found), 2.8)
+    figure, grid = pyplot.subplots(1, len(found), figsize=size, layout="constrained", squeeze=False)
+    panels = grid[0]
     for panel, (what, points) in zip(panels, found.items(), strict=True):
         seconds, memory = zip(*points, strict=True)
         panel.plot(cases[what], seconds, "o-", color="#1b6ca8", label="CPU s a step")
-        panel.set(xlabel=what, ylim=(0, None), xlim=(0, None))
-        right = panel.twinx()
+        panel.set(xlabel=what, ylim=(0, 1.15 * max(seconds)), xlim=(0, None))
+        right = panel.twinx()  # of the last one it gets the label
         right.plot(cases[what], memory, "s--", color="#c0392b", label="MiB at the peak")
-        right.set_ylim(0, None)
+        right.set_ylim(0, 1.15 * max(memory))
         if panel is panels[0]:
             lines = [*panel.lines, *right.lines]
-            panel.legend(lines, [line.get_label() for line in lines], fontsize=7)
+            panel.legend(lines, [line.get_label() for line in lines], fontsize=7, loc="upper left")
+    panels[0].set_ylabel("CPU s a step")
+    right.set_ylabel("MiB at the peak")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     pyplot.close(figure)
