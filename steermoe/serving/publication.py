@@ -49,14 +49,14 @@ def _write(
     source: str, repository: str, folder: Path, evaluations: Path | None, merge: bool, links: bool
 ) -> None:
     own = adapter.locate(source).resolve()
-    merged = adapter.read(own).merged
+    saved = adapter.read(own)
     if merge:
         write_merged(own, folder)
-        own, merged = folder, adapter.read(folder).merged
-    elif merged is not None:
+        own, saved = folder, adapter.read(folder)
+    elif saved.merged is not None:
         shutil.copytree(own, folder, copy_function=os.symlink if links else shutil.copyfile)
     model = SteerMoE.from_pretrained(own)
-    if merged is None:
-        model.save_pretrained(folder)
-    card = model_card(model, repository, evaluations, merged)
+    if saved.merged is None:  # as it was read: base models named as they were, not where they were found here
+        adapter.write(folder, saved)
+    card = model_card(model, repository, evaluations, saved.merged)
     write_text(folder / adapter.CARD, str(card))

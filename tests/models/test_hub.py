@@ -157,6 +157,13 @@ def test_a_merged_adapter_brings_its_frozen_models(
     card = " ".join(hub["someone/whole"]["README.md"].decode().split())
     assert "self-contained: in `encoder/` the speech encoder `base/encoder`" in card
     assert "trained as `steering+lora`; the low-rank adapters are folded" in card
+    monkeypatch.chdir(tmp_path / "adapter")  # from where the base models have another path
+    assert cli.main(["export", "hub", "someone/bare", "--model", str(tmp_path / "adapter")]) == 0
+    bare = hub["someone/bare"]
+    assert set(bare) == {"README.md", "adapter.safetensors", "config.json"}
+    assert bare["config.json"] == Path("config.json").read_bytes()
+    assert b"Neither frozen model is part of it" in bare["README.md"]
+    monkeypatch.chdir(tmp_path)
     shutil.rmtree("base")
     again = SteerMoE.from_pretrained("someone/whole")
     assert again.config.method == "steering" and again.frozen_hashes()["llm"] == model.frozen_hashes()["llm"]
