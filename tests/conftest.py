@@ -204,7 +204,7 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
             "prompts": {
                 "format": "plain", "system": None,
                 "transcribe": "please transcribe the audio: ", "answer": "question is: {question}",
-                "caption": "describe: ",
+                "caption": "describe: ", "summarize": "summarize: ", "emotion": "what emotion? ",
             },
             "encoder": {
                 "name": "whisper", "path": str(tiny_encoder_dir), "revision": None, "dtype": "float32",

@@ -17,6 +17,8 @@ class Prompts(Section):
     transcribe: Text
     answer: Text
     caption: Text
+    summarize: Text
+    emotion: Text
 
     @field_validator("system")
     @classmethod
@@ -25,7 +27,7 @@ class Prompts(Section):
             raise illegal("null, as prompts.format is plain")
         return text
 
-    @field_validator("transcribe", "answer", "caption")
+    @field_validator("transcribe", "answer", "caption", "summarize", "emotion")
     @classmethod
     def _placeholders(cls, template: str, info: ValidationInfo) -> str:
         asks = info.field_name == "answer"

@@ -7,7 +7,7 @@ from jinja2 import TemplateError
 
 from steermoe.config import Prompts
 
-TASKS = ("transcribe", "answer", "caption")
+TASKS = ("transcribe", "answer", "caption", "summarize", "emotion")
 PLACE = "AudioStandsHere"  # goes through any chat template as it is
 # Some templates tell the date: a prompt must be the same every day.
 TODAY = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024"}

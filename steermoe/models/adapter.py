@@ -1,13 +1,14 @@
 """An adapter on disk: adapter.safetensors holds what was trained, config.json tells how to rebuild the rest.
 
 config.json: {"format", "arm": the resolved configuration, "frozen": SHA-256 of the encoder's and the LLM's
-weights, "weights": SHA-256 of adapter.safetensors}. The same weights give the same bytes.
+weights, "weights": SHA-256 of adapter.safetensors}. The same weights give the same bytes. A merged adapter has its
+frozen models beside it, in `encoder/` and `llm/`, and "merged": what it was made of.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,35 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors.torch import load, save
 
-from steermoe.config import ArmConfig
+from steermoe.config import ArmConfig, ConfigError
+from steermoe.data.base_models import FETCHED
 from steermoe.data.staging import write_bytes, write_text
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
 KEYS = {"format", "arm", "frozen", "weights"}
+MERGED = "merged"  # a key that only merged adapters have
+PARTS = ("encoder", "llm")  # folders of a merged adapter
+BESIDE = "./"  # a path that begins so is looked for in the adapter's own folder first
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merged adapter was made of: the method that trained it, and its base models as they were named."""
+
+    method: str
+    encoder: str
+    llm: str
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What was trained, with which configuration, and against which frozen weights."""
+    """What was trained, with which configuration, and against which frozen weights; `merged`: see there."""
 
     arm: ArmConfig
     frozen: Mapping[str, str]
     weights: Mapping[str, torch.Tensor]
+    merged: Merged | None = None
 
 
 def write(folder: Path, adapter: Adapter) -> None:
@@ -42,6 +57,8 @@ def write(folder: Path, adapter: Adapter) -> None:
         "frozen": dict(adapter.frozen),
         "weights": hashlib.sha256(weights).hexdigest(),
     }
+    if adapter.merged is not None:
+        description[MERGED] = asdict(adapter.merged)
     write_bytes(folder / WEIGHTS, weights)
     write_text(folder / CONFIG, json.dumps(description, indent=2) + "\n")
 
@@ -50,9 +67,10 @@ def read(source: str | Path) -> Adapter:
     """Read an adapter from a folder or from the hub.
 
     Raises:
-        ValueError: there is none, it is of another format, or its two files do not belong together.
+        ValueError: there is none, it is of another format, its configuration is not of this version, or its two
+            files do not belong together.
     """
-    folder = _locate(source)
+    folder = locate(source)
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{source}: no adapter: {' and '.join(missing)} missing")
@@ -64,14 +82,30 @@ def read(source: str | Path) -> Adapter:
             f"{folder / WEIGHTS}: found SHA-256 {digest}, {CONFIG} says {description['weights']}: the file "
             "is damaged or belongs to another training; copy or train the adapter anew"
         )
-    return Adapter(ArmConfig.from_json(json.dumps(description["arm"])), description["frozen"], load(content))
+    merged = description.get(MERGED)
+    return Adapter(
+        _arm(folder / CONFIG, description["arm"]),
+        description["frozen"],
+        load(content),
+        None if merged is None else Merged(**merged),
+    )
+
+
+def _arm(path: Path, values: Any) -> ArmConfig:
+    try:
+        return ArmConfig.from_json(json.dumps(values))
+    except ConfigError as error:
+        advice = "an adapter of another version? add what is missing as params.yaml has it, or train it anew"
+        raise ConfigError([f"{path}: {line}; {advice}" for line in error.lines]) from error
 
 
 def _description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text())
-        if set(description) != KEYS:
+        if set(description) - {MERGED} != KEYS:
             raise ValueError(f"found keys {sorted(description)}, expected {sorted(KEYS)}")
+        if MERGED in description:
+            Merged(**description[MERGED])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not the description of an adapter: {error}") from error
     if description["format"] != FORMAT:
@@ -82,10 +116,14 @@ def _description(path: Path) -> dict[str, Any]:
 
 
 def push(folder: Path, repo_id: str, private: bool = False) -> str:
-    """Upload the adapter in `folder` to the hub, making the repository if need be; returns its address."""
+    """Upload the adapter in `folder` to the hub, making the repository if need be; returns its address.
+
+    With its frozen models where it is merged, with its card where there is one.
+    """
     hub = HfApi()
     address = hub.create_repo(repo_id, private=private, exist_ok=True)
-    hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=[WEIGHTS, CONFIG, CARD])
+    files = [WEIGHTS, CONFIG, CARD, *(f"{part}/*" for part in PARTS)]
+    hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=files)
     return str(address)
 
 
@@ -128,23 +166,33 @@ def check_frozen(
             )
 
 
-def find_frozen(path: str, source: str | Path) -> str:
-    """Where a frozen model is: `path` as it is, else below the first folder above the adapter that has it.
+def find_frozen(path: str, folder: Path) -> str:
+    """Where a frozen model is.
 
-    So an adapter inside a project is found with the base models beside it, whatever the current folder.
+    A path that begins with `./` is looked for in the adapter's own folder first: merged adapters have theirs there.
+    Any path is looked for as it is, else below the first folder above the adapter that has it. So an adapter inside a
+    project is found with the base models beside it, whatever the current folder.
     """
+    if path.startswith(BESIDE) and (folder / path).is_dir():
+        return str(folder / path)
     if Path(path).is_absolute() or Path(path).exists():
         return path
-    found = (above / path for above in Path(source).resolve().parents if (above / path).is_dir())
+    found = (above / path for above in folder.resolve().parents if (above / path).is_dir())
     return str(next(found, path))
 
 
-def _locate(source: str | Path) -> Path:
+def locate(source: str | Path) -> Path:
+    """The folder of an adapter, downloaded where `source` is a repository on the hub.
+
+    Raises:
+        ValueError: it is neither a folder nor a repository.
+    """
     folder = Path(source)
     if folder.is_dir():
         return folder
+    own = [f"{part}/{pattern}" for part in PARTS for pattern in FETCHED]
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[WEIGHTS, CONFIG]))
+        return Path(snapshot_download(str(source), allow_patterns=[WEIGHTS, CONFIG, *own]))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise ValueError(
             f"{source}: neither a folder nor a repository that the hub gives us: {error}"

@@ -30,7 +30,7 @@ def load_frozen(kind: Any, path: str, dtype: str, setting: str, **options: Any) 
         ValueError: there is nothing to load at `path`, or its weights do not fit its configuration.
     """
     try:
-        with _progress(path):
+        with progress(path):
             model, report = kind.from_pretrained(
                 path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **options
             )
@@ -49,7 +49,7 @@ def load_frozen(kind: Any, path: str, dtype: str, setting: str, **options: Any) 
 
 
 @contextmanager
-def _progress(path: str) -> Iterator[None]:
+def progress(path: str) -> Iterator[None]:
     """Without transformers' progress bars where a folder has few bytes of weights."""
     local = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     if not 0 < local < QUIET_BYTES or not logging.is_progress_bar_enabled():

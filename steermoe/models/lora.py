@@ -52,6 +52,23 @@ def add_lora(
     return parameters
 
 
+def merge_lora(model: nn.Module) -> None:
+    """Fold the adapters of `add_lora` into the weights that they adapt, in place: no module of peft is left.
+
+    Each layer is merged by peft itself, as its `merge_and_unload` does it to a model that peft has wrapped whole. Sums
+    are rounded to the type of the weights.
+
+    Raises:
+        ValueError: an adapter has values that are no numbers.
+    """
+    adapted = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+    for name, layer in adapted:
+        layer.merge(safe_merge=True)  # pyright: ignore[reportCallIssue]  every layer that peft can inject has it
+        model.set_submodule(name, layer.get_base_layer())
+    if adapted:
+        del model.peft_config  # or transformers takes the model for an adapted one when it saves it
+
+
 def train_lora(model: nn.Module, mode: bool) -> None:
     """Switch the adapters' dropout on or off; the frozen layers around them stay in evaluation mode."""
     for module in model.modules():

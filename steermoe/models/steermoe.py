@@ -137,8 +137,8 @@ class SteerMoE(nn.Module):
 
         Args:
             source: a folder that `save_pretrained` wrote, or a repository on the hub.
-            encoder, llm: where the frozen models are, if not where they were when it was trained: relative
-                paths are looked for from the current folder, then from each folder above the adapter's.
+            encoder, llm: where the frozen models are, if not where they were when it was trained; see
+                `adapter.find_frozen`.
             load: gives LLM and tokenizer; with another one than `load_llm`, which may load a part only, the
                 LLM's weights are not compared with those that it was trained against.
 
@@ -146,11 +146,12 @@ class SteerMoE(nn.Module):
             ValueError: the adapter is damaged, does not fit its configuration, or was trained against other
                 weights of encoder or LLM.
         """
-        saved = adapter.read(source)
+        folder = adapter.locate(source)
+        saved = adapter.read(folder)
         arm = saved.arm
         for part, given in (("encoder", encoder), ("llm", llm)):
             section = getattr(arm, part)
-            path = adapter.find_frozen(section.path, source) if given is None else str(given)
+            path = adapter.find_frozen(section.path, folder) if given is None else str(given)
             arm = arm.model_copy(update={part: section.model_copy(update={"path": path})})
         model = cls(arm, load)
         adapter.check_weights(saved.weights, model.trainable_state_dict(), str(source))

@@ -7,14 +7,15 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from steermoe import __version__
+from steermoe.config import of_the_hub
 from steermoe.evaluation.results import METRICS, PRESERVATION, read_json, read_result
+from steermoe.models.adapter import Merged
 from steermoe.models.steermoe import SteerMoE
 
 TEXT = """
 # {name}
 
-An adapter of [SteerMoE](https://arxiv.org/abs/2510.13558): between a frozen speech encoder (`{encoder}`) and a frozen
-language model (`{llm}`), {trained:,} trained parameters, method `{method}`. Neither frozen model is part of it.
+{what}
 
 ```python
 from steermoe import SteerMoE
@@ -30,38 +31,67 @@ Set up to train on {training}, {steps:,} steps at most, seed {seed}, with steerm
 {evaluation}
 """
 
+ADAPTER = """
+An adapter of [SteerMoE](https://arxiv.org/abs/2510.13558): between a frozen speech encoder (`{encoder}`) and a frozen
+language model (`{llm}`), {trained:,} trained parameters, method `{method}`. Neither frozen model is part of it: it is
+used with both of them at hand.
+""".strip()
+WHOLE = """
+A model of [SteerMoE](https://arxiv.org/abs/2510.13558), self-contained: in `encoder/` the speech encoder `{encoder}`,
+in `llm/` the language model `{llm}`, and between them {trained:,} trained parameters, method `{method}`. {folded} The
+licences of both base models hold for it.
+""".strip()
+FOLDED = "It was trained as `{trained_as}`; the low-rank adapters are folded into the weights."
+UNTOUCHED = "The weights of both base models are as they were."
+BEFORE_FOLDING = "Measured before the adapters were folded."
 
-def model_card(model: SteerMoE, name: str, evaluations: Path | None = None) -> ModelCard:
+
+def model_card(
+    model: SteerMoE, name: str, evaluations: Path | None = None, merged: Merged | None = None
+) -> ModelCard:
     """The card of an adapter.
 
     Args:
         model: the adapter, loaded.
         name: of the repository that it will be in.
         evaluations: what stage `eval` wrote about this arm, a folder a corpus; None: nothing.
+        merged: what it was made of, where it is merged.
 
     Raises:
         ValueError: there are no evaluations in the folder, or they have no protocol.
     """
     arm = model.config
+    named = {"encoder": arm.encoder.path, "llm": arm.llm.path}
+    if merged is not None:
+        named = {"encoder": merged.encoder, "llm": merged.llm}
     data = ModelCardData(
         library_name="steermoe",
         pipeline_tag="automatic-speech-recognition",
         tags=["steermoe", arm.method],
-        base_model=[path for path in (arm.encoder.path, arm.llm.path) if not Path(path).exists()] or None,
+        base_model=[path for path in named.values() if of_the_hub(path) and not Path(path).exists()] or None,
     )
+    evaluation = "None was published with it." if evaluations is None else _tables(evaluations)
+    if merged is not None and merged.method != arm.method and evaluations is not None:
+        evaluation = f"{BEFORE_FOLDING}\n\n{evaluation}"
     text = TEXT.format(
         name=name,
-        encoder=arm.encoder.path,
-        llm=arm.llm.path,
-        trained=sum(p.numel() for group in model.parameter_groups().values() for p in group),
-        method=arm.method,
+        what=_what(model, named, merged),
         training=", ".join(f"{corpus} ({', '.join(splits)})" for corpus, splits in arm.train_splits.items()),
         steps=arm.training.steps,
         seed=arm.seed,
         version=__version__,
-        evaluation="None was published with it." if evaluations is None else _tables(evaluations),
+        evaluation=evaluation,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+
+
+def _what(model: SteerMoE, named: Mapping[str, str], merged: Merged | None) -> str:
+    trained = sum(p.numel() for group in model.parameter_groups().values() for p in group)
+    method = model.config.method
+    if merged is None:
+        return ADAPTER.format(**named, trained=trained, method=method)
+    folded = FOLDED.format(trained_as=merged.method) if merged.method != method else UNTOUCHED
+    return WHOLE.format(**named, trained=trained, method=method, folded=folded)
 
 
 def _tables(evaluations: Path) -> str:

@@ -113,7 +113,7 @@ COMMANDS = {
     "params": "count the parameters of a configuration, frozen and trained, part by part",
     "plan": "estimate hours, memory and disk of a training run, and whether it fits",
     "claims": "show what others published, recomputed where that can be done",
-    "export": "take a trained model elsewhere: ONNX Runtime, or the hub",
+    "export": "take a trained model elsewhere: one folder, ONNX Runtime, or the hub",
     "serve": "serve a model over HTTP as OpenAI's API does",
     "demo": "show a model on a web page, its experts at work",
 }

@@ -23,14 +23,15 @@ class Transcriber(PythonModel):
         A relative path of a frozen model starts from the environment variable STEERMOE_BASE_MODELS, else from
         `base_models` of the model's configuration (`load_model(..., model_config={"base_models": ...})`; by
         default where the adapter was trained), else from the current folder. What is in none is taken as a
-        name on the hub. Weights other than those trained against are refused.
+        name on the hub. A merged adapter has its own. Weights other than those trained against are refused.
         """
         from steermoe import SteerMoE
 
         adapter = Path(context.artifacts["adapter"])
-        arm = json.loads((adapter / "config.json").read_text(encoding="utf-8"))["arm"]
+        description = json.loads((adapter / "config.json").read_text(encoding="utf-8"))
+        arm = description["arm"]
         named = (os.environ.get("STEERMOE_BASE_MODELS"), (context.model_config or {}).get("base_models"))
-        roots = [Path(root) for root in named if root]
+        roots = [Path(root) for root in named if root and "merged" not in description]
         encoder, llm = (
             next((path for root in roots if (path := root / arm[part]["path"]).is_dir()), None)
             for part in ("encoder", "llm")

@@ -15,6 +15,8 @@ PROMPTS = Prompts(
     transcribe="write down: ",
     answer="the question is: {question}. answer: ",
     caption="what is it? ",
+    summarize="in short: ",
+    emotion="what is felt? ",
 )
 CHAT = PROMPTS.model_copy(update={"format": "chat"})
 SYSTEM = CHAT.model_copy(update={"system": "the cat is red"})
@@ -54,7 +56,8 @@ def test_every_task_has_a_template():
 
 
 def test_unknown_task():
-    with pytest.raises(ValueError, match="unknown task 'translate'; one of: transcribe, answer, caption"):
+    legal = "transcribe, answer, caption, summarize, emotion"
+    with pytest.raises(ValueError, match=f"unknown task 'translate'; one of: {legal}"):
         render(PROMPTS, "translate", "")
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe.data.prompts import TASKS
+from steermoe.data.schemas import TASKS
 from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.metrics import METRICS, count_errors, metric, metrics_of
 from steermoe.evaluation.normalizers import as_written, folded

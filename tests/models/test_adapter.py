@@ -137,6 +137,20 @@ def test_other_files_are_not_taken_for_an_adapter(tmp_path: Path, content: str, 
         adapter.read(tmp_path)
 
 
+def test_an_adapter_without_a_key_of_today_says_what_to_add(saved: Path) -> None:
+    description = json.loads((saved / "config.json").read_text())
+    del description["arm"]["prompts"]["summarize"]
+    (saved / "config.json").write_text(json.dumps(description))
+    with pytest.raises(
+        ValueError,
+        match=r"config\.json: arm's configuration: prompts\.summarize: missing; .*add what is missing",
+    ):
+        SteerMoE.from_pretrained(saved)
+    description["arm"]["prompts"]["summarize"] = "in short: "
+    (saved / "config.json").write_text(json.dumps(description))
+    assert SteerMoE.from_pretrained(saved).config.prompts.summarize == "in short: "
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no adapter: config\.json and adapter\.safetensors missing"):
         adapter.read(tmp_path)

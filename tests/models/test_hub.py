@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ import torch
 
 from steermoe.models import adapter
 from steermoe.models.steermoe import SteerMoE
+from steermoe.serving import cli
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -27,6 +29,8 @@ class _Hub(BaseHTTPRequestHandler):
             name = f"{json.loads(body)['organization']}/{json.loads(body)['name']}"
             self.repositories[name] = {}
             self._json({"url": f"{self.server_url}/{name}"})
+        elif self.path == "/api/validate-yaml":  # of a card
+            self._json({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             regular = {"uploadMode": "regular", "shouldIgnore": False}
             self._json({"files": [{"path": file["path"], **regular} for file in json.loads(body)["files"]]})
@@ -121,6 +125,51 @@ def test_through_the_hub_and_back(
     again = SteerMoE.from_pretrained("someone/adapter")
     for name, tensor in model.trainable_state_dict().items():
         assert torch.equal(again.trainable_state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["merged on the way", "merged before"])
+def test_a_merged_adapter_brings_its_frozen_models(
+    before: bool,
+    tiny_arm: Callable[..., Any],
+    hub: dict[str, dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the command, from base models that are gone afterwards."""
+    for part in ("encoder", "llm"):
+        path = getattr(tiny_arm("linear"), part).path
+        shutil.copytree(path, tmp_path / "base" / part)
+    monkeypatch.chdir(tmp_path)
+    arm = tiny_arm("steering+lora", {"encoder.path": "base/encoder", "llm.path": "base/llm"})
+    model = SteerMoE.from_config(arm)
+    model.save_pretrained("adapter")
+    if before:
+        assert cli.main(["export", "merged", "--model", "adapter", "--out", "merged"]) == 0
+        assert cli.main(["export", "hub", "someone/whole", "--model", "merged", "--merged"]) == 2
+        assert "merged: is merged already" in capsys.readouterr().err
+    given = ["merged"] if before else ["adapter", "--merged"]
+    assert cli.main(["export", "hub", "someone/whole", "--model", *given]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("/someone/whole")
+    assert cli.main(["export", "hub", "someone/whole", "--model", *given, "--folder", "shown"]) == 0
+    shown = {p.relative_to("shown").as_posix(): p for p in Path("shown").rglob("*") if p.is_file()}
+    assert {name: path.read_bytes() for name, path in shown.items()} == hub["someone/whole"]
+    card = " ".join(hub["someone/whole"]["README.md"].decode().split())
+    assert "self-contained: in `encoder/` the speech encoder `base/encoder`" in card
+    assert "trained as `steering+lora`; the low-rank adapters are folded" in card
+    monkeypatch.chdir(tmp_path / "adapter")  # from where the base models have another path
+    assert cli.main(["export", "hub", "someone/bare", "--model", str(tmp_path / "adapter")]) == 0
+    bare = hub["someone/bare"]
+    assert set(bare) == {"README.md", "adapter.safetensors", "config.json"}
+    assert bare["config.json"] == Path("config.json").read_bytes()
+    assert b"Neither frozen model is part of it" in bare["README.md"]
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree("base")
+    again = SteerMoE.from_pretrained("someone/whole")
+    assert again.config.method == "steering" and again.frozen_hashes()["llm"] == model.frozen_hashes()["llm"]
+    trained = model.trainable_state_dict()
+    for name, tensor in again.trainable_state_dict().items():
+        assert torch.equal(trained[name], tensor)
 
 
 def test_a_repository_that_is_not_there_is_an_error(hub: dict[str, dict[str, bytes]]) -> None:

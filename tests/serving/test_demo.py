@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -210,11 +211,13 @@ def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None
 
 
 @contextmanager
-def demo(*arguments: str, temporary: Path, **environment: str) -> Iterator[SimpleNamespace]:
+def demo(
+    *arguments: str, temporary: Path, place: Path = ROOT, **environment: str
+) -> Iterator[SimpleNamespace]:
     """`steermoe demo` in a process of its own, ended by SIGTERM."""
-    command = [sys.executable, "-m", "steermoe.serving.cli", "demo", "--port", "0", *arguments]
-    own = {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", **environment}
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | own)
+    command = [sys.executable, "-m", "steermoe.serving.cli", "demo", *arguments, "--port", "0"]
+    own = {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True, env=os.environ | own)
     said: list[str] = []
     try:
         assert process.stderr is not None
@@ -362,6 +365,28 @@ def test_page(
                 page.locator("#heard").filter(has_text="cannot be used").wait_for()
         assert page.locator(".toast-body b").count() == 0
         two.context.close()
+
+
+@pytest.mark.slow
+def test_second_command_of_the_page_on_it(
+    browser: Any, spoken: list[SimpleNamespace], tmp_path: Path
+) -> None:
+    """As it stands there, but for the port, which may be taken; the shipped adapters are those of models/mini."""
+    page = (ROOT / "docs/demo.md").read_text()
+    first, second = re.findall(r"^steermoe demo.*$", page, re.MULTILINE)
+    assert first == "steermoe demo"  # what the other tests begin with
+    place, temporary, recording = tmp_path / "place", tmp_path / "temporary", tmp_path / "said.flac"
+    temporary.mkdir()
+    (place / "models").mkdir(parents=True)
+    (place / "models/mini").symlink_to(ROOT / "pretrained/adapters")
+    (place / "pretrained").symlink_to(ROOT / "pretrained")
+    soundfile.write(recording, spoken[0].samples, RATE)
+    with demo(*shlex.split(second)[2:], temporary=temporary, place=place) as served:
+        one = visit(browser, served.address)
+        one.page.locator("input[type=file]").set_input_files(recording)
+        assert text_of(one.page, "steermoe") == spoken[0].text
+        assert all(text_of(one.page, name) for name in ("steering off", "linear", "lora"))
+        one.context.close()
 
 
 @pytest.mark.slow

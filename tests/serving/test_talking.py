@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from steermoe.audio.waveform import RATE
+from steermoe.data.prompts import TASKS
 from steermoe.serving import live, opening
 
 Call = Callable[..., SimpleNamespace]
@@ -45,10 +46,20 @@ def test_a_question_and_tasks(call: Call, recording: Path, mini: Any, monkeypatc
     assert call("ask", "-", "who is in it").out == asked.out
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_by_name(call: Call, recording: Path, mini: Any, task: str):
+    question = ["who is in it"] if task == "answer" else []
+    run = call("ask", str(recording), *question, "--task", task)
+    text = getattr(mini.config.prompts, task).replace("{question}", "".join(question))
+    assert (run.code, run.err) == (0, "") and run.out == call("ask", str(recording), "--prompt", text).out
+    assert run.out == mini.ask(recording, prompt=text).text + "\n" and task in call("ask", "--help").out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "emotion"], "--task: found 'emotion'; the adapter's configuration has prompts for: transcribe"),
+        (["--task", "translate"], "found 'translate'; legal: transcribe, answer, caption, summarize, emotion; the"),
+        (["why", "--task", "emotion"], "asks no question, so 'why' has no effect"),
         (["--task", "answer"], "--task answer: there is no question"),
         ([], "--task answer: there is no question"),
         (["why", "--task", "transcribe"], "asks no question, so 'why' has no effect"),

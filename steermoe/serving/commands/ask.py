@@ -19,7 +19,7 @@ def main(
     task: Annotated[
         str | None,
         typer.Option(
-            help="a prompt of the adapter's configuration: transcribe, answer, ...; default: answer"
+            help="transcribe, summarize, answer, emotion or caption: the adapter's prompt for it; default: answer"
         ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="the text behind the audio, for any other task")] = None,
@@ -38,8 +38,8 @@ def main(
     Examples:
 
         steermoe ask talk.wav "who is in it"
-        steermoe ask talk.wav --task transcribe
-        steermoe ask talk.wav --prompt "please summarize the audio content: "
+        steermoe ask talk.wav --task summarize
+        steermoe ask talk.wav --prompt "please translate the audio content into German: "
         steermoe ask request.wav --tools tools.json --model models/large/steermoe
     """
     if question is not None and prompt is not None:
@@ -47,10 +47,16 @@ def main(
     if task is not None and prompt is not None:
         raise ValueError("--task: no effect with --prompt; leave one out")
     functions = None if tools is None else _tools(tools)
+    if prompt is None:
+        _check(task or "answer", question)
     from steermoe.serving import opening
 
     opened = opening.open_model(model, device)
-    asked = prompt if prompt is not None else _prompt(opened.config.prompts, task, question)
+    asked = prompt
+    if asked is None:
+        from steermoe.data.prompts import render
+
+        asked = render(opened.config.prompts, task or "answer", question or "")
     from steermoe.audio import waveform
 
     with opening.opened_recording(Path(recording)) as source:
@@ -62,23 +68,18 @@ def main(
         print(json.dumps(asdict(answer), ensure_ascii=False))
 
 
-def _prompt(prompts, task: str | None, question: str | None) -> str:
-    """The text of a task of the configuration."""
-    texts = {
-        name: text for name, text in prompts.model_dump().items() if name not in ("format", "system") and text
-    }
-    name = task or "answer"
-    if name not in texts:
+def _check(task: str, question: str | None) -> None:
+    """Before the model is loaded: there is such a task, and it asks what is asked."""
+    from steermoe.data.prompts import TASKS
+
+    if task not in TASKS:
         raise ValueError(
-            f"--task: found {name!r}; the adapter's configuration has prompts for: {', '.join(texts)}; "
-            "give the text of another task by --prompt, or train an adapter with prompts that has it"
+            f"--task: found {task!r}; legal: {', '.join(TASKS)}; the text of any other task is given by --prompt"
         )
-    asks = "{question}" in texts[name]
-    if asks and question is None:
-        raise ValueError(f"--task {name}: there is no question; give one behind the file, or another --task")
-    if not asks and question is not None:
-        raise ValueError(f"--task {name}: asks no question, so {question!r} has no effect; leave it out")
-    return texts[name].replace("{question}", question or "")
+    if task == "answer" and question is None:
+        raise ValueError(f"--task {task}: there is no question; give one behind the file, or another --task")
+    if task != "answer" and question is not None:
+        raise ValueError(f"--task {task}: asks no question, so {question!r} has no effect; leave it out")
 
 
 def _tools(path: Path) -> list[dict]:

@@ -4,10 +4,11 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
+from steermoe.serving import plan_options as options
 from steermoe.serving.options import EncoderName, Json, LlmName, Params
 
 if TYPE_CHECKING:
@@ -15,42 +16,23 @@ if TYPE_CHECKING:
 
     from steermoe.analysis.plan import Corpus, Gpu, Plan, Setup
 
-Device = Literal["h100", "h200", "a100", "a100-40gb", "rtx4090", "cpu"]
-Mode = Literal["plain", "zero2", "zero2-offload", "zero3", "zero3-offload"]
-
 
 def main(
-    hours: Annotated[
-        float | None,
-        typer.Option(help="hours of audio that are trained on; default: as the profile says", min=0.001),
-    ] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="passes over them; goes with --hours", min=0.001)
-    ] = None,
-    mean_seconds: Annotated[
-        float | None,
-        typer.Option(help="mean length of a clip, with --hours; default: 12.69, LibriSpeech's", min=0.1),
-    ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="estimate the arms of a profile; default: the one in force")
-    ] = None,
-    arm: Annotated[
-        str | None, typer.Option(help="arm; default: those in force, with --hours the first")
-    ] = None,
+    hours: options.Hours = None,
+    epochs: options.Epochs = None,
+    mean_seconds: options.MeanSeconds = None,
+    profile: options.ProfileName = None,
+    arm: options.ArmName = None,
     encoder: EncoderName = None,
     llm: LlmName = None,
-    gpu: Annotated[Device, typer.Option(help="device; cpu: the one at hand, measured")] = "h200",
-    gpus: Annotated[int, typer.Option(help="how many of them", min=1)] = 1,
-    memory: Annotated[
-        float | None, typer.Option(help="GB that a device has; default: the device's", min=0.1)
-    ] = None,
-    mode: Annotated[Mode, typer.Option(help="plain, or a mode of DeepSpeed")] = "plain",
-    batch_seconds: Annotated[
-        float | None, typer.Option(help="audio seconds a batch and device; default: the arm's", min=0.1)
-    ] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="of a clip, with --hours", min=0)] = 10,
-    target_tokens: Annotated[int, typer.Option(help="of a clip, with --hours", min=1)] = 40,
-    disk: Annotated[Path, typer.Option(help="a place on the disk whose free space counts")] = Path(),
+    gpu: options.GpuName = "h200",
+    gpus: options.Gpus = 1,
+    memory: options.Memory = None,
+    mode: options.Mode = "plain",
+    batch_seconds: options.BatchSeconds = None,
+    prompt_tokens: options.PromptTokens = 10,
+    target_tokens: options.TargetTokens = 40,
+    disk: options.Disk = Path(),
     params: Params = Path("params.yaml"),
     as_json: Json = False,
 ) -> int:
@@ -72,29 +54,33 @@ def main(
     """
     if not disk.exists():
         raise ValueError(f"--disk: found {str(disk)!r}; legal: a place that is there")
-    if (hours is None) != (epochs is None):
-        lacking = "--hours" if hours is None else "--epochs"
-        raise ValueError(
-            f"Missing option '{lacking}' (see `steermoe plan --help`): --hours and --epochs go together"
-        )
-    device = _device(gpu, memory)
-    free = shutil.disk_usage(disk).free
+    needing_hours = {"--encoder": encoder, "--llm": llm, "--mean-seconds": mean_seconds}
+    _check(hours, epochs, profile, [name for name, value in needing_hours.items() if value is not None])
+    device, free = _device(gpu, memory), shutil.disk_usage(disk).free
     if hours is None or epochs is None:
-        without = {"--encoder": encoder, "--llm": llm, "--mean-seconds": mean_seconds}
-        if given := [name for name, value in without.items() if value is not None]:
-            raise ValueError(
-                f"{given[0]}: without effect but with --hours; leave it out, or give --hours and --epochs"
-            )
         return _profile(params, profile, arm, device, gpus, mode, batch_seconds, free, as_json)
-    if profile is not None:
-        raise ValueError("--profile: without effect with --hours; leave one of them out")
     return _run(
         params, arm, encoder, llm, device, gpus, mode, batch_seconds, free, as_json,
         (hours, epochs, mean_seconds or 12.69, prompt_tokens, target_tokens),
     )  # fmt: skip
 
 
-def _device(gpu: Device, memory: float | None) -> "Gpu":
+def _check(hours: float | None, epochs: float | None, profile: str | None, needing_hours: list[str]) -> None:
+    """No option is given without those that it goes with, or beside one that it has no effect with."""
+    if (hours is None) != (epochs is None):
+        lacking = "--hours" if hours is None else "--epochs"
+        raise ValueError(
+            f"Missing option '{lacking}' (see `steermoe plan --help`): --hours and --epochs go together"
+        )
+    if hours is None and needing_hours:
+        raise ValueError(
+            f"{needing_hours[0]}: without effect but with --hours; leave it out, or give --hours and --epochs"
+        )
+    if hours is not None and profile is not None:
+        raise ValueError("--profile: without effect with --hours; leave one of them out")
+
+
+def _device(gpu: options.GpuName, memory: float | None) -> "Gpu":
     from steermoe.analysis import plan
 
     device = plan.this_cpu() if gpu == "cpu" else plan.GPUS[gpu]
@@ -102,7 +88,7 @@ def _device(gpu: Device, memory: float | None) -> "Gpu":
 
 
 def _profile(
-    params: Path, profile: str | None, arm: str | None, device: "Gpu", gpus: int, mode: Mode,
+    params: Path, profile: str | None, arm: str | None, device: "Gpu", gpus: int, mode: options.Mode,
     batch_seconds: float | None, free: float, as_json: bool,
 ) -> int:  # fmt: skip
     """The arms of a profile."""
@@ -129,7 +115,7 @@ def _refused(lines: list[str]) -> int:
 
 
 def _run(
-    params: Path, arm: str | None, encoder: str | None, llm: str | None, device: "Gpu", gpus: int, mode: Mode,
+    params: Path, arm: str | None, encoder: str | None, llm: str | None, device: "Gpu", gpus: int, mode: options.Mode,
     batch_seconds: float | None, free: float, as_json: bool, heard_hours: tuple[float, float, float, int, int],
 ) -> int:  # fmt: skip
     """One arm on a corpus that is described by the options."""
