@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import HfApi
 from safetensors.torch import load, save
 
 from steermoe.config import ArmConfig
+from steermoe.data.adapters import CONFIG, WEIGHTS, adapter_folder
 from steermoe.data.staging import write_bytes, write_text
 
 FORMAT = 1
-WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
+CARD = "README.md"
 KEYS = {"format", "arm", "frozen", "weights"}
 
 
@@ -52,7 +52,7 @@ def read(source: str | Path) -> Adapter:
     Raises:
         ValueError: there is none, it is of another format, or its two files do not belong together.
     """
-    folder = _locate(source)
+    folder = adapter_folder(source)
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{source}: no adapter: {' and '.join(missing)} missing")
@@ -137,15 +137,3 @@ def find_frozen(path: str, source: str | Path) -> str:
         return path
     found = (above / path for above in Path(source).resolve().parents if (above / path).is_dir())
     return str(next(found, path))
-
-
-def _locate(source: str | Path) -> Path:
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=[WEIGHTS, CONFIG]))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(
-            f"{source}: neither a folder nor a repository that the hub gives us: {error}"
-        ) from error

@@ -18,7 +18,9 @@ CPU = torch.device("cpu")
 
 
 def section(path: Path) -> Encoder:
-    return Encoder(name="whisper", path=str(path), revision=None, dtype="float32", window="unpadded")
+    return Encoder(
+        name="whisper", path=str(path), revision=None, dtype="float32", window="unpadded", layers="all"
+    )
 
 
 @pytest.fixture
