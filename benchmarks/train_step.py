@@ -169,7 +169,8 @@ def unavoidable(assembly: SteerMoE, seconds: float) -> Work:
     """Operations on one clip of the batch."""
     arm = assembly.config
     sections = Sections.of(arm)
-    encoder, llm = encoder_shape(arm.encoder.path), llm_shape(arm.llm.path)
+    encoder = encoder_shape(arm.encoder.path, depth=arm.encoder.layers)
+    llm = llm_shape(arm.llm.path, depth=arm.llm.layers)
     counts = {part: sum(p.numel() for p in ps) for part, ps in assembly.parameter_groups().items()}
     return work(clip(seconds, encoder, sections, PROMPT, TARGET), encoder, llm, sections, counts)
 

@@ -12,6 +12,7 @@ def main(
     import json
 
     from steermoe import config
+    from steermoe.data.adapters import teacher_files
     from steermoe.data.base_models import sha256
     from steermoe.data.shards import shards_of
     from steermoe.data.skipped import skipped_reason
@@ -37,5 +38,7 @@ def main(
             part: json.loads((base / "arms" / name / f"{part}.json").read_text())
             for part in ("encoder", "llm")
         }
+        if arm.training.distillation is not None:
+            used["teacher"] = teacher_files(arm.training.distillation.teacher)
         write_text(out / f"{name}.json", arm.to_json())
         write_text(inputs / f"{name}.json", json.dumps(models | used, indent=1) + "\n")

@@ -112,7 +112,9 @@ def untrained(settings: dict[str, Any], folder: Path) -> Whisper:
     )
     model.save_pretrained(folder)
     encoder = Whisper(
-        Encoder(name="whisper", path=str(folder), revision=None, dtype="float32", window="unpadded")
+        Encoder(
+            name="whisper", path=str(folder), revision=None, dtype="float32", window="unpadded", layers="all"
+        )
     )
     encoder.model.requires_grad_(True).embed_positions.requires_grad_(False)
     return encoder

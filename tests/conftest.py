@@ -208,13 +208,17 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
             },
             "encoder": {
                 "name": "whisper", "path": str(tiny_encoder_dir), "revision": None, "dtype": "float32",
-                "window": "unpadded",
+                "window": "unpadded", "layers": "all",
             },
-            "llm": {"path": str(tiny_llm_dir), "revision": None, "dtype": "float32", "quantization": "none"},
+            "llm": {
+                "path": str(tiny_llm_dir), "revision": None, "dtype": "float32", "quantization": "none",
+                "layers": "all",
+            },
             "training": {
                 "steps": 6, "batch_seconds": 4.0, "max_seconds": 4.0, "warmup_steps": 1, "schedule": "cosine",
                 "weight_decay": 0.01, "clip": 1.0, "steering_clip": 1.0, "precision": "float32",
-                "gradient_checkpointing": False, "eval_every": 2, "patience": 5, "learning_rates": rates,
+                "gradient_checkpointing": False, "eval_every": 2, "patience": 5, "distillation": None,
+                "learning_rates": rates,
             },
             "train_splits": {"tiny": ["train"]},
             "dev_splits": {"tiny": ["dev"]},

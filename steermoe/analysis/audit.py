@@ -12,6 +12,7 @@ from torch import nn
 from steermoe import config
 from steermoe.analysis.presets import EncoderShape, LlmShape, count, encoder_shape, llm_shape
 from steermoe.models.downsample import make_downsampler
+from steermoe.models.frozen import Depth
 from steermoe.models.projection import make_projection
 from steermoe.models.steering import Steering
 
@@ -20,18 +21,21 @@ TRAINED = ("vectors", "scales", "router", "downsample", "projection", "lora", "l
 
 @dataclass(frozen=True)
 class Sections:
-    """What decides which parts are trained, and how large they are."""
+    """What decides which parts are trained, and how large they and the frozen ones are."""
 
     method: str
     steering: config.Steering | None
     lora: config.Lora | None
     bridge: config.Bridge
     llm_lora: config.Lora | None = None
+    encoder_layers: Depth = "all"
+    llm_layers: Depth = "all"
 
     @classmethod
     def of(cls, arm: config.ArmConfig) -> "Sections":
         """Those of an arm."""
-        return cls(arm.method, arm.steering, arm.lora, arm.bridge, arm.llm_lora)
+        layers = arm.encoder.layers, arm.llm.layers
+        return cls(arm.method, arm.steering, arm.lora, arm.bridge, arm.llm_lora, *layers)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def audit(sections: Sections, encoder: str, llm: str) -> Audit:
     Raises:
         ValueError: a model is not known, or a setting does not fit it.
     """
-    heard, read = encoder_shape(encoder), llm_shape(llm)
+    heard = encoder_shape(encoder, depth=sections.encoder_layers)
+    read = llm_shape(llm, depth=sections.llm_layers)
     frozen = {"encoder": heard.parameters_in_all, "llm": read.parameters_in_all}
     return Audit(heard.name, read.name, sections, frozen, trained_parameters(sections, heard, read))
 

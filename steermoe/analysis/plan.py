@@ -5,15 +5,16 @@ Estimates, not measurements: every figure rests on the shapes of the real module
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from steermoe.analysis.audit import Sections, trained_parameters
 from steermoe.analysis.presets import EncoderShape, LlmShape
+from steermoe.analysis.teacher import BYTES, TeacherShape
 from steermoe.analysis.work import Clip, Work, activations, clip, work
 
 GB = 1e9
 GIB = 2**30
-BYTES = {"float32": 4, "bfloat16": 2}
+TAUGHT = "a teacher: its forward pass and its weights; nothing of it is kept for a backward pass"
 EFFICIENCY = (0.3, 0.6)  # share of the matrix peak that training reaches
 STATE = {"weights": 4, "gradients": 4, "optimizer": 8}  # bytes of a trained parameter, AdamW in float32
 RESERVED = 1.5 * GIB  # context of the driver, kernels, fragmentation
@@ -117,8 +118,15 @@ class Plan:
     disk: dict[str, float] = field(default_factory=dict)
 
 
-def plan(encoder: EncoderShape, llm: LlmShape, sections: Sections, corpus: Corpus, setup: Setup) -> Plan:
-    """Estimate a run. `encoder` gets LoRA or the hooks of steering by this.
+def plan(
+    encoder: EncoderShape,
+    llm: LlmShape,
+    sections: Sections,
+    corpus: Corpus,
+    setup: Setup,
+    teacher: TeacherShape | None = None,
+) -> Plan:
+    """Estimate a run. `encoder` gets LoRA or the hooks of steering by this; a teacher comes on top.
 
     Raises:
         ValueError: a setting does not fit the encoder, or clips are longer than it takes.
@@ -135,12 +143,13 @@ def plan(encoder: EncoderShape, llm: LlmShape, sections: Sections, corpus: Corpu
         "encoder's weights": weights["encoder"] * BYTES[setup.encoder_dtype],
         "LLM's weights": weights["llm"] * BYTES[setup.llm_dtype],
         **{f"trained {name}": sum(trained.values()) * size for name, size in STATE.items()},
+        **({} if teacher is None else {"teacher's weights": teacher.memory}),
         "activations": kept,
         "context of the device": RESERVED,
     }
     return Plan(
         trained=trained,
-        cases=_cases(encoder, llm, sections, corpus, setup, trained),
+        cases=_cases(encoder, llm, sections, corpus, setup, trained, teacher),
         memory=_memory(parts, llm, setup),
         parts=parts,
         disk=_disk(weights, trained, corpus),
@@ -154,10 +163,14 @@ def _cases(
     corpus: Corpus,
     setup: Setup,
     trained: dict[str, int],
+    teacher: TeacherShape | None,
 ) -> list[Case]:
     def case(name: str, seconds: float, once: bool = False) -> Case:
         heard = clip(seconds, encoder, sections, corpus.prompt_tokens, corpus.target_tokens)
         step = work(heard, encoder, llm, sections, trained)
+        if teacher is not None:
+            taught = teacher.forward(seconds, corpus.prompt_tokens, corpus.target_tokens)
+            step = replace(step, teacher=taught)
         per_clip = step.total * corpus.epochs
         if once:
             per_clip -= step.encoder_forward * (corpus.epochs - 1)
@@ -192,6 +205,7 @@ def _memory(parts: dict[str, float], llm: LlmShape, setup: Setup) -> dict[str, t
     frozen = parts["encoder's weights"] + parts["LLM's weights"]
     weights, gradients, optimizer = (parts[f"trained {name}"] for name in STATE)
     rest = parts["activations"] + parts["context of the device"]
+    rest += parts.get("teacher's weights", 0.0)  # whole on every device
     layer = llm.matmul_weights / len(llm.layers) * BYTES[setup.llm_dtype]
     table = llm.head_weights * BYTES[setup.llm_dtype]
     gathered = 2 * max(layer, table)  # what is in use, and what is fetched ahead

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from steermoe.config import of_the_hub
 from steermoe.models.encoders.firered_conformer import FireRedConfig
-from steermoe.models.frozen import DTYPES
+from steermoe.models.frozen import DTYPES, Depth, keep_layers
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class EncoderShape(nn.Module):
     """A frozen encoder without weights; it stands in for an `Encoder` where only shapes matter.
 
     Attributes:
-        name: what it was asked for as: a preset's own name, a folder, a hub id.
+        name: what it was asked for as: a preset's own name, a folder, a hub id; and how many layers, if not all.
         model: the wrapped module.
         layers: its layers in order.
         width: D.
@@ -55,9 +55,9 @@ class EncoderShape(nn.Module):
         max_seconds: the longest input; None: no limit.
     """
 
-    def __init__(self, name: str, dtype: str) -> None:
+    def __init__(self, name: str, dtype: str, depth: Depth = "all") -> None:
         super().__init__()
-        self.name = name
+        self.name = _cut(name, depth)
         sizes = _config(name, ENCODERS, "encoder")
         if sizes.model_type not in KINDS:
             raise ValueError(
@@ -70,6 +70,7 @@ class EncoderShape(nn.Module):
         self.model: Any = model.requires_grad_(False)
         layers = model.get_submodule(kind.layers)
         assert isinstance(layers, nn.ModuleList)
+        keep_layers(layers, depth, "encoder")
         self.layers = layers
         self.width: int = getattr(sizes, kind.width)
         self.parameters_in_all = count(model)
@@ -106,30 +107,31 @@ class LlmShape:
     attention_width: int
 
 
-def encoder_shape(name: str, dtype: str = "bfloat16") -> EncoderShape:
-    """An encoder: a preset, the hub id of one, a folder with a config.json, or another hub id.
+def encoder_shape(name: str, dtype: str = "bfloat16", depth: Depth = "all") -> EncoderShape:
+    """The first `depth` layers of an encoder: a preset, the hub id of one, a folder with a config.json, or a hub id.
 
     Raises:
-        ValueError: there is no such model, or its architecture is not known.
+        ValueError: there is no such model, its architecture is not known, or it has fewer layers.
     """
-    return EncoderShape(_preset(name, ENCODERS), dtype)
+    return EncoderShape(_preset(name, ENCODERS), dtype, depth)
 
 
-def llm_shape(name: str, dtype: str = "bfloat16") -> LlmShape:
-    """An LLM: a preset, the hub id of one, a folder with a config.json, or another hub id.
+def llm_shape(name: str, dtype: str = "bfloat16", depth: Depth = "all") -> LlmShape:
+    """The first `depth` layers of an LLM: a preset, the hub id of one, a folder with a config.json, another hub id.
 
     Raises:
-        ValueError: there is no such model, or it is no causal LM with a list of layers.
+        ValueError: there is no such model, it is no causal LM with a list of layers, or it has fewer.
     """
     name = _preset(name, LLMS)
     sizes = _config(name, LLMS, "llm").get_text_config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(sizes, dtype=DTYPES[dtype]).requires_grad_(False)
     layers = model.base_model.layers
+    keep_layers(layers, depth, "llm")
     heads = sizes.num_attention_heads
     head_width = getattr(sizes, "head_dim", None) or sizes.hidden_size // heads
     return LlmShape(
-        name=name,
+        name=_cut(name, depth),
         model=model,
         width=model.get_input_embeddings().weight.shape[1],
         layers=layers,
@@ -138,6 +140,10 @@ def llm_shape(name: str, dtype: str = "bfloat16") -> LlmShape:
         head_weights=model.get_output_embeddings().weight.numel(),
         attention_width=heads * head_width,
     )
+
+
+def _cut(name: str, depth: Depth) -> str:
+    return name if depth == "all" else f"{name} ({depth} layers)"
 
 
 def count(module: nn.Module) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steermoe.analysis import audit, hours, plan, presets
+from steermoe.analysis.teacher import TeacherShape
 from steermoe.config import ArmConfig, Config
 
 PROMPT_TOKENS = 10
@@ -88,8 +89,8 @@ def plan_profile(
 def _arm(
     arm: ArmConfig, gpu: plan.Gpu, gpus: int, mode: str, batch_seconds: float | None
 ) -> tuple[ArmPlan, dict[str, float]]:
-    encoder = presets.encoder_shape(arm.encoder.path, arm.encoder.dtype)
-    llm = presets.llm_shape(arm.llm.path, arm.llm.dtype)
+    encoder = presets.encoder_shape(arm.encoder.path, arm.encoder.dtype, arm.encoder.layers)
+    llm = presets.llm_shape(arm.llm.path, arm.llm.dtype, arm.llm.layers)
     seconds = batch_seconds or arm.training.batch_seconds
     setup = plan.Setup(gpu, gpus, seconds, arm.encoder.dtype, arm.llm.dtype, arm.encoder.window == "full")
     audio = hours.heard(arm.train_splits)
@@ -98,13 +99,15 @@ def _arm(
     corpus = plan.Corpus(
         audio.hours, trained / audio.hours, audio.hours * 3600 / clips, PROMPT_TOKENS, audio.target_tokens
     )
-    found = plan.plan(encoder, llm, audit.Sections.of(arm), corpus, setup)
+    teacher = TeacherShape.of(arm)
+    found = plan.plan(encoder, llm, audit.Sections.of(arm), corpus, setup, teacher)
     case = found.cases[0] if setup.padded else next(c for c in found.cases if c.name == "not padded")
     device = found.memory[mode][0]
     refused = plan.refusals(found, setup, mode, float("inf"))
     checkpoints = sum(size for name, size in found.disk.items() if name.startswith("checkpoints"))
     longest, shortest = (each * gpus for each in case.hours)
-    models = {encoder.name: encoder.parameters_in_all, llm.name: llm.parameters_in_all}
+    shapes = [encoder, llm] if teacher is None else [encoder, llm, teacher.encoder, teacher.llm]
+    models = {shape.name: shape.parameters_in_all for shape in shapes}
     weights = {name: 2.0 * count for name, count in models.items()}
     names = (encoder.name, llm.name)
     planned = ArmPlan(arm.name, names, corpus, case.name, (longest, shortest), device, checkpoints, refused)
@@ -137,6 +140,8 @@ def assumptions(settings: Config, setup_gpu: plan.Gpu, unknown: Sequence[str]) -
     ]
     if any(arm.encoder.window == "full" for arm in (settings.arm(name) for name in settings.compare)):
         lines.append("window full: every clip costs as much as the encoder's whole window")
+    if any(settings.arm(name).training.distillation for name in settings.compare):
+        lines.append(plan.TAUGHT)
     if unknown:
         lines.append(f"not counted, as no size is published: {', '.join(unknown)}")
     return lines

@@ -34,6 +34,7 @@ from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.problems import ConfigError
 from steermoe.config.profile import Rehearsal
 from steermoe.config.sections import (
+    Distillation,
     Distributed,
     Encoder,
     Evaluation,
@@ -57,6 +58,7 @@ __all__ = [
     "Corpora",
     "Corpus",
     "Digits",
+    "Distillation",
     "Distributed",
     "Encoder",
     "Evaluation",

@@ -147,7 +147,7 @@ class Overrides:
                 return None  # the section is missing or no section: a problem of the shared settings
         settings, found = self._validated(merged)
         for path, line in found if name in self.in_force else ():
-            if path in arm.overrides or _owner(path) in arm.overrides:
+            if _overrider(path, arm.overrides):
                 lines.append(f"{self._place(name, path)}{line}")
             elif (path, line) not in self.known:
                 lines.append(f"{self.file}: arms.{name}.overrides, leading to {path}{line}")
@@ -247,6 +247,11 @@ def _sections(paths: Iterable[str]) -> str:
 def _owner(path: str) -> str:
     """The value that a place belongs to: `lora.targets` of `lora.targets[2]`."""
     return path.partition("[")[0]
+
+
+def _overrider(path: str, overrides: Mapping[str, Any]) -> bool:
+    """Whether a place is one of an override's: its own, an item of its list, a key of its section."""
+    return any(path == own or path.startswith((f"{own}[", f"{own}.")) for own in overrides)
 
 
 def _put(tree: Any, steps: list[str], value: Any) -> bool:

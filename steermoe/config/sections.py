@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from steermoe.config.depth import Depth
 from steermoe.config.problems import illegal
 
 Method = Literal[
@@ -137,6 +138,7 @@ class Encoder(Section):
     revision: Revision
     dtype: Dtype
     window: Literal["unpadded", "full"]
+    layers: Depth
 
 
 class Llm(Section):
@@ -146,6 +148,7 @@ class Llm(Section):
     revision: Revision
     dtype: Dtype
     quantization: Annotated[str, row_of("models/quantization.py", "QUANTIZATIONS")]
+    layers: Depth
 
 
 class Selection(Section):
@@ -156,6 +159,37 @@ class Selection(Section):
 
     train: dict[str, SomeNames] | None
     dev: dict[str, SomeNames] | None
+
+
+class Distillation(Section):
+    """What is learned from a teacher, beside the labels: weights of the losses that docs/distillation.md writes out.
+
+    Attributes:
+        teacher: folder or hub id of a trained adapter.
+        logits: weight of the divergence from the teacher's distribution; 0: not learned from.
+        temperature: that both distributions are softened by; null without logits.
+        hidden: weight of the distance to the direction of the teacher's last hidden states; 0: not learned from.
+    """
+
+    teacher: Text
+    logits: Annotated[float, Field(ge=0)]
+    temperature: Positive | None
+    hidden: Annotated[float, Field(ge=0)]
+
+    @field_validator("temperature")
+    @classmethod
+    def _of_the_logits(cls, temperature: float | None, info: ValidationInfo) -> float | None:
+        weight = info.data.get("logits")
+        if weight is not None and (temperature is None) == (weight > 0):
+            raise illegal("a number > 0 where logits is above 0" if weight else "null where logits is 0")
+        return temperature
+
+    @field_validator("hidden")
+    @classmethod
+    def _learns_something(cls, weight: float, info: ValidationInfo) -> float:
+        if weight == info.data.get("logits") == 0:
+            raise illegal("a number > 0 where logits is 0, else nothing is learned from the teacher")
+        return weight
 
 
 class TrainingSchedule(Section):
@@ -173,6 +207,7 @@ class TrainingSchedule(Section):
     gradient_checkpointing: bool
     eval_every: Count
     patience: Count
+    distillation: Distillation | None
 
     @field_validator("warmup_steps", "eval_every")
     @classmethod

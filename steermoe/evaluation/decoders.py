@@ -55,7 +55,8 @@ class CtcDecoder:
 
     def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None:
         folder = Path(section.path)
-        self.encoder = load_encoder(section).to(device)
+        # The head was trained on the whole encoder, whatever the arms use of it.
+        self.encoder = load_encoder(section.model_copy(update={"layers": "all"})).to(device)
         self.features = self.encoder.features
         self.device = device
         self.head = {name: tensor.to(device) for name, tensor in load_file(folder / CTC_HEAD).items()}

@@ -13,19 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import HfApi
 from safetensors.torch import load, save
 
 from steermoe.config import ArmConfig, ConfigError
-from steermoe.data.base_models import FETCHED
+from steermoe.data.adapters import CONFIG, PARTS, WEIGHTS, adapter_folder
 from steermoe.data.staging import write_bytes, write_text
 
 FORMAT = 1
-WEIGHTS, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
+CARD = "README.md"
 KEYS = {"format", "arm", "frozen", "weights"}
 MERGED = "merged"  # a key that only merged adapters have
-PARTS = ("encoder", "llm")  # folders of a merged adapter
 BESIDE = "./"  # a path that begins so is looked for in the adapter's own folder first
 
 
@@ -70,7 +68,7 @@ def read(source: str | Path) -> Adapter:
         ValueError: there is none, it is of another format, its configuration is not of this version, or its two
             files do not belong together.
     """
-    folder = locate(source)
+    folder = adapter_folder(source)
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{source}: no adapter: {' and '.join(missing)} missing")
@@ -179,21 +177,3 @@ def find_frozen(path: str, folder: Path) -> str:
         return path
     found = (above / path for above in folder.resolve().parents if (above / path).is_dir())
     return str(next(found, path))
-
-
-def locate(source: str | Path) -> Path:
-    """The folder of an adapter, downloaded where `source` is a repository on the hub.
-
-    Raises:
-        ValueError: it is neither a folder nor a repository.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    own = [f"{part}/{pattern}" for part in PARTS for pattern in FETCHED]
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=[WEIGHTS, CONFIG, *own]))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(
-            f"{source}: neither a folder nor a repository that the hub gives us: {error}"
-        ) from error

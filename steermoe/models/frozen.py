@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from transformers.utils import logging
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 QUIET_BYTES = 2**30  # of weights, which load in a second: no progress bar
 
+Depth = int | Literal["all"]
 Pretrained = TypeVar("Pretrained", bound=nn.Module)
 
 
@@ -60,6 +61,21 @@ def progress(path: str) -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
+
+
+def keep_layers(layers: nn.ModuleList, depth: Depth, setting: str) -> None:
+    """Drop all layers but the first `depth`.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if depth == "all":
+        return
+    if depth > len(layers):
+        raise ValueError(
+            f"{setting}.layers: found {depth}, the model has {len(layers)}; legal: all, or 1 to {len(layers)}"
+        )
+    del layers[depth:]
 
 
 def load_extractor(kind: Any, path: str, setting: str) -> Any:

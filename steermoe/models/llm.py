@@ -14,7 +14,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from steermoe import config
 from steermoe.data.base_models import located
 from steermoe.data.prompts import end_of_turn
-from steermoe.models.frozen import DTYPES, load_frozen
+from steermoe.models.frozen import DTYPES, Depth, keep_layers, load_frozen
 from steermoe.models.quantization import load_options
 
 Rows = tuple[torch.Tensor, torch.Tensor]
@@ -23,7 +23,7 @@ CausalLM = Any  # a PreTrainedModel with a head; transformers types its accessor
 
 
 def load_llm(section: config.Llm) -> tuple[CausalLM, Any]:
-    """The frozen LLM and its tokenizer.
+    """The frozen LLM, with so many of its layers, and its tokenizer.
 
     Of the LLM's own generation settings (sampling, penalties, ...) only the tokens that it stops at are kept;
     it stops at the tokenizer's end token too, and at the token that ends a turn in its chat template.
@@ -36,6 +36,7 @@ def load_llm(section: config.Llm) -> tuple[CausalLM, Any]:
     section = located(section, "llm")
     options = load_options(section.quantization, DTYPES[section.dtype])
     llm = load_frozen(AutoModelForCausalLM, section.path, section.dtype, "llm", **options)
+    keep_decoder_layers(llm, section.layers)
     tokenizer = load_tokenizer(section.path)
     keep_stops(llm, tokenizer, section.path)
     _check_head(llm, section.path)
@@ -163,8 +164,25 @@ def _narrowed(feed_forward: torch.nn.Module | None, wanted: Rows | None) -> Iter
 
 def decoder_layers(llm: CausalLM) -> list[torch.nn.Module]:
     """The LLM's layers: the longest list of modules in it."""
-    lists = [module for module in llm.modules() if isinstance(module, torch.nn.ModuleList)]
-    return list(max(lists, key=len))
+    return list(_layer_list(llm))
+
+
+def _layer_list(llm: CausalLM) -> torch.nn.ModuleList:
+    return max((module for module in llm.modules() if isinstance(module, torch.nn.ModuleList)), key=len)
+
+
+def keep_decoder_layers(llm: CausalLM, depth: Depth) -> None:
+    """Drop all layers of an LLM but the first `depth`; its configuration, which caches are made by, says so.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    keep_layers(_layer_list(llm), depth, "llm")
+    declared = llm.config.get_text_config()
+    if depth != "all":
+        declared.num_hidden_layers = depth
+        if getattr(declared, "layer_types", None) is not None:  # of each layer, how it attends
+            declared.layer_types = declared.layer_types[:depth]
 
 
 def vocabulary_size(llm: CausalLM) -> int:

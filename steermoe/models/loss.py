@@ -4,6 +4,8 @@ Where the logits of all of them would be large, they are computed some tokens at
 the hidden states: the head is frozen, so that nothing else of them is needed in the backward pass. (So do the fused
 losses of Liger-Kernel, Hsu et al. 2024, and Cut Cross-Entropy, Wijmans et al. 2025, in kernels of their own.)
 
+What is learned beside the targets is a function of the same hidden states and logits, and is computed with them.
+
 Shapes: N target tokens of all rows, H width of the LLM, V its vocabulary.
 """
 
@@ -18,6 +20,8 @@ from transformers.utils.generic import ModelOutput
 AT_A_TIME = 2**26  # logits; with fewer, the products with the head are slower than all at once
 Score = Callable[[torch.Tensor], torch.Tensor]
 """Hidden states (N, H) to logits (N, V)."""
+Beside = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
+"""Hidden states and logits of some rows, and which of N they are, to a loss summed over these rows (`Lesson`)."""
 
 
 @dataclass
@@ -25,14 +29,16 @@ class Loss(ModelOutput):
     """What a training step needs.
 
     Attributes:
-        loss: mean cross-entropy over all target tokens of the batch, end tokens included.
+        loss: mean cross-entropy over all target tokens of the batch, end tokens included; and what is added to it.
         num_tokens: how many these are.
         num_correct: how many of them are the likeliest token where they stand.
+        distillation: what a teacher added to the loss; None without one.
     """
 
     loss: torch.Tensor | None = None
     num_tokens: torch.Tensor | None = None
     num_correct: torch.Tensor | None = None
+    distillation: torch.Tensor | None = None
 
 
 def target_loss(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> Loss:
@@ -42,35 +48,58 @@ def target_loss(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> Loss:
     return Loss(loss=loss, num_tokens=torch.tensor(len(targets_N), device=loss.device), num_correct=correct)
 
 
-def hidden_loss(hidden_NH: torch.Tensor, targets_N: torch.Tensor, score: Score, vocabulary: int) -> Loss:
+def hidden_loss(
+    hidden_NH: torch.Tensor,
+    targets_N: torch.Tensor,
+    score: Score,
+    vocabulary: int,
+    beside: Beside | None = None,
+) -> Loss:
     """`target_loss` of the logits of hidden states, which are never all in memory where they would be large.
 
     Args:
         hidden_NH, targets_N: what predicts the targets, and the targets.
         score: the frozen head, row by row.
         vocabulary: V.
+        beside: what is learned beside the targets; its mean over the N tokens is added to the loss.
     """
     device = hidden_NH.device.type
-    size = max(1, AT_A_TIME // vocabulary)
+    large = vocabulary if beside is None else 2 * vocabulary  # a teacher has logits, too
+    size = max(1, AT_A_TIME // large)
     # A scaled loss has its scale in the backward pass only, and without it gradients in float16 would vanish.
     scaled = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
     if len(hidden_NH) <= size or scaled:
-        return target_loss(score(hidden_NH), targets_N)
-    summed, correct = _Chunked.apply(hidden_NH, targets_N, score, size)
+        scores_NV = score(hidden_NH)
+        found = target_loss(scores_NV, targets_N)
+        if beside is not None and found.loss is not None:
+            added = beside(hidden_NH, scores_NV, slice(None)) / len(targets_N)
+            found.loss, found.distillation = found.loss + added, added.detach()
+        return found
+    summed, correct, added = _Chunked.apply(hidden_NH, targets_N, score, size, beside)
     count = len(targets_N)
     return Loss(
-        loss=summed / count, num_tokens=torch.tensor(count, device=summed.device), num_correct=correct
+        loss=summed / count,
+        num_tokens=torch.tensor(count, device=summed.device),
+        num_correct=correct,
+        distillation=None if beside is None else added / count,
     )
 
 
 class _Chunked(torch.autograd.Function):
-    """Summed cross-entropy, and how many targets are the likeliest token."""
+    """Summed cross-entropy with what is beside it, how many targets are the likeliest token, what was beside."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: torch.Tensor, targets_N: torch.Tensor, score: Score, size: int) -> Any:
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        targets_N: torch.Tensor,
+        score: Score,
+        size: int,
+        beside: Beside | None,
+    ) -> Any:
         learns = ctx.needs_input_grad[0]
         gradient_NH = torch.empty_like(hidden_NH) if learns else None
-        summed = torch.zeros((), device=hidden_NH.device)
+        summed, added = (torch.zeros((), device=hidden_NH.device) for _ in range(2))
         correct = torch.zeros((), dtype=torch.long, device=hidden_NH.device)
         for start in range(0, len(hidden_NH), size):
             rows = slice(start, start + size)
@@ -78,15 +107,18 @@ class _Chunked(torch.autograd.Function):
                 hidden = hidden_NH[rows].detach().requires_grad_(learns)
                 logits = score(hidden)
                 loss = cross_entropy(logits.float(), targets_N[rows], reduction="sum")
+                if beside is not None:
+                    extra = beside(hidden, logits, rows)
+                    loss, added = loss + extra, added + extra.detach()
             if gradient_NH is not None:
                 (gradient_NH[rows],) = torch.autograd.grad(loss, hidden)
             summed += loss.detach()
             correct += (logits.detach().argmax(-1) == targets_N[rows]).sum()
         ctx.save_for_backward(gradient_NH)
-        ctx.mark_non_differentiable(correct)
-        return summed, correct
+        ctx.mark_non_differentiable(correct, added)
+        return summed, correct, added
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
         (gradient_NH,) = ctx.saved_tensors
-        return (gradient_NH * outer[0].to(gradient_NH.dtype)), None, None, None
+        return (gradient_NH * outer[0].to(gradient_NH.dtype)), None, None, None, None

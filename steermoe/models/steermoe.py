@@ -23,6 +23,7 @@ from transformers import Cache
 from steermoe import config
 from steermoe.audio import waveform
 from steermoe.config import ArmConfig, Generation
+from steermoe.data.adapters import adapter_folder
 from steermoe.models import adapter
 from steermoe.models.answers import Audio, answer_all
 from steermoe.models.chat import chat
@@ -31,6 +32,7 @@ from steermoe.models.encoders import load_encoder
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.generation import GREEDY, decode
+from steermoe.models.lesson import Lesson
 from steermoe.models.llm import (
     CausalLM,
     decoder_layers,
@@ -146,7 +148,7 @@ class SteerMoE(nn.Module):
             ValueError: the adapter is damaged, does not fit its configuration, or was trained against other
                 weights of encoder or LLM.
         """
-        folder = adapter.locate(source)
+        folder = adapter_folder(source)
         saved = adapter.read(folder)
         arm = saved.arm
         for part, given in (("encoder", encoder), ("llm", llm)):
@@ -294,7 +296,17 @@ class SteerMoE(nn.Module):
             self.hear(features, torch.tensor([features.shape[2]], device=self.device))
         return seen
 
-    def forward(
+    def forward(self, lesson: Lesson | None = None, **batch: torch.Tensor) -> Loss:
+        """The loss of a batch as `predicting` takes it, with that of a lesson about it."""
+        hidden_NH, targets_N = self.predicting(**batch)
+        found = hidden_loss(
+            hidden_NH, targets_N, partial(logits, self.llm), vocabulary_size(self.llm), lesson
+        )
+        if self.training and self.steering is not None and found.loss is not None:
+            found.loss = found.loss + self.steering.losses(self.lengths_of)
+        return found
+
+    def predicting(
         self,
         features: torch.Tensor,
         feature_lengths: torch.Tensor,
@@ -305,10 +317,11 @@ class SteerMoE(nn.Module):
         target_ids: torch.Tensor,
         target_lengths: torch.Tensor,
         **_: Any,
-    ) -> Loss:
-        """The loss of a batch as the collator makes it: features (B, M, T), ids (B, P0), (B, P) and (B, Y).
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last hidden states (N, H) that predict the target tokens of a batch, and these tokens (N,).
 
-        A row's last target token is predicted, never read.
+        The batch is as the collator makes it: features (B, M, T), ids (B, P0), (B, P) and (B, Y). A row's last target
+        token is predicted, never read.
         """
         read, cache = self._read(
             features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
@@ -317,12 +330,7 @@ class SteerMoE(nn.Module):
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
         wanted = target_rows(before_B, target_lengths, target_ids.shape[1])
         hidden_BWH = hidden_states(self.llm, rows_BWH, cache, wanted if self._narrows else None)
-        targets_N = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
-        head = partial(logits, self.llm)
-        found = hidden_loss(hidden_BWH[wanted], targets_N, head, vocabulary_size(self.llm))
-        if self.training and self.steering is not None and found.loss is not None:
-            found.loss = found.loss + self.steering.losses(self.lengths_of)
-        return found
+        return hidden_BWH[wanted], target_ids[valid_frames(target_lengths, target_ids.shape[1])]
 
     @torch.no_grad()
     def generate(

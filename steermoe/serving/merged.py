@@ -17,6 +17,7 @@ from transformers.utils import CONFIG_NAME
 
 from steermoe.config import ArmConfig
 from steermoe.config.arms import parts_of
+from steermoe.data.adapters import PARTS, WEIGHTS, adapter_folder
 from steermoe.data.base_models import KINDS, located
 from steermoe.models import adapter
 from steermoe.models.frozen import progress
@@ -42,7 +43,7 @@ def write_merged(source: str | Path, folder: Path) -> dict[str, int]:
         FileExistsError: there is such a folder.
         ValueError: the adapter cannot be loaded, is merged already, or its LLM is quantized.
     """
-    own = adapter.locate(source)
+    own = adapter_folder(source)
     saved = adapter.read(own)
     _check(saved, source)
     if folder.exists():
@@ -53,8 +54,8 @@ def write_merged(source: str | Path, folder: Path) -> dict[str, int]:
         _write(SteerMoE.from_pretrained(own), saved, made)
         SteerMoE.from_pretrained(made)
         made.rename(folder)
-    weights = {"adapter": [folder / adapter.WEIGHTS]}
-    weights |= {part: [*(folder / part).glob("*.safetensors")] for part in adapter.PARTS}
+    weights = {"adapter": [folder / WEIGHTS]}
+    weights |= {part: [*(folder / part).glob("*.safetensors")] for part in PARTS}
     return {part: sum(file.stat().st_size for file in files) for part, files in weights.items()}
 
 
@@ -65,7 +66,7 @@ def merged_arm(arm: ArmConfig) -> ArmConfig:
     values["method"] = "+".join(kept) or "linear"
     rates = values["training"]["learning_rates"]
     values["training"]["learning_rates"] = {part: rates[part] for part in parts_of(values["method"])}
-    for part in adapter.PARTS:
+    for part in PARTS:
         values[part] |= {"path": f"{adapter.BESIDE}{part}", "revision": None}
     return ArmConfig.from_json(json.dumps(values))
 
@@ -82,13 +83,13 @@ def _check(saved: adapter.Adapter, source: str | Path) -> None:
 
 
 def _write(model: SteerMoE, saved: adapter.Adapter, folder: Path) -> None:
-    bases = {part: Path(located(getattr(model.config, part), part).path) for part in adapter.PARTS}
+    bases = {part: Path(located(getattr(model.config, part), part).path) for part in PARTS}
     if any(ingredient in FOLDED for ingredient in saved.arm.method.split("+")):
         from steermoe.models.lora import merge_lora  # here, for peft takes seconds to import
 
         merge_lora(model.encoder.model)
         merge_lora(model.llm)
-    encoder, llm = (folder / part for part in adapter.PARTS)
+    encoder, llm = (folder / part for part in PARTS)
     if (
         not torch.cuda.is_available()
     ):  # or DeepSpeed, which transformers imports here, tells that it looked for one

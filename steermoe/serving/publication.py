@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from steermoe.data.adapters import adapter_folder
 from steermoe.data.staging import write_text
 from steermoe.models import adapter
 from steermoe.models.steermoe import SteerMoE
@@ -48,7 +49,7 @@ def publish(
 def _write(
     source: str, repository: str, folder: Path, evaluations: Path | None, merge: bool, links: bool
 ) -> None:
-    own = adapter.locate(source).resolve()
+    own = adapter_folder(source).resolve()
     saved = adapter.read(own)
     if merge:
         write_merged(own, folder)

@@ -38,8 +38,14 @@ def load_embeddings(section: config.Llm) -> tuple[CausalLM, Any]:
     the last norm, and an output matrix where it is one of its own, which is dropped.
 
     Raises:
-        ValueError: it cannot be loaded, or its tokenizer has no end token.
+        ValueError: it cannot be loaded, its tokenizer has no end token, or only some of its layers are used, which
+            no server would know.
     """
+    if section.layers != "all":
+        raise ValueError(
+            f"llm.layers: found {section.layers}; a server runs all layers of its LLM, and this adapter was trained "
+            "on the first ones: serve it without --llm-url"
+        )
     settings = AutoConfig.from_pretrained(section.path)
     text = settings.get_text_config()
     text.num_hidden_layers = 0

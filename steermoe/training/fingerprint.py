@@ -12,7 +12,9 @@ from steermoe.config import ArmConfig
 FORMAT = 2  # of the checkpoints; a higher number makes older ones unread
 
 
-def training_key(arm: ArmConfig, data: str, frozen: Mapping[str, str]) -> dict[str, Any]:
+def training_key(
+    arm: ArmConfig, data: str, frozen: Mapping[str, str], teacher: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Everything that decides the result but the code, as JSON.
 
     How many processes share the work, and how, is no part of it: the result is the same but for rounding, and
@@ -22,13 +24,15 @@ def training_key(arm: ArmConfig, data: str, frozen: Mapping[str, str]) -> dict[s
         arm: the resolved configuration.
         data: digest of the shards (`digest`).
         frozen: hashes of the frozen weights (`SteerMoE.frozen_hashes`).
+        teacher: hashes of the adapter that the arm learns from (`teacher_files`); None without one.
     """
-    return {
+    key = {
         "checkpoint": FORMAT,
         "arm": json.loads(arm.to_json()),
         "data": data,
         "frozen": dict(frozen),
     }
+    return key if teacher is None else key | {"teacher": dict(teacher)}
 
 
 def fingerprint(key: Mapping[str, Any]) -> str:

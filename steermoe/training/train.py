@@ -12,6 +12,7 @@ import polars as pl
 from transformers import TrainerState, set_seed
 
 from steermoe.config import ArmConfig, Distributed
+from steermoe.data.adapters import teacher_files
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.shards import read_rows, shards_of
 from steermoe.data.skipped import skipped_reason
@@ -26,6 +27,7 @@ from steermoe.training.checkpoints import discard_leftovers, last_checkpoint
 from steermoe.training.fingerprint import digest, fingerprint, training_key
 from steermoe.training.frozen_features import frozen_features
 from steermoe.training.processes import ONE_PROCESS, PreemptedError, check, world
+from steermoe.training.teacher import Teacher
 from steermoe.training.tracking import Tracker
 from steermoe.training.trainer import AdapterTrainer
 
@@ -78,7 +80,7 @@ def train(
         fingerprint.
 
     Raises:
-        ValueError: a corpus or its rows are missing.
+        ValueError: a corpus or its rows are missing, or the arm's teacher is not to be had or does not fit it.
         StagingBusyError: another process trains this arm.
         DivergedError: the loss is no longer finite; diverged.json beside the checkpoints names the rows.
         PreemptedError: SIGTERM came; a checkpoint is written, and the same call goes on from there.
@@ -87,11 +89,12 @@ def train(
     set_seed(arm.seed)
     model = SteerMoE.from_config(arm)
     data = read_data(arm, shards)
-    key = training_key(arm, data.digest, model.frozen_hashes())
+    teacher = Teacher.of(model)
+    taught = None if teacher is None else teacher_files(teacher.section.teacher)
+    key = training_key(arm, data.digest, model.frozen_hashes(), taught)
     features = (root or project_root(), feature_cache_gb)
-    made = functools.partial(
-        _trained, model, arm, data, workers=workers, features=features, distributed=distributed
-    )
+    options = {"teacher": teacher, "workers": workers, "features": features, "distributed": distributed}
+    made = functools.partial(_trained, model, arm, data, **options)
     if world().rank:
         return _results(made(None, None), data, key)
     with Staging(out, key, root) as staging, _tracking(tracker, arm, fingerprint(key), data) as tracked:
@@ -189,6 +192,7 @@ def _trained(
     data: TrainingData,
     run: Path | None,
     tracker: Tracker | None,
+    teacher: Teacher | None,
     workers: int,
     features: tuple[Path, float],
     distributed: Distributed,
@@ -200,7 +204,7 @@ def _trained(
     )
     callbacks = [Tracking(tracker)] if tracker is not None else []
     locate = functools.partial(divergence.locate, data.train, data.folders)
-    trainer = AdapterTrainer(model, arm, train, dev, run, workers, callbacks, distributed, locate)
+    trainer = AdapterTrainer(model, arm, train, dev, run, workers, callbacks, distributed, locate, teacher)
     with trainer.accelerator.main_process_first():
         if trainer.args.should_save:
             discard_leftovers(trainer.run)

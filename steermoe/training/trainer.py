@@ -31,6 +31,7 @@ from steermoe.training.parameter_groups import adamw, current_rates
 from steermoe.training.preemption import Preemption
 from steermoe.training.processes import ONE_PROCESS
 from steermoe.training.resumable import ResumableTrainer
+from steermoe.training.teacher import Teacher
 
 STEERING_PARTS = ("vectors", "router")
 
@@ -46,6 +47,7 @@ class AdapterTrainer(ResumableTrainer):
         workers: processes that load data; 0 loads in this one.
         distributed: how the processes share the work.
         locate: tells where rows are, by their numbers, should the training diverge at them.
+        teacher: what the model learns from beside the labels, where the arm has `training.distillation`.
 
     Attributes:
         preemption: asks for an end after the step under way; in force while its `with` block runs.
@@ -62,12 +64,15 @@ class AdapterTrainer(ResumableTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         distributed: Distributed = ONE_PROCESS,
         locate: Locate | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
-        self.adapted, self.objective, self.arm = model, Objective(model), arm
+        assert (teacher is None) == (arm.training.distillation is None)
+        self.adapted, self.objective, self.arm = model, Objective(model, teacher), arm
         self.distributed, self.locate, self.zero = distributed, locate, None
         self.preemption, self._stops = Preemption(), False
         self._whole = {}
         self._indices = torch.tensor([], dtype=torch.int64)  # rows of the step under way
+        self._taught: torch.Tensor | None = None  # what the teacher added to its loss
         self.timer = StepTimer()
         self.progress = ProgressLines(arm.name)
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -168,7 +173,8 @@ class AdapterTrainer(ResumableTrainer):
             DivergedError: some process' loss is not finite.
         """
         self._indices = inputs["indices"]
-        loss = model(**inputs).loss
+        output = model(**inputs)
+        loss, self._taught = output.loss, output.distillation
         broken, total = float(not math.isfinite(loss.item())), 0.0
         if self.args.world_size > 1:
             tokens = counted_tokens(inputs)
@@ -209,6 +215,8 @@ class AdapterTrainer(ResumableTrainer):
             DivergedError: a gradient is not finite.
         """
         self._step_log = {f"lr_{part}": rate for part, rate in current_rates(self.optimizer).items()}
+        if self._taught is not None:
+            self._step_log["distillation_loss"] = self._taught
         scaled = self.accelerator.scaler is not None  # its gradients can be unscaled once only
         clip = nn.utils.clip_grad_norm_ if scaled else self.accelerator.clip_grad_norm_
         if self.zero is not None:

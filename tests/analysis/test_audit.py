@@ -197,3 +197,20 @@ def test_counting_leaves_the_random_state_alone(sections: Callable[..., Sections
     before = torch.get_rng_state()
     audit(sections("steering"), "whisper-base", "qwen2.5-0.5b-instruct")
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_first_layers_are_counted_as_they_are_loaded(tiny_arm: Callable[..., config.ArmConfig]) -> None:
+    arm = tiny_arm("steering", {"encoder.layers": 2, "llm.layers": 1})
+    model, found = SteerMoE.from_config(arm), audit(Sections.of(arm), arm.encoder.path, arm.llm.path)
+    assert found.frozen == {
+        "encoder": sum(p.numel() for p in model.encoder.parameters() if not p.requires_grad),
+        "llm": sum(p.numel() for p in model.llm.parameters()),
+    }
+    assert found.total == sum(p.numel() for p in model.trainable_state_dict().values())
+    assert found.encoder == f"{arm.encoder.path} (2 layers)"
+    whole, cut = presets.encoder_shape("whisper-base"), presets.encoder_shape("whisper-base", depth=2)
+    assert (cut.stem_weights, 3 * cut.matmul_weights) == (whole.stem_weights, whole.matmul_weights)
+    cut_llm, whole_llm = (presets.llm_shape("qwen2.5-0.5b-instruct", depth=depth) for depth in (6, "all"))
+    assert (4 * cut_llm.matmul_weights, len(cut_llm.layers)) == (whole_llm.matmul_weights, 6)
+    with pytest.raises(ValueError, match=r"encoder\.layers: found 7, the model has 6; legal: all, or 1 to 6"):
+        presets.encoder_shape("whisper-base", depth=7)

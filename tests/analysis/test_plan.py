@@ -1,13 +1,18 @@
 """Estimates of a run: the published floors, what memory and disk are made of, and what is refused."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from steermoe import SteerMoE, config
 from steermoe.analysis import claims
 from steermoe.analysis.audit import Sections
 from steermoe.analysis.plan import GPUS, Corpus, Plan, Setup, assumptions, plan, refusals, this_cpu
 from steermoe.analysis.presets import encoder_shape, llm_shape
+from steermoe.analysis.teacher import TeacherShape
 
 LIBRISPEECH = Corpus(hours=100.6, epochs=10, mean_seconds=12.69, prompt_tokens=10, target_tokens=40)
 H200 = Setup(GPUS["h200"], 1, 120.0, "bfloat16", "bfloat16")
@@ -137,3 +142,30 @@ def test_the_processor_at_hand_is_measured() -> None:
     found = this_cpu()
     assert 1e8 < found.peak < 1e14
     assert found.memory > 2**28
+
+
+def test_a_teacher_costs_a_forward_pass_and_its_weights(tiny_arm: Callable[..., Any], tmp_path: Path) -> None:
+    arm = tiny_arm("steering")
+    model = SteerMoE.from_config(arm)
+    model.save_pretrained(tmp_path)
+    learned = {"teacher": str(tmp_path), "logits": 1.0, "temperature": 2.0, "hidden": 0.0}
+    training = arm.training.model_copy(update={"distillation": config.Distillation.model_validate(learned)})
+    teacher = TeacherShape.of(arm.model_copy(update={"training": training}))
+    assert TeacherShape.of(arm) is None and teacher is not None
+    assert teacher.memory == 4 * sum(parameter.numel() for parameter in model.parameters())
+    corpus = replace(LIBRISPEECH, mean_seconds=4.0)
+    setup = replace(H200, encoder_dtype="float32", llm_dtype="float32")
+    # A student that is as large as its teacher.
+    found, alone = (
+        plan(encoder_shape(arm.encoder.path), llm_shape(arm.llm.path), Sections.of(arm), corpus, setup, each)
+        for each in (teacher, None)
+    )
+    for taught, plain in zip(found.cases, alone.cases, strict=True):
+        step = plain.work
+        assert taught.work == replace(
+            step, teacher=step.encoder_forward + step.llm_forward + step.trained / 3
+        )
+        assert taught.operations > 1.3 * plain.operations
+    assert found.parts["teacher's weights"] == teacher.memory and "teacher's weights" not in alone.parts
+    for mode, (device, _) in found.memory.items():  # in all of them it is whole
+        assert device - alone.memory[mode][0] == pytest.approx(teacher.memory)

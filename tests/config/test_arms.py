@@ -12,6 +12,7 @@ from steermoe import config
 ROOT = Path(__file__).parents[2]
 Edit = Callable[[dict[str, Any]], None]
 Problems = Callable[[], list[str]]
+LESSON = {"teacher": "folder", "logits": 1.0, "temperature": 2.0, "hidden": 0.0}
 SHARED = "one of seed, bridge.*, prompts.*, encoder.*, llm.*, selection.*, training.*"
 DOWNSAMPLERS = "one of average, max, concat, conv, none"
 OVERRIDES = [  # arm and method, path, value, what follows the place
@@ -145,3 +146,32 @@ def test_row_out_of_force_may_be_impossible_with_the_shared_values(
 def test_two_equal_arms_in_force(edit: Edit, problems: Problems) -> None:
     edit({"arms.lora": {"method": "linear", "overrides": {}}})
     assert problems() == ["params.yaml: arms.lora: the same as arms.linear; legal: an arm that differs"]
+
+
+def test_an_arm_learns_from_a_teacher(edit: Edit, params: Path) -> None:
+    """The shared value is null: the override is the whole section."""
+    overrides = {"encoder.layers": 2, "training.distillation": LESSON}
+    edit({"arms.small": {"method": "linear", "overrides": overrides}, "compare": ["small", "linear"]})
+    loaded = config.load(params)
+    small, linear = loaded.arm("small"), loaded.arm("linear")
+    assert small.training.distillation == config.Distillation(**LESSON) and small.encoder.layers == 2
+    assert linear.training.distillation is None and linear.encoder.layers == "all"
+    assert config.ArmConfig.from_json(small.to_json()) == small
+
+
+@pytest.mark.parametrize(
+    ("value", "rest"),
+    [
+        (None, ": found null; legal: a value that differs from the shared one"),
+        (LESSON | {"hidden": -1}, ".hidden: found -1; legal: a number >= 0"),
+        (
+            LESSON | {"temprature": 1},
+            ".temprature: unknown key; legal: one of teacher, logits, temperature, hidden; nearest: temperature",
+        ),
+    ],
+)
+def test_mistake_in_an_overriding_section_is_told(
+    edit: Edit, problems: Problems, value: Any, rest: str
+) -> None:
+    edit({"arms.linear": {"method": "linear", "overrides": {"training.distillation": value}}})
+    assert problems() == [f"params.yaml: arms.linear.overrides.training.distillation{rest}"]

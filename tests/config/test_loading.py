@@ -43,7 +43,7 @@ def test_every_problem_of_both_files_is_told_at_once(edit: Edit, problems: Probl
     told = [line.split(":")[1].strip() for line in problems()]
     steering = [f"steering.{name}" for name in config.Steering.model_fields]
     mine = ["seed", "compare", "reference", "arms.baseline", "arms.baseline.overrides.lora.rnk"]
-    theirs = ["training.steps", "llm.path", "llm.revision", "llm.dtype", "llm.quantization"]
+    theirs = ["training.steps", "llm.path", "llm.revision", "llm.dtype", "llm.quantization", "llm.layers"]
     assert sorted(told) == sorted(steering + mine + theirs)
 
 

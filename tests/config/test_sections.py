@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from steermoe import config
 from steermoe.config import corpora, method, sections
+from steermoe.config.depth import DEPTH
 
 ROOT = Path(__file__).parents[2]
 Edit = Callable[[dict[str, Any]], None]
@@ -16,6 +17,7 @@ Problems = Callable[[], list[str]]
 EXPERTS = method.EXPERTS
 DOWNSAMPLERS = "one of average, max, concat, conv, none"
 ROUTERS = "one of shared, per_layer, mixed, hierarchical, progressive, static"
+LESSON: dict[str, Any] = {"teacher": "folder", "logits": 1.0, "temperature": 2.0, "hidden": 0.0}
 MISTAKES = [  # place, value (... removes it), the line that tells it
     (
         "steering",
@@ -220,6 +222,51 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
         "mini:encoder.window",
         "fill",
         'encoder.window: found "fill"; legal: one of unpadded, full; nearest: full',
+    ),
+    ("mini:encoder.layers", 0, f"encoder.layers: found 0; legal: {DEPTH}"),
+    ("mini:encoder.layers", True, f"encoder.layers: found true; legal: {DEPTH}"),
+    ("mini:llm.layers", "al", f'llm.layers: found "al"; legal: {DEPTH}'),
+    ("mini:llm.layers", ..., f"llm.layers: missing; legal: {DEPTH}"),
+    (
+        "mini:training.distillation",
+        3,
+        "training.distillation: found 3; legal: a section with teacher, logits, temperature, hidden or null",
+    ),
+    (
+        "mini:training.distillation",
+        LESSON | {"teacher": ""},
+        'training.distillation.teacher: found ""; legal: text that is not empty',
+    ),
+    (
+        "mini:training.distillation",
+        {"teacher": "a", "logits": 1.0, "temperature": 2.0},
+        "training.distillation.hidden: missing; legal: a number >= 0",
+    ),
+    (
+        "mini:training.distillation",
+        LESSON | {"labels": 1.0},
+        "training.distillation.labels: unknown key; legal: one of teacher, logits, temperature, hidden",
+    ),
+    (
+        "mini:training.distillation",
+        LESSON | {"temperature": 0},
+        "training.distillation.temperature: found 0; legal: a number > 0 or null",
+    ),
+    (
+        "mini:training.distillation",
+        LESSON | {"temperature": None},
+        "training.distillation.temperature: found null; legal: a number > 0 where logits is above 0",
+    ),
+    (
+        "mini:training.distillation",
+        LESSON | {"logits": 0, "hidden": 1},
+        "training.distillation.temperature: found 2.0; legal: null where logits is 0",
+    ),
+    (
+        "mini:training.distillation",
+        LESSON | {"logits": 0, "temperature": None},
+        "training.distillation.hidden: found 0.0; legal: a number > 0 where logits is 0, else nothing is learned "
+        "from the teacher",
     ),
 ]
 

@@ -12,7 +12,7 @@ FIRST, SECOND = "1" * 40, "2" * 40
 
 
 def section(path: str, revision: str | None = None) -> config.Llm:
-    return config.Llm(path=path, revision=revision, dtype="float32", quantization="none")
+    return config.Llm(path=path, revision=revision, dtype="float32", quantization="none", layers="all")
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ CPU = torch.device("cpu")
 
 
 def section(path: Path) -> Encoder:
-    return Encoder(name="whisper", path=str(path), revision=None, dtype="float32", window="unpadded")
+    return Encoder(
+        name="whisper", path=str(path), revision=None, dtype="float32", window="unpadded", layers="all"
+    )
 
 
 @pytest.fixture
@@ -36,6 +38,14 @@ def test_ctc_path_is_collapsed(tiny_encoder_dir: Path, generation: Generation) -
         [units[2], units[2], units[0], units[1]]
     )
     assert decoder.text(torch.tensor([0, 0])) == ""
+
+
+def test_a_head_hears_the_whole_encoder_whatever_the_arms_use(
+    tiny_encoder_dir: Path, generation: Generation
+) -> None:
+    cut = section(tiny_encoder_dir).model_copy(update={"layers": 1})
+    assert len(load_encoder(cut).layers) == 1
+    assert len(CtcDecoder(cut, generation, 0, CPU).encoder.layers) == 3
 
 
 def test_ctc_text_is_that_of_the_loudest_class_of_every_frame(

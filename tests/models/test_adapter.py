@@ -166,3 +166,18 @@ def test_a_failed_write_leaves_the_old_file(saved: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="no space left"):
         rewrite(saved, lambda w: w.clear())
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+@torch.no_grad()
+def test_an_adapter_knows_how_many_layers_it_was_trained_with(
+    tiny_arm: Callable[..., Any], make_batch: Callable[..., Any], heard: Any, greedy: Any, tmp_path: Path
+) -> None:
+    small = SteerMoE.from_config(tiny_arm("steering", {"encoder.layers": 2, "llm.layers": 1}))
+    whole = SteerMoE.from_config(tiny_arm("steering"))
+    assert (len(small.encoder.layers), len(whole.encoder.layers)) == (2, 3)
+    assert all(small.frozen_hashes()[part] != digest for part, digest in whole.frozen_hashes().items())
+    small.save_pretrained(tmp_path)
+    again = SteerMoE.from_pretrained(tmp_path)
+    assert again.config == small.config and again.frozen_hashes() == small.frozen_hashes()
+    inputs = heard(make_batch(prefix=(5, 6)))  # which is cached
+    assert again.generate(**inputs, generation=greedy(6)) == small.generate(**inputs, generation=greedy(6))

@@ -147,7 +147,7 @@ def test_unknown_changes_of_the_logits_are_refused(
     folder = save_tiny_llm(tmp_path, "gemma2", head_dim=8, final_logit_softcapping=0.5)
     monkeypatch.delitem(LOGIT_CHANGES, "final_logit_softcapping")
     with pytest.raises(ValueError, match=r"llm\.path: the logits of .* are not its output embeddings"):
-        load_llm(Llm(path=str(folder), revision=None, dtype="float32", quantization="none"))
+        load_llm(Llm(path=str(folder), revision=None, dtype="float32", quantization="none", layers="all"))
 
 
 def test_the_last_feed_forward_is_spared_where_nothing_reads_it(

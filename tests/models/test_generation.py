@@ -21,7 +21,9 @@ IDS = st.lists(st.integers(0, 2), max_size=40)
 
 @pytest.fixture(scope="module")
 def llm(tiny_llm_dir: Path) -> CausalLM:
-    return load_llm(Llm(path=str(tiny_llm_dir), revision=None, dtype="float32", quantization="none"))[0]
+    return load_llm(
+        Llm(path=str(tiny_llm_dir), revision=None, dtype="float32", quantization="none", layers="all")
+    )[0]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from steermoe.config import Llm
 from steermoe.models.generation import answer_texts, decode
@@ -13,8 +13,9 @@ from steermoe.models.sequence import pack
 PROMPTS = ["the cat sings", "please transcribe the audio: one two three two one", "red"]
 
 
-def section(path: Path, dtype: str = "float32") -> Llm:
-    return Llm.model_validate({"path": str(path), "revision": None, "dtype": dtype, "quantization": "none"})
+def section(path: Path, dtype: str = "float32", layers: str | int = "all") -> Llm:
+    values = {"path": str(path), "revision": None, "dtype": dtype, "quantization": "none", "layers": layers}
+    return Llm.model_validate(values)
 
 
 @pytest.fixture(params=["tiny_llm_dir", "tiny_llama_dir"])
@@ -103,3 +104,24 @@ def test_pickled_weights_are_refused(tmp_path: Path, tiny_llm_dir: Path) -> None
     torch.save(llm.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"llm\.path: found .* safetensors"):
         load_llm(section(tmp_path))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", [1, 2])
+def test_first_layers_are_those_of_the_whole(folder: Path, depth: int) -> None:
+    llm, tokenizer = load_llm(section(folder, layers=depth))
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer(PROMPTS[1], return_tensors="pt").input_ids
+    states = whole.base_model(input_ids=ids, output_hidden_states=True).hidden_states
+    expected = states[depth] if depth == 2 else whole.base_model.norm(states[depth])
+    assert torch.equal(hidden_states(llm, llm.get_input_embeddings()(ids)), expected)
+    assert llm.config.num_hidden_layers == depth == len(DynamicCache(config=llm.config).layers)
+    cached, plain = (
+        llm.generate(ids, max_new_tokens=6, do_sample=False, use_cache=use) for use in (True, False)
+    )
+    assert torch.equal(cached, plain)
+
+
+def test_more_layers_than_there_are(tiny_llm_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"llm\.layers: found 3, the model has 2; legal: all, or 1 to 2"):
+        load_llm(section(tiny_llm_dir, layers=3))

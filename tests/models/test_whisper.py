@@ -15,7 +15,7 @@ FULL = 400  # feature frames of the tiny encoder's window
 
 def section(path: Path, dtype: str = "float32", window: str = "unpadded") -> config.Encoder:
     values = {"name": "whisper", "path": str(path), "revision": None, "dtype": dtype, "window": window}
-    return config.Encoder.model_validate(values)
+    return config.Encoder.model_validate(values | {"layers": "all"})
 
 
 @pytest.fixture(params=["sdpa", "eager"])

@@ -37,7 +37,7 @@ def test_encoder_recipe(tiny: Path, tmp_path: Path) -> None:
     train_encoder.main(tiny, tmp_path / "speech", tmp_path / "encoder")
     path = str(tmp_path / "encoder")
     encoder = load_encoder(
-        Encoder(name="whisper", path=path, revision=None, dtype="float32", window="unpadded")
+        Encoder(name="whisper", path=path, revision=None, dtype="float32", window="unpadded", layers="all")
     )
     assert (encoder.width, encoder.features.channels, len(encoder.layers)) == (16, 80, 1)
     units = json.loads((tmp_path / "encoder" / "ctc_units.json").read_text())
@@ -48,7 +48,9 @@ def test_encoder_recipe(tiny: Path, tmp_path: Path) -> None:
 def test_llm_recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_llm, "HELD_OUT", 3)
     train_llm.main(tiny, tmp_path / "llm")
-    load_llm(Llm(path=str(tmp_path / "llm"), revision=None, dtype="float32", quantization="none"))
+    load_llm(
+        Llm(path=str(tmp_path / "llm"), revision=None, dtype="float32", quantization="none", layers="all")
+    )
     lines = (tmp_path / "llm" / "text_tasks.jsonl").read_text().splitlines()
     assert len(lines) == 3 * len(soft_text.TASKS)
     assert set(json.loads(lines[0])) == {"task", "prompt", "target"}
@@ -89,7 +91,7 @@ def test_shipped_weights_are_small_safetensors() -> None:
 
 def test_shipped_llm_answers_held_out_text() -> None:
     llm, tokenizer = load_llm(
-        Llm(path=str(SHIPPED / "llm"), revision=None, dtype="float32", quantization="none")
+        Llm(path=str(SHIPPED / "llm"), revision=None, dtype="float32", quantization="none", layers="all")
     )
     items = [json.loads(line) for line in (SHIPPED / "llm" / "text_tasks.jsonl").read_text().splitlines()]
     for task, least in (("repeat", 0.9), ("question", 0.85), ("arithmetic", 0.85)):

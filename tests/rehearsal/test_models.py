@@ -33,7 +33,12 @@ def test_whisper_is_large_v3_in_small(made: Path) -> None:
     whole = WhisperForConditionalGeneration.from_pretrained(made / "whisper")
     assert (whole.config.num_mel_bins, whole.config.max_source_positions) == (128, 1500)
     section = Encoder(
-        name="whisper", path=str(made / "whisper"), revision=None, dtype="bfloat16", window="full"
+        name="whisper",
+        path=str(made / "whisper"),
+        revision=None,
+        dtype="bfloat16",
+        window="full",
+        layers="all",
     )
     encoder = load_encoder(section)
     assert encoder.max_seconds == 30
@@ -45,7 +50,12 @@ def test_whisper_is_large_v3_in_small(made: Path) -> None:
 
 def test_whispers_decoder_is_told_the_language(made: Path, greedy) -> None:
     section = Encoder(
-        name="whisper", path=str(made / "whisper"), revision=None, dtype="float32", window="full"
+        name="whisper",
+        path=str(made / "whisper"),
+        revision=None,
+        dtype="float32",
+        window="full",
+        layers="all",
     )
     generation: Generation = greedy(4)
     system = own_decoder(section, generation, 0)
@@ -54,7 +64,12 @@ def test_whispers_decoder_is_told_the_language(made: Path, greedy) -> None:
 
 def test_the_conformer_is_fireredasrs(made: Path) -> None:
     section = Encoder(
-        name="firered", path=str(made / "conformer"), revision=None, dtype="bfloat16", window="unpadded"
+        name="firered",
+        path=str(made / "conformer"),
+        revision=None,
+        dtype="bfloat16",
+        window="unpadded",
+        layers="all",
     )
     encoder = load_encoder(section)
     assert isinstance(encoder.model, FireRedConformer) and encoder.features.channels == 80
@@ -65,7 +80,7 @@ def test_the_conformer_is_fireredasrs(made: Path) -> None:
 @pytest.mark.parametrize("name", ["qwen", "qwen-small"])
 def test_the_llm_is_an_instruction_tuned_qwen(made: Path, name: str) -> None:
     llm, tokenizer = load_llm(
-        Llm(path=str(made / name), revision=None, dtype="bfloat16", quantization="none")
+        Llm(path=str(made / name), revision=None, dtype="bfloat16", quantization="none", layers="all")
     )
     assert isinstance(llm, Qwen2ForCausalLM)
     for text in (

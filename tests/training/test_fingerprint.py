@@ -22,7 +22,8 @@ def test_everything_that_decides_the_result_is_in_the_fingerprint():
         training_key(arm, "other data", HASHES),
         training_key(arm, "data", HASHES | {"llm": "other"}),
     ]
-    assert len({base, *map(fingerprint, others)}) == 4
+    others += [training_key(arm, "data", HASHES, {"adapter.safetensors": digest}) for digest in "ab"]
+    assert len({base, *map(fingerprint, others)}) == 6
 
 
 def test_the_work_folder_bears_the_fingerprint(tmp_path):

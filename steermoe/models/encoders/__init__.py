@@ -5,17 +5,20 @@ import importlib
 from steermoe import config
 from steermoe.data.base_models import located
 from steermoe.models.encoders.encoder import Encoder
+from steermoe.models.frozen import keep_layers
 from steermoe.models.registry import choose
 
 
 def load_encoder(section: config.Encoder) -> Encoder:
-    """The frozen encoder that the section names, in evaluation mode.
+    """The frozen encoder that the section names, with so many of its layers, in evaluation mode.
 
     Raises:
         ValueError: there is no such encoder, its weights cannot be loaded, or a setting does not fit it.
     """
     module, kind = choose(ENCODERS, section.name, "encoder.name").split(":")
-    return getattr(importlib.import_module(module), kind)(located(section, "encoder")).eval()
+    encoder = getattr(importlib.import_module(module), kind)(located(section, "encoder")).eval()
+    keep_layers(encoder.layers, section.layers, "encoder")
+    return encoder
 
 
 # `module:class`, imported when it is chosen: each brings in its own modelling code of transformers.

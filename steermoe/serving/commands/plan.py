@@ -120,7 +120,7 @@ def _run(
 ) -> int:  # fmt: skip
     """One arm on a corpus that is described by the options."""
     from steermoe import config
-    from steermoe.analysis import audit, plan, presets
+    from steermoe.analysis import audit, plan, presets, teacher
 
     settings = config.load(params)
     chosen = settings.arm(arm or settings.compare[0])
@@ -131,12 +131,13 @@ def _run(
         encoder_dtype="bfloat16" if encoder else chosen.encoder.dtype,
         llm_dtype="bfloat16" if llm else chosen.llm.dtype,
     )
-    heard = presets.encoder_shape(encoder or chosen.encoder.path, setup.encoder_dtype)
-    read = presets.llm_shape(llm or chosen.llm.path, setup.llm_dtype)
+    heard = presets.encoder_shape(encoder or chosen.encoder.path, setup.encoder_dtype, chosen.encoder.layers)
+    read = presets.llm_shape(llm or chosen.llm.path, setup.llm_dtype, chosen.llm.layers)
     corpus = plan.Corpus(*heard_hours)
-    found = plan.plan(heard, read, audit.Sections.of(chosen), corpus, setup)
+    taught = teacher.TeacherShape.of(chosen)
+    found = plan.plan(heard, read, audit.Sections.of(chosen), corpus, setup, taught)
     refused = plan.refusals(found, setup, mode, free)
-    stated = plan.assumptions(corpus, setup)
+    stated = plan.assumptions(corpus, setup) + [plan.TAUGHT] * (taught is not None)
     if as_json:
         title = {"arm": chosen.name, "encoder": heard.name, "llm": read.name, "setup": asdict(setup)}
         figures = {**title, "corpus": asdict(corpus), **asdict(found)}
@@ -174,6 +175,7 @@ def _operations(title: str, found: "Plan", corpus: "Corpus") -> "Table":
         "encoder frames + LLM positions",
         "encoder, TFLOP a clip, forward + backward",
         "LLM, TFLOP a clip, forward + backward",
+        "teacher, TFLOP a clip, forward",
         "all, TFLOP a clip",
         f"FLOP of {corpus.epochs:g} epochs of {corpus.clips:,.0f} clips",
         "hours at the whole peak (floor)",
@@ -185,6 +187,7 @@ def _operations(title: str, found: "Plan", corpus: "Corpus") -> "Table":
             f"{case.clip.frames} + {case.clip.positions}",
             f"{case.work.encoder_forward / 1e12:.2f} + {case.work.encoder_backward / 1e12:.2f}",
             f"{case.work.llm_forward / 1e12:.2f} + {case.work.llm_backward / 1e12:.2f}",
+            f"{case.work.teacher / 1e12:.2f}",
             f"{case.work.total / 1e12:.2f}",
             f"{case.operations:.2e}",
             f"{case.floor_hours:.2f}",
@@ -197,8 +200,10 @@ def _operations(title: str, found: "Plan", corpus: "Corpus") -> "Table":
     table.add_column("")
     for case in found.cases:
         table.add_column(case.name, justify="right")
+    taught = any(case.work.teacher for case in found.cases)
     for cells in zip(rows, *columns, strict=True):
-        table.add_row(*cells)
+        if taught or not cells[0].startswith("teacher"):
+            table.add_row(*cells)
     return table
 
 

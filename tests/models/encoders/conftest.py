@@ -169,10 +169,12 @@ CHECKPOINTS: dict[str, Callable[[Path], None]] = {
 def section(
     tmp_path_factory: pytest.TempPathFactory, save_firered: Callable[..., Path]
 ) -> Callable[..., Encoder]:
-    """`section(checkpoint, dtype, window)`: the configuration of an encoder over a row of CHECKPOINTS."""
+    """`section(checkpoint, dtype, window, layers)`: the configuration of an encoder over a row of CHECKPOINTS."""
     folders: dict[str, Path] = {}
 
-    def make(checkpoint: str, dtype: str = "float32", window: str = "unpadded") -> Encoder:
+    def make(
+        checkpoint: str, dtype: str = "float32", window: str = "unpadded", layers: str | int = "all"
+    ) -> Encoder:
         name = checkpoint.split()[0]
         if checkpoint not in folders:
             folder = tmp_path_factory.mktemp(name)
@@ -187,6 +189,7 @@ def section(
             "revision": None,
             "dtype": dtype,
             "window": window,
+            "layers": layers,
         }
         return Encoder.model_validate(values)
 

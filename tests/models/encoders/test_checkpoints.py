@@ -76,7 +76,12 @@ WHOLE: dict[str, Callable[[Path], torch.nn.Module]] = {
 
 def section(name: str, folder: Path) -> config.Encoder:
     return config.Encoder(
-        name=name.split()[0], path=str(folder), revision=None, dtype="float32", window="unpadded"
+        name=name.split()[0],
+        path=str(folder),
+        revision=None,
+        dtype="float32",
+        window="unpadded",
+        layers="all",
     )
 
 

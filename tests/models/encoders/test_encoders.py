@@ -236,3 +236,25 @@ def test_a_window_that_means_nothing_is_refused(checkpoint: str, section: Sectio
         return
     with pytest.raises(ValueError, match=r"encoder\.window: found 'full'; legal for this encoder: unpadded"):
         load_encoder(section(checkpoint, window="full"))
+
+
+@every
+@torch.no_grad()
+def test_its_first_layers_are_those_of_the_whole(checkpoint: str, section: Section, speech: Speech) -> None:
+    whole = load_encoder(section(checkpoint))
+    features, lengths = batch(whole, [speech(16_000, 1), speech(9_000, 2)])
+    seen: list[torch.Tensor] = []
+    for layer in whole.layers:
+        layer.register_forward_hook(lambda module, args, output: seen.append(layer_hidden(output)))
+    everything, frames = whole(features, lengths)
+    hashes = {digest(frozen_weights(whole.model))}
+    for depth in (1, 2, 3):
+        encoder = load_encoder(section(checkpoint, layers=depth))
+        found, own = encoder(features, lengths)
+        assert len(encoder.layers) == depth and torch.equal(own, frames)
+        assert torch.equal(found, whole.finish(seen[depth - 1]))
+        assert torch.equal(found, everything) is (depth == 3)
+        hashes.add(digest(frozen_weights(encoder.model)))
+    assert len(hashes) == 3  # of all layers, named or counted, it is the same
+    with pytest.raises(ValueError, match=r"encoder\.layers: found 4, the model has 3; legal: all, or 1 to 3"):
+        load_encoder(section(checkpoint, layers=4))

@@ -37,7 +37,9 @@ Save = Callable[..., Path]
 
 
 def section(folder: Path) -> Encoder:
-    return Encoder(name="firered", path=str(folder), revision=None, dtype="float32", window="unpadded")
+    return Encoder(
+        name="firered", path=str(folder), revision=None, dtype="float32", window="unpadded", layers="all"
+    )
 
 
 @torch.no_grad()

@@ -51,7 +51,9 @@ def parakeet(path: str, samples: np.ndarray) -> torch.Tensor:
 def firered(path: str, samples: np.ndarray) -> torch.Tensor:
     """Its own model's forward: no library has one; test_firered.py compares that with other things."""
     features = load_encoder(
-        config.Encoder(name="firered", path=path, revision=None, dtype="float32", window="unpadded")
+        config.Encoder(
+            name="firered", path=path, revision=None, dtype="float32", window="unpadded", layers="all"
+        )
     ).features(samples)
     model = FireRedConformer.from_pretrained(path)
     return model(features.T[None], torch.tensor([features.shape[1]]))
@@ -89,3 +91,19 @@ def test_it_is_the_librarys_model(checkpoint: str, section: Section, speech: Spe
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         else:
             assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_first_layers_give_transformers_hidden_states(depth: int, section: Section, speech: Speech) -> None:
+    encoder = load_encoder(section("whisper", window="full", layers=depth))
+    model = WhisperEncoder.from_pretrained(section("whisper").path)
+    features = 0.1 * torch.randn(1, 80, 400, generator=torch.Generator().manual_seed(0))
+    states = model(features, output_hidden_states=True).hidden_states
+    hidden, attended = states[0], torch.tensor([states[0].shape[1]])
+    for layer in encoder.layers:
+        hidden = layer(hidden, *encoder.context(hidden, attended))
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    # Of the last layer they are normed already.
+    expected = states[depth] if depth == 3 else model.layer_norm(states[depth])
+    assert torch.equal(encoder.finish(hidden), expected)

@@ -119,6 +119,11 @@ def test_nothing_of_the_llm_is_here_but_its_embeddings(half: SteerMoE, model: St
     assert half.llm.generation_config.eos_token_id == model.llm.generation_config.eos_token_id
 
 
+def test_first_layers_of_an_llm_are_on_no_server(model: SteerMoE) -> None:
+    with pytest.raises(ValueError, match=r"llm\.layers: found 2; a server runs all layers of its LLM"):
+        load_embeddings(model.config.llm.model_copy(update={"layers": 2}))
+
+
 def test_texts_are_those_of_the_llm_here(
     remote: Running,
     model: SteerMoE,

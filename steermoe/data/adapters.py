@@ -1,0 +1,47 @@
+"""Where the files of a trained adapter are, and what tells it from others. Nothing here reads weights."""
+
+from pathlib import Path
+
+from steermoe.data.base_models import FETCHED, sha256
+
+WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
+PARTS = ("encoder", "llm")  # folders of a merged adapter
+
+
+def adapter_folder(source: str | Path) -> Path:
+    """The folder of an adapter, downloaded from the hub where `source` is no folder.
+
+    Raises:
+        ValueError: there is neither such a folder nor such a repository.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    own = [f"{part}/{pattern}" for part in PARTS for pattern in FETCHED]
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[WEIGHTS, CONFIG, *own]))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise ValueError(
+            f"{source}: neither a folder nor a repository that the hub gives us: {error}"
+        ) from error
+
+
+def teacher_files(teacher: str) -> dict[str, str]:
+    """SHA-256 of the files of the adapter that `training.distillation.teacher` names, by name.
+
+    Raises:
+        ValueError: there is no such adapter.
+    """
+    setting = "training.distillation.teacher"
+    try:
+        folder = adapter_folder(teacher)
+    except ValueError as error:
+        raise ValueError(f"{setting}: found {error}") from error
+    if missing := [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{setting}: found {teacher!r}, which lacks {' and '.join(missing)}; legal: an adapter"
+        )
+    return {name: sha256(folder / name) for name in (WEIGHTS, CONFIG)}

@@ -1,0 +1,56 @@
+"""What `configure` writes of an arm that learns from a teacher: a changed teacher changes the arm's inputs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.configure import main
+from steermoe.data.adapters import CONFIG, WEIGHTS, teacher_files
+from steermoe.data.skipped import write_skipped
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with one arm of a teacher and one without, no models and no shards."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copytree(ROOT / "pretrained/adapters/linear", tmp_path / "teacher")
+    yaml = YAML()
+    values = yaml.load(ROOT / "params.yaml")
+    lesson = {"teacher": str(tmp_path / "teacher"), "logits": 1.0, "temperature": 2.0, "hidden": 0.0}
+    values["arms"]["taught"] = {"method": "linear", "overrides": {"training.distillation": lesson}}
+    values["compare"] = ["taught", "linear"]
+    yaml.dump(values, tmp_path / "params.yaml")
+    for arm in values["compare"]:
+        for part in ("encoder", "llm"):
+            (tmp_path / "base/arms" / arm).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "base/arms" / arm / f"{part}.json").write_text("{}")
+    for corpus in values["corpora"]:
+        write_skipped(tmp_path / "shards" / corpus, "a test")
+    return tmp_path
+
+
+def written(project: Path) -> dict[str, str]:
+    main(project / "arms", project / "inputs", project / "base", project / "shards", project / "params.yaml")
+    return {path.stem: path.read_text() for path in (project / "inputs").iterdir()}
+
+
+def test_the_inputs_of_an_arm_know_its_teacher(project: Path) -> None:
+    before = written(project)
+    assert json.loads(before["taught"])["teacher"] == teacher_files(str(project / "teacher"))
+    assert "teacher" not in json.loads(before["linear"])
+    (project / "teacher" / WEIGHTS).write_bytes(b"others")
+    after = written(project)
+    assert after["linear"] == before["linear"] and after["taught"] != before["taught"]
+
+
+def test_a_teacher_that_is_missing_is_told(project: Path) -> None:
+    (project / "teacher" / CONFIG).unlink()
+    with pytest.raises(
+        ValueError, match=r"training\.distillation\.teacher: found .* which lacks config\.json"
+    ):
+        written(project)

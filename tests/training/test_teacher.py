@@ -1,0 +1,267 @@
+"""A student that learns from a teacher: what moves, what stays, what is refused, and that it resumes."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steermoe.audio.features import KaldiFbank, LogMel
+from steermoe.config import ArmConfig, Distillation
+from steermoe.data.collator import collate
+from steermoe.data.dataset import UtteranceDataset
+from steermoe.models.steermoe import SteerMoE
+from steermoe.training import callbacks
+from steermoe.training.checkpoints import last_checkpoint
+from steermoe.training.objective import Objective
+from steermoe.training.teacher import Teacher
+from steermoe.training.train import read_data, train
+from steermoe.training.trainer import AdapterTrainer
+
+from .test_trainer import trainer_of
+
+OUTPUTS = ("adapter.safetensors", "config.json", "history.csv")
+LOGITS = {"logits": 1.0, "temperature": 2.0, "hidden": 0.0}
+BOTH = {"logits": 1.0, "temperature": 2.0, "hidden": 0.5}
+Arm = Callable[..., ArmConfig]
+
+
+def section(teacher: Path, **weights: Any) -> Distillation:
+    return Distillation.model_validate({"teacher": str(teacher), **weights})
+
+
+@pytest.fixture(scope="session")
+def saved(tiny_arm: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`saved(method, {"dotted.path": value})`: the adapter of a model that says something of its own."""
+
+    def save(method: str = "steering", overrides: dict[str, Any] | None = None) -> Path:
+        model = SteerMoE.from_config(tiny_arm(method, overrides))
+        generator = torch.Generator().manual_seed(9)
+        with torch.no_grad():
+            for parameter in model.trainable_state_dict().values():
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+        folder = tmp_path_factory.mktemp("teacher")
+        model.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def teacher(saved: Callable[..., Path]) -> Path:
+    return saved()
+
+
+@pytest.fixture
+def student(quick_arm: Arm, teacher: Path) -> Callable[..., ArmConfig]:
+    """`student(**weights)`: an arm over two of the encoder's three layers that learns from `teacher`."""
+
+    def make(method: str = "steering", weights: dict[str, Any] = LOGITS, **changed: Any) -> ArmConfig:
+        arm = quick_arm(method, distillation=section(teacher, **weights), **changed)
+        return arm.model_copy(update={"encoder": arm.encoder.model_copy(update={"layers": 2})})
+
+    return make
+
+
+def batch_of(arm: ArmConfig, model: SteerMoE, shards: list[Path]) -> dict[str, torch.Tensor]:
+    rows = read_data(arm, shards).train.head(6)
+    data = UtteranceDataset(rows, model.features, model.tokenizer, arm.prompts)
+    return collate([data[place] for place in range(6)])
+
+
+def test_who_equals_its_teacher_learns_from_the_labels_alone(
+    teacher: Path, quick_arm: Arm, shards: list[Path]
+) -> None:
+    model = SteerMoE.from_pretrained(teacher)
+    batch = batch_of(quick_arm("steering"), model, shards)
+    objective = Objective(model, Teacher(section(teacher, **BOTH), model)).train()
+    found, plain = objective(**batch), Objective(model).train()(**batch)
+    assert plain.distillation is None and found.distillation.abs() < 1e-5
+    torch.testing.assert_close(found.loss, plain.loss)
+    assert torch.equal(objective.eval()(**batch).loss, plain.loss)
+    assert objective(**batch).distillation is None  # evaluation is by the labels
+
+
+@pytest.mark.parametrize("weights", [LOGITS, {"logits": 0.0, "temperature": None, "hidden": 1.0}])
+def test_steps_bring_a_student_nearer_to_its_teacher(
+    weights: dict[str, Any], student: Callable[..., ArmConfig], shards: list[Path]
+) -> None:
+    arm = student(weights=weights)
+    model = SteerMoE.from_config(arm)
+    objective = Objective(model, Teacher.of(model)).train()
+    batch = batch_of(arm, model, shards)
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, 1e-2)
+    distances = []
+    for _ in range(12):
+        found = objective(**batch)
+        distances.append(float(found.distillation))
+        optimizer.zero_grad()
+        found.loss.backward()
+        optimizer.step()
+    assert distances[0] > 0 and distances[-1] < 0.8 * distances[0]
+
+
+def test_a_teacher_is_neither_trained_nor_kept(
+    student: Callable[..., ArmConfig], teacher: Path, shards: list[Path], tmp_path: Path
+) -> None:
+    arm = student("lora", BOTH)
+    plain = arm.model_copy(update={"training": arm.training.model_copy(update={"distillation": None})})
+    names, files = {}, {}
+    for name, config in (("taught", arm), ("plain", plain)):
+        trainer = trainer_of(config, shards, tmp_path / name, cast(Any, _with_teacher))
+        before = {n: p.clone() for n, p in _weights(trainer.objective).items()}
+        trainer.train()
+        trainer.progress.close()
+        assert all(torch.equal(p, before[n]) for n, p in _weights(trainer.objective).items())
+        checkpoint = last_checkpoint(tmp_path / name)
+        assert checkpoint is not None
+        files[name] = {p.name: set(load_file(p)) for p in checkpoint.glob("weights.safetensors")}
+        trainer.adapted.save_pretrained(tmp_path / f"{name}-out")
+        files[name]["adapter"] = set(load_file(tmp_path / f"{name}-out" / "adapter.safetensors"))
+        names[name] = [n for n, _ in trainer.objective.named_parameters()]
+    assert names["taught"] == names["plain"] and files["taught"] == files["plain"]
+    learned = [load_file(tmp_path / f"{name}-out" / "adapter.safetensors") for name in names]
+    assert any(not torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
+    taught, *_ = (SteerMoE.from_pretrained(folder) for folder in (tmp_path / "taught-out",))
+    assert taught.config.training.distillation == arm.training.distillation
+
+
+def _with_teacher(model: SteerMoE, *arguments: Any, **options: Any) -> AdapterTrainer:
+    return AdapterTrainer(model, *arguments, teacher=Teacher.of(model), **options)
+
+
+def _weights(objective: Objective) -> dict[str, torch.Tensor]:
+    """All weights of the teacher, those that training gave it included."""
+    if objective.teacher is None:
+        return {}
+    model = objective.teacher.model
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize("method", ["linear", "lora"])  # kept features; dropout, which draws random numbers
+def test_a_training_with_a_teacher_resumes_to_the_same_bytes(
+    method: str, student: Callable[..., ArmConfig], shards: list[Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    def interrupt(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_training_stop = state.global_step == 3
+        return control
+
+    arm = student(method, BOTH, precision="bfloat16")
+    train(arm, shards, tmp_path / "whole", tmp_path, feature_cache_gb=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks.ProgressLines, "on_step_end", interrupt)
+        with pytest.raises(RuntimeError, match="ended at step 3 of 6"):
+            train(arm, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)
+    train(arm, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)
+    for name in OUTPUTS:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_another_teacher_is_another_training(
+    student: Callable[..., ArmConfig],
+    teacher: Path,
+    saved: Callable[..., Path],
+    shards: list[Path],
+    tmp_path: Path,
+) -> None:
+    """Though it lies in the same place."""
+    place = tmp_path / "teacher"
+    found = []
+    for source in (teacher, saved("linear")):
+        place.mkdir(exist_ok=True)
+        for file in source.iterdir():
+            (place / file.name).write_bytes(file.read_bytes())
+        arm = student()
+        training = arm.training.model_copy(update={"distillation": section(place, **LOGITS), "steps": 2})
+        arm = arm.model_copy(update={"training": training})
+        found.append(train(arm, shards, tmp_path / "out", tmp_path)["fingerprint"])
+    assert found[0] != found[1]
+
+
+def refused(student: SteerMoE, teacher: Path, **weights: Any) -> str:
+    with pytest.raises(ValueError, match=r"^training\.distillation\.teacher: ") as caught:
+        Teacher(section(teacher, **(weights or LOGITS)), student)
+    return str(caught.value)
+
+
+def test_a_teacher_that_hears_or_reads_something_else_is_refused(
+    saved: Callable[..., Path],
+    tiny_arm: Any,
+    save_tiny_llm: Callable[..., Path],
+    tiny_chat_dir: Path,
+    tmp_path: Path,
+) -> None:
+    student = SteerMoE.from_config(tiny_arm("linear"))
+    end = "legal: an adapter where both are the same"
+    asks = {"prompts.transcribe": "write: "}
+    assert refused(student, saved("linear", asks)).endswith(
+        f"whose prompts.transcribe is 'write: ', the student's is 'please transcribe the audio: '; {end}"
+    )
+    in_turns = {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"}
+    chat = saved("linear", in_turns)
+    assert "2 of them not in the student's as they are" in refused(student, chat)
+    window = refused(student, saved("linear", {"encoder.window": "full"}))
+    assert "whose features of a second of noise is (80, 102), the student's is (80, 100)" in window
+    shutil.copytree(tiny_chat_dir, tmp_path / "chat")
+    template = tmp_path / "chat" / "chat_template.jinja"
+    template.write_text(template.read_text() + "\n")
+    line = refused(
+        SteerMoE.from_config(tiny_arm("linear", in_turns)),
+        saved("linear", in_turns | {"llm.path": str(template.parent)}),
+    )
+    assert "whose tokenizer's chat_template is " in line
+    wide = save_tiny_llm(tmp_path / "wide", "qwen2", hidden_size=48, tie_word_embeddings=True)
+    wider = saved("linear", {"llm.path": str(wide)})
+    assert Teacher(section(wider, **LOGITS), student).model.config.llm.path == str(wide)
+    line = refused(student, wider, **BOTH)
+    assert f"whose LLM's width, which hidden compares, is 48, the student's is 32; {end}" in line
+
+
+def test_a_teacher_that_ends_answers_otherwise_is_refused(
+    saved: Callable[..., Path], tiny_arm: Any, tiny_llm_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_llm_dir, tmp_path / "llm")
+    settings = tmp_path / "llm" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token": "!"}))
+    line = refused(
+        SteerMoE.from_config(tiny_arm("linear")), saved("linear", {"llm.path": str(settings.parent)})
+    )
+    assert "whose tokenizer's eos_token is '!', the student's is '<|endoftext|>'" in line
+
+
+def test_features_of_another_kind_are_refused(
+    saved: Callable[..., Path], teacher: Path, tiny_arm: Any, tmp_path: Path
+) -> None:
+    from transformers import WhisperConfig, WhisperFeatureExtractor
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    sizes = WhisperConfig(
+        d_model=32, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=64, num_mel_bins=128,
+        max_source_positions=200,
+    )  # fmt: skip
+    WhisperEncoder(sizes).save_pretrained(tmp_path)
+    WhisperFeatureExtractor(feature_size=128, chunk_length=4).save_pretrained(tmp_path)
+    line = refused(SteerMoE.from_config(tiny_arm("linear")), saved("linear", {"encoder.path": str(tmp_path)}))
+    student = SteerMoE.from_config(tiny_arm("linear"))
+    student.features = KaldiFbank(80)
+    assert "whose kind of features is 'LogMel', the student's is 'KaldiFbank'" in refused(student, teacher)
+    student.features = LogMel(80)
+    student.features._filters_MF *= 2
+    assert "whose features' mean and deviation of a second of noise is (" in refused(student, teacher)
+    assert "whose features of a second of noise is (128, 100), the student's is (80, 100)" in line
+
+
+def test_a_teacher_that_is_not_there(quick_arm: Arm, shards: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    arm = quick_arm("linear", distillation=section(tmp_path / "empty", **LOGITS))
+    with pytest.raises(
+        ValueError, match=r"teacher: .*no adapter: config\.json and adapter\.safetensors missing"
+    ):
+        train(arm, shards, tmp_path / "out", tmp_path)
+    assert not (tmp_path / ".runs").exists()
