@@ -8,14 +8,6 @@ from torch.nn.functional import pad
 from steermoe.data.dataset import Item
 
 IGNORED = -100  # target id of padding, which torch's cross-entropy leaves out
-INPUTS = (  # what a model needs to answer
-    "features",
-    "feature_lengths",
-    "prefix_ids",
-    "prefix_lengths",
-    "prompt_ids",
-    "prompt_lengths",
-)
 
 
 def collate(items: Sequence[Item]) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from steermoe.audio.features import Features
 from steermoe.audio.waveform import RATE
 from steermoe.config import Evaluation, Generation
 from steermoe.data.batching import bucketed_batches
-from steermoe.data.collator import INPUTS, collate
+from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.rows import with_defaults
 from steermoe.evaluation.answers import count_answers
@@ -26,6 +26,7 @@ from steermoe.evaluation.metrics import count_errors
 from steermoe.evaluation.normalizers import normalizer
 from steermoe.evaluation.predictions import Predictions, Speed
 from steermoe.models.generation import describe
+from steermoe.models.inputs import Inputs
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training.processes import gathered, world
 
@@ -67,8 +68,7 @@ def adapter(model: SteerMoE, generation: Generation, seed: int) -> System:
     def respond(rows: pl.DataFrame) -> list[str]:
         dataset = UtteranceDataset(rows, features, model.tokenizer, model.config.prompts)
         batch = collate([dataset[row] for row in range(len(dataset))])
-        inputs = {name: batch[name].to(model.device) for name in INPUTS}
-        tokens = model.generate(**inputs, generation=generation, seed=seed)
+        tokens = model.generate(Inputs.of(batch, model.device), generation, seed)
         return [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
 
     return System(respond, describe(generation, seed), str(model.device))

@@ -6,16 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from steermoe.audio import waveform
 from steermoe.config import Generation
 from steermoe.data.batching import bucketed_batches
-from steermoe.data.collator import INPUTS, collate
+from steermoe.data.collator import collate
 from steermoe.data.dataset import Item
 from steermoe.data.prompts import encode_texts, render, texts_around
+from steermoe.models.inputs import Inputs
 from steermoe.models.tools import Answer, check_tools, read_answer
 
 if TYPE_CHECKING:
@@ -63,12 +64,11 @@ def answer_all(
             }
             for row in rows
         ]
-        batch = collate(items)
-        inputs: dict[str, Any] = {name: batch[name].to(model.device) for name in INPUTS}
+        inputs = Inputs.of(collate(items), model.device)
         if scored:
-            found, likelihoods = model.generate_scored(**inputs, generation=generation, seed=seed)
+            found, likelihoods = model.generate_scored(inputs, generation, seed)
         else:
-            found = model.generate(**inputs, generation=generation, seed=seed)
+            found = model.generate(inputs, generation, seed)
             likelihoods = [[] for _ in found]
         for row, answer_ids, each in zip(rows, found, likelihoods, strict=True):
             answer = read_answer(answer_ids, model.tokenizer, tools, texts[1])

@@ -25,12 +25,13 @@ from steermoe.audio import waveform
 from steermoe.config import ArmConfig, Generation
 from steermoe.models import adapter
 from steermoe.models.answers import Audio, answer_all
+from steermoe.models.branch import Branch
 from steermoe.models.chat import chat
-from steermoe.models.downsample import make_downsampler
 from steermoe.models.encoders import load_encoder
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.generation import GREEDY, decode
+from steermoe.models.inputs import Inputs
 from steermoe.models.llm import (
     CausalLM,
     decoder_layers,
@@ -43,60 +44,37 @@ from steermoe.models.llm import (
 )
 from steermoe.models.loss import Loss, hidden_loss
 from steermoe.models.prefix import prefix_cache
-from steermoe.models.projection import Projection, make_projection
 from steermoe.models.recompute import recompute
 from steermoe.models.seeds import seeded
 from steermoe.models.sequence import pack, target_rows
-from steermoe.models.steering import Steering
 from steermoe.models.tools import Answer
 
-Heard = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""(features_BMT, lengths_B) -> (hidden_BSD, lengths_B)."""
 LoadLlm = Callable[[config.Llm], tuple[CausalLM, Any]]
 
 
-class SteerMoE(nn.Module):
-    """The assembly; `from_config` builds it for training, `from_pretrained` for use.
+class SteerMoE(Branch):
+    """The assembly, a branch for the audio with the LLM behind it.
+
+    `from_config` builds it for training, `from_pretrained` for use.
 
     Attributes:
         config: the resolved configuration of its arm.
-        encoder: the frozen encoder; with LoRA, the trained adapters lie inside it.
-        steering: the trained steering, or None for the other methods.
-        downsample, projection: the bridge; the projection is trained.
         llm: the frozen LLM as transformers loads it.
         tokenizer: the LLM's.
-        features: waveform to features, as the encoder wants them.
-        heard: what stands in for the encoder's forward pass while nothing inside it is trained; or None.
     """
 
     llm: CausalLM
-    projection: Projection
 
     def __init__(self, arm: ArmConfig, load: LoadLlm = load_llm) -> None:
-        super().__init__()
-        self.config = arm
-        self.encoder = load_encoder(arm.encoder)
-        self.llm, self.tokenizer = load(arm.llm)
-        self.features = self.encoder.features
-        self.downsample = make_downsampler(arm.bridge, self.encoder.width, len(self.encoder.layers))
-        # A generator state for each part: every arm with the same seed starts from the same projection.
-        with seeded(arm.seed, "projection"):
-            embeddings = input_embeddings(self.llm)
-            self.projection = make_projection(arm.bridge, self.downsample.width, embeddings)
-        self.steering: Steering | None = None
-        if arm.steering is not None:
-            layers = self.encoder.layers
-            if arm.steering.site == "attention":
-                layers = [self.encoder.attention(number) for number in range(len(layers))]
-            with seeded(arm.seed, "steering"):
-                self.steering = Steering(arm.steering, layers, self.encoder.width)
+        encoder = load_encoder(arm.encoder)
+        llm, tokenizer = load(arm.llm)
+        super().__init__(encoder, arm.steering, arm.bridge, input_embeddings(llm), arm.seed)
+        self.config, self.llm, self.tokenizer = arm, llm, tokenizer
         self._adapters = self._with_lora()
         # Recomputing would have to know in the backward pass what was wanted.
         self._narrows = not arm.training.gradient_checkpointing and narrows(self.llm)
         if arm.training.gradient_checkpointing:
             recompute([*self.encoder.layers, *decoder_layers(self.llm)])
-        self.heard: Heard | None = None
-        self._lengths: dict[int, torch.Tensor] = {}  # valid lengths, by the width of hidden states
         self.train(False)
 
     def _with_lora(self) -> dict[str, list[nn.Parameter]]:
@@ -182,12 +160,7 @@ class SteerMoE(nn.Module):
 
         projection (with what down-sampling trains); vectors (with the scales) and router; lora; llm_lora.
         """
-        groups = {"projection": [*self.downsample.parameters(), *self.projection.parameters()]}
-        if self.steering is not None:
-            scales = [p for p in (self.steering.scales,) if isinstance(p, nn.Parameter)]
-            groups["vectors"] = [self.steering.vectors, *scales]
-            groups["router"] = list(self.steering.router.parameters())
-        return groups | self._adapters
+        return self.trained_parts() | self._adapters
 
     def trainable_state_dict(self) -> dict[str, torch.Tensor]:
         """The trained parameters by name, and nothing else."""
@@ -203,7 +176,6 @@ class SteerMoE(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Switch what is trained; the frozen models stay in evaluation mode."""
         super().train(mode)
-        self.encoder.eval()
         self.llm.eval()
         if self._adapters:
             from steermoe.models.lora import train_lora
@@ -216,66 +188,6 @@ class SteerMoE(nn.Module):
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.projection.parameters()).device
-
-    # forward
-
-    def encode(
-        self,
-        features_BMT: torch.Tensor,
-        lengths_B: torch.Tensor,
-        prompt_BPH: torch.Tensor | None = None,
-        prompt_lengths_B: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features to audio tokens in the LLM's embedding space: (audio_BAH, lengths_B).
-
-        Args:
-            features_BMT, lengths_B: what is heard.
-            prompt_BPH, prompt_lengths_B: the embedded prompt, which only aligners need.
-
-        Raises:
-            ValueError: the audio is longer than the encoder takes, or an aligner gets no prompt.
-        """
-        pooled_BAD, lengths_B = self.hear(features_BMT, lengths_B)
-        if prompt_BPH is None or prompt_lengths_B is None:
-            if self.projection.reads_prompt:
-                raise ValueError(
-                    f"bridge.projection {self.config.bridge.projection} reads the prompt: none given"
-                )
-            prompt_BPH, prompt_lengths_B = pooled_BAD.new_zeros(lengths_B.shape[0], 0, 1), lengths_B * 0
-        return self.projection(pooled_BAD, prompt_BPH, prompt_lengths_B), lengths_B
-
-    def hear(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features to steered and down-sampled frames, and their lengths; `lengths_of` knows those before."""
-        self._lengths.clear()
-        if self.steering is not None:
-            self.steering.start()
-        after = self.config.bridge.after
-        between = None if after is None else {after: self._shorten}
-        if self.heard is not None:
-            hidden_BSD, lengths_B = self.heard(features_BMT, lengths_B)
-        else:
-            hidden_BSD, lengths_B = self.encoder(features_BMT, lengths_B, between)
-        self._remember(hidden_BSD, lengths_B)
-        if self.steering is not None:
-            hidden_BSD = self.steering.post(hidden_BSD)
-        return (hidden_BSD, lengths_B) if between else self.downsample(hidden_BSD, lengths_B)
-
-    def _shorten(
-        self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._remember(hidden_BSD, lengths_B)
-        return self.downsample(hidden_BSD, lengths_B)
-
-    def _remember(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> None:
-        if not torch.compiler.is_exporting():  # a width that is a symbol can be no key
-            self._lengths[hidden_BSD.shape[1]] = lengths_B
-
-    def lengths_of(self, width: int) -> torch.Tensor:
-        """Valid lengths (B,) of the hidden states of a width, somewhere in the encoder, that were heard last.
-
-        An unknown width is that of a full window: its rows are as long as when they left it.
-        """
-        return self._lengths.get(width, next(iter(self._lengths.values())))
 
     @torch.no_grad()
     def gates(self, audio: str | Path | np.ndarray) -> list[np.ndarray]:
@@ -293,25 +205,14 @@ class SteerMoE(nn.Module):
             self.hear(features, torch.tensor([features.shape[2]], device=self.device))
         return seen
 
-    def forward(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-        target_ids: torch.Tensor,
-        target_lengths: torch.Tensor,
-        **_: Any,
-    ) -> Loss:
-        """The loss of a batch as the collator makes it: features (B, M, T), ids (B, P0), (B, P) and (B, Y).
+    # forward
+
+    def forward(self, target_ids: torch.Tensor, target_lengths: torch.Tensor, **batch: torch.Tensor) -> Loss:
+        """The loss of a batch as the collator makes it: targets (B, Y), and all of `Inputs`.
 
         A row's last target token is predicted, never read.
         """
-        read, cache = self._read(
-            features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
-        )
+        read, cache = self._read(Inputs.of(batch))
         rows_BWH, _valid = self.packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
         wanted = target_rows(before_B, target_lengths, target_ids.shape[1])
@@ -319,53 +220,32 @@ class SteerMoE(nn.Module):
         targets_N = target_ids[valid_frames(target_lengths, target_ids.shape[1])]
         head = partial(logits, self.llm)
         found = hidden_loss(hidden_BWH[wanted], targets_N, head, vocabulary_size(self.llm))
-        if self.training and self.steering is not None and found.loss is not None:
-            found.loss = found.loss + self.steering.losses(self.lengths_of)
+        if self.training and found.loss is not None:
+            found.loss = found.loss + self.routing_losses()
         return found
 
     @torch.no_grad()
-    def generate(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-        generation: Generation,
-        seed: int = 0,
-    ) -> list[list[int]]:
-        """Answers as token ids, without end and padding tokens; the other arguments are as in `forward`."""
-        inputs = features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
-        return self.generate_scored(*inputs, generation, seed, scored=False)[0]
+    def generate(self, inputs: Inputs, generation: Generation, seed: int = 0) -> list[list[int]]:
+        """Answers as token ids, without end and padding tokens."""
+        return self.generate_scored(inputs, generation, seed, scored=False)[0]
 
     @torch.no_grad()
     def generate_scored(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-        generation: Generation,
-        seed: int = 0,
-        scored: bool = True,
+        self, inputs: Inputs, generation: Generation, seed: int = 0, scored: bool = True
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Answers as `generate` gives them, and the log-likelihood of each of their tokens (none unless `scored`).
 
         Likelihoods are the LLM's own, whatever the decoding strategy made of them: of one more pass over the
         answers, with the audio encoded once.
         """
-        inputs = features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
-        read, cache = self._read(*inputs)
+        read, cache = self._read(inputs)
         answers = decode(self.llm, *self.packed(read, "left"), generation, seed, cache)
         if not scored or not any(answers):
             return answers, [[] for _ in answers]
         ids = [torch.tensor(answer, dtype=torch.int64, device=self.device) for answer in answers]
         lengths_B = torch.tensor([len(answer) for answer in answers], device=self.device)
         ids_BY = pad_sequence(ids, batch_first=True)
-        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
+        cache = prefix_cache(self.llm, inputs.prefix_ids, inputs.prefix_lengths)
         rows_BWH, _valid = self.packed([*read, (ids_BY[:, :-1], (lengths_B - 1).clamp(min=0))], "right")
         hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
@@ -376,22 +256,14 @@ class SteerMoE(nn.Module):
         return answers, found
 
     @torch.no_grad()
-    def embed_prompt(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All that the LLM reads before an answer, for who decodes it himself; arguments as in `forward`.
+    def embed_prompt(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """All that the LLM reads before an answer, for who decodes it himself.
 
         Returns:
             left-padded rows (B, W, H), and True where they are valid, (B, W).
         """
-        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
-        return self.packed([(prefix_ids, prefix_lengths), audio, (prompt_ids, prompt_lengths)], "left")
+        prefix = inputs.prefix_ids, inputs.prefix_lengths
+        return self.packed([prefix, *self._behind_prefix(inputs)], "left")
 
     def transcribe(
         self,
@@ -467,20 +339,17 @@ class SteerMoE(nn.Module):
         """
         return chat(self, messages, tools, generation, seed)
 
-    def _read(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Cache | None]:
+    def _behind_prefix(self, inputs: Inputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What the LLM reads between prefix and target, parts with their lengths."""
+        prompt = inputs.prompt_ids, inputs.prompt_lengths
+        embedded = self._embedded(inputs.prompt_ids), inputs.prompt_lengths
+        return [self.encode(inputs.features, inputs.feature_lengths, *embedded), prompt]
+
+    def _read(self, inputs: Inputs) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Cache | None]:
         """What the LLM reads before a target, parts with their lengths; the prefix as a cache where that is exact."""
-        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
-        read = [audio, (prompt_ids, prompt_lengths)]
-        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
-        return (read if cache is not None else [(prefix_ids, prefix_lengths), *read]), cache
+        read, prefix = self._behind_prefix(inputs), (inputs.prefix_ids, inputs.prefix_lengths)
+        cache = prefix_cache(self.llm, *prefix)
+        return (read if cache is not None else [prefix, *read]), cache
 
     def packed(
         self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], padding: Literal["left", "right"]

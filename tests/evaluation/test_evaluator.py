@@ -11,11 +11,12 @@ import torch
 
 from steermoe.audio.waveform import RATE, encode_flac
 from steermoe.config import Evaluation, Generation
-from steermoe.data.collator import INPUTS, collate
+from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.evaluation.evaluator import System, adapter, evaluate, measure
 from steermoe.evaluation.normalizers import folded
 from steermoe.evaluation.predictions import Predictions, summarise
+from steermoe.models.inputs import Inputs
 from steermoe.models.steermoe import SteerMoE
 
 
@@ -46,8 +47,7 @@ def test_answers_are_the_models_own_in_the_order_of_the_rows(
     dataset = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)
     for row in range(len(utterances)):
         batch = collate([dataset[row]])
-        inputs: Any = {name: batch[name] for name in INPUTS}
-        [tokens] = model.generate(**inputs, generation=generation)
+        [tokens] = model.generate(Inputs.of(batch), generation)
         assert own["hypothesis"][row] == model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert own["hypothesis"].n_unique() > 3  # else the order would not be tested
 

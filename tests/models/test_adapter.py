@@ -46,8 +46,8 @@ def test_what_was_saved_comes_back(
     again = SteerMoE.from_pretrained(saved)
     batch = make_batch()
     assert torch.equal(again(**batch).loss, model(**batch).loss)
-    answers = model.generate(**heard(batch), generation=greedy(5))
-    assert again.generate(**heard(batch), generation=greedy(5)) == answers
+    answers = model.generate(heard(batch), generation=greedy(5))
+    assert again.generate(heard(batch), generation=greedy(5)) == answers
     assert again.config == model.config
     assert not again.training
 
