@@ -35,7 +35,7 @@ def main(
         }
         models = {
             part: json.loads((base / "arms" / name / f"{part}.json").read_text())
-            for part in ("encoder", "llm")
+            for part in ("encoder", "llm", *(["video"] if arm.video is not None else []))
         }
         write_text(out / f"{name}.json", arm.to_json())
         write_text(inputs / f"{name}.json", json.dumps(models | used, indent=1) + "\n")

@@ -67,7 +67,7 @@ def located(error: ValidationError, schema: dict[str, Any]) -> list[tuple[str, s
             case "missing":
                 line = f": missing; legal: {_words(_at(schema, steps), schema)}"
             case "extra_forbidden":
-                keys = list(_at(schema, steps[:-1])["properties"])
+                keys = list(_inside(_at(schema, steps[:-1]), schema)["properties"])
                 line = f": unknown key; legal: {one_of(keys)}{nearest(steps[-1], keys)}"
             case "illegal":
                 context = item.get("ctx", {})
@@ -83,12 +83,19 @@ def located(error: ValidationError, schema: dict[str, Any]) -> list[tuple[str, s
 def _at(schema: dict[str, Any], steps: Sequence[int | str]) -> dict[str, Any]:
     node = _resolved(schema, schema)
     for step in steps:
+        node = _inside(node, schema)
         if isinstance(step, int):
             inner = node.get("items")
         else:
             inner = node.get("properties", {}).get(step) or node.get("additionalProperties")
         node = _resolved(inner or {}, schema)
     return node
+
+
+def _inside(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The section that a node is, where it may be null, too."""
+    found = (_resolved(choice, schema) for choice in node.get("anyOf", ()))
+    return next((choice for choice in found if "properties" in choice), node)
 
 
 def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

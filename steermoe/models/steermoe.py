@@ -1,7 +1,9 @@
 """SteerMoE: a frozen speech encoder, a frozen LLM, and the little between them that is trained.
 
 features -> encoder, its layers steered (or with LoRA) -> down-sampling -> projection
--> `[prefix ; audio ; prompt ; target]` -> LLM -> loss on the target's tokens, or text.
+-> `[prefix ; video ; audio ; prompt ; target]` -> LLM -> loss on the target's tokens, or text.
+
+The video is there where the configuration has a section `video`: a second branch, steered the same way.
 
 Shapes: B batch, M feature channels, T feature frames, S encoder frames, D encoder width, P0 prefix tokens, A audio
 tokens, P prompt tokens, Y target tokens, N target tokens of all rows, H width of the LLM, V its vocabulary.
@@ -27,7 +29,7 @@ from steermoe.models import adapter
 from steermoe.models.answers import Audio, answer_all
 from steermoe.models.branch import Branch
 from steermoe.models.chat import chat
-from steermoe.models.encoders import load_encoder
+from steermoe.models.encoders import load_encoder, load_video_encoder
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.generation import GREEDY, decode
@@ -59,6 +61,7 @@ class SteerMoE(Branch):
 
     Attributes:
         config: the resolved configuration of its arm.
+        video: the branch of the video, or None.
         llm: the frozen LLM as transformers loads it.
         tokenizer: the LLM's.
     """
@@ -70,11 +73,16 @@ class SteerMoE(Branch):
         llm, tokenizer = load(arm.llm)
         super().__init__(encoder, arm.steering, arm.bridge, input_embeddings(llm), arm.seed)
         self.config, self.llm, self.tokenizer = arm, llm, tokenizer
+        self.video: Branch | None = None
+        if arm.video is not None:
+            eye, embeddings = load_video_encoder(arm.video.encoder), input_embeddings(llm)
+            self.video = Branch(eye, arm.video.steering, arm.video.bridge, embeddings, arm.seed, "video.")
         self._adapters = self._with_lora()
         # Recomputing would have to know in the backward pass what was wanted.
         self._narrows = not arm.training.gradient_checkpointing and narrows(self.llm)
         if arm.training.gradient_checkpointing:
-            recompute([*self.encoder.layers, *decoder_layers(self.llm)])
+            of_video = [] if self.video is None else self.video.encoder.layers
+            recompute([*self.encoder.layers, *of_video, *decoder_layers(self.llm)])
         self.train(False)
 
     def _with_lora(self) -> dict[str, list[nn.Parameter]]:
@@ -110,12 +118,13 @@ class SteerMoE(Branch):
         encoder: str | Path | None = None,
         llm: str | Path | None = None,
         load: LoadLlm = load_llm,
+        video: str | Path | None = None,
     ) -> Self:
         """A trained model.
 
         Args:
             source: a folder that `save_pretrained` wrote, or a repository on the hub.
-            encoder, llm: where the frozen models are, if not where they were when it was trained: relative
+            encoder, llm, video: where the frozen models are, if not where they were when it was trained: relative
                 paths are looked for from the current folder, then from each folder above the adapter's.
             load: gives LLM and tokenizer; with another one than `load_llm`, which may load a part only, the
                 LLM's weights are not compared with those that it was trained against.
@@ -125,18 +134,13 @@ class SteerMoE(Branch):
                 weights of encoder or LLM.
         """
         saved = adapter.read(source)
-        arm = saved.arm
-        for part, given in (("encoder", encoder), ("llm", llm)):
-            section = getattr(arm, part)
-            path = adapter.find_frozen(section.path, source) if given is None else str(given)
-            arm = arm.model_copy(update={part: section.model_copy(update={"path": path})})
+        arm = adapter.with_frozen(saved.arm, source, {"encoder": encoder, "llm": llm, "video": video})
         model = cls(arm, load)
         adapter.check_weights(saved.weights, model.trainable_state_dict(), str(source))
-        paths = {"encoder": arm.encoder.path, "llm": arm.llm.path}
         found = model.frozen_hashes()
         if load is not load_llm:
             found["llm"] = saved.frozen["llm"]
-        adapter.check_frozen(found, saved.frozen, paths, str(source))
+        adapter.check_frozen(found, saved.frozen, adapter.frozen_paths(arm), str(source))
         model.load_state_dict(dict(saved.weights), strict=False)  # all names were checked
         return model
 
@@ -160,18 +164,20 @@ class SteerMoE(Branch):
 
         projection (with what down-sampling trains); vectors (with the scales) and router; lora; llm_lora.
         """
-        return self.trained_parts() | self._adapters
+        groups = self.trained_parts()
+        for part, parameters in ({} if self.video is None else self.video.trained_parts()).items():
+            groups.setdefault(part, []).extend(parameters)
+        return groups | self._adapters
 
     def trainable_state_dict(self) -> dict[str, torch.Tensor]:
         """The trained parameters by name, and nothing else."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def frozen_hashes(self) -> dict[str, str]:
-        """SHA-256 of the encoder's and of the LLM's weights as they are now, adapters aside."""
-        return {
-            "encoder": digest(frozen_weights(self.encoder.model)),
-            "llm": digest(frozen_weights(self.llm)),
-        }
+        """SHA-256 of the weights of encoder, LLM and, where there is one, video encoder now, adapters aside."""
+        frozen = {"encoder": self.encoder.model, "llm": self.llm}
+        frozen |= {} if self.video is None else {"video": self.video.encoder.model}
+        return {part: digest(frozen_weights(model)) for part, model in frozen.items()}
 
     def train(self, mode: bool = True) -> Self:
         """Switch what is trained; the frozen models stay in evaluation mode."""
@@ -222,6 +228,8 @@ class SteerMoE(Branch):
         found = hidden_loss(hidden_BWH[wanted], targets_N, head, vocabulary_size(self.llm))
         if self.training and found.loss is not None:
             found.loss = found.loss + self.routing_losses()
+            if self.video is not None:
+                found.loss = found.loss + self.video.routing_losses()
         return found
 
     @torch.no_grad()
@@ -271,6 +279,7 @@ class SteerMoE(Branch):
         question: str | None = None,
         generation: Generation = GREEDY,
         seed: int = 0,
+        video: np.ndarray | Sequence[np.ndarray] | None = None,
     ) -> str | list[str]:
         """Text of a recording (a path, or a waveform at 16 kHz), or of each of several.
 
@@ -279,13 +288,18 @@ class SteerMoE(Branch):
             question: what to answer about it; None: write down what is said.
             generation: how to decode.
             seed: of sampling.
+            video: what is seen beside the recording, or beside each of several, as `ask` takes it.
 
         Raises:
-            ValueError: a recording cannot be read, or is longer than the encoder takes.
+            ValueError: a recording cannot be read, or is longer than the encoder takes; the model has a video
+                branch and there is no video, or the other way round.
         """
         if isinstance(audio, str | Path | np.ndarray):
-            return answer_all(self, [audio], question, None, generation, seed)[0].text
-        return [answer.text for answer in answer_all(self, audio, question, None, generation, seed)]
+            videos = None if video is None else [np.asarray(video)]
+            return answer_all(self, [audio], question, None, generation, seed, videos=videos)[0].text
+        videos = None if video is None else list(video)
+        answers = answer_all(self, audio, question, None, generation, seed, videos=videos)
+        return [answer.text for answer in answers]
 
     def ask(
         self,
@@ -296,6 +310,7 @@ class SteerMoE(Branch):
         seed: int = 0,
         prompt: str | None = None,
         return_gates: bool = False,
+        video: np.ndarray | None = None,
     ) -> Answer:
         """The answer to a recording, which may call tools: parsed and checked, never run.
 
@@ -308,6 +323,8 @@ class SteerMoE(Branch):
             seed: of sampling.
             prompt: the text behind the audio, in place of the configuration's; then there is no question.
             return_gates: the answer has the gates of the recording, too (`gates`).
+            video: what is seen, uint8 frames (T, H, W) in shades of grey or (T, H, W, 3) in colours; for a model
+                with a video branch, and no other.
 
         Raises:
             ValueError: as `transcribe`, and `gates` where they are to be returned; a tool is no such
@@ -316,7 +333,10 @@ class SteerMoE(Branch):
         """
         if question is not None and prompt is not None:
             raise ValueError(f"found question {question!r} and a prompt, which is asked as it is: give one")
-        answer = answer_all(self, [audio], question, tools, generation, seed, prompt, scored=True)[0]
+        videos = None if video is None else [video]
+        (answer,) = answer_all(
+            self, [audio], question, tools, generation, seed, prompt, scored=True, videos=videos
+        )
         return replace(answer, gates=tuple(self.gates(audio))) if return_gates else answer
 
     def chat(
@@ -343,7 +363,11 @@ class SteerMoE(Branch):
         """What the LLM reads between prefix and target, parts with their lengths."""
         prompt = inputs.prompt_ids, inputs.prompt_lengths
         embedded = self._embedded(inputs.prompt_ids), inputs.prompt_lengths
-        return [self.encode(inputs.features, inputs.feature_lengths, *embedded), prompt]
+        parts = [self.encode(inputs.features, inputs.feature_lengths, *embedded), prompt]
+        seen = inputs.video(self.video is not None)
+        if self.video is not None and seen is not None:
+            parts.insert(0, self.video.encode(*seen, *embedded))
+        return parts
 
     def _read(self, inputs: Inputs) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Cache | None]:
         """What the LLM reads before a target, parts with their lengths; the prefix as a cache where that is exact."""

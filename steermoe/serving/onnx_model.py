@@ -119,6 +119,7 @@ class OnnxModel:
     """
 
     device = torch.device("cpu")
+    video = None  # of a model of audio alone
 
     def __init__(self, folder: Path) -> None:
         try:
