@@ -16,7 +16,7 @@ from steermoe.data import video
 from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
 
-VIDEOS = {"train": 12, "dev": 2, "test": 5}
+VIDEOS = {"train": 8, "dev": 1, "test": 2}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_shapes_move(rows: pl.DataFrame) -> None:
         frames = video.load(data)
         lengths.add(len(frames))
         assert all(not np.array_equal(*pair) for pair in pairwise(frames))
-    assert len(lengths) > 3 and lengths <= set(range(shapes.SHORTEST, shapes.LONGEST + 1))
+    assert len(lengths) > 2 and lengths <= set(range(shapes.SHORTEST, shapes.LONGEST + 1))
 
 
 def digest(job: tuple[config.Shapes, shapes.Part]) -> str:
@@ -89,9 +89,12 @@ def digest(job: tuple[config.Shapes, shapes.Part]) -> str:
 
 def test_a_part_in_a_fresh_process_gives_the_same_bytes(settings: config.Shapes) -> None:
     part = shapes.parts(settings, Path())[2]
-    other = (settings.model_copy(update={"seed": 4}), part)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        first, second, third = (
-            pool.apply(digest, (job,)) for job in ((settings, part), (settings, part), other)
-        )
-    assert first == second != third
+        first, second = (pool.apply(digest, ((settings, part),)) for _ in range(2))
+    assert first == second
+
+
+def test_the_seed_decides_what_is_drawn() -> None:
+    scene = shapes.Scene("red", "two", "kites")
+    drawn = [video.encode(shapes.draw(np.random.default_rng(seed), scene)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]

@@ -9,8 +9,10 @@ import polars as pl
 import pytest
 import torch
 
+from steermoe.audio import waveform
 from steermoe.audio.waveform import RATE, encode_flac
 from steermoe.config import Evaluation, Generation
+from steermoe.data import video
 from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.evaluation.evaluator import System, adapter, evaluate, measure
@@ -141,3 +143,31 @@ def test_of_audio_beyond_the_encoders_window_the_beginning_is_heard(
     assert own[0] == own[1]
     assert found.decoding.endswith("; of 1 utterances the first 4 s are heard")
     assert "first" not in evaluate(model, frame[1:], settings, generation, seed=0).decoding
+
+
+def test_a_model_with_a_video_branch_has_controls_for_both(
+    tiny_arm: Callable[..., Any],
+    video_section: Callable[..., Any],
+    utterances: pl.DataFrame,
+    settings: Evaluation,
+    generation: Generation,
+) -> None:
+    strong = {"steering.scale_init": 1.0, "steering.vector_std": 1.0, "video": video_section(scale_init=1.0)}
+    both = SteerMoE.from_config(tiny_arm("steering", strong))
+    pictures = [
+        np.random.default_rng(n).integers(0, 256, (1 + n % 3, 8, 8), dtype=np.uint8) for n in range(18)
+    ]
+    frame = utterances.with_columns(pl.Series("video", [video.encode(one) for one in pictures], pl.Binary))
+    found = evaluate(both, frame, settings, generation, seed=3).frame
+    kinds = found["audio"].unique(maintain_order=True).to_list()
+    assert kinds == ["own", "shuffled", "silent", "blank"]
+    own, *controls = (found.filter(audio=kind)["hypothesis"].to_list() for kind in kinds)
+    assert all(texts != own for texts in controls)  # ears and eyes are open
+    for row in (0, 11):
+        asked = (frame["task"][row], frame["prompt"][row])
+        alone = both.transcribe(
+            waveform.load(frame["audio"][row]), asked[1] or None, generation, video=pictures[row]
+        )
+        assert alone == own[row]
+    with pytest.raises(ValueError, match="rows without column 'video'"):
+        evaluate(both, utterances, settings, generation, seed=3)
