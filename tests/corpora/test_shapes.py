@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -60,7 +61,8 @@ def test_answers_are_in_every_frame(rows: pl.DataFrame) -> None:
     for row in rows.iter_rows(named=True):
         for frame in video.load(row["video"]):
             lit = frame.max(2) > 100
-            labels, count = ndimage.label(lit, np.ones((3, 3)))
+            labels: Any = np.zeros(lit.shape, np.int32)
+            count = ndimage.label(lit, np.ones((3, 3)), output=labels)
             colour = np.median(frame[lit], 0)
             nearest = min(shapes.COLOURS, key=lambda name: np.abs(colour - shapes.COLOURS[name]).sum())
             forms = {
