@@ -1,6 +1,7 @@
 """Find or fetch the frozen models, and write down what they are."""
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.options import Out, Params
 
@@ -18,14 +19,12 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
     from steermoe.data.staging import write_text
 
     settings = config.load(params)
-    users = {"": (settings.encoder, settings.llm)}
-    users |= {
-        f"arms/{name}": (settings.arm(name).encoder, settings.arm(name).llm) for name in settings.compare
-    }
+    users = {"": _models(settings)}
+    users |= {f"arms/{name}": _models(settings.arm(name)) for name in settings.compare}
     sections = {
         (section.path, section.revision): (section, setting)
         for models in users.values()
-        for section, setting in zip(models, ("encoder", "llm"), strict=True)
+        for setting, section in models.items()
     }
     for section, _ in sections.values():
         if config.of_the_hub(section.path) and not Path(section.path).is_dir():
@@ -40,10 +39,16 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
     written = {
         f"{user}/{setting}.json": found[section.path, section.revision]
         for user, models in users.items()
-        for section, setting in zip(models, ("encoder", "llm"), strict=True)
+        for setting, section in models.items()
     }
     llm = written["/llm.json"]
     tokenizer = llm["files"].get(base_models.TOKENIZER)
     written["/tokenizer.json"] = {"path": llm["path"], "tokenizer": tokenizer}
     for name, model in written.items():
         write_text(out / name.lstrip("/"), json.dumps(model, indent=1) + "\n")
+
+
+def _models(chosen: Any) -> dict[str, Any]:
+    """The sections of the frozen models of a profile or of an arm; `video` where there is such a branch."""
+    video = {} if chosen.video is None else {"video": chosen.video.encoder}
+    return {"encoder": chosen.encoder, "llm": chosen.llm} | video

@@ -36,7 +36,7 @@ def main(
         }
         models = {
             part: json.loads((base / "arms" / name / f"{part}.json").read_text())
-            for part in ("encoder", "llm")
+            for part in ("encoder", "llm", *(["video"] if arm.video is not None else []))
         }
         if arm.training.distillation is not None:
             used["teacher"] = teacher_files(arm.training.distillation.teacher)

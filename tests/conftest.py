@@ -107,6 +107,38 @@ def tiny_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_video_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT of 2 layers of width 16 on frames of 8 x 8 in patches of 4, so 5 tokens a frame."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("base") / "video"
+    torch.manual_seed(3)
+    sizes = ViTConfig(
+        image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, initializer_range=0.3,
+    )  # fmt: skip
+    ViTModel(sizes, add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def video_section(tiny_video_dir: Path) -> Callable[..., dict[str, Any]]:
+    """`video_section(top_k=1)`: values of a section `video` of one token a frame; changes are of its steering."""
+
+    def section(**steering: Any) -> dict[str, Any]:
+        return {
+            "encoder": {"name": "vit", "path": str(tiny_video_dir), "revision": None, "dtype": "float32"},
+            "steering": STEERING | steering,
+            "bridge": BRIDGE | {"kernel": 5},
+        }
+
+    return section
+
+
 def _save_llm(folder: Path, kind: str, chat_template: str | None = None, **sizes: Any) -> Path:
     """A random LLM with a byte-level BPE tokenizer, and generation settings that nothing may heed.
 
@@ -214,6 +246,7 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
                 "path": str(tiny_llm_dir), "revision": None, "dtype": "float32", "quantization": "none",
                 "layers": "all",
             },
+            "video": None,
             "training": {
                 "steps": 6, "batch_seconds": 4.0, "max_seconds": 4.0, "warmup_steps": 1, "schedule": "cosine",
                 "weight_decay": 0.01, "clip": 1.0, "steering_clip": 1.0, "precision": "float32",

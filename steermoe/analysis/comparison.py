@@ -21,6 +21,11 @@ BASELINES = {  # system of the baseline stage -> its name in tables
     "baseline/text-only": "LLM without audio",
     "baseline/constant": "constant text",
 }
+CONTROLS = {  # rows of evaluation.controls -> their names in tables
+    "shuffled": "shuffled audio",
+    "silent": "silence and its video",
+    "blank": "black video",
+}
 
 
 @dataclass(frozen=True)
@@ -186,8 +191,9 @@ def table_rows(arms: list[str], shown: dict[str, dict[str, Result]], times: dict
             Row(arm, "own", arm, "arm", count, time.get("seconds_per_step"), speed.get("real_time_factor"))
         )
     for arm in arms:
-        if any("shuffled" in result.summary for result in shown[arm].values()):
-            rows.append(Row(arm, "shuffled", f"{arm}, shuffled audio", "control"))
+        for kind, words in CONTROLS.items():
+            if any(kind in result.summary for result in shown[arm].values()):
+                rows.append(Row(arm, kind, f"{arm}, {words}", "control"))
     return [*rows, *baseline("baseline/text-only", "floor"), *baseline("baseline/constant", "floor")]
 
 

@@ -23,13 +23,13 @@ class Features(Protocol):
     """What every kind of features offers.
 
     Attributes:
-        channels: M; mel bands, or 1 where the encoder hears the waveform itself.
+        channels: M; mel bands, or 1 where the encoder hears the waveform itself; of video, the values of a frame.
     """
 
     channels: int
 
-    def __call__(self, waveform: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Features (M, T) float32, unpadded, of a waveform (N,) at 16 kHz.
+    def __call__(self, waveform: np.ndarray | torch.Tensor, /) -> torch.Tensor:
+        """Features (M, T) float32, unpadded, of a waveform (N,) at 16 kHz; of video, of its T frames.
 
         Raises:
             ValueError: the waveform is too short for a frame, not one-dimensional or not finite.

@@ -25,6 +25,7 @@ from steermoe.config.corpora import (
     MmauPro,
     OpenAudioBench,
     Remote,
+    Shapes,
     Synthetic,
 )
 from steermoe.config.language import Generation, Prompts
@@ -43,6 +44,7 @@ from steermoe.config.sections import (
     of_the_hub,
 )
 from steermoe.config.switching import preview, put_in_force, switch_profile
+from steermoe.config.video import Video, VideoEncoder
 
 __all__ = [
     "LANGUAGE_TAG",
@@ -78,9 +80,12 @@ __all__ = [
     "Prompts",
     "Rehearsal",
     "Remote",
+    "Shapes",
     "Steering",
     "Synthetic",
     "Training",
+    "Video",
+    "VideoEncoder",
     "load",
     "lock_file",
     "lock_text",

@@ -23,6 +23,7 @@ from steermoe.config.sections import (
     Selection,
     Training,
 )
+from steermoe.config.video import Video
 
 METHODS = get_args(Method)
 TAKEN = ("baseline",)  # folder of what needs no training, beside those of the arms
@@ -54,6 +55,7 @@ class Settings(Section):
     bridge: Bridge
     prompts: Prompts
     encoder: Encoder
+    video: Video | None
     llm: Llm
     selection: Selection
     training: ProfileTraining
@@ -71,6 +73,7 @@ class ArmConfig(Section):
     bridge: Bridge
     prompts: Prompts
     encoder: Encoder
+    video: Video | None
     llm: Llm
     training: Training
     train_splits: dict[str, list[str]]
@@ -84,6 +87,14 @@ class ArmConfig(Section):
             needed = "a section" if section is None else "null"
             raise illegal(f"{needed}, as the method is {method}")
         return section
+
+    @field_validator("video")
+    @classmethod
+    def _steered_by_the_method(cls, video: Video | None, info: ValidationInfo) -> Video | None:
+        method = info.data.get("method", "steering")
+        if video is not None and video.steering is not None and "steering" not in method.split("+"):
+            raise illegal(f"null, as the method is {method}", found={"steering": video.steering})
+        return video
 
     @field_validator("training")
     @classmethod
@@ -193,6 +204,8 @@ def arm_config(name: str, arm: Arm, settings: Settings, corpora: Mapping[str, Co
         part: rates[ingredient][part] for part, ingredient in parts_of(arm.method).items()
     }
     values |= {section: None for section in ("steering", "lora", "llm_lora") if section not in ingredients}
+    if values["video"] is not None and "steering" not in ingredients:
+        values["video"]["steering"] = None
     return ArmConfig(
         name=name,
         method=arm.method,

@@ -98,6 +98,18 @@ class Synthetic(Corpus):
         return cls._rows_per_split(rows, info, info.data.get("utterances"))
 
 
+class Shapes(Corpus):
+    """Corpus `shapes`: drawn videos with spoken questions; `videos` of each split."""
+
+    SPLITS: ClassVar = TERNARY
+    videos: dict[str, Rows]
+
+    @field_validator("videos")
+    @classmethod
+    def _rows(cls, rows: dict[str, int], info: ValidationInfo) -> dict[str, int]:
+        return cls._rows_per_split(rows, info, {})
+
+
 class Remote(Corpus):
     """A corpus that is downloaded: from its official place, or from a mirror."""
 
@@ -273,6 +285,7 @@ class Corpora(Section):
     mmau: Mmau = LEFT_OUT
     mmaupro: MmauPro = LEFT_OUT
     openaudiobench: OpenAudioBench = LEFT_OUT
+    shapes: Shapes = LEFT_OUT
 
     def named(self) -> dict[str, Corpus]:
         """Those that are not left out."""

@@ -13,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from steermoe.config.arms import Arm, ArmConfig, Overrides, Settings, arm_config
 from steermoe.config.corpora import Corpus
 from steermoe.config.language import Generation, Prompts
-from steermoe.config.lock import Lock, lock_file, pinned, read_lock
+from steermoe.config.lock import Lock, lock_file, pinned, pinned_video, read_lock
 from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.params import Params
 from steermoe.config.problems import ConfigError, located, problem
@@ -25,6 +25,7 @@ from steermoe.config.sections import (
     Preprocessing,
     ProfileTraining,
 )
+from steermoe.config.video import Video
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -52,6 +53,7 @@ class Config:
     generation: Generation
     evaluation: Evaluation
     encoder: Encoder
+    video: Video | None
     llm: Llm
     preprocessing: Preprocessing
     training: ProfileTraining
@@ -116,6 +118,7 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
     shared = {name: getattr(tuned, name) for name in Params.model_fields if name not in own}
     sized = {name: getattr(profile, name) for name in ("preprocessing", "training", "published", "rehearsal")}
     models = {name: pinned(getattr(profile, name), lock) for name in ("encoder", "llm")}
+    models["video"] = pinned_video(profile.video, lock)
     return Config(
         corpora=corpora,
         arms=resolved,
@@ -129,7 +132,7 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
 
 def _pinned(settings: Settings, lock: Lock) -> Settings:
     models = {"encoder": pinned(settings.encoder, lock), "llm": pinned(settings.llm, lock)}
-    return settings.model_copy(update=models)
+    return settings.model_copy(update=models | {"video": pinned_video(settings.video, lock)})
 
 
 def _profile(params: Path, values: dict[str, Any]) -> tuple[Path | None, dict[str, Any], list[str]]:

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from steermoe.config.problems import ConfigError
 from steermoe.config.sections import Commit, Encoder, Llm, Section
+from steermoe.config.video import Video, VideoEncoder
 
-Base = TypeVar("Base", Encoder, Llm)
+Base = TypeVar("Base", Encoder, Llm, VideoEncoder)
 
 
 class Locked(Section):
@@ -61,3 +62,8 @@ def pinned(section: Base, lock: Lock) -> Base:
     if section.revision is not None or locked is None:
         return section
     return section.model_copy(update={"revision": locked.revision})
+
+
+def pinned_video(section: Video | None, lock: Lock) -> Video | None:
+    """The section with the locked commit of its encoder."""
+    return section and section.model_copy(update={"encoder": pinned(section.encoder, lock)})

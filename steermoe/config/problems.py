@@ -67,7 +67,7 @@ def located(error: ValidationError, schema: dict[str, Any]) -> list[tuple[str, s
             case "missing":
                 line = f": missing; legal: {_words(_at(schema, steps), schema)}"
             case "extra_forbidden":
-                keys = list(_section(_at(schema, steps[:-1]), schema)["properties"])
+                keys = list(_inside(_at(schema, steps[:-1]), schema)["properties"])
                 line = f": unknown key; legal: {one_of(keys)}{nearest(steps[-1], keys)}"
             case "illegal":
                 context = item.get("ctx", {})
@@ -83,7 +83,7 @@ def located(error: ValidationError, schema: dict[str, Any]) -> list[tuple[str, s
 def _at(schema: dict[str, Any], steps: Sequence[int | str]) -> dict[str, Any]:
     node = _resolved(schema, schema)
     for step in steps:
-        node = _section(node, schema)
+        node = _inside(node, schema)
         if isinstance(step, int):
             inner = node.get("items")
         else:
@@ -92,10 +92,10 @@ def _at(schema: dict[str, Any], steps: Sequence[int | str]) -> dict[str, Any]:
     return node
 
 
-def _section(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """A node without the null that may stand in its place."""
-    choices = [choice for choice in node.get("anyOf", []) if choice.get("type") != "null"]
-    return _resolved(choices[0], schema) if len(choices) == 1 else node
+def _inside(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The section that a node is, where it may be null, too."""
+    found = (_resolved(choice, schema) for choice in node.get("anyOf", ()))
+    return next((choice for choice in found if "properties" in choice), node)
 
 
 def _resolved(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

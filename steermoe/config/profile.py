@@ -24,6 +24,7 @@ from steermoe.config.sections import (
     Selection,
     Text,
 )
+from steermoe.config.video import Video
 
 USES = ("train", "dev", "test")
 OVERRIDDEN = {"generation": Generation, "evaluation": Evaluation}  # sections that a profile may override
@@ -44,6 +45,7 @@ class Profile(Section):
     """A file in configs/."""
 
     encoder: Encoder
+    video: Video | None
     llm: Llm
     corpora: Corpora
     selection: Selection

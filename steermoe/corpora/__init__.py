@@ -122,4 +122,5 @@ CORPORA = {
     "mmau": "steermoe.corpora.mmau",
     "mmaupro": "steermoe.corpora.mmaupro",
     "openaudiobench": "steermoe.corpora.openaudiobench",
+    "shapes": "steermoe.corpora.shapes",
 }

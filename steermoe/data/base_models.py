@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steermoe.config import Encoder, Llm, Locked, of_the_hub
+from steermoe.config import Encoder, Llm, Locked, VideoEncoder, of_the_hub
 
-Base = TypeVar("Base", Encoder, Llm)
+Base = TypeVar("Base", Encoder, Llm, VideoEncoder)
 TOKENIZER = "tokenizer.json"
 KINDS = (".safetensors", ".json", ".jsonl", ".txt", ".model", ".jinja")  # files that a model consists of
 FETCHED = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -57,13 +57,13 @@ def located(section: Base, setting: str) -> Base:
     return section.model_copy(update={"path": folder, "revision": None})
 
 
-def identity(section: Encoder | Llm, setting: str) -> dict[str, Any]:
+def identity(section: Encoder | Llm | VideoEncoder, setting: str) -> dict[str, Any]:
     """What a model is: its path, the commit that is used (of a folder: null), the SHA-256 of its files.
 
     Raises:
         ValueError: as `located`.
     """
-    found: Encoder | Llm = located(section, setting)  # pyright: ignore[reportArgumentType]
+    found: Encoder | Llm | VideoEncoder = located(section, setting)  # pyright: ignore[reportArgumentType]
     folder = Path(found.path)
     # A snapshot's folder is named by its commit.
     revision = None if folder == Path(section.path) else folder.name

@@ -8,14 +8,6 @@ from torch.nn.functional import pad
 from steermoe.data.dataset import Item
 
 IGNORED = -100  # target id of padding, which torch's cross-entropy leaves out
-INPUTS = (  # what a model needs to answer
-    "features",
-    "feature_lengths",
-    "prefix_ids",
-    "prefix_lengths",
-    "prompt_ids",
-    "prompt_lengths",
-)
 
 
 def collate(items: Sequence[Item]) -> dict[str, torch.Tensor]:
@@ -27,17 +19,18 @@ def collate(items: Sequence[Item]) -> dict[str, torch.Tensor]:
     Returns:
         features (B, M, T) float32, zero behind feature_lengths (B,); prefix_ids (B, P0), 0 behind
         prefix_lengths (B,); prompt_ids (B, P), 0 behind prompt_lengths (B,); target_ids (B, S), -100 behind
-        target_lengths (B,), which count the end token; indices (B,). Integers are int64.
+        target_lengths (B,), which count the end token; indices (B,). Where the items have videos,
+        video_features and video_lengths as features. Integers are int64.
     """
     prefixes, prefix_lengths = _padded([item["prefix_ids"] for item in items], 0)
     prompts, prompt_lengths = _padded([item["prompt_ids"] for item in items], 0)
     targets, target_lengths = _padded([item["target_ids"] for item in items], IGNORED)
-    lengths = [item["features"].shape[1] for item in items]
+    features, feature_lengths = _stacked([item["features"] for item in items])
+    videos = [item["video"] for item in items if "video" in item]
+    seen = dict(zip(("video_features", "video_lengths"), _stacked(videos), strict=True)) if videos else {}
     return {
-        "features": torch.stack(
-            [pad(item["features"], (0, max(lengths) - n)) for item, n in zip(items, lengths, strict=True)]
-        ),
-        "feature_lengths": torch.tensor(lengths),
+        "features": features,
+        "feature_lengths": feature_lengths,
         "prefix_ids": prefixes,
         "prefix_lengths": prefix_lengths,
         "prompt_ids": prompts,
@@ -45,7 +38,14 @@ def collate(items: Sequence[Item]) -> dict[str, torch.Tensor]:
         "target_ids": targets,
         "target_lengths": target_lengths,
         "indices": torch.tensor([item["index"] for item in items]),
-    }
+    } | seen
+
+
+def _stacked(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (M, T), each of its own T, as (B, M, T), and each T."""
+    lengths = [row.shape[1] for row in rows]
+    padded = [pad(row, (0, max(lengths) - n)) for row, n in zip(rows, lengths, strict=True)]
+    return torch.stack(padded), torch.tensor(lengths)
 
 
 def _padded(rows: Sequence[list[int]], filling: int) -> tuple[torch.Tensor, torch.Tensor]:

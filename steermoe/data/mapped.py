@@ -1,4 +1,4 @@
-"""Audio of shards as stretches of the mapped files: of a thousand hours, no more is in memory than is looked at.
+"""Recordings of shards as stretches of the mapped files: of a thousand hours, no more is in memory than is looked at.
 
 A parquet page of required byte strings that are neither compressed nor encoded is, one after another, length
 (4 bytes, little endian) and bytes (parquet-format, Encodings.md, PLAIN). `ShardWriter` writes one such page a
@@ -13,20 +13,20 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steermoe.data.rows import AUDIO
-
 VIEW = np.dtype([("length", "<i4"), ("prefix", "S4"), ("buffer", "<i4"), ("offset", "<i4")])
-LONGEST_INLINE = 12  # bytes: shorter values would have to lie in the view itself; no FLAC file is so short
+LONGEST_INLINE = (
+    12  # bytes: shorter values would have to lie in the view itself; no FLAC and no PNG is so short
+)
 
 
 class LayoutError(ValueError):
-    """The audio of a shard does not lie in the file as it must to be mapped."""
+    """A recording of a shard does not lie in the file as it must to be mapped."""
 
 
-def mapped_audio(paths: Sequence[Path]) -> pl.Series:
-    """The column `audio` of shards, one after another: Binary, its bytes on disk until they are asked for.
+def mapped_column(paths: Sequence[Path], column: str) -> pl.Series:
+    """A column of recordings of shards, one after another: Binary, its bytes on disk until they are asked for.
 
-    Taking rows, filtering and concatenating copies no audio. A shard that is replaced by another file stays
+    Taking rows, filtering and concatenating copies no recording. A shard that is replaced by another file stays
     as it was for as long as the series lives.
 
     Raises:
@@ -36,30 +36,30 @@ def mapped_audio(paths: Sequence[Path]) -> pl.Series:
     for number, path in enumerate(paths):
         with pa.memory_map(str(path)) as file:
             buffer = file.read_buffer()
-        found = _views(path, memoryview(buffer).cast("B"))
+        found = _views(path, memoryview(buffer).cast("B"), column)
         found["buffer"] = number
         views.append(found)
         buffers.append(buffer)
     table = np.concatenate([np.empty(0, VIEW), *views])
     array = pa.Array.from_buffers(pa.binary_view(), len(table), [None, pa.py_buffer(table), *buffers])
-    return pl.Series(AUDIO, array, dtype=pl.Binary)
+    return pl.Series(column, array, dtype=pl.Binary)
 
 
-def _views(path: Path, data: memoryview) -> np.ndarray:
+def _views(path: Path, data: memoryview, name: str) -> np.ndarray:
     metadata = pq.read_metadata(path)
     columns = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    column = columns.index(AUDIO)
+    column = columns.index(name)
     places: list[tuple[int, int]] = []
     for group in range(metadata.num_row_groups):
         chunk = metadata.row_group(group).column(column)
         required = metadata.schema.column(column).max_definition_level == 0
         if not required or chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page:
-            raise LayoutError(f"{path}: row group {group}: audio that is compressed, encoded or may be null")
+            raise LayoutError(f"{path}: row group {group}: {name} that is compressed, encoded or may be null")
         start = chunk.data_page_offset
         end = start + chunk.total_compressed_size
         found = _values(data, end - _page_bytes(path, data, start), end)
         if len(found) != metadata.row_group(group).num_rows:
-            raise LayoutError(f"{path}: row group {group}: audio in more than one page, or damaged")
+            raise LayoutError(f"{path}: row group {group}: {name} in more than one page, or damaged")
         places += found
     views = np.zeros(len(places), VIEW)
     views["offset"] = [offset for offset, _ in places]

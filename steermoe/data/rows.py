@@ -29,13 +29,15 @@ SCHEMA = pl.Schema(
         "seconds": pl.Float64(),
     }
 )
+VIDEO = "video"  # an animated PNG; in shards of corpora with videos alone, behind the other columns
+WITH_VIDEO = pl.Schema({**SCHEMA, VIDEO: pl.Binary()})
 DEFAULTS: dict[str, Any] = {"language": "und", "answers": [], "choices": []}  # of columns a row may lack
 ROW_GROUP, GROUP_BYTES = 64, 2**24  # rows, and bytes of audio: what is held at once
 SHARD_BYTES = 2**30  # largest shard; a shard's offsets must fit 31 bits
 AUDIO = "audio"
 
 _LISTS = [name for name, kind in SCHEMA.items() if isinstance(kind, pl.List)]
-_KINDS = {column: kind.to_python() for column, kind in SCHEMA.items()}
+_KINDS = {column: kind.to_python() for column, kind in WITH_VIDEO.items()}
 
 
 class ShardError(ValueError):
@@ -49,23 +51,31 @@ def with_defaults(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def frame_of(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """Rows as a frame with the columns of SCHEMA, in that order.
+    """Rows as a frame with the columns of SCHEMA, or, where the first row has a video, WITH_VIDEO, in that order.
 
     Raises:
         ShardError: a row has other columns, or a value of another type.
     """
-    return pl.DataFrame([_checked(number, row) for number, row in enumerate(rows)], schema=SCHEMA)
+    checked: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        checked.append(_checked(number, row, schema_of(checked[0] if checked else row)))
+    return pl.DataFrame(checked, schema=schema_of(checked[0]) if checked else SCHEMA)
 
 
-def _checked(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+def schema_of(row: Mapping[str, Any]) -> pl.Schema:
+    """The columns of the rows that a row is among: with a video where it has one."""
+    return WITH_VIDEO if VIDEO in row else SCHEMA
+
+
+def _checked(number: int, row: Mapping[str, Any], schema: pl.Schema) -> dict[str, Any]:
     row = DEFAULTS | dict(row)
-    if row.keys() != _KINDS.keys():
-        missing, extra = sorted(_KINDS.keys() - row.keys()), sorted(row.keys() - _KINDS.keys())
+    if row.keys() != schema.keys():
+        missing, extra = sorted(schema.keys() - row.keys()), sorted(row.keys() - schema.keys())
         raise ShardError(
             f"row {number}: missing columns {missing}, unknown columns {extra}; see data/rows.py"
         )
-    for column, kind in _KINDS.items():
-        value = row[column]
+    for column in schema:
+        kind, value = _KINDS[column], row[column]
         wrong = value if not isinstance(value, kind) else None
         if wrong is None and column in _LISTS:
             assert isinstance(value, list)
@@ -82,8 +92,8 @@ def _checked(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
 class ShardWriter(AbstractContextManager["ShardWriter"]):
     """Writes a shard, whole or not at all, and holds no more than a row group; the same rows give the same bytes.
 
-    Audio is neither compressed (it is FLAC) nor divided into pages, so that `steermoe.data.mapped` finds every
-    recording as a stretch of the file.
+    Audio and video are neither compressed (they are FLAC and PNG) nor divided into pages, so that
+    `steermoe.data.mapped` finds every recording as a stretch of the file. The first row tells whether all have videos.
 
     Raises:
         ShardError: a row has other columns, or a value of another type; the shard grows beyond SHARD_BYTES.
@@ -93,23 +103,33 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._path, self._whole = path, written_whole(path)
         self._rows: list[dict[str, Any]] = []
         self._number, self._held, self._bytes = 0, 0, 0
+        self._schema: pl.Schema | None = None  # until the first row
 
     def __enter__(self) -> Self:
-        names = [name for name in _leaf_names() if name != AUDIO]
+        self._target = self._whole.__enter__()
+        return self
+
+    def _open(self, schema: pl.Schema) -> None:
+        self._schema, self._arrow = schema, _arrow_schema(schema)
+        leaves = _leaf_names(schema)
+        recorded = [name for name in leaves if name in (AUDIO, VIDEO)]
+        names = [name for name in leaves if name not in recorded]
         self._file = pq.ParquetWriter(
-            self._whole.__enter__(),
-            _ARROW,
-            compression=dict.fromkeys(names, "zstd") | {AUDIO: "none"},  # pyright: ignore[reportArgumentType]
+            self._target,
+            self._arrow,
+            compression=dict.fromkeys(names, "zstd") | dict.fromkeys(recorded, "none"),  # pyright: ignore[reportArgumentType]
             use_dictionary=names,  # pyright: ignore[reportArgumentType]
             write_statistics=names,  # pyright: ignore[reportArgumentType]
             data_page_size=2**31 - 1,
         )
-        return self
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write one more row."""
-        checked = _checked(self._number, row)
-        size = len(checked[AUDIO])
+        if self._schema is None:
+            self._open(schema_of(row))
+        assert self._schema is not None
+        checked = _checked(self._number, row, self._schema)
+        size = len(checked[AUDIO]) + len(checked.get(VIDEO, b""))
         if self._bytes + size > SHARD_BYTES:
             raise ShardError(
                 f"{self._path.name}: row {self._number} ({checked['source_id']!r}) makes the shard larger than "
@@ -121,13 +141,15 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._number, self._held, self._bytes = self._number + 1, self._held + size, self._bytes + size
 
     def _flush(self) -> None:
-        self._file.write_table(pa.Table.from_pylist(self._rows, schema=_ARROW))
+        self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._arrow))
         self._rows, self._held = [], 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if self._schema is None:  # not a row
+                self._open(SCHEMA)
             if kind is None and self._rows:
                 self._flush()
         finally:
@@ -142,9 +164,9 @@ def write_frame(frame: pl.DataFrame, path: Path) -> None:
             shard.add(row)
 
 
-def _leaf_names() -> list[str]:
+def _leaf_names(schema: pl.Schema) -> list[str]:
     """The columns as parquet names them."""
-    return [f"{name}.list.element" if name in _LISTS else name for name in SCHEMA]
+    return [f"{name}.list.element" if name in _LISTS else name for name in schema]
 
 
 def _arrow(kind: pl.DataType) -> pa.DataType:
@@ -158,4 +180,5 @@ def _arrow(kind: pl.DataType) -> pa.DataType:
     }[type(kind)]
 
 
-_ARROW = pa.schema([pa.field(name, _arrow(kind), nullable=False) for name, kind in SCHEMA.items()])
+def _arrow_schema(schema: pl.Schema) -> pa.Schema:
+    return pa.schema([pa.field(name, _arrow(kind), nullable=False) for name, kind in schema.items()])

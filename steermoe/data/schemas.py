@@ -8,7 +8,8 @@ import polars as pl
 
 from steermoe.audio import waveform
 from steermoe.config import LANGUAGE_TAG
-from steermoe.data.rows import ROW_GROUP, SCHEMA, ShardError
+from steermoe.data import video
+from steermoe.data.rows import AUDIO, ROW_GROUP, SCHEMA, VIDEO, WITH_VIDEO, ShardError
 
 TASKS = (
     "transcribe",
@@ -78,15 +79,21 @@ class Utterance(pa.DataFrameModel):
         return data.lazyframe.select(_none_or_target("choices", "answer"))
 
 
+class SeenUtterance(Utterance):
+    """A row of a corpus with videos."""
+
+    video: pl.Binary = pa.Field(description="an animated PNG of at least one frame")
+
+
 def _none_or_target(column: str, *tasks: str) -> pl.Expr:
     found = pl.col(column)
     return (found.list.len() == 0) | (pl.col("task").is_in(tasks) & found.list.contains(pl.col("target")))
 
 
 # pandera reports a failing row as JSON, which polars cannot make of binary columns: it panics, past `except`.
-# So the audio is taken out and looked at by itself.
-_SCALARS = Utterance.to_schema().remove_columns(["audio"])
-_ALLOWED = {name: column.description or "" for name, column in Utterance.to_schema().columns.items()}
+# So the recordings are taken out and looked at by themselves.
+_SCALARS = Utterance.to_schema().remove_columns([AUDIO])
+_ALLOWED = {name: column.description or "" for name, column in SeenUtterance.to_schema().columns.items()}
 
 
 @dataclass(frozen=True, order=True)
@@ -103,17 +110,19 @@ class Violation:
 
 
 def validate_shard(path: Path, audio: str = "header") -> None:
-    """Check a shard against `Utterance`; of its audio no more than a few recordings are in memory.
+    """Check a shard against `Utterance` or, with videos, `SeenUtterance`.
+
+    Of its audio and video no more than a few recordings are in memory.
 
     Args:
         path: `<split>-<number>.parquet`; its rows must be of that split.
-        audio: how closely audio is looked at: `decode` (all of it), `header`, or `skip`.
+        audio: how closely audio and video are looked at: `decode` (all of it), `header`, or `skip`.
 
     Raises:
         ShardError: names file, row, column, what was found and what is allowed, for the first violations.
     """
-    _validate_columns(path)
-    scalars = pl.read_parquet(path, columns=[name for name in SCHEMA if name != "audio"])
+    has_video = _validate_columns(path)
+    scalars = pl.read_parquet(path, columns=[name for name in SCHEMA if name != AUDIO])
     violations = _scalar_violations(scalars)
     split = path.name.rpartition("-")[0]
     for row in scalars.with_row_index().filter(pl.col("split") != split)["index"]:
@@ -121,6 +130,8 @@ def validate_shard(path: Path, audio: str = "header") -> None:
     if audio != "skip":
         for start in range(0, len(scalars), ROW_GROUP):
             violations += _audio_violations(path, scalars, start, audio == "decode")
+            if has_video:
+                violations += _video_violations(path, start, audio == "decode")
     if violations:
         lines = [str(violation) for violation in sorted(set(violations))]
         more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
@@ -128,19 +139,22 @@ def validate_shard(path: Path, audio: str = "header") -> None:
         raise ShardError("\n".join([f"{path}: not a shard of utterances; {advice}", *lines[:SHOWN], *more]))
 
 
-def _validate_columns(path: Path) -> None:
+def _validate_columns(path: Path) -> bool:
+    """Whether the shard has videos."""
     try:
         found = pl.read_parquet_schema(path)
     except pl.exceptions.PolarsError as error:
         raise ShardError(
             f"{path}: not a parquet file, or damaged ({error}); write it anew (stage preprocess)"
         ) from error
-    for column in [*SCHEMA, *found]:
-        if found.get(column) != SCHEMA.get(column):
+    expected = WITH_VIDEO if VIDEO in found else SCHEMA
+    for column in [*expected, *found]:
+        if found.get(column) != expected.get(column):
             raise ShardError(
                 f"{path}: column {column}: found {found.get(column, 'nothing')}, expected "
-                f"{SCHEMA.get(column, 'no such column')}; write the shard anew (stage preprocess)"
+                f"{expected.get(column, 'no such column')}; write the shard anew (stage preprocess)"
             )
+    return VIDEO in found
 
 
 def _scalar_violations(scalars: pl.DataFrame) -> list[Violation]:
@@ -167,6 +181,23 @@ def _audio_violations(path: Path, scalars: pl.DataFrame, start: int, decode: boo
         if found:
             violations.append(Violation(row, "audio", found))
     return violations
+
+
+def _video_violations(path: Path, start: int, decode: bool) -> list[Violation]:
+    batch = pl.scan_parquet(path).select(VIDEO).slice(start, ROW_GROUP).collect()[VIDEO]
+    faults = ((row, video_fault(data, decode)) for row, data in enumerate(batch, start))
+    return [Violation(row, VIDEO, found) for row, found in faults if found]
+
+
+def video_fault(data: bytes | None, decode: bool) -> str | None:
+    """What is wrong with a row's video, by its header or, with `decode`, all of it; None where nothing is."""
+    if data is None:
+        return "null"
+    try:
+        video.load(data) if decode else video.shape(data)
+    except video.VideoError as error:
+        return str(error).removeprefix("video: ")
+    return None
 
 
 def audio_fault(data: bytes | None, rate: int | None, seconds: float | None, decode: bool) -> str | None:

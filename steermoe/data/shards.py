@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 
 from steermoe.audio.waveform import FLAC_HEADER
-from steermoe.data.mapped import LayoutError, mapped_audio
-from steermoe.data.rows import AUDIO, SCHEMA, ShardError, frame_of, write_frame
-from steermoe.data.schemas import audio_fault, validate_shard
+from steermoe.data.mapped import LayoutError, mapped_column
+from steermoe.data.rows import AUDIO, SCHEMA, VIDEO, WITH_VIDEO, ShardError, frame_of, write_frame
+from steermoe.data.schemas import audio_fault, validate_shard, video_fault
 from steermoe.data.skipped import skipped_reason
 
 _NAME = re.compile(r"(?P<split>[a-z0-9_-]+)-(?P<number>\d{5})\.parquet")
@@ -62,22 +62,24 @@ def read_rows(
 ) -> pl.DataFrame:
     """The rows of whole splits, in the order of folders, splits and shards.
 
-    All but the audio is in memory; audio is read from the shards whenever it is asked for (see `mapped`), so
-    that a split may be larger than memory. The shards must stay where they are, or be replaced as files.
+    All but audio and video is in memory; those are read from the shards whenever they are asked for (see
+    `mapped`), so that a split may be larger than memory. The shards must stay where they are, or be replaced as files.
 
     Args:
         folders: of one or several corpora. A skipped corpus has no rows.
         splits: every other folder must have each of them.
-        columns: some of the columns; by default all. Audio that is not asked for is not looked at.
+        columns: some of the columns; by default all: with `video` where a shard has it, which is null in the
+            rows of others. Audio that is not asked for is not looked at.
 
     Raises:
         ShardError: a shard is missing, is damaged, or breaks the schema; a `source_id` occurs twice.
         ValueError: a folder lacks a split; unknown column.
     """
     chosen = list(SCHEMA) if columns is None else list(columns)
-    if unknown := [name for name in chosen if name not in SCHEMA]:
-        raise ValueError(f"no column {unknown[0]!r} in shards; they have: {', '.join(SCHEMA)}")
-    scalars = list(dict.fromkeys([*(n for n in chosen if n != AUDIO), "source_id", "sample_rate", "seconds"]))
+    if unknown := [name for name in chosen if name not in WITH_VIDEO]:
+        raise ValueError(f"no column {unknown[0]!r} in shards; they have: {', '.join(WITH_VIDEO)}")
+    described = [name for name in chosen if name not in (AUDIO, VIDEO)]
+    scalars = list(dict.fromkeys([*described, "source_id", "sample_rate", "seconds"]))
     frames = [pl.DataFrame(schema=SCHEMA).select(scalars)]
     seen: dict[str, Path] = {}
     paths: list[Path] = []
@@ -92,13 +94,35 @@ def read_rows(
     frame = pl.concat(frames).rechunk()
     if AUDIO in chosen:
         frame = frame.with_columns(_audio(paths, frames[1:]))
+    shown = [VIDEO in pl.read_parquet_schema(path) for path in paths]
+    if VIDEO in chosen or (columns is None and any(shown)):
+        videos = [
+            _video(path) if has else pl.Series(VIDEO, [None] * len(rows), pl.Binary)
+            for path, has, rows in zip(paths, shown, frames[1:], strict=True)
+        ]
+        frame = frame.with_columns(
+            pl.concat(videos).rechunk() if videos else pl.lit(None, pl.Binary).alias(VIDEO)
+        )
+        chosen = list(dict.fromkeys([*chosen, VIDEO]))
     return frame.select(chosen)
+
+
+def _video(path: Path) -> pl.Series:
+    """The column `video` of a shard, after a look at every header."""
+    try:
+        videos = mapped_column([path], VIDEO)
+    except LayoutError as error:
+        validate_shard(path, audio="header")
+        raise ShardError(f"{error}; write the shard anew (stage preprocess)") from error
+    if any(video_fault(data, decode=False) for data in videos):
+        validate_shard(path, audio="header")
+    return videos
 
 
 def _audio(paths: Sequence[Path], frames: Sequence[pl.DataFrame]) -> pl.Series:
     """The column `audio` of the shards, whose other columns are `frames`, after a look at every header."""
     try:
-        audio = mapped_audio(paths)
+        audio = mapped_column(paths, AUDIO)
     except LayoutError as error:
         for path in paths:
             validate_shard(path, audio="header")

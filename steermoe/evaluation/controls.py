@@ -1,10 +1,13 @@
-"""What a system is given to hear: each row's own audio, or, as a control, another row's."""
+"""What a system is given to hear and to see: each row's own audio and video, or, as a control, something else."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
+
+from steermoe.audio import waveform
+from steermoe.data import video
 
 
 def own_audio(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
@@ -25,6 +28,21 @@ def shuffled_audio(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
     return pl.concat(parts) if parts else own_audio(frame.clear(), seed)
 
 
+def silent_audio(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Every row with silence as long as its audio: what the video alone gets right."""
+    silence = [
+        waveform.encode_flac(np.zeros(round(s * waveform.RATE), np.float32), waveform.RATE)
+        for s in frame["seconds"]
+    ]
+    return frame.with_columns(pl.Series("audio", silence, pl.Binary), pl.lit("silence").alias("heard"))
+
+
+def blank_video(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Every row with a black video as long as its own: what the audio alone gets right."""
+    black = [video.encode(np.zeros((*video.shape(data), 3), np.uint8)) for data in frame["video"]]
+    return own_audio(frame, seed).with_columns(pl.Series("video", black, pl.Binary))
+
+
 def derangement(transcripts: Sequence[str], seed: int) -> np.ndarray:
     """For each row another row, drawn once for the seed; every row is given away exactly once.
 
@@ -41,4 +59,9 @@ def derangement(transcripts: Sequence[str], seed: int) -> np.ndarray:
     return donors
 
 
-AUDIO: dict[str, Callable[[pl.DataFrame, int], pl.DataFrame]] = {"own": own_audio, "shuffled": shuffled_audio}
+Control = Callable[[pl.DataFrame, int], pl.DataFrame]
+AUDIO: dict[str, Control] = {"own": own_audio, "shuffled": shuffled_audio}
+VIDEO: dict[str, Control] = {
+    "silent": silent_audio,
+    "blank": blank_video,
+}  # of models with a video branch, too

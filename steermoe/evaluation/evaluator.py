@@ -17,15 +17,16 @@ from steermoe.audio.features import Features
 from steermoe.audio.waveform import RATE
 from steermoe.config import Evaluation, Generation
 from steermoe.data.batching import bucketed_batches
-from steermoe.data.collator import INPUTS, collate
+from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.rows import with_defaults
 from steermoe.evaluation.answers import count_answers
-from steermoe.evaluation.controls import AUDIO
+from steermoe.evaluation.controls import AUDIO, VIDEO
 from steermoe.evaluation.metrics import count_errors
 from steermoe.evaluation.normalizers import normalizer
 from steermoe.evaluation.predictions import Predictions, Speed
 from steermoe.models.generation import describe
+from steermoe.models.inputs import Inputs
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training.processes import gathered, world
 
@@ -46,6 +47,8 @@ def evaluate(
 ) -> Predictions:
     """Answers of a trained adapter to every row of `frame`, with their own and with shuffled audio.
 
+    Where it has a video branch: also with silence, and with black videos.
+
     Of audio that is longer than the encoder takes, its beginning is heard; `decoding` tells of how many rows.
     """
     system = adapter(model, generation, seed)
@@ -55,20 +58,21 @@ def evaluate(
         system = replace(
             system, decoding=f"{system.decoding}; of {cut} utterances the first {longest:g} s are heard"
         )
-    return measure(system, frame, settings, seed, audio=tuple(AUDIO))
+    kinds = (*AUDIO, *(VIDEO if model.video is not None else ()))
+    return measure(system, frame, settings, seed, audio=kinds)
 
 
 def adapter(model: SteerMoE, generation: Generation, seed: int) -> System:
     """The model as a system: [prefix ; audio ; prompt] in, text out."""
 
     features = _Beginning(model.features, model.encoder.max_seconds)
+    seen = None if model.video is None else model.video.features
 
     @torch.inference_mode()
     def respond(rows: pl.DataFrame) -> list[str]:
-        dataset = UtteranceDataset(rows, features, model.tokenizer, model.config.prompts)
+        dataset = UtteranceDataset(rows, features, model.tokenizer, model.config.prompts, video_features=seen)
         batch = collate([dataset[row] for row in range(len(dataset))])
-        inputs = {name: batch[name].to(model.device) for name in INPUTS}
-        tokens = model.generate(**inputs, generation=generation, seed=seed)
+        tokens = model.generate(Inputs.of(batch, model.device), generation, seed)
         return [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
 
     return System(respond, describe(generation, seed), str(model.device))
@@ -94,14 +98,15 @@ def measure(
 ) -> Predictions:
     """Run `system` over all rows of `frame` (columns of `Utterance`) in batches sorted by length.
 
-    `audio` names rows of AUDIO: what the system hears. The speed is that of the pass over own audio.
+    `audio` names rows of AUDIO and VIDEO: what the system hears and sees. The speed is that of the pass over own
+    audio.
     """
     if frame.is_empty():
         raise ValueError("nothing to evaluate: no rows in the given splits")
     parts, speed = [], None
     frame, normalize = with_defaults(frame), normalizer(settings.normalizer)
     for kind in audio:
-        heard = AUDIO[kind](frame, seed)
+        heard = (AUDIO | VIDEO)[kind](frame, seed)
         start = time.perf_counter()
         hypotheses = respond_to_all(system.respond, heard, settings.batch_seconds, f"{kind} audio")
         wall = time.perf_counter() - start

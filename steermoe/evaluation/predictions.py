@@ -64,9 +64,9 @@ class Figure(Interval):
 class Predictions:
     """`frame` has a row for each utterance and kind of audio, in the order of the evaluated frame.
 
-    Columns: source_id, split, language, task, prompt, audio (own | shuffled), heard (source_id of the audio
-    that was fed), seconds (of that audio), reference, hypothesis, errors, words, char_errors, chars, exact, and
-    those of `answers.COLUMNS`. All counts are after `normalizer`.
+    Columns: source_id, split, language, task, prompt, audio (row of controls.AUDIO or VIDEO), heard (source_id of
+    the audio that was fed), seconds (of that audio), reference, hypothesis, errors, words, char_errors, chars,
+    exact, and those of `answers.COLUMNS`. All counts are after `normalizer`.
     """
 
     frame: pl.DataFrame

@@ -12,7 +12,7 @@ from steermoe.config import Evaluation, Generation
 from steermoe.evaluation.normalizers import normalizer
 from steermoe.evaluation.significance import bootstrap_interval
 from steermoe.models import adapter
-from steermoe.models.encoders import load_encoder
+from steermoe.models.encoders import load_encoder, load_video_encoder
 from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.generation import answer_texts, describe
 from steermoe.models.llm import load_llm
@@ -42,7 +42,7 @@ def check(model: SteerMoE, source: Path | str) -> dict:
         source: its adapter; config.json there holds the hashes of the frozen weights at the end of training.
 
     Returns:
-        {"weights": {encoder, llm: {base, trained_against, now, identical}},
+        {"weights": {encoder, llm, and video where there is one: {base, trained_against, now, identical}},
         "logits": {"prompts": how many, "identical": how many of them give the same logits in every bit,
         "largest_change": of a logit}, "adapted": whether the arm trains adapters inside the LLM}
     """
@@ -52,6 +52,8 @@ def check(model: SteerMoE, source: Path | str) -> dict:
         "encoder": digest(frozen_weights(base_encoder.model)),
         "llm": digest(frozen_weights(base_llm)),
     }
+    if model.config.video is not None:
+        base["video"] = digest(frozen_weights(load_video_encoder(model.config.video.encoder).model))
     after, now = adapter.read(source).frozen, model.frozen_hashes()
     weights = {
         part: {

@@ -164,6 +164,40 @@ def check_frozen(
             )
 
 
+def with_frozen(arm: ArmConfig, folder: Path, given: Mapping[str, str | Path | None]) -> ArmConfig:
+    """The configuration with the paths where its frozen models are.
+
+    Args:
+        arm: of the adapter.
+        folder: where the adapter is.
+        given: folder or hub id of `encoder`, `llm` and `video`; None: where `find_frozen` finds it.
+
+    Raises:
+        ValueError: a video encoder is given to an adapter that has none.
+    """
+    paths = {
+        part: find_frozen(path, folder) if given[part] is None else str(given[part])
+        for part, path in frozen_paths(arm).items()
+    }
+    if given["video"] is not None and arm.video is None:
+        raise ValueError(
+            f"{folder}: found video encoder {str(given['video'])!r}; the adapter has no video branch: leave it out"
+        )
+    changes: dict[str, Any] = {
+        part: getattr(arm, part).model_copy(update={"path": paths[part]}) for part in ("encoder", "llm")
+    }
+    if arm.video is not None:
+        encoder = arm.video.encoder.model_copy(update={"path": paths["video"]})
+        changes["video"] = arm.video.model_copy(update={"encoder": encoder})
+    return arm.model_copy(update=changes)
+
+
+def frozen_paths(arm: ArmConfig) -> dict[str, str]:
+    """Where the frozen models are, by part: encoder, llm, and video where there is such a branch."""
+    video = {} if arm.video is None else {"video": arm.video.encoder.path}
+    return {"encoder": arm.encoder.path, "llm": arm.llm.path} | video
+
+
 def find_frozen(path: str, folder: Path) -> str:
     """Where a frozen model is.
 

@@ -6,16 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from steermoe.audio import waveform
 from steermoe.config import Generation
 from steermoe.data.batching import bucketed_batches
-from steermoe.data.collator import INPUTS, collate
+from steermoe.data.collator import collate
 from steermoe.data.dataset import Item
 from steermoe.data.prompts import encode_texts, render, texts_around
+from steermoe.models.inputs import Inputs
 from steermoe.models.tools import Answer, check_tools, read_answer
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def answer_all(
     prompt: str | None = None,
     scored: bool = False,
     batch_seconds: float = BATCH_SECONDS,
+    videos: Sequence[np.ndarray] | None = None,
 ) -> list[Answer]:
     """The answer to each recording; arguments and errors are those of `SteerMoE.ask`.
 
@@ -42,7 +44,9 @@ def answer_all(
         prompt: the text behind the audio, in place of the configuration's; not with `question`.
         scored: tell the answers' confidence, too, which costs one more pass of the LLM.
         batch_seconds: audio seconds a batch, padding included.
+        videos: frames beside each recording.
     """
+    check_videos(model, len(audio), videos)
     if tools is not None:
         check_tools(tools)
     task = "transcribe" if question is None else "answer"
@@ -63,17 +67,31 @@ def answer_all(
             }
             for row in rows
         ]
-        batch = collate(items)
-        inputs: dict[str, Any] = {name: batch[name].to(model.device) for name in INPUTS}
+        if videos is not None and model.video is not None:
+            for item in items:
+                item["video"] = model.video.features(videos[item["index"]])
+        inputs = Inputs.of(collate(items), model.device)
         if scored:
-            found, likelihoods = model.generate_scored(**inputs, generation=generation, seed=seed)
+            found, likelihoods = model.generate_scored(inputs, generation, seed)
         else:
-            found = model.generate(**inputs, generation=generation, seed=seed)
+            found = model.generate(inputs, generation, seed)
             likelihoods = [[] for _ in found]
         for row, answer_ids, each in zip(rows, found, likelihoods, strict=True):
             answer = read_answer(answer_ids, model.tokenizer, tools, texts[1])
             answers[row] = replace(answer, confidence=confidence(each))
     return [answers[row] for row in range(len(waveforms))]
+
+
+def check_videos(model: SteerMoE, recordings: int, videos: Sequence[np.ndarray] | None) -> None:
+    """Raises ValueError where a model with a video branch gets no video beside a recording, or another gets one."""
+    given = 0 if videos is None else len(videos)
+    if model.video is None and videos is not None:
+        raise ValueError(f"video: found {given}; the model has no video branch: give the audio alone")
+    if model.video is not None and given != recordings:
+        raise ValueError(
+            f"video: found {given} for {recordings} recordings; the model has a video branch: give the frames "
+            "beside each recording (`video=`)"
+        )
 
 
 def confidence(log_likelihoods: Sequence[float]) -> float | None:

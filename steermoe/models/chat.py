@@ -40,6 +40,10 @@ def chat(
     seed: int,
 ) -> Answer:
     """The answer to a conversation; arguments and errors are those of `SteerMoE.chat`."""
+    if model.video is not None:
+        raise ValueError(
+            "messages: the model has a video branch, and conversations hold no videos; use `ask`"
+        )
     if tools is not None:
         check_tools(tools)
     turns, recordings = read_messages(messages)

@@ -1,7 +1,9 @@
 """SteerMoE: a frozen speech encoder, a frozen LLM, and the little between them that is trained.
 
 features -> encoder, its layers steered (or with LoRA) -> down-sampling -> projection
--> `[prefix ; audio ; prompt ; target]` -> LLM -> loss on the target's tokens, or text.
+-> `[prefix ; video ; audio ; prompt ; target]` -> LLM -> loss on the target's tokens, or text.
+
+The video is there where the configuration has a section `video`: a second branch, steered the same way.
 
 Shapes: B batch, M feature channels, T feature frames, S encoder frames, D encoder width, P0 prefix tokens, A audio
 tokens, P prompt tokens, Y target tokens, N target tokens of all rows, H width of the LLM, V its vocabulary.
@@ -26,12 +28,13 @@ from steermoe.config import ArmConfig, Generation
 from steermoe.data.adapters import adapter_folder
 from steermoe.models import adapter
 from steermoe.models.answers import Audio, answer_all
+from steermoe.models.branch import Branch
 from steermoe.models.chat import chat
-from steermoe.models.downsample import make_downsampler
-from steermoe.models.encoders import load_encoder
+from steermoe.models.encoders import load_encoder, load_video_encoder
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.generation import GREEDY, decode
+from steermoe.models.inputs import Inputs
 from steermoe.models.lesson import Lesson
 from steermoe.models.llm import (
     CausalLM,
@@ -45,60 +48,43 @@ from steermoe.models.llm import (
 )
 from steermoe.models.loss import Loss, hidden_loss
 from steermoe.models.prefix import prefix_cache
-from steermoe.models.projection import Projection, make_projection
 from steermoe.models.recompute import recompute
 from steermoe.models.seeds import seeded
 from steermoe.models.sequence import pack, target_rows
-from steermoe.models.steering import Steering
 from steermoe.models.tools import Answer
 
-Heard = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""(features_BMT, lengths_B) -> (hidden_BSD, lengths_B)."""
 LoadLlm = Callable[[config.Llm], tuple[CausalLM, Any]]
 
 
-class SteerMoE(nn.Module):
-    """The assembly; `from_config` builds it for training, `from_pretrained` for use.
+class SteerMoE(Branch):
+    """The assembly, a branch for the audio with the LLM behind it.
+
+    `from_config` builds it for training, `from_pretrained` for use.
 
     Attributes:
         config: the resolved configuration of its arm.
-        encoder: the frozen encoder; with LoRA, the trained adapters lie inside it.
-        steering: the trained steering, or None for the other methods.
-        downsample, projection: the bridge; the projection is trained.
+        video: the branch of the video, or None.
         llm: the frozen LLM as transformers loads it.
         tokenizer: the LLM's.
-        features: waveform to features, as the encoder wants them.
-        heard: what stands in for the encoder's forward pass while nothing inside it is trained; or None.
     """
 
     llm: CausalLM
-    projection: Projection
 
     def __init__(self, arm: ArmConfig, load: LoadLlm = load_llm) -> None:
-        super().__init__()
-        self.config = arm
-        self.encoder = load_encoder(arm.encoder)
-        self.llm, self.tokenizer = load(arm.llm)
-        self.features = self.encoder.features
-        self.downsample = make_downsampler(arm.bridge, self.encoder.width, len(self.encoder.layers))
-        # A generator state for each part: every arm with the same seed starts from the same projection.
-        with seeded(arm.seed, "projection"):
-            embeddings = input_embeddings(self.llm)
-            self.projection = make_projection(arm.bridge, self.downsample.width, embeddings)
-        self.steering: Steering | None = None
-        if arm.steering is not None:
-            layers = self.encoder.layers
-            if arm.steering.site == "attention":
-                layers = [self.encoder.attention(number) for number in range(len(layers))]
-            with seeded(arm.seed, "steering"):
-                self.steering = Steering(arm.steering, layers, self.encoder.width)
+        encoder = load_encoder(arm.encoder)
+        llm, tokenizer = load(arm.llm)
+        super().__init__(encoder, arm.steering, arm.bridge, input_embeddings(llm), arm.seed)
+        self.config, self.llm, self.tokenizer = arm, llm, tokenizer
+        self.video: Branch | None = None
+        if arm.video is not None:
+            eye, embeddings = load_video_encoder(arm.video.encoder), input_embeddings(llm)
+            self.video = Branch(eye, arm.video.steering, arm.video.bridge, embeddings, arm.seed, "video.")
         self._adapters = self._with_lora()
         # Recomputing would have to know in the backward pass what was wanted.
         self._narrows = not arm.training.gradient_checkpointing and narrows(self.llm)
         if arm.training.gradient_checkpointing:
-            recompute([*self.encoder.layers, *decoder_layers(self.llm)])
-        self.heard: Heard | None = None
-        self._lengths: dict[int, torch.Tensor] = {}  # valid lengths, by the width of hidden states
+            of_video = [] if self.video is None else self.video.encoder.layers
+            recompute([*self.encoder.layers, *of_video, *decoder_layers(self.llm)])
         self.train(False)
 
     def _with_lora(self) -> dict[str, list[nn.Parameter]]:
@@ -134,12 +120,13 @@ class SteerMoE(nn.Module):
         encoder: str | Path | None = None,
         llm: str | Path | None = None,
         load: LoadLlm = load_llm,
+        video: str | Path | None = None,
     ) -> Self:
         """A trained model.
 
         Args:
             source: a folder that `save_pretrained` wrote, or a repository on the hub.
-            encoder, llm: where the frozen models are, if not where they were when it was trained; see
+            encoder, llm, video: where the frozen models are, if not where they were when it was trained; see
                 `adapter.find_frozen`.
             load: gives LLM and tokenizer; with another one than `load_llm`, which may load a part only, the
                 LLM's weights are not compared with those that it was trained against.
@@ -150,18 +137,13 @@ class SteerMoE(nn.Module):
         """
         folder = adapter_folder(source)
         saved = adapter.read(folder)
-        arm = saved.arm
-        for part, given in (("encoder", encoder), ("llm", llm)):
-            section = getattr(arm, part)
-            path = adapter.find_frozen(section.path, folder) if given is None else str(given)
-            arm = arm.model_copy(update={part: section.model_copy(update={"path": path})})
+        arm = adapter.with_frozen(saved.arm, folder, {"encoder": encoder, "llm": llm, "video": video})
         model = cls(arm, load)
         adapter.check_weights(saved.weights, model.trainable_state_dict(), str(source))
-        paths = {"encoder": arm.encoder.path, "llm": arm.llm.path}
         found = model.frozen_hashes()
         if load is not load_llm:
             found["llm"] = saved.frozen["llm"]
-        adapter.check_frozen(found, saved.frozen, paths, str(source))
+        adapter.check_frozen(found, saved.frozen, adapter.frozen_paths(arm), str(source))
         model.load_state_dict(dict(saved.weights), strict=False)  # all names were checked
         return model
 
@@ -185,11 +167,9 @@ class SteerMoE(nn.Module):
 
         projection (with what down-sampling trains); vectors (with the scales) and router; lora; llm_lora.
         """
-        groups = {"projection": [*self.downsample.parameters(), *self.projection.parameters()]}
-        if self.steering is not None:
-            scales = [p for p in (self.steering.scales,) if isinstance(p, nn.Parameter)]
-            groups["vectors"] = [self.steering.vectors, *scales]
-            groups["router"] = list(self.steering.router.parameters())
+        groups = self.trained_parts()
+        for part, parameters in ({} if self.video is None else self.video.trained_parts()).items():
+            groups.setdefault(part, []).extend(parameters)
         return groups | self._adapters
 
     def trainable_state_dict(self) -> dict[str, torch.Tensor]:
@@ -197,16 +177,14 @@ class SteerMoE(nn.Module):
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def frozen_hashes(self) -> dict[str, str]:
-        """SHA-256 of the encoder's and of the LLM's weights as they are now, adapters aside."""
-        return {
-            "encoder": digest(frozen_weights(self.encoder.model)),
-            "llm": digest(frozen_weights(self.llm)),
-        }
+        """SHA-256 of the weights of encoder, LLM and, where there is one, video encoder now, adapters aside."""
+        frozen = {"encoder": self.encoder.model, "llm": self.llm}
+        frozen |= {} if self.video is None else {"video": self.video.encoder.model}
+        return {part: digest(frozen_weights(model)) for part, model in frozen.items()}
 
     def train(self, mode: bool = True) -> Self:
         """Switch what is trained; the frozen models stay in evaluation mode."""
         super().train(mode)
-        self.encoder.eval()
         self.llm.eval()
         if self._adapters:
             from steermoe.models.lora import train_lora
@@ -219,66 +197,6 @@ class SteerMoE(nn.Module):
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.projection.parameters()).device
-
-    # forward
-
-    def encode(
-        self,
-        features_BMT: torch.Tensor,
-        lengths_B: torch.Tensor,
-        prompt_BPH: torch.Tensor | None = None,
-        prompt_lengths_B: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features to audio tokens in the LLM's embedding space: (audio_BAH, lengths_B).
-
-        Args:
-            features_BMT, lengths_B: what is heard.
-            prompt_BPH, prompt_lengths_B: the embedded prompt, which only aligners need.
-
-        Raises:
-            ValueError: the audio is longer than the encoder takes, or an aligner gets no prompt.
-        """
-        pooled_BAD, lengths_B = self.hear(features_BMT, lengths_B)
-        if prompt_BPH is None or prompt_lengths_B is None:
-            if self.projection.reads_prompt:
-                raise ValueError(
-                    f"bridge.projection {self.config.bridge.projection} reads the prompt: none given"
-                )
-            prompt_BPH, prompt_lengths_B = pooled_BAD.new_zeros(lengths_B.shape[0], 0, 1), lengths_B * 0
-        return self.projection(pooled_BAD, prompt_BPH, prompt_lengths_B), lengths_B
-
-    def hear(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features to steered and down-sampled frames, and their lengths; `lengths_of` knows those before."""
-        self._lengths.clear()
-        if self.steering is not None:
-            self.steering.start()
-        after = self.config.bridge.after
-        between = None if after is None else {after: self._shorten}
-        if self.heard is not None:
-            hidden_BSD, lengths_B = self.heard(features_BMT, lengths_B)
-        else:
-            hidden_BSD, lengths_B = self.encoder(features_BMT, lengths_B, between)
-        self._remember(hidden_BSD, lengths_B)
-        if self.steering is not None:
-            hidden_BSD = self.steering.post(hidden_BSD)
-        return (hidden_BSD, lengths_B) if between else self.downsample(hidden_BSD, lengths_B)
-
-    def _shorten(
-        self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._remember(hidden_BSD, lengths_B)
-        return self.downsample(hidden_BSD, lengths_B)
-
-    def _remember(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> None:
-        if not torch.compiler.is_exporting():  # a width that is a symbol can be no key
-            self._lengths[hidden_BSD.shape[1]] = lengths_B
-
-    def lengths_of(self, width: int) -> torch.Tensor:
-        """Valid lengths (B,) of the hidden states of a width, somewhere in the encoder, that were heard last.
-
-        An unknown width is that of a full window: its rows are as long as when they left it.
-        """
-        return self._lengths.get(width, next(iter(self._lengths.values())))
 
     @torch.no_grad()
     def gates(self, audio: str | Path | np.ndarray) -> list[np.ndarray]:
@@ -296,36 +214,28 @@ class SteerMoE(nn.Module):
             self.hear(features, torch.tensor([features.shape[2]], device=self.device))
         return seen
 
+    # forward
+
     def forward(self, lesson: Lesson | None = None, **batch: torch.Tensor) -> Loss:
         """The loss of a batch as `predicting` takes it, with that of a lesson about it."""
         hidden_NH, targets_N = self.predicting(**batch)
-        found = hidden_loss(
-            hidden_NH, targets_N, partial(logits, self.llm), vocabulary_size(self.llm), lesson
-        )
-        if self.training and self.steering is not None and found.loss is not None:
-            found.loss = found.loss + self.steering.losses(self.lengths_of)
+        head = partial(logits, self.llm)
+        found = hidden_loss(hidden_NH, targets_N, head, vocabulary_size(self.llm), lesson)
+        if self.training and found.loss is not None:
+            found.loss = found.loss + self.routing_losses()
+            if self.video is not None:
+                found.loss = found.loss + self.video.routing_losses()
         return found
 
     def predicting(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-        target_ids: torch.Tensor,
-        target_lengths: torch.Tensor,
-        **_: Any,
+        self, target_ids: torch.Tensor, target_lengths: torch.Tensor, **batch: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Last hidden states (N, H) that predict the target tokens of a batch, and these tokens (N,).
 
-        The batch is as the collator makes it: features (B, M, T), ids (B, P0), (B, P) and (B, Y). A row's last target
-        token is predicted, never read.
+        The batch is as the collator makes it: targets (B, Y), and all of `Inputs`. A row's last target token is
+        predicted, never read.
         """
-        read, cache = self._read(
-            features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
-        )
+        read, cache = self._read(Inputs.of(batch))
         rows_BWH, _valid = self.packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
         wanted = target_rows(before_B, target_lengths, target_ids.shape[1])
@@ -333,48 +243,27 @@ class SteerMoE(nn.Module):
         return hidden_BWH[wanted], target_ids[valid_frames(target_lengths, target_ids.shape[1])]
 
     @torch.no_grad()
-    def generate(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-        generation: Generation,
-        seed: int = 0,
-    ) -> list[list[int]]:
-        """Answers as token ids, without end and padding tokens; the other arguments are as in `forward`."""
-        inputs = features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
-        return self.generate_scored(*inputs, generation, seed, scored=False)[0]
+    def generate(self, inputs: Inputs, generation: Generation, seed: int = 0) -> list[list[int]]:
+        """Answers as token ids, without end and padding tokens."""
+        return self.generate_scored(inputs, generation, seed, scored=False)[0]
 
     @torch.no_grad()
     def generate_scored(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-        generation: Generation,
-        seed: int = 0,
-        scored: bool = True,
+        self, inputs: Inputs, generation: Generation, seed: int = 0, scored: bool = True
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Answers as `generate` gives them, and the log-likelihood of each of their tokens (none unless `scored`).
 
         Likelihoods are the LLM's own, whatever the decoding strategy made of them: of one more pass over the
         answers, with the audio encoded once.
         """
-        inputs = features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths
-        read, cache = self._read(*inputs)
+        read, cache = self._read(inputs)
         answers = decode(self.llm, *self.packed(read, "left"), generation, seed, cache)
         if not scored or not any(answers):
             return answers, [[] for _ in answers]
         ids = [torch.tensor(answer, dtype=torch.int64, device=self.device) for answer in answers]
         lengths_B = torch.tensor([len(answer) for answer in answers], device=self.device)
         ids_BY = pad_sequence(ids, batch_first=True)
-        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
+        cache = prefix_cache(self.llm, inputs.prefix_ids, inputs.prefix_lengths)
         rows_BWH, _valid = self.packed([*read, (ids_BY[:, :-1], (lengths_B - 1).clamp(min=0))], "right")
         hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
@@ -385,22 +274,14 @@ class SteerMoE(nn.Module):
         return answers, found
 
     @torch.no_grad()
-    def embed_prompt(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All that the LLM reads before an answer, for who decodes it himself; arguments as in `forward`.
+    def embed_prompt(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """All that the LLM reads before an answer, for who decodes it himself.
 
         Returns:
             left-padded rows (B, W, H), and True where they are valid, (B, W).
         """
-        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
-        return self.packed([(prefix_ids, prefix_lengths), audio, (prompt_ids, prompt_lengths)], "left")
+        prefix = inputs.prefix_ids, inputs.prefix_lengths
+        return self.packed([prefix, *self._behind_prefix(inputs)], "left")
 
     def transcribe(
         self,
@@ -408,6 +289,7 @@ class SteerMoE(nn.Module):
         question: str | None = None,
         generation: Generation = GREEDY,
         seed: int = 0,
+        video: np.ndarray | Sequence[np.ndarray] | None = None,
     ) -> str | list[str]:
         """Text of a recording (a path, or a waveform at 16 kHz), or of each of several.
 
@@ -416,13 +298,18 @@ class SteerMoE(nn.Module):
             question: what to answer about it; None: write down what is said.
             generation: how to decode.
             seed: of sampling.
+            video: what is seen beside the recording, or beside each of several, as `ask` takes it.
 
         Raises:
-            ValueError: a recording cannot be read, or is longer than the encoder takes.
+            ValueError: a recording cannot be read, or is longer than the encoder takes; the model has a video
+                branch and there is no video, or the other way round.
         """
         if isinstance(audio, str | Path | np.ndarray):
-            return answer_all(self, [audio], question, None, generation, seed)[0].text
-        return [answer.text for answer in answer_all(self, audio, question, None, generation, seed)]
+            videos = None if video is None else [np.asarray(video)]
+            return answer_all(self, [audio], question, None, generation, seed, videos=videos)[0].text
+        videos = None if video is None else list(video)
+        answers = answer_all(self, audio, question, None, generation, seed, videos=videos)
+        return [answer.text for answer in answers]
 
     def ask(
         self,
@@ -433,6 +320,7 @@ class SteerMoE(nn.Module):
         seed: int = 0,
         prompt: str | None = None,
         return_gates: bool = False,
+        video: np.ndarray | None = None,
     ) -> Answer:
         """The answer to a recording, which may call tools: parsed and checked, never run.
 
@@ -445,6 +333,8 @@ class SteerMoE(nn.Module):
             seed: of sampling.
             prompt: the text behind the audio, in place of the configuration's; then there is no question.
             return_gates: the answer has the gates of the recording, too (`gates`).
+            video: what is seen, uint8 frames (T, H, W) in shades of grey or (T, H, W, 3) in colours; for a model
+                with a video branch, and no other.
 
         Raises:
             ValueError: as `transcribe`, and `gates` where they are to be returned; a tool is no such
@@ -453,7 +343,10 @@ class SteerMoE(nn.Module):
         """
         if question is not None and prompt is not None:
             raise ValueError(f"found question {question!r} and a prompt, which is asked as it is: give one")
-        answer = answer_all(self, [audio], question, tools, generation, seed, prompt, scored=True)[0]
+        videos = None if video is None else [video]
+        (answer,) = answer_all(
+            self, [audio], question, tools, generation, seed, prompt, scored=True, videos=videos
+        )
         return replace(answer, gates=tuple(self.gates(audio))) if return_gates else answer
 
     def chat(
@@ -476,20 +369,21 @@ class SteerMoE(nn.Module):
         """
         return chat(self, messages, tools, generation, seed)
 
-    def _read(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Cache | None]:
+    def _behind_prefix(self, inputs: Inputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What the LLM reads between prefix and target, parts with their lengths."""
+        prompt = inputs.prompt_ids, inputs.prompt_lengths
+        embedded = self._embedded(inputs.prompt_ids), inputs.prompt_lengths
+        parts = [self.encode(inputs.features, inputs.feature_lengths, *embedded), prompt]
+        seen = inputs.video(self.video is not None)
+        if self.video is not None and seen is not None:
+            parts.insert(0, self.video.encode(*seen, *embedded))
+        return parts
+
+    def _read(self, inputs: Inputs) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Cache | None]:
         """What the LLM reads before a target, parts with their lengths; the prefix as a cache where that is exact."""
-        audio = self.encode(features, feature_lengths, self._embedded(prompt_ids), prompt_lengths)
-        read = [audio, (prompt_ids, prompt_lengths)]
-        cache = prefix_cache(self.llm, prefix_ids, prefix_lengths)
-        return (read if cache is not None else [(prefix_ids, prefix_lengths), *read]), cache
+        read, prefix = self._behind_prefix(inputs), (inputs.prefix_ids, inputs.prefix_lengths)
+        cache = prefix_cache(self.llm, *prefix)
+        return (read if cache is not None else [prefix, *read]), cache
 
     def packed(
         self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], padding: Literal["left", "right"]

@@ -12,11 +12,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from steermoe.audio.waveform import RATE
 from steermoe.config import Generation
-from steermoe.data.collator import INPUTS, collate
+from steermoe.data.collator import collate
 from steermoe.data.dataset import Item
 from steermoe.data.prompts import PLACE, Turn, conversation, encode_texts, render, texts_around
 from steermoe.models.answers import confidence
 from steermoe.models.generation import Watch, cycle, decode
+from steermoe.models.inputs import Inputs
 from steermoe.models.llm import CausalLM, hidden_states, logits
 from steermoe.models.tools import Answer, check_tools, read_answer
 
@@ -170,9 +171,8 @@ class Engine:
                     "prompt_ids": prompt.suffix, "target_ids": [], "index": row,
                 }
             )  # fmt: skip
-        batch = collate(items)
-        inputs = {name: batch[name].to(self.model.device) for name in INPUTS}
-        rows_BWH, valid_BW = self.model.embed_prompt(**inputs)
+        inputs = Inputs.of(collate(items), self.model.device)
+        rows_BWH, valid_BW = self.model.embed_prompt(inputs)
         rows = [Written(job.written, self.model, generation) for job in jobs]
 
         def watch(ids: list[list[int]]) -> list[bool]:

@@ -104,6 +104,10 @@ def _description(model: SteerMoE, int8: bool) -> dict[str, Any]:
 
 
 def _check(model: SteerMoE) -> None:
+    if model.video is not None:
+        raise ValueError(
+            "export: found a video branch (section `video`); only models of audio can be exported"
+        )
     if not isinstance(model.features, LogMel):
         raise ValueError(
             f"export: encoder {model.config.encoder.name!r} takes {type(model.features).__name__}; only encoders of "

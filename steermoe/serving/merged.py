@@ -41,7 +41,7 @@ def write_merged(source: str | Path, folder: Path) -> dict[str, int]:
 
     Raises:
         FileExistsError: there is such a folder.
-        ValueError: the adapter cannot be loaded, is merged already, or its LLM is quantized.
+        ValueError: the adapter cannot be loaded, is merged already, has a video branch, or its LLM is quantized.
     """
     own = adapter_folder(source)
     saved = adapter.read(own)
@@ -74,6 +74,8 @@ def merged_arm(arm: ArmConfig) -> ArmConfig:
 def _check(saved: adapter.Adapter, source: str | Path) -> None:
     if saved.merged is not None:
         raise ValueError(f"{source}: is merged already, and needs nothing else; copy the folder")
+    if saved.arm.video is not None:
+        raise ValueError(f"{source}: found a video branch; only models of audio alone can be merged")
     quantization = saved.arm.llm.quantization
     if quantization != "none":
         raise ValueError(

@@ -32,6 +32,7 @@ from steermoe.audio.features import LogMel
 from steermoe.config import ArmConfig, Generation
 from steermoe.models.answers import Audio, answer_all
 from steermoe.models.generation import GREEDY, decode
+from steermoe.models.inputs import Inputs
 from steermoe.models.llm import load_tokenizer
 from steermoe.models.sequence import pack
 from steermoe.serving.export import AUDIO, DESCRIPTION, EMBEDDINGS, FORMAT, LLM
@@ -118,6 +119,7 @@ class OnnxModel:
     """
 
     device = torch.device("cpu")
+    video = None  # of a model of audio alone
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -141,26 +143,16 @@ class OnnxModel:
         )
 
     @torch.no_grad()
-    def generate(
-        self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-        generation: Generation,
-        seed: int = 0,
-    ) -> list[list[int]]:
+    def generate(self, inputs: Inputs, generation: Generation, seed: int = 0) -> list[list[int]]:
         """As `SteerMoE.generate`."""
-        prompt = self.llm.table(prompt_ids.clamp(min=0))
-        inputs: dict[str, Any] = {"features": features, "feature_lengths": feature_lengths}
+        prompt = self.llm.table(inputs.prompt_ids.clamp(min=0))
+        heard: dict[str, Any] = {"features": inputs.features, "feature_lengths": inputs.feature_lengths}
         if self._reads_prompt:
-            inputs |= {"prompt": prompt, "prompt_lengths": prompt_lengths}
-        heard = self._listener(**inputs)
-        prefix = self.llm.table(prefix_ids.clamp(min=0))
-        lengths = [prefix_lengths, heard["audio_lengths"], prompt_lengths]
-        rows_BWH, valid_BW = pack([prefix, heard["audio"], prompt], lengths, "left")
+            heard |= {"prompt": prompt, "prompt_lengths": inputs.prompt_lengths}
+        found = self._listener(**heard)
+        prefix = self.llm.table(inputs.prefix_ids.clamp(min=0))
+        lengths = [inputs.prefix_lengths, found["audio_lengths"], inputs.prompt_lengths]
+        rows_BWH, valid_BW = pack([prefix, found["audio"], prompt], lengths, "left")
         return decode(self.llm, rows_BWH, valid_BW, generation, seed)
 
     def transcribe(

@@ -68,6 +68,7 @@ def _alike(
     teacher: SteerMoE, student: SteerMoE, section: config.Distillation
 ) -> Iterator[tuple[str, Any, Any]]:
     """What of a teacher must be as the student's: its name, the teacher's, the student's."""
+    yield "video branch", teacher.config.video is not None, student.config.video is not None
     own, wanted = teacher.features(_noise()), student.features(_noise())
     yield "kind of features", type(teacher.features).__name__, type(student.features).__name__
     yield "features of a second of noise", tuple(own.shape), tuple(wanted.shape)

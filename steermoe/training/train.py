@@ -183,7 +183,8 @@ def _rows(
         frames.append(read_rows(folder, names).with_columns(pl.lit(corpus).alias("corpus")))
         if skipped_reason(folder) is None:
             files += [path for split in names for path in shards_of(folder, split)]
-    return (pl.concat(frames) if frames else pl.DataFrame()), files
+    # Rows of a corpus without videos have none beside those of one with.
+    return (pl.concat(frames, how="diagonal") if frames else pl.DataFrame()), files
 
 
 def _trained(
@@ -198,8 +199,12 @@ def _trained(
     distributed: Distributed,
 ) -> AdapterTrainer:
     """A trainer whose training is complete and whose model holds the best weights, unless it is sharded."""
+    seen = None if model.video is None else model.video.features
     train, dev = (
-        (UtteranceDataset(rows, model.features, model.tokenizer, arm.prompts), rows["seconds"].to_list())
+        (
+            UtteranceDataset(rows, model.features, model.tokenizer, arm.prompts, video_features=seen),
+            rows["seconds"].to_list(),
+        )
         for rows in (data.train, data.dev)
     )
     callbacks = [Tracking(tracker)] if tracker is not None else []

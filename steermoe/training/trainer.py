@@ -290,9 +290,8 @@ class AdapterTrainer(ResumableTrainer):
         """
         if "loss" in logs:
             logs |= {name: float(value) for name, value in self._step_log.items()}
-            for module in self.adapted.modules():
-                if isinstance(module, Steering):
-                    logs["layer_scale"] = self._mean_scale(module)
+            if self.adapted.steering is not None:  # the audio's
+                logs["layer_scale"] = self._mean_scale(self.adapted.steering)
         elif "dev_loss" not in logs:
             return  # the Trainer's summary of its session, all times: no part of the history
         excused = ("grad_norm", "steering_grad_norm") if self.accelerator.scaler is not None else ()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 Edit = Callable[[dict[str, Any]], None]
 Problems = Callable[[], list[str]]
 LESSON = {"teacher": "folder", "logits": 1.0, "temperature": 2.0, "hidden": 0.0}
-SHARED = "one of seed, bridge.*, prompts.*, encoder.*, llm.*, selection.*, training.*"
+SHARED = "one of seed, bridge.*, prompts.*, encoder.*, video, llm.*, selection.*, training.*"
 DOWNSAMPLERS = "one of average, max, concat, conv, none"
 OVERRIDES = [  # arm and method, path, value, what follows the place
     ("linear", "bridge.kernel", 4, ": found 4; legal: a value that differs from the shared one"),

@@ -171,3 +171,42 @@ def test_the_lock_pins_what_a_profile_leaves_open(edit: Edit, params: Path) -> N
     file.write_text(json.dumps({"owner/llm": {"revision": "main", "files": {}}}))
     with pytest.raises(config.ConfigError, match=r"mini\.lock\.json: owner/llm\.revision: .*delete the file"):
         config.load(params)
+
+
+def test_the_arms_of_the_audiovisual_profile(params: Path) -> None:
+    names = ["audiovisual", "audiovisual-linear", "audio-only"]
+    loaded = config.preview(params, "audiovisual", names)
+    both, linear, audio = (loaded.arm(name) for name in names)
+    assert (
+        both.video is not None
+        and both.video.steering is not None
+        and both.train_splits == {"shapes": ["train"]}
+    )
+    assert linear.video == both.video.model_copy(update={"steering": None})
+    assert audio.video is None and audio.prompts == both.prompts
+
+
+def test_the_video_encoder_is_pinned_and_mistakes_in_it_are_told(
+    edit: Edit, problems: Problems, params: Path
+) -> None:
+    config.switch_profile(params, "audiovisual", ["audiovisual"], reference="audiovisual")
+    edit({"audiovisual:video.encoder.path": "owner/vit"})
+    lock = {"owner/vit": config.Locked(revision=COMMIT, files={"config.json": "ab"})}
+    config.lock_file(params, "audiovisual").write_text(config.lock_text(lock))
+    loaded = config.load(params)
+    sections = (loaded.video, loaded.arm("audiovisual").video)
+    assert [section.encoder.revision for section in sections if section] == [COMMIT, COMMIT]
+    edit(
+        {
+            "audiovisual:video.bridge.after": 1,
+            "audiovisual:video.steering.layers": "some",
+            "audiovisual:video.size": 3,
+        }
+    )
+    file = "configs/audiovisual.yaml: video"
+    assert len(found := [line for line in problems() if line.startswith(file)]) == 3
+    assert found[0].startswith(f'{file}.steering.layers: found "some"; legal: all, none')
+    assert found[1].startswith(f'{file}.bridge: found {{"after": 1}}; legal: null')
+    assert found[2] == f"{file}.size: unknown key; legal: one of encoder, steering, bridge"
+    edit({"audiovisual:video": 3})
+    assert f"{file}: found 3; legal: a section with encoder, steering, bridge or null" in problems()

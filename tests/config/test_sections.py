@@ -146,7 +146,11 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     ("seed", -1, "seed: found -1; legal: a whole number from 0 to 4294967295"),
     ("compare", ["linear", "linear"], 'compare: found ["linear", "linear"]; legal: every name once'),
     ("reference", "lora-2", 'reference: found "lora-2"; legal: one of steermoe, linear, lora; nearest: lora'),
-    ("profile", "mnii", 'profile: found "mnii"; legal: one of mini, paper, paper-dry; nearest: mini'),
+    (
+        "profile",
+        "mnii",
+        'profile: found "mnii"; legal: one of audiovisual, mini, paper, paper-dry; nearest: mini',
+    ),
     ("profile", 7, "profile: found 7; legal: text"),
     ("arms.x", {"method": "linear"}, "arms.x.overrides: missing; legal: keys with values"),
     (
@@ -310,7 +314,7 @@ def test_registries_are_those_of_the_modules() -> None:
     from steermoe.corpora import CORPORA
     from steermoe.evaluation.normalizers import NORMALIZERS
     from steermoe.models.downsample import DOWNSAMPLERS
-    from steermoe.models.encoders import ENCODERS
+    from steermoe.models.encoders import ENCODERS, VIDEO_ENCODERS
     from steermoe.models.projection import PROJECTIONS
     from steermoe.models.routers import ROUTERS
 
@@ -320,6 +324,8 @@ def test_registries_are_those_of_the_modules() -> None:
     assert sections.registered(library / "evaluation/normalizers.py", "NORMALIZERS") == tuple(NORMALIZERS)
     assert sections.registered(library / "models/downsample.py", "DOWNSAMPLERS") == tuple(DOWNSAMPLERS)
     assert sections.registered(library / "models/encoders/__init__.py", "ENCODERS") == tuple(ENCODERS)
+    found = sections.registered(library / "models/encoders/__init__.py", "VIDEO_ENCODERS")
+    assert found == tuple(VIDEO_ENCODERS)
     assert sections.registered(library / "models/projection.py", "PROJECTIONS") == tuple(PROJECTIONS)
     assert sections.registered(library / "models/routers.py", "ROUTERS") == tuple(ROUTERS)
 

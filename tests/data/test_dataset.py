@@ -15,13 +15,20 @@ from transformers import PreTrainedTokenizerFast
 from steermoe.audio import waveform
 from steermoe.audio.features import LogMel
 from steermoe.config import Prompts
+from steermoe.data import video
 from steermoe.data.batching import BatchSampler
 from steermoe.data.collator import IGNORED, collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.rows import frame_of
 
 PROMPTS = Prompts(
-    format="plain", system=None, transcribe="write down: ", answer="answer this: {question}", caption="hear: "
+    format="plain",
+    system=None,
+    transcribe="write down: ",
+    answer="answer this: {question}",
+    caption="hear: ",
+    summarize="sum up: ",
+    emotion="feel: ",
 )
 COUNT = 12
 
@@ -172,3 +179,53 @@ def test_rows_of_a_file(tmp_path: Path, frame: pl.DataFrame, dataset: UtteranceD
     frame.write_parquet(tmp_path / "rows.parquet")
     read = UtteranceDataset(pl.read_parquet(tmp_path / "rows.parquet"), LogMel(80), tokenizer, PROMPTS)
     assert torch.equal(read[5]["features"], dataset[5]["features"])
+
+
+def pictures(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (1 + number % 4, 6, 6, 3), dtype=np.uint8)
+
+
+class Flat:
+    """Features of videos: the values of a frame."""
+
+    channels = 108
+
+    def __call__(self, frames: np.ndarray | torch.Tensor, /) -> torch.Tensor:
+        return torch.as_tensor(frames).flatten(1).T.float()
+
+
+def test_videos_are_items_and_batches_where_they_are_wanted(
+    make_row: Callable[..., dict], tokenizer: PreTrainedTokenizerFast
+):
+    frame = frame_of([make_row(i, video=video.encode(pictures(i))) for i in range(4)])
+    plain = UtteranceDataset(frame, LogMel(80), tokenizer, PROMPTS)
+    assert "video" not in plain[0] and not any("video" in name for name in collate([plain[0], plain[1]]))
+    for room in (0, 2**20):  # decoded each time, or kept
+        seen = UtteranceDataset(
+            frame, LogMel(80), tokenizer, PROMPTS, cache_bytes=room, video_features=Flat()
+        )
+        for _ in range(2):
+            batch = collate([seen[row] for row in range(4)])
+        assert batch["video_lengths"].tolist() == [1, 2, 3, 4]
+        assert batch["video_features"].shape == (4, 108, 4)
+        for row, length in enumerate((1, 2, 3, 4)):
+            found = batch["video_features"][row]
+            assert torch.equal(found[:, :length], Flat()(pictures(row))) and not found[:, length:].any()
+
+
+def test_a_row_without_a_good_video_is_named(
+    make_row: Callable[..., dict], tokenizer: PreTrainedTokenizerFast
+):
+    with pytest.raises(ValueError, match=r"rows without column 'video'; a dataset needs: .*, video"):
+        UtteranceDataset(frame_of([make_row(0)]), LogMel(80), tokenizer, PROMPTS, video_features=Flat())
+    frame = frame_of([make_row(i, video=b"broken picture") for i in range(2)])
+    dataset = UtteranceDataset(frame, LogMel(80), tokenizer, PROMPTS, video_features=Flat())
+    with pytest.raises(
+        ValueError, match=r"utterance 'tones-train-0001' \(row 1\): video: not an animated PNG"
+    ):
+        dataset[1]
+    mixed = pl.concat([frame, frame_of([make_row(2)])], how="diagonal")
+    with pytest.raises(
+        ValueError, match=r"'tones-train-0002' \(row 2\): no video; a model with a video branch"
+    ):
+        UtteranceDataset(mixed, LogMel(80), tokenizer, PROMPTS, video_features=Flat())[2]

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steermoe.data.mapped import LayoutError, mapped_audio
+from steermoe.data.mapped import LayoutError, mapped_column
 from steermoe.data.rows import ROW_GROUP, SCHEMA, ShardError, frame_of, write_frame
 from steermoe.data.shards import read_rows
 
@@ -20,10 +20,10 @@ def test_audio_is_found_byte_for_byte(tmp_path: Path, make_row: Callable[..., di
     write_frame(frame_of(rows[100:]), tmp_path / "train-00001.parquet")
     write_frame(frame_of([]), tmp_path / "train-00002.parquet")
     paths = sorted(tmp_path.iterdir())
-    audio = mapped_audio(paths)
+    audio = mapped_column(paths, "audio")
     assert audio.to_list() == [row["audio"] for row in rows]
     assert audio.to_list() == pl.concat([pl.read_parquet(path) for path in paths])["audio"].to_list()
-    assert mapped_audio([]).to_list() == [] and mapped_audio(paths[2:]).dtype == pl.Binary
+    assert mapped_column([], "audio").to_list() == [] and mapped_column(paths[2:], "audio").dtype == pl.Binary
 
 
 @pytest.mark.parametrize("options", [{"compression": "zstd"}, {"compression": "uncompressed"}])
@@ -31,7 +31,7 @@ def test_another_layout_is_refused(tmp_path: Path, make_row: Callable[..., dict]
     frame = frame_of([make_row(i) for i in range(5)])
     frame.write_parquet(tmp_path / "train-00000.parquet", **options)
     with pytest.raises(LayoutError, match="row group 0: audio that is compressed, encoded or may be null"):
-        mapped_audio([tmp_path / "train-00000.parquet"])
+        mapped_column([tmp_path / "train-00000.parquet"], "audio")
     with pytest.raises(ShardError, match="may be null; write the shard anew"):
         read_rows(tmp_path, ["train"])
 
@@ -45,7 +45,7 @@ def test_a_damaged_length_is_noticed(tmp_path: Path, make_row: Callable[..., dic
     data[place : place + 4] = (7000).to_bytes(4, "little")
     path.write_bytes(data)
     with pytest.raises(LayoutError, match="audio in more than one page, or damaged"):
-        mapped_audio([path])
+        mapped_column([path], "audio")
 
 
 def test_a_shard_that_is_replaced_stays_as_it_was(tmp_path: Path, make_row: Callable[..., dict]):

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 
 from steermoe.audio import waveform
-from steermoe.data.rows import ROW_GROUP, SCHEMA, ShardError, frame_of, write_frame
-from steermoe.data.schemas import Utterance, validate_shard
+from steermoe.data import video
+from steermoe.data.rows import ROW_GROUP, SCHEMA, WITH_VIDEO, ShardError, frame_of, write_frame
+from steermoe.data.schemas import SeenUtterance, Utterance, validate_shard
 
 
 def shard(folder: Path, rows: list[dict[str, Any]], name: str = "train-00000.parquet") -> Path:
@@ -180,3 +181,50 @@ def test_same_rows_same_bytes(tmp_path: Path, make_row: Callable[..., dict]):
     for name in ("a", "b"):
         write_frame(frame_of([make_row(i) for i in range(20)]), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def seen_shard(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "train-00000.parquet"
+    pl.DataFrame(rows, schema=WITH_VIDEO).write_parquet(path, row_group_size=2)
+    return path
+
+
+PICTURES = video.encode(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8))
+
+
+def test_a_shard_may_have_videos(tmp_path: Path, make_row: Callable[..., dict]):
+    path = tmp_path / "train-00000.parquet"
+    write_frame(frame_of([make_row(i, video=PICTURES) for i in range(3)]), path)
+    for audio in ("decode", "header", "skip"):
+        validate_shard(path, audio)
+    assert pl.read_parquet_schema(path) == WITH_VIDEO == {**SCHEMA, "video": pl.Binary()}
+    assert {name: c.dtype.type for name, c in SeenUtterance.to_schema().columns.items()} == dict(WITH_VIDEO)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (None, "null"),
+        (b"no picture at all", "not an animated PNG, or damaged"),
+        (PICTURES[: len(PICTURES) // 2], "not an animated PNG, or damaged"),
+    ],
+)
+def test_a_broken_video_is_named(
+    tmp_path: Path, make_row: Callable[..., dict], data: bytes | None, found: str
+):
+    rows = [make_row(0, video=PICTURES), make_row(1, video=PICTURES), make_row(2, video=data)]
+    path = seen_shard(tmp_path, rows)
+    with pytest.raises(ShardError) as error:
+        validate_shard(path, audio="decode")
+    (line,) = str(error.value).splitlines()[1:]
+    assert str(error.value).startswith(f"{path}: not a shard of utterances; correct the corpus reader")
+    assert line.startswith(f"  row 2, column video: found {found}")
+    assert line.endswith("allowed: an animated PNG of at least one frame")
+    validate_shard(path, audio="skip")
+
+
+def test_rows_with_and_without_videos_are_not_mixed(make_row: Callable[..., dict]):
+    with pytest.raises(ShardError, match=r"row 1: missing columns \['video'\]"):
+        frame_of([make_row(0, video=PICTURES), make_row(1)])
+    with pytest.raises(ShardError, match=r"row 1: missing columns \[\], unknown columns \['video'\]"):
+        frame_of([make_row(0), make_row(1, video=PICTURES)])

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from steermoe.data.rows import SCHEMA, ShardError, frame_of
+from steermoe.data import video
+from steermoe.data.rows import SCHEMA, WITH_VIDEO, ShardError, frame_of
 from steermoe.data.shards import read_rows, write_shards
 from steermoe.data.skipped import write_skipped
 
@@ -106,3 +108,22 @@ def test_bad_rows_leave_no_shard(tmp_path: Path, make_row: Callable[..., dict]):
     assert [path.name for path in tmp_path.iterdir()] == ["train-00000.parquet"]
     with pytest.raises(FileExistsError, match="1 shards of 'train' already"):
         write_shards(rows[:3], tmp_path, "train", 2)
+
+
+def test_videos_are_read_where_there_are_some(tmp_path: Path, make_row: Callable[..., dict]):
+    pictures = [video.encode(np.full((n, 6, 6), n, np.uint8)) for n in (1, 2, 3)]
+    write_shards((make_row(i, video=pictures[i]) for i in range(3)), tmp_path / "seen", "train", 2)
+    write_shards((make_row(i + 3) for i in range(2)), tmp_path / "heard", "train", 2)
+    rows = read_rows(tmp_path / "seen", ["train"])
+    assert rows.schema == WITH_VIDEO and rows["video"].to_list() == pictures
+    assert read_rows(tmp_path / "seen", ["train"], ["video"]).columns == ["video"]
+    assert read_rows(tmp_path / "heard", ["train"]).schema == SCHEMA
+    both = read_rows([tmp_path / "heard", tmp_path / "seen"], ["train"])
+    assert both["video"].to_list() == [None, None, *pictures]
+    path = tmp_path / "seen" / "train-00001.parquet"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(pictures[2][:8], b"12345678"))
+    with pytest.raises(
+        ShardError, match=r"train-00001\.parquet: .*\n  row 0, column video: found not an animated"
+    ):
+        read_rows(tmp_path / "seen", ["train"])

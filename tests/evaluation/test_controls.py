@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe.evaluation.controls import AUDIO, derangement, shuffled_audio
+from steermoe.audio import waveform
+from steermoe.data import video
+from steermoe.evaluation.controls import AUDIO, VIDEO, derangement, shuffled_audio
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40), st.integers(0, 9))
@@ -45,3 +47,16 @@ def test_a_split_of_one_row_has_no_control(utterances: pl.DataFrame) -> None:
 @pytest.mark.parametrize("kind", AUDIO)
 def test_all_kinds_of_audio_have_the_same_columns(kind: str, utterances: pl.DataFrame) -> None:
     assert AUDIO[kind](utterances, 0).columns == [*utterances.columns, "heard"]
+
+
+def test_silence_and_black_videos_are_as_long_as_what_they_replace(utterances: pl.DataFrame) -> None:
+    shown = [np.full((1 + row % 3, 4, 6, 3), 200, np.uint8) for row in range(len(utterances))]
+    frame = utterances.with_columns(pl.Series("video", [video.encode(one) for one in shown], pl.Binary))
+    silent, blank = VIDEO["silent"](frame, 1), VIDEO["blank"](frame, 1)
+    assert silent.drop("audio", "heard").equals(frame.drop("audio"))
+    assert blank.drop("video", "heard").equals(frame.drop("video"))
+    for row in range(len(frame)):
+        heard, given = waveform.load(silent["audio"][row]), waveform.load(frame["audio"][row])
+        assert len(heard) == len(given) and not heard.any() and given.any()
+        seen = video.load(blank["video"][row])
+        assert seen.shape == shown[row].shape and not seen.any()

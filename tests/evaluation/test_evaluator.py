@@ -9,13 +9,16 @@ import polars as pl
 import pytest
 import torch
 
+from steermoe.audio import waveform
 from steermoe.audio.waveform import RATE, encode_flac
 from steermoe.config import Evaluation, Generation
-from steermoe.data.collator import INPUTS, collate
+from steermoe.data import video
+from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.evaluation.evaluator import System, adapter, evaluate, measure
 from steermoe.evaluation.normalizers import folded
 from steermoe.evaluation.predictions import Predictions, summarise
+from steermoe.models.inputs import Inputs
 from steermoe.models.steermoe import SteerMoE
 
 
@@ -46,8 +49,7 @@ def test_answers_are_the_models_own_in_the_order_of_the_rows(
     dataset = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)
     for row in range(len(utterances)):
         batch = collate([dataset[row]])
-        inputs: Any = {name: batch[name] for name in INPUTS}
-        [tokens] = model.generate(**inputs, generation=generation)
+        [tokens] = model.generate(Inputs.of(batch), generation)
         assert own["hypothesis"][row] == model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert own["hypothesis"].n_unique() > 3  # else the order would not be tested
 
@@ -141,3 +143,31 @@ def test_of_audio_beyond_the_encoders_window_the_beginning_is_heard(
     assert own[0] == own[1]
     assert found.decoding.endswith("; of 1 utterances the first 4 s are heard")
     assert "first" not in evaluate(model, frame[1:], settings, generation, seed=0).decoding
+
+
+def test_a_model_with_a_video_branch_has_controls_for_both(
+    tiny_arm: Callable[..., Any],
+    video_section: Callable[..., Any],
+    utterances: pl.DataFrame,
+    settings: Evaluation,
+    generation: Generation,
+) -> None:
+    strong = {"steering.scale_init": 1.0, "steering.vector_std": 1.0, "video": video_section(scale_init=1.0)}
+    both = SteerMoE.from_config(tiny_arm("steering", strong))
+    pictures = [
+        np.random.default_rng(n).integers(0, 256, (1 + n % 3, 8, 8), dtype=np.uint8) for n in range(18)
+    ]
+    frame = utterances.with_columns(pl.Series("video", [video.encode(one) for one in pictures], pl.Binary))
+    found = evaluate(both, frame, settings, generation, seed=3).frame
+    kinds = found["audio"].unique(maintain_order=True).to_list()
+    assert kinds == ["own", "shuffled", "silent", "blank"]
+    own, *controls = (found.filter(audio=kind)["hypothesis"].to_list() for kind in kinds)
+    assert all(texts != own for texts in controls)  # ears and eyes are open
+    for row in (0, 11):
+        asked = (frame["task"][row], frame["prompt"][row])
+        alone = both.transcribe(
+            waveform.load(frame["audio"][row]), asked[1] or None, generation, video=pictures[row]
+        )
+        assert alone == own[row]
+    with pytest.raises(ValueError, match="rows without column 'video'"):
+        evaluate(both, utterances, settings, generation, seed=3)

@@ -1,13 +1,12 @@
 """Batches as the collator makes them, with random features and ids, and models over the tiny base models."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from steermoe.data.collator import INPUTS
+from steermoe.models.inputs import Inputs
 
 Batch = dict[str, torch.Tensor]
 FRAMES = (37, 160, 5, 98)  # feature frames of the rows: odd, even, shorter than a pooling window
@@ -45,6 +44,6 @@ def make_batch() -> Callable[..., Batch]:
 
 
 @pytest.fixture(scope="session")
-def heard() -> Callable[[Batch], dict[str, Any]]:
+def heard() -> Callable[[Batch], Inputs]:
     """The part of a batch that `generate` takes."""
-    return lambda batch: {name: batch[name] for name in INPUTS}
+    return Inputs.of

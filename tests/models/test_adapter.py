@@ -46,8 +46,8 @@ def test_what_was_saved_comes_back(
     again = SteerMoE.from_pretrained(saved)
     batch = make_batch()
     assert torch.equal(again(**batch).loss, model(**batch).loss)
-    answers = model.generate(**heard(batch), generation=greedy(5))
-    assert again.generate(**heard(batch), generation=greedy(5)) == answers
+    answers = model.generate(heard(batch), generation=greedy(5))
+    assert again.generate(heard(batch), generation=greedy(5)) == answers
     assert again.config == model.config
     assert not again.training
 
@@ -180,4 +180,4 @@ def test_an_adapter_knows_how_many_layers_it_was_trained_with(
     again = SteerMoE.from_pretrained(tmp_path)
     assert again.config == small.config and again.frozen_hashes() == small.frozen_hashes()
     inputs = heard(make_batch(prefix=(5, 6)))  # which is cached
-    assert again.generate(**inputs, generation=greedy(6)) == small.generate(**inputs, generation=greedy(6))
+    assert again.generate(inputs, greedy(6)) == small.generate(inputs, greedy(6))

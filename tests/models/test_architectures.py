@@ -98,11 +98,11 @@ def test_answers_of_a_batch_are_those_of_its_rows(
 ) -> None:
     """And those of decoding by hand, without padding, cache or `generate`."""
     free = greedy(9, max_repeats=None)
-    together = model.generate(**heard(make_batch(prefix=prefix_ids)), generation=free)
+    together = model.generate(heard(make_batch(prefix=prefix_ids)), generation=free)
     stops = model.llm.generation_config.eos_token_id
     for row in range(4):
         batch = make_batch(rows=[row], prefix=prefix_ids)
-        assert model.generate(**heard(batch), generation=free) == [together[row]]
+        assert model.generate(heard(batch), generation=free) == [together[row]]
         rows, answer = whole_row(model, batch), []
         while len(answer) < 9:
             token = int(model.llm(inputs_embeds=rows).logits[0, -1].argmax())

@@ -117,13 +117,13 @@ def test_an_utterance_alone_is_an_utterance_among_others(
     model: SteerMoE, make_batch: Any, heard: Any, greedy: Any
 ) -> None:
     stirred(model)
-    together = model.generate(**heard(make_batch()), generation=greedy(3))
+    together = model.generate(heard(make_batch()), generation=greedy(3))
     losses, tokens = [], []
     for row in range(4):
         alone = model(**make_batch(rows=[row]))
         losses.append(alone.loss * alone.num_tokens)
         tokens.append(alone.num_tokens)
-        assert model.generate(**heard(make_batch(rows=[row])), generation=greedy(3)) == [together[row]]
+        assert model.generate(heard(make_batch(rows=[row])), generation=greedy(3)) == [together[row]]
     expected = torch.stack(losses).sum() / torch.stack(tokens).sum()
     torch.testing.assert_close(model(**make_batch()).loss, expected, atol=1e-4, rtol=1e-4)
 

@@ -51,9 +51,9 @@ def test_answers_are_those_of_whole_rows(
         greedy(6, strategy="sample", temperature=0.7, top_p=0.9),
     ]
     batch = heard(make_batch(prefix=PREFIX))
-    cached = [model.generate(**batch, generation=each) for each in settings]
+    cached = [model.generate(batch, each) for each in settings]
     monkeypatch.setattr(NO_CACHE, lambda *_: None)
-    assert [model.generate(**batch, generation=each) for each in settings] == cached
+    assert [model.generate(batch, each) for each in settings] == cached
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def test_generation_is_as_without(
 ) -> None:
     answers = [
         SteerMoE.from_config(tiny_arm("steering", {"training.gradient_checkpointing": recompute})).generate(
-            **heard(make_batch()), generation=greedy(4)
+            heard(make_batch()), generation=greedy(4)
         )
         for recompute in (False, True)
     ]

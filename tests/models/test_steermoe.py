@@ -94,12 +94,12 @@ def test_gradients_of_a_batch_are_those_of_its_rows(model: SteerMoE, make_batch:
 
 
 def test_answers_ignore_the_batch(model: SteerMoE, make_batch: MakeBatch, heard: Any, greedy: Any) -> None:
-    together = model.generate(**heard(make_batch()), generation=greedy(7))
-    alone = [model.generate(**heard(make_batch(rows=[row])), generation=greedy(7))[0] for row in range(4)]
+    together = model.generate(heard(make_batch()), generation=greedy(7))
+    alone = [model.generate(heard(make_batch(rows=[row])), generation=greedy(7))[0] for row in range(4)]
     assert together == alone
     assert len({tuple(answer) for answer in alone}) > 1
     torch.manual_seed(1)
-    assert model.generate(**heard(make_batch()), generation=greedy(7)) == together
+    assert model.generate(heard(make_batch()), generation=greedy(7)) == together
 
 
 @torch.no_grad()
@@ -260,8 +260,8 @@ def test_another_llm(
     assert type(model.llm).__name__ == "LlamaForCausalLM"
     losses = train(model, make_batch(), steps=10, rate=2e-2)
     assert losses[-1] < losses[0]
-    alone = [model.generate(**heard(make_batch(rows=[row])), generation=greedy(4))[0] for row in range(4)]
-    assert model.generate(**heard(make_batch()), generation=greedy(4)) == alone
+    alone = [model.generate(heard(make_batch(rows=[row])), generation=greedy(4))[0] for row in range(4)]
+    assert model.generate(heard(make_batch()), generation=greedy(4)) == alone
 
 
 def test_bfloat16_frozen_weights(
@@ -273,7 +273,7 @@ def test_bfloat16_frozen_weights(
     losses = train(model, make_batch(), steps=15, rate=2e-2)
     assert losses[-1] < losses[0]
     model.eval()
-    assert len(model.generate(**heard(make_batch()), generation=greedy(4))) == 4
+    assert len(model.generate(heard(make_batch()), generation=greedy(4))) == 4
 
 
 def test_autocast(method: str, tiny_arm: Callable[..., Any], make_batch: MakeBatch) -> None:

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from pipeline.__main__ import STAGES
 from steermoe.corpora import CORPORA
-from steermoe.models.encoders import ENCODERS
+from steermoe.models.encoders import ENCODERS, VIDEO_ENCODERS
 
 ROOT = Path(__file__).parents[2]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -18,7 +18,7 @@ DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 LAZY = {
     "steermoe/corpora/__init__.py": [f"steermoe/corpora/{name}.py" for name in CORPORA],
     "steermoe/models/encoders/__init__.py": [
-        f"{kind.partition(':')[0].replace('.', '/')}.py" for kind in ENCODERS.values()
+        f"{kind.partition(':')[0].replace('.', '/')}.py" for kind in (ENCODERS | VIDEO_ENCODERS).values()
     ],
 }
 

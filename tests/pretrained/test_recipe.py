@@ -8,11 +8,12 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from safetensors import safe_open
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from pretrained import soft_text, synthesize, train_encoder, train_llm
-from steermoe.config import Encoder, Llm
+from pretrained import soft_text, synthesize, train_encoder, train_llm, train_video
+from steermoe.config import Encoder, Llm, VideoEncoder
 from steermoe.corpora import grammar
-from steermoe.models.encoders import load_encoder
+from steermoe.models.encoders import load_encoder, load_video_encoder
 from steermoe.models.generation import GREEDY, answer_texts
 from steermoe.models.llm import load_llm, load_tokenizer
 
@@ -26,6 +27,7 @@ def tiny(tmp_path: Path) -> Path:
     values["speech"] |= {"utterances": 12, "dev_utterances": 4}
     values["encoder"] |= {"width": 16, "layers": 1, "heads": 2, "ffn": 16, "steps": 3, "batch_seconds": 12}
     values["llm"] |= {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn": 16, "steps": 3, "batch": 4}
+    values["video"] |= {"width": 16, "layers": 1, "heads": 2, "ffn": 16, "steps": 3, "batch": 4}
     params = tmp_path / "params.yaml"
     with params.open("w") as file:
         YAML(typ="safe").dump(values, file)
@@ -100,3 +102,29 @@ def test_shipped_llm_answers_held_out_text() -> None:
         answers = answer_texts(llm, tokenizer, prompts, GREEDY.model_copy(update={"max_new_tokens": 16}), 0)
         right = sum(answer == item["target"] for answer, item in zip(answers, chosen, strict=True))
         assert right / len(chosen) >= least, task
+
+
+def test_video_recipe(tiny: Path, tmp_path: Path) -> None:
+    train_video.main(tiny, tmp_path / "video")
+    path = str(tmp_path / "video")
+    encoder = load_video_encoder(VideoEncoder(name="vit", path=path, revision=None, dtype="float32"))
+    assert (encoder.width, len(encoder.layers), encoder.frames_per_second) == (16, 1, 26)
+
+
+@torch.no_grad()
+def test_the_shipped_video_encoder_tells_shapes_apart() -> None:
+    """By a linear readout of the mean of a frame's tokens, which is what the bridge hands on."""
+    path = str(SHIPPED / "video")
+    encoder = load_video_encoder(VideoEncoder(name="vit", path=path, revision=None, dtype="float32"))
+    rng = np.random.default_rng(99)
+    processor = ViTImageProcessorPil.from_pretrained(path)
+    pixels, answers = train_video.frames(rng, processor, 900)
+    hidden, _ = encoder(pixels.flatten(1)[..., None], torch.ones(900, dtype=torch.long))
+    features = torch.cat([hidden.mean(1), torch.ones(900, 1)], 1)
+    for question, words in enumerate(train_video.WORDS.values()):
+        wanted = torch.nn.functional.one_hot(answers[:, question], len(words)).float()
+        readout = torch.linalg.lstsq(features[:600], wanted[:600]).solution
+        right = (features[600:] @ readout).argmax(1) == answers[600:, question]
+        assert right.float().mean() > 0.9, list(train_video.WORDS)[question]
+    profile = YAML(typ="safe").load(ROOT / "configs" / "audiovisual.yaml")
+    assert profile["video"]["bridge"]["kernel"] == encoder.frames_per_second  # a token a frame

@@ -89,7 +89,7 @@ def test_a_spoken_request_can_call_a_tool(
     model = SteerMoE.from_config(arm)
     monkeypatch.setattr(opening, "open_model", lambda source, device: model)
     said = model.tokenizer.encode('<tool_call>{"name": "wave", "arguments": {}}</tool_call>')
-    monkeypatch.setattr(model, "generate_scored", lambda **_: ([said], [[0.0]]))
+    monkeypatch.setattr(model, "generate_scored", lambda *_: ([said], [[0.0]]))
     (tmp_path / "tools.json").write_text(json.dumps([WAVE]))
     run = call("ask", str(recording), "greet them", "--tools", str(tmp_path / "tools.json"))
     assert answers.BATCH_SECONDS and json.loads(run.out)["tool_calls"] == [{"name": "wave", "arguments": {}}]

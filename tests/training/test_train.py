@@ -7,13 +7,14 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from steermoe.config import ArmConfig
-from steermoe.data import staging
+from steermoe.config import ArmConfig, Video
+from steermoe.data import staging, video
 from steermoe.data.shards import read_rows, write_shards
 from steermoe.data.staging import Staging, StagingBusyError
 from steermoe.models import attention
@@ -249,3 +250,31 @@ def test_the_work_folder_is_held_while_training(shards, quick_arm, tmp_path, mon
     monkeypatch.setattr(callbacks.ProgressLines, "on_train_begin", look)
     train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
     assert held
+
+
+def test_a_second_branch_is_trained_too(quick_arm, video_section, shards, tmp_path):
+    rows = read_rows(shards[0], ["train", "dev"]).to_dicts()
+    for place, row in enumerate(rows):
+        drawn = np.random.default_rng(place).integers(0, 256, (1 + place % 3, 8, 8), dtype=np.uint8)
+        row["video"] = video.encode(drawn)
+    for split in ("train", "dev"):
+        write_shards((row for row in rows if row["split"] == split), tmp_path / "tones", split, 16)
+    plain = quick_arm("steering")
+    arm = plain.model_copy(update={"video": Video.model_validate(video_section())})
+    before = SteerMoE.from_config(arm).trainable_state_dict()
+    results = train(arm, [tmp_path / "tones"], tmp_path / "out", tmp_path)
+    after = load_file(tmp_path / "out" / "adapter.safetensors")
+    assert after.keys() == before.keys() and any(name.startswith("video.steering.") for name in after)
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+    sizes = {"projection": 0, "vectors": 0, "router": 0}
+    for name, tensor in before.items():
+        part = next((part for part in ("projection", "router") if part in name), "vectors")
+        sizes[part] += tensor.numel()
+    assert results["trainable_parameters"] == sizes
+    # On the audio of the same rows, an arm without the branch is what it is without any video.
+    train(plain, [tmp_path / "tones"], tmp_path / "deaf", tmp_path)
+    train(plain, shards, tmp_path / "reference", tmp_path)
+    ours, theirs = ((tmp_path / name / "adapter.safetensors").read_bytes() for name in ("deaf", "reference"))
+    assert ours == theirs
+    with pytest.raises(ValueError, match="rows without column 'video'"):
+        train(arm, shards, tmp_path / "blind", tmp_path)

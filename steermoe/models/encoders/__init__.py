@@ -1,4 +1,4 @@
-"""Speech encoders. A new one is a file with an `Encoder` subclass and a row here."""
+"""Encoders of speech, and of video. A new one is a file with an `Encoder` subclass and a row here."""
 
 import importlib
 
@@ -21,6 +21,16 @@ def load_encoder(section: config.Encoder) -> Encoder:
     return encoder
 
 
+def load_video_encoder(section: config.VideoEncoder) -> Encoder:
+    """The frozen video encoder that the section names, in evaluation mode.
+
+    Raises:
+        ValueError: as `load_encoder`.
+    """
+    module, kind = choose(VIDEO_ENCODERS, section.name, "video.encoder.name").split(":")
+    return getattr(importlib.import_module(module), kind)(located(section, "video.encoder")).eval()
+
+
 # `module:class`, imported when it is chosen: each brings in its own modelling code of transformers.
 ENCODERS = {
     "whisper": "steermoe.models.encoders.whisper:Whisper",
@@ -28,4 +38,7 @@ ENCODERS = {
     "w2v-bert": "steermoe.models.encoders.w2v_bert:W2vBert",
     "parakeet": "steermoe.models.encoders.parakeet:Parakeet",
     "firered": "steermoe.models.encoders.firered:FireRed",
+}
+VIDEO_ENCODERS = {
+    "vit": "steermoe.models.encoders.vit:ViT",
 }

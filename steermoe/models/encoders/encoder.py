@@ -1,4 +1,4 @@
-"""What every speech encoder offers: features, a stem, a list of frozen layers, and a finish.
+"""What every encoder, of speech or of video, offers: features, a stem, a list of frozen layers, and a finish.
 
 Shapes: B batch, M feature channels, T feature frames, S encoder frames, D encoder width.
 """
@@ -44,7 +44,7 @@ class Encoder(nn.Module, ABC):
     frames_per_second: float
     max_frames: int | None = None
 
-    def __init__(self, section: config.Encoder) -> None:
+    def __init__(self, section: config.Encoder | config.VideoEncoder) -> None:
         super().__init__()
         if section.window not in self.windows:
             raise ValueError(
