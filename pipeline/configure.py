@@ -38,7 +38,7 @@ def main(
             part: json.loads((base / "arms" / name / f"{part}.json").read_text())
             for part in ("encoder", "llm", *(["video"] if arm.video is not None else []))
         }
-        if arm.training.distillation is not None:
-            used["teacher"] = teacher_files(arm.training.distillation.teacher)
+        distillation = arm.training.distillation
+        teacher = {} if distillation is None else {"teacher": teacher_files(distillation.teacher)}
         write_text(out / f"{name}.json", arm.to_json())
-        write_text(inputs / f"{name}.json", json.dumps(models | used, indent=1) + "\n")
+        write_text(inputs / f"{name}.json", json.dumps(models | used | teacher, indent=1) + "\n")

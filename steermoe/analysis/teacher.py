@@ -7,6 +7,7 @@ from steermoe.analysis.audit import Sections, trained_parameters
 from steermoe.analysis.presets import EncoderShape, LlmShape, encoder_shape, llm_shape
 from steermoe.analysis.work import clip, work
 from steermoe.config import ArmConfig
+from steermoe.data.adapters import adapter_folder
 from steermoe.models import adapter
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -40,9 +41,9 @@ class TeacherShape:
         """
         if student.training.distillation is None:
             return None
-        source = student.training.distillation.teacher
-        arm = adapter.read(source).arm
-        places = [adapter.find_frozen(section.path, source) for section in (arm.encoder, arm.llm)]
+        folder = adapter_folder(student.training.distillation.teacher)
+        arm = adapter.read(folder).arm
+        places = [adapter.find_frozen(section.path, folder) for section in (arm.encoder, arm.llm)]
         encoder = encoder_shape(places[0], arm.encoder.dtype, arm.encoder.layers)
         llm = llm_shape(places[1], arm.llm.dtype, arm.llm.layers)
         frozen = (

@@ -65,9 +65,9 @@ def test_only_short_sequences_in_bfloat16_go_that_way(dtype: torch.dtype, keys: 
 
 def test_autocast_counts_as_bfloat16() -> None:
     torch.manual_seed(0)
-    inputs = [heads(4, each, torch.float32).detach() for each in (7, 9, 9)]
+    query, key, value = (heads(4, each, torch.float32).detach() for each in (7, 9, 9))
     with torch.autocast("cpu", torch.bfloat16), ShortAttention():
-        found = scaled_dot_product_attention(*inputs)
-        assert found.dtype is torch.bfloat16 and torch.equal(found, attention(*inputs))
-    exact = scaled_dot_product_attention(*inputs)
+        found = scaled_dot_product_attention(query, key, value)
+        assert found.dtype is torch.bfloat16 and torch.equal(found, attention(query, key, value))
+    exact = scaled_dot_product_attention(query, key, value)
     assert float((found - exact).abs().max()) < 0.02

@@ -108,7 +108,7 @@ def test_what_other_pipelines_make_is_not_cached() -> None:
     """`dvc exp apply` checks out every output there is, and fails where a cached one was never made."""
     others = [
         out
-        for stage in Repo(ROOT).index.stages
+        for stage in Repo(str(ROOT)).index.stages
         if Path(stage.path) != ROOT / "dvc.yaml"
         for out in stage.outs
     ]
