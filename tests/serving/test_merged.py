@@ -187,7 +187,10 @@ def test_a_bfloat16_model_stays_one(tiny_arm: Callable[..., Any], tmp_path: Path
 
 
 def test_what_cannot_be_merged_is_told_before_anything_is_loaded(
-    tiny_arm: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_arm: Callable[..., Any],
+    video_section: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = SteerMoE.from_config(tiny_arm("linear"))
     folder = tmp_path / "quantized"
@@ -203,6 +206,9 @@ def test_what_cannot_be_merged_is_told_before_anything_is_loaded(
         write_merged(tmp_path / "merged", tmp_path / "out")
     with pytest.raises(FileExistsError, match="name another folder"):
         write_merged(tmp_path / "adapter", tmp_path / "merged")
+    SteerMoE.from_config(tiny_arm("steering", {"video": video_section()})).save_pretrained(tmp_path / "seeing")
+    with pytest.raises(ValueError, match="seeing: found a video branch; only models of audio alone"):
+        write_merged(tmp_path / "seeing", tmp_path / "out")
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError("no space left")
@@ -210,7 +216,7 @@ def test_what_cannot_be_merged_is_told_before_anything_is_loaded(
     monkeypatch.setattr(adapter, "write_bytes", full)
     with pytest.raises(OSError, match="no space left"):
         write_merged(tmp_path / "adapter", tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged", "quantized"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged", "quantized", "seeing"]
 
 
 def test_paths_with_a_dot_are_beside_the_adapter_first(

@@ -195,6 +195,7 @@ def test_a_teacher_that_hears_or_reads_something_else_is_refused(
     tiny_arm: Any,
     save_tiny_llm: Callable[..., Path],
     tiny_chat_dir: Path,
+    video_section: Callable[..., dict[str, Any]],
     tmp_path: Path,
 ) -> None:
     student = SteerMoE.from_config(tiny_arm("linear"))
@@ -206,6 +207,8 @@ def test_a_teacher_that_hears_or_reads_something_else_is_refused(
     in_turns = {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"}
     chat = saved("linear", in_turns)
     assert "2 of them not in the student's as they are" in refused(student, chat)
+    seeing = refused(student, saved("steering", {"video": video_section()}))
+    assert "whose video branch is True, the student's is False" in seeing
     window = refused(student, saved("linear", {"encoder.window": "full"}))
     assert "whose features of a second of noise is (80, 102), the student's is (80, 100)" in window
     shutil.copytree(tiny_chat_dir, tmp_path / "chat")
