@@ -172,7 +172,7 @@ def project(
     """A git and DVC repository whose profile has every corpus, tiny base models, and one arm of two steps."""
     root = tmp_path_factory.mktemp("project")
     for name in COPIED:
-        ignored = shutil.ignore_patterns("__pycache__", "made", "adapters")
+        ignored = shutil.ignore_patterns("__pycache__", "made")
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, root / name, ignore=ignored)
         else:

@@ -206,7 +206,9 @@ def test_what_cannot_be_merged_is_told_before_anything_is_loaded(
         write_merged(tmp_path / "merged", tmp_path / "out")
     with pytest.raises(FileExistsError, match="name another folder"):
         write_merged(tmp_path / "adapter", tmp_path / "merged")
-    SteerMoE.from_config(tiny_arm("steering", {"video": video_section()})).save_pretrained(tmp_path / "seeing")
+    SteerMoE.from_config(tiny_arm("steering", {"video": video_section()})).save_pretrained(
+        tmp_path / "seeing"
+    )
     with pytest.raises(ValueError, match="seeing: found a video branch; only models of audio alone"):
         write_merged(tmp_path / "seeing", tmp_path / "out")
 

@@ -165,7 +165,12 @@ def fresh_store(tmp_path_factory, forkserver) -> Path:
 def train_one_run(root: Path, number: int, killed: bool = False) -> None:
     """The log of a training with nothing to train, up to its end or to a SIGKILL of this process."""
     os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"
+    from steermoe.training import sender
     from steermoe.training.tracking import Tracker
+
+    sender.PATIENCE = (
+        300.0  # on a loaded machine a store is made, or waited for, longer than a stage would wait
+    )
 
     tracker = Tracker("race", root)
     arm = config.load(PARAMS).arm("linear").model_copy(update={"name": f"racer-{number}"})
