@@ -1,8 +1,15 @@
 """Compare the arms in force; nothing is trained here."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.options import Arms, Evaluations, History, Metrics, Models, Out, Params, Shards, Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from steermoe.analysis.comparison import Comparison
+    from steermoe.training.tracking import Tracker
 
 
 def main(
@@ -21,11 +28,10 @@ def main(
     import rich
 
     from steermoe import config
-    from steermoe.analysis import champion, comparison, plots, published, report, sections, steering
+    from steermoe.analysis import comparison, plots, published, report, sections, steering
     from steermoe.data.shards import read_rows
     from steermoe.data.staging import write_text
     from steermoe.evaluation import results
-    from steermoe.models.steermoe import SteerMoE
     from steermoe.training.tracking import Tracker
 
     settings = config.load(params)
@@ -45,12 +51,9 @@ def main(
         if corpus not in compared.missing
     ]
     configs = {name: config.ArmConfig.from_json((arms / f"{name}.json").read_text()) for name in names}
-    uses = {}
-    for name in (name for name, arm in configs.items() if arm.steering is not None and heard):
-        model = SteerMoE.from_pretrained(models / name)
-        use = steering.collect(model, pl.concat(heard), settings.evaluation.batch_seconds, settings.seed)
-        if use is not None:
-            uses[name] = use
+    folders = {name: models / name for name in names}
+    steered = {name: folders[name] for name, arm in configs.items() if arm.steering is not None}
+    uses = steering.collect_all(steered, heard, settings.evaluation.batch_seconds, settings.seed)
     histories = {name: pl.read_csv(history / f"{name}.csv") for name in names}
     pictures = plots.draw_all(compared, histories, uses, out)
     read = results.read_results(evaluations)
@@ -71,8 +74,13 @@ def main(
     results.write_json(out / "comparison.json", compared.to_json() | {"steering": uses})
     results.write_json(metrics, compared.headline())
     rich.print(report.printed(compared))
-    tracker = Tracker(settings.profile)
-    folders = {name: models / name for name in names}
+    _track(Tracker(settings.profile), compared, folders, out)
+
+
+def _track(tracker: "Tracker", compared: "Comparison", folders: "Mapping[str, Path]", out: Path) -> None:
+    """The comparison in MLflow, with the best arm as the profile's champion."""
+    from steermoe.analysis import champion
+
     tracker.attach_execution(folders)
     tracker.log_tree(compared.headline(), "eval")
     tracker.artifact(out, "comparison")
@@ -80,5 +88,5 @@ def main(
         tracker.log_tree(errors, "headline_error")
         best = next(iter(errors))
         tracker.crown(best, folders[best], errors[best], champion.measured_on(compared))
-    tracker.describe(f"Compared: {', '.join(names)}\n\n{champion.table(errors)}", folders)
+    tracker.describe(f"Compared: {', '.join(folders)}\n\n{champion.table(errors)}", folders)
     tracker.finish()

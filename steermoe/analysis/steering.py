@@ -1,6 +1,8 @@
 """What trained steering does: which experts act in which layer, how decidedly, and how much it adds."""
 
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import polars as pl
 import torch
@@ -31,6 +33,21 @@ class Totals:
         self.steer += float(steer.double().square().sum())
         self.residual += float(hidden.double().square().sum())
         self.frames += len(gates)
+
+
+def collect_all(
+    models: Mapping[str, Path], frames: Sequence[pl.DataFrame], batch_seconds: float, seed: int
+) -> dict[str, dict]:
+    """`collect` for each of several trained models, by name; `frames` are of one corpus each, none: nothing.
+
+    Rows of a corpus without videos have none beside those of one with.
+    """
+    if not frames:
+        return {}
+    rows = pl.concat(frames, how="diagonal")
+    loaded = ((name, SteerMoE.from_pretrained(folder)) for name, folder in models.items())
+    found = {name: collect(model, rows, batch_seconds, seed) for name, model in loaded}
+    return {name: use for name, use in found.items() if use is not None}
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from steermoe.analysis.steering import collect
+from steermoe.analysis.steering import collect, collect_all
 from steermoe.audio.waveform import RATE, encode_flac
 from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
@@ -36,6 +37,19 @@ def test_gates_are_shares_and_numbers_fit_together(model: SteerMoE, utterances: 
         assert 1 <= found["effective_experts"][layer] <= found["effective_load"][layer] <= 4 + 1e-6
         assert found["effective_experts"][layer] == pytest.approx(math.exp(found["entropy"][layer]))
     assert found["scales"] == [0.5, 0.5]
+
+
+def test_all_models_are_looked_at_with_rows_of_all_corpora(
+    model: SteerMoE, tiny_arm: Callable[..., Any], utterances: pl.DataFrame, tmp_path: Path
+) -> None:
+    """One of them has videos; a model without steering has nothing to tell."""
+    model.save_pretrained(tmp_path / "steered")
+    SteerMoE.from_config(tiny_arm("linear")).save_pretrained(tmp_path / "linear")
+    models = {name: tmp_path / name for name in ("steered", "linear")}
+    seeing = utterances[:3].with_columns(pl.lit(b"", pl.Binary).alias("video"))
+    found = collect_all(models, [utterances[3:8], seeing], batch_seconds=1.0, seed=0)
+    assert list(found) == ["steered"] and found["steered"]["utterances"] == 8
+    assert collect_all(models, [], batch_seconds=1.0, seed=0) == {}
 
 
 def test_batches_do_not_change_what_is_seen(model: SteerMoE, utterances: pl.DataFrame) -> None:

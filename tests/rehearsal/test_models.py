@@ -1,6 +1,7 @@
 """The models of a rehearsal are of the real classes, and are loaded as the real ones are."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from transformers import WhisperForConditionalGeneration
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 
 from steermoe.config import Encoder, Generation, Llm
+from steermoe.config.sections import Dtype
 from steermoe.evaluation.decoders import own_decoder
 from steermoe.models.encoders import load_encoder
 from steermoe.models.encoders.firered_conformer import FireRedConformer
@@ -23,6 +25,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def section(name: str, folder: Path, dtype: Dtype, window: Literal["full", "unpadded"]) -> Encoder:
+    return Encoder(name=name, path=str(folder), revision=None, dtype=dtype, window=window, layers="all")
+
+
 def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
     make_models(3, tmp_path)
     for path in sorted(path for path in made.rglob("*") if path.is_file()):
@@ -32,15 +38,7 @@ def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
 def test_whisper_is_large_v3_in_small(made: Path) -> None:
     whole = WhisperForConditionalGeneration.from_pretrained(made / "whisper")
     assert (whole.config.num_mel_bins, whole.config.max_source_positions) == (128, 1500)
-    section = Encoder(
-        name="whisper",
-        path=str(made / "whisper"),
-        revision=None,
-        dtype="bfloat16",
-        window="full",
-        layers="all",
-    )
-    encoder = load_encoder(section)
+    encoder = load_encoder(section("whisper", made / "whisper", "bfloat16", "full"))
     assert encoder.max_seconds == 30
     features = encoder.features(0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32))
     with torch.no_grad():
@@ -49,29 +47,13 @@ def test_whisper_is_large_v3_in_small(made: Path) -> None:
 
 
 def test_whispers_decoder_is_told_the_language(made: Path, greedy) -> None:
-    section = Encoder(
-        name="whisper",
-        path=str(made / "whisper"),
-        revision=None,
-        dtype="float32",
-        window="full",
-        layers="all",
-    )
     generation: Generation = greedy(4)
-    system = own_decoder(section, generation, 0)
+    system = own_decoder(section("whisper", made / "whisper", "float32", "full"), generation, 0)
     assert system is not None and "told the language" in system.decoding
 
 
 def test_the_conformer_is_fireredasrs(made: Path) -> None:
-    section = Encoder(
-        name="firered",
-        path=str(made / "conformer"),
-        revision=None,
-        dtype="bfloat16",
-        window="unpadded",
-        layers="all",
-    )
-    encoder = load_encoder(section)
+    encoder = load_encoder(section("firered", made / "conformer", "bfloat16", "unpadded"))
     assert isinstance(encoder.model, FireRedConformer) and encoder.features.channels == 80
     noise = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
     assert abs(float(encoder.features(noise).mean())) < 3  # its CMVN is about right
