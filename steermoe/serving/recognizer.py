@@ -41,6 +41,9 @@ from steermoe.serving.transcript import Segment, Transcript, Word
 
 Recording = str | Path | bytes | BinaryIO | np.ndarray
 LONGEST = 30.0  # seconds of a stretch, for encoders without a limit
+ON_CPU = (
+    30.0  # seconds a batch: with 120, transcribing takes 6 % less time, and a long recording 150 MiB more
+)
 POOL = 2  # batches whose audio is collected before they are sorted by length
 CONTEXT = "words that may occur: {context}. "  # before the prompt
 log = logging.getLogger(__name__)
@@ -87,7 +90,7 @@ class Recognizer:
         generation: how to decode.
         seed: of sampling.
         silence: seconds without speech that end a stretch.
-        batch_seconds: audio seconds a batch, padding included.
+        batch_seconds: audio seconds a batch, padding included; None: BATCH_SECONDS, on a CPU ON_CPU.
         answer: answers batches of waveforms; as `answer_all`, which is the default.
     """
 
@@ -100,12 +103,14 @@ class Recognizer:
         generation: Generation = GREEDY,
         seed: int = 0,
         silence: float = 0.4,
-        batch_seconds: float = BATCH_SECONDS,
+        batch_seconds: float | None = None,
         answer: Callable[..., Sequence[Answer]] = answer_all,
     ) -> None:
         self._answer_all = answer
         self.model, self.words, self.generation, self.seed = model, words, generation, seed
-        self.silence, self.batch_seconds = silence, batch_seconds
+        self.silence = silence
+        usual = ON_CPU if model.device.type == "cpu" else BATCH_SECONDS
+        self.batch_seconds = usual if batch_seconds is None else batch_seconds
         self.prompt = prompt
         if context is not None:
             asked = model.config.prompts.transcribe if prompt is None else prompt
