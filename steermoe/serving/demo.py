@@ -27,7 +27,17 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from steermoe.serving import transcript_table
 from steermoe.serving.examples import Example
 from steermoe.serving.listener import ALL, Listener
-from steermoe.serving.visit import LISTENING, NOT_HEARD, NOT_SEEN, NOT_USED, Strengths, Visit, hint
+from steermoe.serving.visit import (
+    LISTENING,
+    NOT_HEARD,
+    NOT_SEEN,
+    NOT_USED,
+    Strengths,
+    Texts,
+    Visit,
+    Words,
+    hint,
+)
 
 KEPT = 3600  # seconds
 WEAKEST, STRONGEST, STEP = -2.0, 4.0, 0.1  # of a slider
@@ -86,16 +96,20 @@ def page(listener: Listener, name: str, examples: Sequence[Example]) -> gr.Block
             with gr.Column(min_width=300):
                 answers = gr.HTML(padding=False, elem_id="answers")
 
+        def hear(*arguments: Any) -> tuple[str, Texts, Words]:
+            try:
+                return _told(visit.hear)(*arguments)
+            except gr.Error as error:
+                gr.Warning(error.message, duration=error.duration)
+                return hint(NOT_USED), {}, []
+
         def listen(event: Any) -> None:
             """What follows when another recording is there: the transcript, the picture, the others."""
             cleared = event.success(
                 lambda path: (path, {}, [], hint(LISTENING), ""), audio,
                 [recording, texts, words, heard, answers], **light,
             )  # fmt: skip
-            spoken = cleared.success(
-                _told(visit.hear), [recording, strengths], [heard, texts, words], **model
-            )
-            spoken.failure(lambda: (hint(NOT_USED), {}, []), None, [heard, texts, words], **light)
+            spoken = cleared.success(hear, [recording, strengths], [heard, texts, words], **model)
             seen = spoken if draw is None else spoken.success(**draw, **model)
             seen.success(_told(visit.compare), [recording, strengths, texts], [heard, texts], **model)
 
@@ -184,6 +198,7 @@ def _told(deed: Callable[..., Any]) -> Callable[..., Any]:
 
     def one_by_one(*arguments: Any) -> Iterator[Any]:
         with telling():
+            yield gr.skip()  # a generator that yields nothing would empty what it may write
             yield from deed(*arguments)
 
     return one_by_one if inspect.isgeneratorfunction(deed) else call

@@ -90,7 +90,7 @@ class Visit:
 
     def draw(self, path: str | None, strengths: Strengths, texts: Texts, words: Words, place: int) -> str:
         """The picture."""
-        if path is None:
+        if path is None or ITSELF not in texts:  # it was taken away, or cannot be used
             return hint(NOT_SEEN)
         seen = self.listener.see(self._samples(path), strengths)
         data = base64.b64encode(steering_picture(seen, [Word(*word) for word in words], place)).decode()

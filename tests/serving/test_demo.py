@@ -204,6 +204,7 @@ def test_page(
             page.get_by_test_id("toast-body").filter(has_text=re.compile(message, re.I)).first.wait_for()
             if file == broken:  # the other never gets as far as that
                 page.locator("#heard").filter(has_text="cannot be used").wait_for()
+                page.locator("#picture").filter(has_text="comes here").wait_for()  # the one before is gone
         assert page.locator(".toast-body b").count() == 0
         two.context.close()
 
