@@ -1,4 +1,4 @@
-"""Real-time factors of transcribing, one recording at a time and in batches, and the latency of streaming.
+"""Real-time factors of transcribing, one by one and in batches; latency of a first token and of streaming.
 
     python benchmarks/inference.py [--minutes 5] [--model pretrained/adapters/steermoe]
 
@@ -19,6 +19,13 @@ from steermoe.audio import synthesis
 from steermoe.audio.segmentation import VoiceActivity
 from steermoe.audio.waveform import RATE
 from steermoe.corpora import grammar, synthetic
+from steermoe.data.collator import collate
+from steermoe.data.dataset import Item
+from steermoe.data.prompts import encode_texts, texts_around
+from steermoe.models.continuous import Slots
+from steermoe.models.generating import prompts
+from steermoe.models.generation import GREEDY
+from steermoe.models.inputs import Inputs
 from steermoe.serving.recognizer import Recognizer
 
 
@@ -41,6 +48,21 @@ def paced(samples: np.ndarray, block: int = RATE // 10):
         due = begin + min(first + block, len(samples)) / RATE
         time.sleep(max(0.0, due - time.monotonic()))
         yield due, samples[first : first + block]
+
+
+def first_token(model: SteerMoE, samples: np.ndarray) -> float:
+    """Seconds from a waveform to the first token of its transcript."""
+    begin = time.perf_counter()
+    texts = texts_around(model.config.prompts, model.tokenizer, model.config.prompts.transcribe, None)
+    ids = encode_texts(model.tokenizer, *texts)
+    item: Item = {
+        "features": model.features(samples), "prefix_ids": ids.prefix, "prompt_ids": ids.suffix,
+        "target_ids": [], "index": 0,
+    }  # fmt: skip
+    with torch.no_grad():
+        slots = Slots(model.llm, GREEDY, narrow=model.narrows)
+        slots.read(prompts(model, Inputs.of(collate([item]), model.device), [0]))
+    return time.perf_counter() - begin
 
 
 def main() -> None:
@@ -69,6 +91,11 @@ def main() -> None:
         recognizer.transcript(piece)
     taken = time.perf_counter() - begin
     print(f"one sentence at a time      {taken / seconds:.4f} of real time, {taken / len(pieces):.3f} s each")
+
+    late = sorted(first_token(recognizer.model, piece) for piece in pieces)
+    print(
+        f"first token of a sentence   {statistics.median(late):.3f} s median, {late[int(0.95 * len(late))]:.3f} s p95"
+    )
 
     for name, given in (("sentences in batches", pieces), ("one long recording", [samples])):
         begin = time.perf_counter()

@@ -22,7 +22,7 @@ from steermoe.config import Encoder, Generation
 from steermoe.data.base_models import located
 from steermoe.data.rows import with_defaults
 from steermoe.evaluation.ctc import HubCtcDecoder
-from steermoe.evaluation.evaluator import System
+from steermoe.evaluation.evaluator import System, batchwise
 from steermoe.models.encoders import load_encoder
 from steermoe.models.generation import describe, ended, options, seeded
 
@@ -188,7 +188,7 @@ def own_decoder(section: Encoder, generation: Generation, seed: int, device: str
             [waveform.load(audio) for audio in rows["audio"]], with_defaults(rows)["language"].to_list()
         )
 
-    return System(respond, decoder.decoding, device)
+    return System(batchwise(respond), decoder.decoding, device)
 
 
 DECODERS: dict[str, type[Decoder]] = {"ctc": CtcDecoder, "whisper": WhisperDecoder, "hub-ctc": HubCtcDecoder}

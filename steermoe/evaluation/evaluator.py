@@ -5,7 +5,7 @@ a floor that never listens. All run through the same loop, so that their rows an
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +30,8 @@ from steermoe.models.inputs import Inputs
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training.processes import gathered, world
 
-Respond = Callable[[pl.DataFrame], list[str]]  # utterance rows of one batch -> one text a row
+Respond = Callable[[Iterable[pl.DataFrame]], Iterator[tuple[int, str]]]
+"""Utterance rows in batches -> number of the row, counted through all batches, and text, in any order."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ def adapter(model: SteerMoE, generation: Generation, seed: int) -> System:
     features = _Beginning(model.features, model.encoder.max_seconds)
     seen = None if model.video is None else model.video.features
 
-    @torch.inference_mode()
-    def respond(rows: pl.DataFrame) -> list[str]:
+    def inputs(rows: pl.DataFrame) -> Inputs:
         dataset = UtteranceDataset(rows, features, model.tokenizer, model.config.prompts, video_features=seen)
-        batch = collate([dataset[row] for row in range(len(dataset))])
-        tokens = model.generate(Inputs.of(batch, model.device), generation, seed)
-        return [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
+        return Inputs.of(collate([dataset[row] for row in range(len(dataset))]), model.device)
+
+    @torch.inference_mode()
+    def respond(batches: Iterable[pl.DataFrame]) -> Iterator[tuple[int, str]]:
+        for found in model.generate_all(map(inputs, batches), generation, seed):
+            yield found.row, model.tokenizer.decode(found.ids, skip_special_tokens=True).strip()
 
     return System(respond, describe(generation, seed), str(model.device))
 
@@ -126,17 +129,29 @@ def measure(
     return Predictions(pl.concat(parts), system.decoding, seed, speed, settings.normalizer)
 
 
+def batchwise(respond: Callable[[pl.DataFrame], Sequence[str]]) -> Respond:
+    """What answers one batch after the other, all rows of a batch together."""
+
+    def respond_to_batches(batches: Iterable[pl.DataFrame]) -> Iterator[tuple[int, str]]:
+        before = 0
+        for rows in batches:
+            yield from enumerate(respond(rows), start=before)
+            before += len(rows)
+
+    return respond_to_batches
+
+
 def respond_to_all(respond: Respond, frame: pl.DataFrame, batch_seconds: float, title: str) -> list[str]:
     """One text a row, in the order of the rows, whatever the batches were.
 
     Several processes take turns at the batches, and each gets the texts of all.
     """
-    mine: dict[int, str] = {}
     batches = bucketed_batches(frame["seconds"].to_list(), batch_seconds, seed=None, epoch=0)
     own = batches[world().rank :: world().size]
-    for batch in track(own, description=title, disable=world().rank > 0):
-        mine |= zip(batch, respond(frame[batch]), strict=True)
-    texts = gathered(mine)
+    rows = [row for batch in own for row in batch]
+    answers = respond(frame[batch] for batch in own)
+    answers = track(answers, title, total=len(rows), disable=world().rank > 0)
+    texts = gathered({rows[number]: text for number, text in answers})
     if len(texts) != len(frame):
         raise RuntimeError(f"{title}: {len(texts)} texts for {len(frame)} rows; a process left some out")
     return [texts[row] for row in range(len(frame))]

@@ -15,7 +15,7 @@ import torch
 
 from steermoe.config import Evaluation, Generation
 from steermoe.data.prompts import encode_prompt
-from steermoe.evaluation.evaluator import System
+from steermoe.evaluation.evaluator import System, batchwise
 from steermoe.evaluation.metrics import edits
 from steermoe.evaluation.normalizers import Normalizer, normalizer
 from steermoe.models.generation import answer_texts, describe
@@ -52,7 +52,7 @@ def constant(train: pl.DataFrame, test: pl.DataFrame, settings: Evaluation, seed
     def respond(rows: pl.DataFrame) -> list[str]:
         return [chosen[task].text for task in rows["task"]]
 
-    return System(respond, f"one text for all rows ({described})", "none")
+    return System(batchwise(respond), f"one text for all rows ({described})", "none")
 
 
 def most_frequent(texts: Sequence[str], normalize: Normalizer, seed: int) -> str:
@@ -95,4 +95,4 @@ def text_only(model: SteerMoE, generation: Generation, seed: int) -> System:
             prompts.append(prompt.prefix + prompt.suffix)
         return answer_texts(model.llm, model.tokenizer, prompts, generation, seed)
 
-    return System(respond, f"{describe(generation, seed)}, no audio", str(model.device))
+    return System(batchwise(respond), f"{describe(generation, seed)}, no audio", str(model.device))

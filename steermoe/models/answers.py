@@ -42,7 +42,7 @@ def answer_all(
 
     Args:
         prompt: the text behind the audio, in place of the configuration's; not with `question`.
-        scored: tell the answers' confidence, too, which costs one more pass of the LLM.
+        scored: tell the answers' confidence, too.
         batch_seconds: audio seconds a batch, padding included.
         videos: frames beside each recording.
     """
@@ -55,8 +55,9 @@ def answer_all(
     ids = encode_texts(model.tokenizer, *texts)
     waveforms = [a if isinstance(a, np.ndarray) else waveform.load(a) for a in audio]
     seconds = [len(samples) / waveform.RATE for samples in waveforms]
-    answers: dict[int, Answer] = {}
-    for rows in bucketed_batches(seconds, batch_seconds, seed=None, epoch=0):
+    batches = bucketed_batches(seconds, batch_seconds, seed=None, epoch=0)
+
+    def inputs(rows: Sequence[int]) -> Inputs:
         items: list[Item] = [
             {
                 "features": model.features(waveforms[row]),
@@ -70,15 +71,13 @@ def answer_all(
         if videos is not None and model.video is not None:
             for item in items:
                 item["video"] = model.video.features(videos[item["index"]])
-        inputs = Inputs.of(collate(items), model.device)
-        if scored:
-            found, likelihoods = model.generate_scored(inputs, generation, seed)
-        else:
-            found = model.generate(inputs, generation, seed)
-            likelihoods = [[] for _ in found]
-        for row, answer_ids, each in zip(rows, found, likelihoods, strict=True):
-            answer = read_answer(answer_ids, model.tokenizer, tools, texts[1])
-            answers[row] = replace(answer, confidence=confidence(each))
+        return Inputs.of(collate(items), model.device)
+
+    order = [row for rows in batches for row in rows]
+    answers: dict[int, Answer] = {}
+    for found in model.generate_all(map(inputs, batches), generation, seed, scored):
+        answer = read_answer(found.ids, model.tokenizer, tools, texts[1])
+        answers[order[found.row]] = replace(answer, confidence=confidence(found.log_likelihoods))
     return [answers[row] for row in range(len(waveforms))]
 
 

@@ -138,8 +138,7 @@ class RepeatedTail(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """True for each of the rows (B, L) that ends here."""
-        tails = input_ids[:, -LONGEST_CYCLE * (self.max_repeats + 1) :].tolist()
-        found = [cycle(tail, self.max_repeats) > 0 for tail in tails]
+        found = [repeats(row, self.max_repeats) for row in input_ids.tolist()]
         return torch.tensor(found, device=input_ids.device)
 
 
@@ -152,6 +151,11 @@ class Watched(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """True for each of the rows (B, L) that is to end."""
         return torch.tensor(self.watch(input_ids.tolist()), device=input_ids.device)
+
+
+def repeats(ids: Sequence[int], max_repeats: int | None) -> bool:
+    """Whether a cycle stands more than `max_repeats` times at the end of `ids`; None: whatever stands there."""
+    return max_repeats is not None and cycle(ids[-LONGEST_CYCLE * (max_repeats + 1) :], max_repeats) > 0
 
 
 def cycle(ids: Sequence[int], max_repeats: int) -> int:

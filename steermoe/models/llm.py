@@ -94,20 +94,29 @@ def input_embeddings(llm: CausalLM) -> torch.Tensor:
 
 
 def hidden_states(
-    llm: CausalLM, embeddings_BWH: torch.Tensor, cache: Cache | None = None, wanted: Rows | None = None
+    llm: CausalLM,
+    embeddings_BWH: torch.Tensor,
+    cache: Cache | None = None,
+    wanted: Rows | None = None,
+    valid_BC: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Last hidden states (B, W, H) of right-padded rows.
+    """Last hidden states (B, W, H) of right-padded rows, or of others.
 
-    Without attention mask: causality keeps padding on the right away from all that stands before it, and
-    positions count from 0, or from the end of the cache, in every row as they are. Of a cache the new
-    keys and values are appended; it is used up.
+    Right-padded rows need no attention mask: causality keeps padding on the right away from all that stands
+    before it, and positions count from 0, or from the end of the cache, in every row as they are. Of a cache the
+    new keys and values are appended; it is used up.
 
     Args:
         llm, embeddings_BWH, cache: what reads, what is read, and what was read before.
         wanted: row and column of the hidden states that count, where `narrows` is true of the LLM; those of
             the others come out undefined but finite, and cost less.
+        valid_BC: of rows that are not right-padded, what is no padding, of the cache's C - W columns, too.
     """
-    inputs = {"inputs_embeds": embeddings_BWH, "use_cache": cache is not None}
+    inputs: dict[str, Any] = {"inputs_embeds": embeddings_BWH, "use_cache": cache is not None}
+    if valid_BC is not None:
+        places_BC = (valid_BC.cumsum(1) - 1).clamp(min=0)
+        places_BW = places_BC[:, -embeddings_BWH.shape[1] :]
+        inputs |= {"attention_mask": valid_BC.long(), "position_ids": places_BW}
     if cache is not None:
         inputs["past_key_values"] = cache
     with _narrowed(_last_feed_forward(llm), wanted):

@@ -27,10 +27,15 @@ def prefix_cache(llm: CausalLM, prefix_ids: torch.Tensor, prefix_lengths: torch.
         return None
     if any(parameter.requires_grad for parameter in llm.parameters()):
         return None
-    cache = DynamicCache(config=llm.config)
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+    if not attends_to_all(llm):
         return None
+    cache = DynamicCache(config=llm.config)
     with torch.no_grad():
         llm.base_model(input_ids=prefix_ids[:1], past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(len(prefix_ids))
     return cache
+
+
+def attends_to_all(llm: CausalLM) -> bool:
+    """Whether every layer attends to all that stands before: none has a window, or a state in place of keys."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=llm.config).layers)

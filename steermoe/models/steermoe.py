@@ -10,7 +10,7 @@ tokens, P prompt tokens, Y target tokens, N target tokens of all rows, H width o
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from steermoe import config
@@ -33,7 +32,8 @@ from steermoe.models.chat import chat
 from steermoe.models.encoders import load_encoder, load_video_encoder
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.frozen import digest, frozen_weights
-from steermoe.models.generation import GREEDY, decode
+from steermoe.models.generating import MOST_ROWS, Generated, generate_all
+from steermoe.models.generation import GREEDY
 from steermoe.models.inputs import Inputs
 from steermoe.models.lesson import Lesson
 from steermoe.models.llm import (
@@ -66,6 +66,7 @@ class SteerMoE(Branch):
         video: the branch of the video, or None.
         llm: the frozen LLM as transformers loads it.
         tokenizer: the LLM's.
+        narrows: hidden states of the LLM that nobody wants may be spared (`llm.narrows`).
     """
 
     llm: CausalLM
@@ -81,7 +82,7 @@ class SteerMoE(Branch):
             self.video = Branch(eye, arm.video.steering, arm.video.bridge, embeddings, arm.seed, "video.")
         self._adapters = self._with_lora()
         # Recomputing would have to know in the backward pass what was wanted.
-        self._narrows = not arm.training.gradient_checkpointing and narrows(self.llm)
+        self.narrows = not arm.training.gradient_checkpointing and narrows(self.llm)
         if arm.training.gradient_checkpointing:
             of_video = [] if self.video is None else self.video.encoder.layers
             recompute([*self.encoder.layers, *of_video, *decoder_layers(self.llm)])
@@ -235,43 +236,36 @@ class SteerMoE(Branch):
         The batch is as the collator makes it: targets (B, Y), and all of `Inputs`. A row's last target token is
         predicted, never read.
         """
-        read, cache = self._read(Inputs.of(batch))
+        read, cache = self.read(Inputs.of(batch))
         rows_BWH, _valid = self.packed([*read, (target_ids[:, :-1], target_lengths - 1)], "right")
         before_B = torch.stack([lengths for _, lengths in read]).sum(0)
         wanted = target_rows(before_B, target_lengths, target_ids.shape[1])
-        hidden_BWH = hidden_states(self.llm, rows_BWH, cache, wanted if self._narrows else None)
+        hidden_BWH = hidden_states(self.llm, rows_BWH, cache, wanted if self.narrows else None)
         return hidden_BWH[wanted], target_ids[valid_frames(target_lengths, target_ids.shape[1])]
 
-    @torch.no_grad()
     def generate(self, inputs: Inputs, generation: Generation, seed: int = 0) -> list[list[int]]:
         """Answers as token ids, without end and padding tokens."""
-        return self.generate_scored(inputs, generation, seed, scored=False)[0]
+        found = {answer.row: answer.ids for answer in self.generate_all([inputs], generation, seed)}
+        return [found[row] for row in range(len(found))]
 
-    @torch.no_grad()
-    def generate_scored(
-        self, inputs: Inputs, generation: Generation, seed: int = 0, scored: bool = True
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """Answers as `generate` gives them, and the log-likelihood of each of their tokens (none unless `scored`).
+    def generate_all(
+        self,
+        batches: Iterable[Inputs],
+        generation: Generation,
+        seed: int = 0,
+        scored: bool = False,
+        most: int = MOST_ROWS,
+    ) -> Iterator[Generated]:
+        """Answers to all rows of batches, in the order in which they end.
 
-        Likelihoods are the LLM's own, whatever the decoding strategy made of them: of one more pass over the
-        answers, with the audio encoded once.
+        Args:
+            batches: each is encoded when there is room for its rows.
+            generation: how to decode.
+            seed: of sampling.
+            scored: tell log-likelihoods, too. They are the LLM's own, whatever the decoding strategy made of them.
+            most: rows that the LLM continues at a time, where rows of different batches may be (`continues`).
         """
-        read, cache = self._read(inputs)
-        answers = decode(self.llm, *self.packed(read, "left"), generation, seed, cache)
-        if not scored or not any(answers):
-            return answers, [[] for _ in answers]
-        ids = [torch.tensor(answer, dtype=torch.int64, device=self.device) for answer in answers]
-        lengths_B = torch.tensor([len(answer) for answer in answers], device=self.device)
-        ids_BY = pad_sequence(ids, batch_first=True)
-        cache = prefix_cache(self.llm, inputs.prefix_ids, inputs.prefix_lengths)
-        rows_BWH, _valid = self.packed([*read, (ids_BY[:, :-1], (lengths_B - 1).clamp(min=0))], "right")
-        hidden_BWH = hidden_states(self.llm, rows_BWH, cache)
-        before_B = torch.stack([lengths for _, lengths in read]).sum(0)
-        found = []
-        for hidden_WH, before, row in zip(hidden_BWH, before_B.tolist(), ids, strict=True):  # V is large
-            scores = logits(self.llm, hidden_WH[before - 1 : before - 1 + len(row)]).float().log_softmax(-1)
-            found.append(scores.gather(-1, row[:, None])[:, 0].tolist())
-        return answers, found
+        return generate_all(self, batches, generation, seed, scored, most)
 
     @torch.no_grad()
     def embed_prompt(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -281,7 +275,7 @@ class SteerMoE(Branch):
             left-padded rows (B, W, H), and True where they are valid, (B, W).
         """
         prefix = inputs.prefix_ids, inputs.prefix_lengths
-        return self.packed([prefix, *self._behind_prefix(inputs)], "left")
+        return self.packed([prefix, *self.behind_prefix(inputs)], "left")
 
     def transcribe(
         self,
@@ -369,7 +363,7 @@ class SteerMoE(Branch):
         """
         return chat(self, messages, tools, generation, seed)
 
-    def _behind_prefix(self, inputs: Inputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def behind_prefix(self, inputs: Inputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """What the LLM reads between prefix and target, parts with their lengths."""
         prompt = inputs.prompt_ids, inputs.prompt_lengths
         embedded = self._embedded(inputs.prompt_ids), inputs.prompt_lengths
@@ -379,9 +373,9 @@ class SteerMoE(Branch):
             parts.insert(0, self.video.encode(*seen, *embedded))
         return parts
 
-    def _read(self, inputs: Inputs) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Cache | None]:
+    def read(self, inputs: Inputs) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Cache | None]:
         """What the LLM reads before a target, parts with their lengths; the prefix as a cache where that is exact."""
-        read, prefix = self._behind_prefix(inputs), (inputs.prefix_ids, inputs.prefix_lengths)
+        read, prefix = self.behind_prefix(inputs), (inputs.prefix_ids, inputs.prefix_lengths)
         cache = prefix_cache(self.llm, *prefix)
         return (read if cache is not None else [prefix, *read]), cache
 

@@ -1,10 +1,10 @@
-"""Requests that wait are answered in batches of like length, by the one thread that owns the model."""
+"""Requests that wait are answered by the one thread that owns the model, in batches that others may join."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from steermoe.serving.request_error import RequestError
 if TYPE_CHECKING:
     from steermoe.serving.limits import Limits
 
+REFILL = 0.25  # of a batch's places that are free before others join: reading few at a time costs more than waiting
 HISTORY = 0.5  # real-time factor that is assumed before anything was measured
 
 
@@ -41,13 +42,21 @@ class Job:
         result: its answer, when there is one; cancelling it takes the job out of the queue, or ends it early.
         written: called with pieces of the text as they are written, in the model's thread.
         given_up: nobody wants the answer any more.
+        given: what `written` was called with, put together.
     """
 
-    asked: Asked
+    asked: Any
     written: Callable[[str], None] | None = None
     result: Future[Any] = field(default_factory=Future)
     given_up: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
+    given: str = ""
+
+
+Join = Callable[[int], list[Job]]
+"""Jobs that may join so many that are being answered."""
+Answer = Callable[[Sequence[Job], Join], Iterable[tuple[Job, Any]]]
+"""Jobs that may share a batch, and who may join them -> each job with its result or an Exception, as it is there."""
 
 
 def chosen(waiting: Sequence[Job], rows: int, seconds: float) -> list[Job]:
@@ -77,11 +86,11 @@ class Batcher:
     """A queue with limits, and a thread that empties it batch by batch.
 
     Args:
-        answer: gives the results of jobs that share a batch, in order, and how many tokens were written.
+        answer: see Answer; a result's `tokens`, if it has them, are how many were written.
         limits: of the queue and of a batch.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Job]], tuple[list[Any], int]], limits: Limits) -> None:
+    def __init__(self, answer: Answer, limits: Limits) -> None:
         self._answer, self._limits = answer, limits
         self._waiting: list[Job] = []
         self._running: list[Job] = []
@@ -174,7 +183,7 @@ class Batcher:
             self._waiting.clear()
         for job in left:
             job.given_up.set()
-            _settle(job, error=shutting_down())
+            _settle(job, shutting_down())
         return False
 
     def _work(self) -> None:
@@ -198,37 +207,57 @@ class Batcher:
                     break
             if not self._waiting:  # given up meanwhile
                 return self._next()
-            batch = chosen(self._waiting, limits.batch_rows, limits.batch_seconds)
-            for job in batch:
-                self._waiting.remove(job)
-            self._changed.notify_all()  # there is room again
-            self._running = [job for job in batch if job.result.set_running_or_notify_cancel()]
-            return self._running or self._next()
+            self._running = self._taken(limits.batch_rows)
+            return list(self._running) or self._next()
 
-    def _run(self, batch: list[Job]) -> None:
+    def _run(self, batch: list[Job], alone: bool = False) -> None:
+        together = None if alone else batch[0].asked.together
         began = time.perf_counter()
         try:
-            results, tokens = self._answer(batch)
+            for job, result in self._answer(batch, lambda live: self._join(live, together)):
+                now = time.perf_counter()
+                tokens = getattr(result, "tokens", 0)
+                self.heard(len(self._running), job.asked.seconds, now - began, tokens)
+                began = now
+                self._running.remove(job)
+                _settle(job, result)
         except Exception as error:
-            if len(batch) > 1:  # one row may have spoilt it for all
-                for job in batch:
-                    self._run([job])
-            else:
-                _settle(batch[0], error=error)
-            return
-        took = time.perf_counter() - began
-        self.heard(len(batch), sum(job.asked.seconds for job in batch), took, tokens)
-        for job, result in zip(batch, results, strict=True):
-            _settle(job, result)
+            left = [job for job in self._running if job in batch] if alone else list(self._running)
+            for job in left:  # one row may have spoilt it for all
+                if len(left) > 1:
+                    self._run([job], alone=True)
+                else:
+                    self._running.remove(job)
+                    _settle(job, error)
+
+    def _join(self, live: int, together: str | None) -> list[Job]:
+        """Those that may share a batch of so many, if they are next and it is worth while."""
+        free = self._limits.batch_rows - live
+        with self._changed:
+            if together is None or not self._waiting or (live and free < REFILL * self._limits.batch_rows):
+                return []
+            if self._waiting[0].asked.together != together:
+                return []
+            joining = self._taken(free)
+            self._running += joining
+            return joining
+
+    def _taken(self, rows: int) -> list[Job]:
+        """Take the next jobs out of the queue, at most so many."""
+        batch = chosen(self._waiting, rows, self._limits.batch_seconds)
+        for job in batch:
+            self._waiting.remove(job)
+        self._changed.notify_all()  # there is room again
+        return [job for job in batch if job.result.set_running_or_notify_cancel()]
 
 
-def _settle(job: Job, result: Any = None, error: Exception | None = None) -> None:
+def _settle(job: Job, result: Any) -> None:
     """End a job that has not ended already, as those do for which the server waited too long."""
     with suppress(InvalidStateError):
-        if error is None:
-            job.result.set_result(result)
+        if isinstance(result, Exception):
+            job.result.set_exception(result)
         else:
-            job.result.set_exception(error)
+            job.result.set_result(result)
 
 
 def shutting_down() -> RequestError:

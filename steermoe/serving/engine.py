@@ -1,14 +1,13 @@
-"""Questions about recordings to answers, a batch at a time: by the model here, or with an LLM that runs elsewhere."""
+"""Questions about recordings to answers, many at a time: by the model here, or with an LLM that runs elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from steermoe.audio.waveform import RATE
 from steermoe.config import Generation
@@ -16,14 +15,15 @@ from steermoe.data.collator import collate
 from steermoe.data.dataset import Item
 from steermoe.data.prompts import PLACE, Turn, conversation, encode_texts, render, texts_around
 from steermoe.models.answers import confidence
+from steermoe.models.continuous import Prompt, Slots, continues
+from steermoe.models.generating import log_likelihoods, prompts
 from steermoe.models.generation import Watch, cycle, decode
 from steermoe.models.inputs import Inputs
-from steermoe.models.llm import CausalLM, hidden_states, logits
 from steermoe.models.tools import Answer, check_tools, read_answer
 
 if TYPE_CHECKING:
     from steermoe.models.steermoe import SteerMoE
-    from steermoe.serving.batching import Job
+    from steermoe.serving.batching import Job, Join
 
 Continue = Callable[[torch.Tensor, torch.Tensor, Generation, int, Watch], list[list[int]]]
 """(rows_BWH, valid_BW, how to decode, seed, who looks on) -> ids of each row, without end token."""
@@ -39,7 +39,7 @@ class Question:
         prompt: the text behind the audio, instead of the configuration's; not with `turns`.
         tools: what may be called.
         generation, seed: how to decode.
-        scored: tell the answer's confidence, which costs one more pass of the LLM.
+        scored: tell the answer's confidence; not where the LLM runs elsewhere.
     """
 
     samples: np.ndarray
@@ -87,20 +87,18 @@ class Written:
     until it is clear that it goes on otherwise.
 
     Args:
-        give: takes the pieces; None: nobody wants them.
+        job: what is given of it is remembered there, and not given again if it has to be answered anew.
         model: its tokenizer, and the tokens that end an answer.
-        generation: how often a tail may repeat.
     """
 
-    def __init__(self, give: Callable[[str], None] | None, model: SteerMoE, generation: Generation) -> None:
-        self._give, self._tokenizer = give, model.tokenizer
+    def __init__(self, job: Job, model: SteerMoE) -> None:
+        self.job, self._tokenizer = job, model.tokenizer
         self._stops = set(model.llm.generation_config.eos_token_id)
-        self._repeats = generation.max_repeats
-        self._given = ""
+        self._repeats = job.asked.generation.max_repeats
 
     def show(self, ids: list[int]) -> None:
         """All ids so far, behind an end token whatever there is."""
-        if self._give is None:
+        if self.job.written is None:
             return
         end = next((place for place, token in enumerate(ids) if token in self._stops), len(ids))
         if self._repeats is not None and cycle(ids[:end], self._repeats - 1):
@@ -111,9 +109,10 @@ class Written:
 
     def finish(self, text: str) -> None:
         """The whole text so far."""
-        if self._give is not None and text != self._given and text.startswith(self._given):
-            self._give(text[len(self._given) :])
-            self._given = text
+        given, written = self.job.given, self.job.written
+        if written is not None and text != given and text.startswith(given):
+            written(text[len(given) :])
+            self.job.given = text
 
 
 class Engine:
@@ -136,7 +135,7 @@ class Engine:
                 "the adapter has LoRA in the LLM, which an LLM that runs elsewhere does not have"
             )
         self.model = model
-        self._continue = goes_on or self._here
+        self._continue = goes_on
         encoder = model.encoder
         self.window = None if encoder.max_frames is None else encoder.max_frames / encoder.frames_per_second
         tokenizer = model.tokenizer
@@ -154,50 +153,95 @@ class Engine:
             check_tools(question.tools)
         self._texts(question)
 
-    def answer(self, jobs: Sequence[Job]) -> tuple[list[Answered], int]:
-        """The answers to jobs that decode alike, whose `asked` are questions, and the tokens written.
+    @torch.no_grad()
+    def answer(self, jobs: Sequence[Job], join: Join) -> Iterator[tuple[Job, Answered | Exception]]:
+        """The answers to jobs that decode alike, whose `asked` are questions, and to those that join them.
 
-        Raises:
-            ValueError: a recording is too short or too long for the encoder.
+        Each answer is there as soon as it ends, and the next job takes its place (`models.continuous`). Elsewhere,
+        and where answers are sampled or searched for, the jobs are a batch, and nobody joins.
+
+        Yields:
+            a job, and its answer, or why there is none: ValueError, the recording is too short or too long.
         """
-        asked: list[Question] = [job.asked for job in jobs]  # pyright: ignore[reportAssignmentType]
-        generation = asked[0].generation
-        items: list[Item] = []
-        for row, question in enumerate(asked):
-            prompt = encode_texts(self.model.tokenizer, *self._texts(question))
-            items.append(
-                {
-                    "features": self.model.features(question.samples), "prefix_ids": prompt.prefix,
-                    "prompt_ids": prompt.suffix, "target_ids": [], "index": row,
-                }
-            )  # fmt: skip
-        inputs = Inputs.of(collate(items), self.model.device)
+        generation = jobs[0].asked.generation
+        if self._continue is not None or not continues(self.model.llm, generation):
+            yield from self._batch(jobs, generation)
+            return
+        slots = Slots(self.model.llm, generation, scored=True, narrow=self.model.narrows)
+        at_work: dict[Job, tuple[Written, int]] = {}
+        while jobs or slots.live:
+            read: list[Prompt] = []
+            for job, prompt in self._prompts(jobs):
+                if isinstance(prompt, Exception):
+                    yield job, prompt
+                    continue
+                read.append(prompt)
+                at_work[job] = Written(job, self.model), len(prompt.prefix_ids) + len(prompt.embeddings)
+            if read:
+                slots.read(read)
+            else:
+                slots.step()
+            for row in slots.rows:
+                at_work[row.key][0].show(row.ids)
+            slots.drop({job for job in at_work if job.given_up.is_set()})
+            for job, ids, scores in slots.take():
+                written, before = at_work.pop(job)
+                yield job, self._answered(written, before, ids, scores)
+            jobs = join(slots.live)
+
+    def _batch(
+        self, jobs: Sequence[Job], generation: Generation
+    ) -> Iterator[tuple[Job, Answered | Exception]]:
+        """The answers to jobs, all at the end."""
+        inputs = self._inputs(jobs)
         rows_BWH, valid_BW = self.model.embed_prompt(inputs)
-        rows = [Written(job.written, self.model, generation) for job in jobs]
+        rows = [Written(job, self.model) for job in jobs]
 
         def watch(ids: list[list[int]]) -> list[bool]:
             for row, found in zip(rows, ids, strict=True):
                 row.show(found)
             return [job.given_up.is_set() for job in jobs]
 
-        ids = self._continue(rows_BWH, valid_BW, generation, asked[0].seed, watch)
-        scores: list[float | None] = [None] * len(asked)
-        if self._continue == self._here and (places := [row for row, one in enumerate(asked) if one.scored]):
-            found = confidences(
-                self.model.llm, rows_BWH[places], valid_BW[places], [ids[row] for row in places]
-            )
-            for row, score in zip(places, found, strict=True):
-                scores[row] = score
-        answered = []
-        for question, row, own, before, score in zip(
-            asked, rows, ids, valid_BW.sum(1).tolist(), scores, strict=True
-        ):
-            answer = read_answer(own, self.model.tokenizer, question.tools, self._texts(question)[1])
-            answer = replace(answer, confidence=score)
-            row.finish(answer.text)
-            cut = len(own) >= generation.max_new_tokens
-            answered.append(Answered(answer, before, len(own), cut, question.tools is not None))
-        return answered, sum(len(own) for own in ids)
+        goes_on = self._continue or self._here
+        ids = goes_on(rows_BWH, valid_BW, generation, jobs[0].asked.seed, watch)
+        scores: list[list[float]] = [[] for _ in jobs]
+        if self._continue is None and any(job.asked.scored for job in jobs):
+            scores = log_likelihoods(self.model.llm, rows_BWH, valid_BW, ids)
+        for row, before, own, each in zip(rows, valid_BW.sum(1).tolist(), ids, scores, strict=True):
+            yield row.job, self._answered(row, before, own, each)
+
+    def _inputs(self, jobs: Sequence[Job]) -> Inputs:
+        items: list[Item] = []
+        for row, job in enumerate(jobs):
+            prompt = encode_texts(self.model.tokenizer, *self._texts(job.asked))
+            items.append(
+                {
+                    "features": self.model.features(job.asked.samples), "prefix_ids": prompt.prefix,
+                    "prompt_ids": prompt.suffix, "target_ids": [], "index": row,
+                }
+            )  # fmt: skip
+        return Inputs.of(collate(items), self.model.device)
+
+    def _prompts(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Prompt | Exception]]:
+        """What the LLM reads of each job; where one spoils it for all, they are read one by one."""
+        if not jobs:
+            return
+        try:
+            yield from zip(jobs, prompts(self.model, self._inputs(jobs), jobs), strict=True)
+        except (ValueError, RuntimeError) as error:
+            if len(jobs) == 1:
+                yield jobs[0], error
+                return
+            for job in jobs:
+                yield from self._prompts([job])
+
+    def _answered(self, row: Written, before: int, ids: list[int], scores: list[float]) -> Answered:
+        question = row.job.asked
+        answer = read_answer(ids, self.model.tokenizer, question.tools, self._texts(question)[1])
+        answer = replace(answer, confidence=confidence(scores) if question.scored else None)
+        row.finish(answer.text)
+        cut = len(ids) >= question.generation.max_new_tokens
+        return Answered(answer, before, len(ids), cut, question.tools is not None)
 
     def _here(
         self,
@@ -217,22 +261,3 @@ class Engine:
             return before, behind
         asked = render(prompts, "transcribe", "") if question.prompt is None else question.prompt
         return texts_around(prompts, tokenizer, asked, question.tools)
-
-
-@torch.no_grad()
-def confidences(
-    llm: CausalLM, rows_BWH: torch.Tensor, valid_BW: torch.Tensor, ids: Sequence[list[int]]
-) -> list[float | None]:
-    """The confidence of each answer, of one more pass over prompts and answers; None of an empty one."""
-    table = llm.get_input_embeddings()
-    answers = [torch.tensor(row, dtype=torch.int64, device=rows_BWH.device) for row in ids]
-    whole = [
-        torch.cat([row_WH[valid], table(answer[:-1])])
-        for row_WH, valid, answer in zip(rows_BWH, valid_BW, answers, strict=True)
-    ]
-    hidden_BWH = hidden_states(llm, pad_sequence(whole, batch_first=True))
-    found = []
-    for hidden_WH, before, answer in zip(hidden_BWH, valid_BW.sum(1).tolist(), answers, strict=True):
-        scores = logits(llm, hidden_WH[before - 1 : before - 1 + len(answer)]).float().log_softmax(-1)
-        found.append(confidence(scores.gather(-1, answer[:, None])[:, 0].tolist()))
-    return found

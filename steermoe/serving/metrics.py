@@ -14,7 +14,8 @@ class Metrics:
 
     Attributes:
         requests: by path, method and status. `latency`: seconds from a request's first byte to its last, by path.
-        batch_rows: recordings in a batch. `dropped`: those whose client was gone before their turn.
+        batch_rows: recordings at work when one of them was answered, itself among them.
+        dropped: those whose client was gone before their turn.
         audio_seconds, compute_seconds: heard, and spent by the model on it.
         tokens: written.
 
@@ -37,7 +38,10 @@ class Metrics:
             registry=registry,
         )
         self.batch_rows = Histogram(
-            "steermoe_batch_rows", "Recordings in a batch", buckets=BATCHES, registry=registry
+            "steermoe_batch_rows",
+            "Recordings at work when one was answered",
+            buckets=BATCHES,
+            registry=registry,
         )
         self.dropped = Counter(
             "steermoe_dropped", "Recordings whose client was gone before their turn", registry=registry
@@ -59,7 +63,7 @@ class Metrics:
         self._audio = self._compute = 0.0
 
     def heard(self, rows: int, audio: float, compute: float, tokens: int) -> None:
-        """Count a batch: so many recordings, seconds of audio, seconds of the model, tokens written."""
+        """Count an answer: recordings at work, its audio, seconds of the model since the one before, tokens."""
         self.batch_rows.observe(rows)
         self.audio_seconds.inc(audio)
         self.compute_seconds.inc(compute)

@@ -7,7 +7,7 @@ H width of the LLM.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from steermoe.audio.features import LogMel
 from steermoe.config import ArmConfig, Generation
 from steermoe.models.answers import Audio, answer_all
+from steermoe.models.generating import Generated
 from steermoe.models.generation import GREEDY, decode
 from steermoe.models.inputs import Inputs
 from steermoe.models.llm import load_tokenizer
@@ -143,8 +144,18 @@ class OnnxModel:
         )
 
     @torch.no_grad()
-    def generate(self, inputs: Inputs, generation: Generation, seed: int = 0) -> list[list[int]]:
-        """As `SteerMoE.generate`."""
+    def generate_all(
+        self, batches: Iterable[Inputs], generation: Generation, seed: int = 0, scored: bool = False
+    ) -> Iterator[Generated]:
+        """As `SteerMoE.generate_all`, batch by batch, and without likelihoods."""
+        before = 0
+        for inputs in batches:
+            found = decode(self.llm, *self._read(inputs), generation, seed)
+            yield from (Generated(row, ids, []) for row, ids in enumerate(found, start=before))
+            before += len(found)
+
+    def _read(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the LLM reads, left-padded, and where that is valid."""
         prompt = self.llm.table(inputs.prompt_ids.clamp(min=0))
         heard: dict[str, Any] = {"features": inputs.features, "feature_lengths": inputs.feature_lengths}
         if self._reads_prompt:
@@ -152,8 +163,7 @@ class OnnxModel:
         found = self._listener(**heard)
         prefix = self.llm.table(inputs.prefix_ids.clamp(min=0))
         lengths = [inputs.prefix_lengths, found["audio_lengths"], inputs.prompt_lengths]
-        rows_BWH, valid_BW = pack([prefix, found["audio"], prompt], lengths, "left")
-        return decode(self.llm, rows_BWH, valid_BW, generation, seed)
+        return pack([prefix, found["audio"], prompt], lengths, "left")
 
     def transcribe(
         self,

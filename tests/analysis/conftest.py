@@ -10,7 +10,7 @@ import pytest
 
 from steermoe.audio.waveform import RATE, encode_flac
 from steermoe.config import Evaluation
-from steermoe.evaluation.evaluator import System, measure
+from steermoe.evaluation.evaluator import System, batchwise, measure
 from steermoe.evaluation.predictions import summarise
 from steermoe.evaluation.results import write_json, write_result, write_skipped
 
@@ -52,7 +52,9 @@ def knowing(rows: pl.DataFrame, name: str, skill: float) -> System:
         audio: " ".join(word if rng.random() < skill else "`x|" for word in target.split())
         for audio, target in rows.select("audio", "target").iter_rows()
     }
-    return System(lambda batch: [known[audio] for audio in batch["audio"]], f"as {name} does", "cpu")
+    return System(
+        batchwise(lambda batch: [known[audio] for audio in batch["audio"]]), f"as {name} does", "cpu"
+    )
 
 
 @pytest.fixture(scope="session")

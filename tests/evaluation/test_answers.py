@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from steermoe.config import Evaluation
 from steermoe.evaluation.answers import choice, count_answers, most_alike, token_f1
-from steermoe.evaluation.evaluator import System, measure
+from steermoe.evaluation.evaluator import System, batchwise, measure
 from steermoe.evaluation.metrics import metric
 from steermoe.evaluation.normalizers import folded
 from steermoe.evaluation.predictions import Predictions, summarise
@@ -39,7 +39,7 @@ def rows(utterances: pl.DataFrame) -> pl.DataFrame:
 @pytest.fixture
 def predictions(rows: pl.DataFrame, settings: Evaluation) -> Predictions:
     said = dict(zip(rows["source_id"], (text for _, text in ASKED), strict=True))
-    system = System(lambda batch: [said[name] for name in batch["source_id"]], "by hand", "cpu")
+    system = System(batchwise(lambda batch: [said[name] for name in batch["source_id"]]), "by hand", "cpu")
     return measure(system, rows, settings, seed=2)
 
 
@@ -75,7 +75,7 @@ def test_the_summary_has_what_the_rows_have(
     assert scores["raw_accuracy"]["n"] == 6 and scores["raw_accuracy"]["floor"]["text"] == "yes"
     assert "choice_accuracy" not in scores
     bare = rows.drop("answers", "choices")
-    system = System(lambda batch: ["yes"] * len(batch), "yes", "cpu")
+    system = System(batchwise(lambda batch: ["yes"] * len(batch)), "yes", "cpu")
     plain = summarise(measure(system, bare, settings, seed=2), settings)["own"]["clean"]["answer"]
     assert set(plain) == {"n", "seconds", "accuracy"}
 
@@ -123,6 +123,6 @@ def test_choices_are_scored(rows: pl.DataFrame, settings: Evaluation) -> None:
     two = rows.head(2).with_columns(
         pl.Series("choices", [["dog", "cat"], ["dog", "cat"]]), pl.Series("target", ["cat", "dog"])
     )
-    system = System(lambda batch: ["B"] * len(batch), "B", "cpu")
+    system = System(batchwise(lambda batch: ["B"] * len(batch)), "B", "cpu")
     figure = summarise(measure(system, two, settings, seed=2), settings)["own"]["clean"]["answer"]
     assert figure["choice_accuracy"]["value"] == 0.5 and figure["choice_accuracy"]["n"] == 2

@@ -8,7 +8,7 @@ from rapidfuzz.distance import LCSseq
 
 from steermoe.config import Evaluation
 from steermoe.evaluation.captions import longest_common, rouge_l
-from steermoe.evaluation.evaluator import System, measure
+from steermoe.evaluation.evaluator import System, batchwise, measure
 from steermoe.evaluation.predictions import summarise
 
 WORDS = st.lists(st.sampled_from(["a", "dog", "barks", "rain", "falls"]), max_size=8)
@@ -53,7 +53,7 @@ def test_captions_are_scored_against_all_that_people_wrote(
     )
     texts = ["rain falls on a roof", "no", "a dog barks twice"]
     said = dict(zip(rows["source_id"], texts, strict=True))
-    system = System(lambda batch: [said[name] for name in batch["source_id"]], "by hand", "cpu")
+    system = System(batchwise(lambda batch: [said[name] for name in batch["source_id"]]), "by hand", "cpu")
     (scores,) = (
         tasks["caption"] for tasks in summarise(measure(system, rows, settings, 2), settings)["own"].values()
     )

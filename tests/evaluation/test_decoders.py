@@ -244,7 +244,7 @@ def test_a_language_that_whisper_does_not_know_is_refused(
     assert system is not None
     rows = utterances.head(2).with_columns(pl.lit("xx").alias("language"))
     with pytest.raises(ValueError, match="language is 'xx'; this Whisper knows: de, en, zh"):
-        system.respond(rows)
+        list(system.respond([rows]))
 
 
 def test_audio_beyond_whispers_window_is_decoded_window_by_window(
@@ -287,7 +287,7 @@ def test_a_whole_ctc_model_decodes_greedily(
     save_ctc(kind, tmp_path)
     system = own_decoder(section(tmp_path), generation, 0)
     assert system is not None and "CTC head over 16 units" in system.decoding
-    found = system.respond(utterances)
+    found = [text for _, text in system.respond([utterances])]
     model, processor = AutoModelForCTC.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     for text, audio in zip(found, utterances["audio"], strict=True):
         inputs = processor(waveform.load(audio), sampling_rate=16000, return_tensors="pt")

@@ -79,4 +79,4 @@ def test_text_only_reads_the_chat_that_the_adapter_reads(
     text = "<|im_start|>user\nplease transcribe the audio:<|im_end|>\n<|im_start|>assistant\n"
     ids = model.tokenizer(text)["input_ids"]
     expected = answer_texts(model.llm, model.tokenizer, [ids], generation, seed=0)
-    assert text_only(model, generation, seed=0).respond(utterances[:1]) == expected
+    assert [text for _, text in text_only(model, generation, seed=0).respond([utterances[:1]])] == expected

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from steermoe.config import Evaluation
-from steermoe.evaluation.evaluator import System, measure
+from steermoe.evaluation.evaluator import System, batchwise, measure
 from steermoe.evaluation.predictions import Predictions, summarise
 from steermoe.evaluation.results import (
     figures,
@@ -20,7 +20,7 @@ from steermoe.evaluation.results import (
 
 @pytest.fixture
 def predictions(utterances: pl.DataFrame, settings: Evaluation) -> Predictions:
-    system = System(lambda rows: ["the cat"] * len(rows), "one text", "none")
+    system = System(batchwise(lambda rows: ["the cat"] * len(rows)), "one text", "none")
     return measure(system, utterances, settings, seed=1)
 
 

@@ -12,7 +12,12 @@ from steermoe.models.prefix import prefix_cache
 from steermoe.models.steermoe import SteerMoE
 
 PREFIX = (17, 301, 5, 44, 9, 60, 2)
-NO_CACHE = "steermoe.models.steermoe.prefix_cache"
+NO_CACHE = "steermoe.models.steermoe.prefix_cache", "steermoe.models.continuous.prefix_cache"
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NO_CACHE:
+        monkeypatch.setattr(name, lambda *_: None)
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def test_loss_and_gradients_are_those_of_whole_rows(
     assert prefix_cache(model.llm, batch["prefix_ids"], batch["prefix_lengths"]) is not None
     for cached in (True, False):
         if not cached:
-            monkeypatch.setattr(NO_CACHE, lambda *_: None)
+            forget(monkeypatch)
         model.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             output = model(**batch)
@@ -52,7 +57,7 @@ def test_answers_are_those_of_whole_rows(
     ]
     batch = heard(make_batch(prefix=PREFIX))
     cached = [model.generate(batch, each) for each in settings]
-    monkeypatch.setattr(NO_CACHE, lambda *_: None)
+    forget(monkeypatch)
     assert [model.generate(batch, each) for each in settings] == cached
 
 

@@ -1,5 +1,6 @@
 """Recordings to transcripts: texts, times, confidence; bad ones among good ones; bounded memory; live audio."""
 
+import dataclasses
 import json
 import logging
 import subprocess
@@ -92,7 +93,12 @@ def test_bad_ones_among_good_ones(mini: Any, talk: np.ndarray, tmp_path: Path, t
     ]
     found = dict(Recognizer(mini, words=True).recordings(given))
     assert sorted(found) == list(range(6))
-    assert found[0] == transcript
+    assert isinstance(found[0], Transcript)
+    for segment, alone in zip(
+        found[0].segments, transcript.segments, strict=True
+    ):  # who shares a batch may differ
+        assert segment.confidence == pytest.approx(alone.confidence, abs=1e-4)
+        assert dataclasses.replace(segment, confidence=alone.confidence) == alone
     assert isinstance(found[4], Transcript) and found[4].text == transcript.text
     assert isinstance(found[1], FileNotFoundError)
     assert all(isinstance(found[n], AudioError) for n in (2, 3, 5)), found

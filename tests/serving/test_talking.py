@@ -83,16 +83,16 @@ def test_a_spoken_request_can_call_a_tool(
 ):  # fmt: skip
     """The LLM is random: what it writes is put in its mouth, the road around it is the real one."""
     from steermoe import SteerMoE
-    from steermoe.models import answers
+    from steermoe.models.generating import Generated
 
     arm = tiny_arm("steering", {"prompts.format": "chat", "llm.path": str(tiny_chat_dir)})
     model = SteerMoE.from_config(arm)
     monkeypatch.setattr(opening, "open_model", lambda source, device: model)
     said = model.tokenizer.encode('<tool_call>{"name": "wave", "arguments": {}}</tool_call>')
-    monkeypatch.setattr(model, "generate_scored", lambda *_: ([said], [[0.0]]))
+    monkeypatch.setattr(model, "generate_all", lambda *_: [Generated(0, said, [0.0])])
     (tmp_path / "tools.json").write_text(json.dumps([WAVE]))
     run = call("ask", str(recording), "greet them", "--tools", str(tmp_path / "tools.json"))
-    assert answers.BATCH_SECONDS and json.loads(run.out)["tool_calls"] == [{"name": "wave", "arguments": {}}]
+    assert json.loads(run.out)["tool_calls"] == [{"name": "wave", "arguments": {}}]
 
 
 def chatted(call: Call, monkeypatch: pytest.MonkeyPatch, *lines: str) -> SimpleNamespace:

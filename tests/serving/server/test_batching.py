@@ -2,14 +2,14 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe.serving.batching import Batcher, Job, chosen
+from steermoe.serving.batching import Answer, Batcher, Job, Join, chosen
 from steermoe.serving.limits import Limits
 from steermoe.serving.request_error import RequestError
 
@@ -45,18 +45,27 @@ def test_the_nearest_in_length_come_along() -> None:
     assert [job.asked.seconds for job in chosen(waiting[1:], 8, 60)] == [30.0, 12.0]
 
 
+def at_once(result: Callable[[Sequence[Job]], Sequence[Any]]) -> Answer:
+    """Answers a batch as a whole; nobody joins."""
+
+    def answer(batch: Sequence[Job], join: Join) -> Iterator[tuple[Job, Any]]:
+        yield from zip(batch, result(batch), strict=True)
+
+    return answer
+
+
 def test_everything_is_answered_in_batches_though_one_row_is_bad() -> None:
     sizes: list[int] = []
     go = threading.Event()
 
-    def answer(batch: Sequence[Job]) -> tuple[list[Any], int]:
+    def answer(batch: Sequence[Job]) -> list[float]:
         go.wait(10)
         sizes.append(len(batch))
         if any(job.asked.seconds == 7.0 for job in batch):
             raise ValueError("seven")
-        return [job.asked.seconds for job in batch], 0
+        return [job.asked.seconds for job in batch]
 
-    batcher = Batcher(answer, Limits(batch_rows=4))
+    batcher = Batcher(at_once(answer), Limits(batch_rows=4))
     submitted = [batcher.submit(Asked(seconds)) for seconds in (1.0, 2.0, 7.0, 4.0, 5.0)]
     go.set()
     with pytest.raises(ValueError, match="seven"):
@@ -66,8 +75,64 @@ def test_everything_is_answered_in_batches_though_one_row_is_bad() -> None:
     assert batcher.close(10) and not batcher.alive
 
 
+def by_and_by(go: threading.Event, seen: list[int]) -> Answer:
+    """Ends one job a turn, and lets others join; fails once, when 7 s of audio are among them."""
+
+    def answer(batch: Sequence[Job], join: Join) -> Iterator[tuple[Job, Any]]:
+        go.wait(10)
+        at_work = list(batch)
+        while at_work:
+            seen.append(len(at_work))
+            if len(at_work) > 1 and any(job.asked.seconds == 7.0 for job in at_work):
+                raise RuntimeError("seven spoils it for all")
+            job = at_work.pop(0)
+            yield job, ValueError("seven") if job.asked.seconds == 7.0 else job.asked.seconds
+            at_work += join(len(at_work))
+
+    return answer
+
+
+def test_others_join_where_places_are_free() -> None:
+    go, seen = threading.Event(), list[int]()
+    batcher = Batcher(by_and_by(go, seen), Limits(batch_rows=4))
+    submitted = [batcher.submit(Asked(1.0)) for _ in range(12)]
+    go.set()
+    assert [job.result.result(10) for job in submitted] == [1.0] * 12
+    assert seen[:8] == [4] * 8 and max(seen) == 4  # at every turn one place is free, and taken
+
+
+def test_nobody_overtakes_a_job_of_another_kind() -> None:
+    go, seen = threading.Event(), list[int]()
+    batcher = Batcher(by_and_by(go, seen), Limits(batch_rows=4))
+    kinds = ["greedy"] * 5 + ["other"] + ["greedy"] * 6
+    submitted = [batcher.submit(Asked(1.0, kind)) for kind in kinds]
+    ended: list[int] = []
+    for place, job in enumerate(submitted):
+        job.result.add_done_callback(lambda _, place=place: ended.append(place))
+    go.set()
+    for job in submitted:
+        job.result.result(10)
+    assert batcher.close(10)
+    others = [place for place in ended if place != 5]
+    assert others == sorted(others)
+    assert ended.index(5) < ended.index(11)  # the first batch is full of those before it and their like
+
+
+def test_one_that_spoils_it_for_all_is_told_and_the_others_are_answered() -> None:
+    go, seen = threading.Event(), list[int]()
+    batcher = Batcher(by_and_by(go, seen), Limits(batch_rows=4))
+    submitted = [batcher.submit(Asked(seconds)) for seconds in (1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 6.0, 8.0)]
+    go.set()
+    with pytest.raises(ValueError, match="seven"):
+        submitted[5].result.result(10)
+    rest = [job.result.result(10) for job in submitted if job is not submitted[5]]
+    assert rest == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]
+    assert batcher.close(10) and not batcher.alive
+
+
 def test_what_was_taken_is_answered_at_the_end_and_no_more_is_taken() -> None:
-    batcher = Batcher(lambda batch: (time.sleep(0.05), ([None] * len(batch), 0))[1], Limits(batch_rows=1))
+    slow = at_once(lambda batch: (time.sleep(0.05), [None] * len(batch))[1])
+    batcher = Batcher(slow, Limits(batch_rows=1))
     submitted = [batcher.submit(Asked(1.0)) for _ in range(4)]
     assert batcher.close(10)
     assert all(job.result.done() for job in submitted)
@@ -78,7 +143,7 @@ def test_what_was_taken_is_answered_at_the_end_and_no_more_is_taken() -> None:
 
 def test_a_close_that_takes_too_long_ends_what_waits() -> None:
     go = threading.Event()
-    batcher = Batcher(lambda batch: (go.wait(10), ([None] * len(batch), 0))[1], Limits(batch_rows=1))
+    batcher = Batcher(at_once(lambda batch: (go.wait(10), [None] * len(batch))[1]), Limits(batch_rows=1))
     submitted = [batcher.submit(Asked(1.0)) for _ in range(3)]
     assert not batcher.close(0.1)
     for job in submitted:

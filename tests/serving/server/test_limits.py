@@ -15,8 +15,8 @@ import pytest
 
 from steermoe.models.steermoe import SteerMoE
 from steermoe.serving.access import api_key, is_loopback
-from steermoe.serving.batching import Job
-from steermoe.serving.engine import Engine
+from steermoe.serving.batching import Job, Join
+from steermoe.serving.engine import Answered, Engine
 
 from .conftest import NAME, Running, wav
 
@@ -28,10 +28,10 @@ class Held(Engine):
         super().__init__(model)
         self.go, self.batches = threading.Event(), 0
 
-    def answer(self, jobs: Sequence[Job]) -> Any:
+    def answer(self, jobs: Sequence[Job], join: Join) -> Any:
         self.batches += 1
         assert self.go.wait(30)
-        return super().answer(jobs)
+        return super().answer(jobs, join)
 
 
 @pytest.fixture
@@ -136,10 +136,11 @@ def test_an_answer_that_nobody_reads_ends_early(serve: Callable[..., Any], model
     steps: list[int] = []
 
     class Counting(Engine):
-        def answer(self, jobs: Sequence[Job]) -> Any:
-            found = super().answer(jobs)
-            steps.append(found[1])
-            return found
+        def answer(self, jobs: Sequence[Job], join: Join) -> Any:
+            for job, found in super().answer(jobs, join):
+                assert isinstance(found, Answered)
+                steps.append(found.tokens)
+                yield job, found
 
     # Sampled at a temperature at which the mini model finds no end.
     with serve(Counting(model), max_tokens=900) as server:
@@ -228,7 +229,7 @@ def test_what_breaks_down_is_an_error_of_the_server(
     serve: Callable[..., Any], model: SteerMoE, recordings: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Engine):
-        def answer(self, jobs: Sequence[Job]) -> Any:
+        def answer(self, jobs: Sequence[Job], join: Join) -> Any:
             raise RuntimeError("out of something")
 
     with serve(Broken(model)) as server:

@@ -120,8 +120,8 @@ def test_many_at_once_get_what_each_gets_alone(
     with serve(linger=0.2) as server, ThreadPoolExecutor(24) as pool:
         found = list(pool.map(lambda place: transcribe(server, recordings[place]).text, order))
         assert found == [said[place] for place in order]
-        assert server.metric("steermoe_batch_rows_sum") == 24
-        assert server.metric("steermoe_batch_rows_count") <= 12  # so batches were made
+        assert server.metric("steermoe_batch_rows_count") == 24
+        assert server.metric("steermoe_batch_rows_sum") >= 48  # so batches were made
         assert server.metric("steermoe_audio_seconds_total") > 24
         assert server.metric("steermoe_queue_length") == 0
 
