@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,8 @@ from steermoe.serving.request_error import RequestError
 if TYPE_CHECKING:
     from steermoe.serving.limits import Limits
 
-REFILL = 0.25  # of a batch's places that are free before others join: reading few at a time costs more than waiting
+REFILL = 0.5  # of a batch's places that are free before others join: reading few at a time costs more than waiting
+log = logging.getLogger(__name__)
 HISTORY = 0.5  # real-time factor that is assumed before anything was measured
 
 
@@ -223,6 +225,8 @@ class Batcher:
                 _settle(job, result)
         except Exception as error:
             left = [job for job in self._running if job in batch] if alone else list(self._running)
+            if len(left) > 1:
+                log.warning("%d recordings broke down together, each is tried alone: %r", len(left), error)
             for job in left:  # one row may have spoilt it for all
                 if len(left) > 1:
                     self._run([job], alone=True)

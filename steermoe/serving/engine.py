@@ -182,7 +182,8 @@ class Engine:
             else:
                 slots.step()
             for row in slots.rows:
-                at_work[row.key][0].show(row.ids)
+                if row.key in at_work:  # else it has ended, and its place was not taken yet
+                    at_work[row.key][0].show(row.ids)
             slots.drop({job for job in at_work if job.given_up.is_set()})
             for job, ids, scores in slots.take():
                 written, before = at_work.pop(job)

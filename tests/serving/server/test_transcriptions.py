@@ -114,7 +114,7 @@ def test_a_stream_is_the_text_in_pieces(server: Running, recordings: list[bytes]
 
 
 def test_many_at_once_get_what_each_gets_alone(
-    serve: Callable[..., Any], recordings: list[bytes], said: list[str]
+    serve: Callable[..., Any], recordings: list[bytes], said: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     order = [number % len(recordings) for number in range(24)]
     with serve(linger=0.2) as server, ThreadPoolExecutor(24) as pool:
@@ -122,6 +122,7 @@ def test_many_at_once_get_what_each_gets_alone(
         assert found == [said[place] for place in order]
         assert server.metric("steermoe_batch_rows_count") == 24
         assert server.metric("steermoe_batch_rows_sum") >= 48  # so batches were made
+        assert "broke down" not in caplog.text
         assert server.metric("steermoe_audio_seconds_total") > 24
         assert server.metric("steermoe_queue_length") == 0
 
