@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.shapes import batch, frozen_models, machine, model, table
-from benchmarks.train_step import Step, measured
+from benchmarks.train_step import Step, peak, taken
 from steermoe.models.steermoe import SteerMoE
+from steermoe.training.heap import keep_freed_memory
 
 MOST = 1.05  # times the step with 8 experts, with 64
 
@@ -61,16 +62,13 @@ def grown(
             assembly = model("steermoe", paths, case.experts)
         clips = batch([case.seconds] * case.clips, assembly.encoder.features.channels)
         steps.append((assembly, partial(loss_of, assembly, clips)))
-    for each in steps:
-        measured(*each)
-    found: list[list[tuple[float, int]]] = [[] for _ in steps]
+    keep_freed_memory()
+    memory = [peak(*each, torch.float32) / 2**20 for each in steps]
+    cpu: list[list[float]] = [[] for _ in steps]
     for _ in range(repeats):
-        for each, results in zip(steps, found, strict=True):
-            results.append(measured(*each))
-    return [
-        (statistics.median(s for s, _ in each), statistics.median(b for _, b in each) / 2**20)
-        for each in found
-    ]
+        for each, times in zip(steps, cpu, strict=True):
+            times.append(taken(*each))
+    return list(zip(map(statistics.median, cpu), memory, strict=True))
 
 
 def draw(found: dict[str, list[tuple[float, float]]], cases: dict[str, tuple[float, ...]], out: Path) -> None:

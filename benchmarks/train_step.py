@@ -10,9 +10,10 @@ padding, as such a program does; told not to, it must give our loss and our grad
 float32. In bfloat16 (the precision of both profiles) frozen weights are of that type and the step is under autocast,
 here and there.
 
-Seconds are of CPU time, of one thread, the ways in turns; memory is what a step adds to the process at its peak
-(Linux: VmHWM). The floor is the matrix products that cannot be avoided (steermoe/analysis/work.py) at the speed
-that a large product reaches in the same run.
+Seconds are of CPU time, of one thread, the ways in turns. Our way keeps freed memory, as training does
+(steermoe/training/heap.py); the naive way has glibc as it adapts by itself. Memory is what a step adds to the process
+at its peak (Linux: VmHWM), apart from the timing. The floor is the matrix products that cannot be avoided
+(steermoe/analysis/work.py) at the speed that a large product reaches in the same run.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from steermoe.analysis.work import Work, clip, work
 from steermoe.models.attention import ShortAttention
 from steermoe.models.encoders.encoder import layer_hidden, valid_frames
 from steermoe.models.steermoe import SteerMoE
+from steermoe.training.heap import ADAPTED, KEPT, keep_freed_memory
 
 SHAPES = {"64x2": (64, 2, 64, 2), "384x6": (384, 6, 512, 8), "1280x8": (1280, 8, 512, 8)}  # encoder, LLM
 CLIPS, TEXT, CHANNELS = 4, 448, 80
@@ -140,18 +142,26 @@ def _status(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def measured(assembly: SteerMoE, step: Step, dtype: torch.dtype = torch.float32) -> tuple[float, int]:
-    """CPU seconds of a step, and the bytes that it adds at its peak."""
+def taken(assembly: SteerMoE, step: Step, dtype: torch.dtype = torch.float32) -> float:
+    """CPU seconds of a step."""
+    assembly.zero_grad()
+    gc.collect()
+    began = time.process_time()
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        loss = step()
+    loss.backward()
+    return time.process_time() - began
+
+
+def peak(assembly: SteerMoE, step: Step, dtype: torch.dtype) -> int:
+    """Bytes that a step adds to the process at its peak."""
     assembly.zero_grad()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else what glibc kept of the step before would be there already
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    began = time.process_time()
-    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
-        loss = step()
-    loss.backward()
-    return time.process_time() - began, max(2**20, _status("VmHWM") - before)
+    taken(assembly, step, dtype)
+    return max(2**20, _status("VmHWM") - before)
 
 
 def product_rate(dtype: torch.dtype) -> float:
@@ -194,15 +204,14 @@ def compare(
     ours, naive = partial(our_loss, assembly, clips), partial(naive_loss, assembly, clips, masked=False)
     steps: dict[str, Step] = {"ours": ours, "naive": naive}
     cpu: dict[str, list[float]] = {name: [] for name in steps}
-    memory: dict[str, list[int]] = {name: [] for name in steps}
-    measured(assembly, ours, dtype)  # the first step allocates, and chooses its kernels
-    for _ in range(repeats):
+    taken(assembly, ours, dtype)  # the first step chooses its kernels
+    peaks = {name: peak(assembly, step, dtype) / 2**20 for name, step in steps.items()}
+    for turn in range(-1, repeats):
         for name, step in steps.items():
-            took, peak = measured(assembly, step, dtype)
-            cpu[name].append(took)
-            memory[name].append(peak)
+            keep_freed_memory(KEPT if name == "ours" else ADAPTED)
+            took = taken(assembly, step, dtype)
+            cpu[name] += [took] * (turn >= 0)
     ratios = [a / b for a, b in zip(cpu["naive"], cpu["ours"], strict=True)]
-    peaks = {name: statistics.median(each) / 2**20 for name, each in memory.items()}
     ours_s = statistics.median(cpu["ours"])
     goal = GOALS.get((seconds, vocabulary), 0.0) if shape != "64x2" else 0.0
     share = peaks["ours"] / peaks["naive"]

@@ -63,8 +63,10 @@ def attention(
     if is_causal:
         attn_mask = scores_BHQK.new_ones(scores_BHQK.shape[-2:], dtype=torch.bool).tril()
     if attn_mask is not None and attn_mask.dtype is torch.bool:
-        scores_BHQK = scores_BHQK.masked_fill(~attn_mask, torch.finfo(scores_BHQK.dtype).min)
-    elif attn_mask is not None:
+        # Added, for which the backward pass has nothing to do; filled in, it would have to go over all gradients.
+        least = torch.finfo(scores_BHQK.dtype).min
+        attn_mask = torch.zeros_like(attn_mask, dtype=scores_BHQK.dtype).masked_fill_(~attn_mask, least)
+    if attn_mask is not None:
         scores_BHQK = scores_BHQK + attn_mask
     weights_BHQK = dropout(scores_BHQK.softmax(-1), dropout_p, training=dropout_p > 0)
     return weights_BHQK @ value_BHKE

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers.utils.generic import ModelOutput
 
 AT_A_TIME = 2**26  # logits; with fewer, the products with the head are slower than all at once
@@ -43,9 +42,45 @@ class Loss(ModelOutput):
 
 def target_loss(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> Loss:
     """The loss of targets by the logits that predict them, in float32."""
-    loss = cross_entropy(logits_NV.float(), targets_N)
-    correct = (logits_NV.detach().argmax(-1) == targets_N).sum()
-    return Loss(loss=loss, num_tokens=torch.tensor(len(targets_N), device=loss.device), num_correct=correct)
+    summed, correct = _CrossEntropy.apply(logits_NV, targets_N)
+    count = len(targets_N)
+    return Loss(
+        loss=summed / count, num_tokens=torch.tensor(count, device=summed.device), num_correct=correct
+    )
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy in float32, and how many targets are the likeliest token.
+
+    The gradient of a logit is its probability, less one at the target. So the probabilities are all that is kept;
+    torch's own function goes over all logits thrice more, for the gradient of the logarithms and its zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> Any:
+        scores_NV = logits_NV.float()
+        largest_N, likeliest_N = scores_NV.max(-1)
+        shares_NV = scores_NV.softmax(-1)
+        # By the largest one, whose share is not lost to rounding.
+        total_N = largest_N - _at(shares_NV, likeliest_N).log()
+        summed = (total_N - _at(scores_NV, targets_N)).sum()
+        correct = (likeliest_N == targets_N).sum()
+        if ctx.needs_input_grad[0]:
+            ctx.dtype = logits_NV.dtype
+            ctx.save_for_backward(
+                shares_NV.scatter_add_(-1, targets_N[:, None], -shares_NV.new_ones(len(targets_N), 1))
+            )
+        ctx.mark_non_differentiable(correct)
+        return summed, correct
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        (gradient_NV,) = ctx.saved_tensors
+        return torch.mul(gradient_NV, outer[0], out=torch.empty_like(gradient_NV, dtype=ctx.dtype)), None
+
+
+def _at(values_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+    return values_NV.gather(-1, ids_N[:, None])[:, 0]
 
 
 def hidden_loss(
@@ -106,14 +141,14 @@ class _Chunked(torch.autograd.Function):
             with torch.set_grad_enabled(learns):
                 hidden = hidden_NH[rows].detach().requires_grad_(learns)
                 logits = score(hidden)
-                loss = cross_entropy(logits.float(), targets_N[rows], reduction="sum")
+                loss, right = _CrossEntropy.apply(logits, targets_N[rows])
                 if beside is not None:
                     extra = beside(hidden, logits, rows)
                     loss, added = loss + extra, added + extra.detach()
             if gradient_NH is not None:
                 (gradient_NH[rows],) = torch.autograd.grad(loss, hidden)
             summed += loss.detach()
-            correct += (logits.detach().argmax(-1) == targets_N[rows]).sum()
+            correct += right
         ctx.save_for_backward(gradient_NH)
         ctx.mark_non_differentiable(correct, added)
         return summed, correct, added

@@ -16,7 +16,9 @@ from steermoe.serving.request_error import RequestError
 if TYPE_CHECKING:
     from steermoe.serving.limits import Limits
 
-REFILL = 0.5  # of a batch's places that are free before others join: reading few at a time costs more than waiting
+REFILL = (
+    0.5  # of a batch's places that are free before others join: reading few at a time costs more than waiting
+)
 log = logging.getLogger(__name__)
 HISTORY = 0.5  # real-time factor that is assumed before anything was measured
 

@@ -26,6 +26,7 @@ from steermoe.training.callbacks import Tracking
 from steermoe.training.checkpoints import discard_leftovers, last_checkpoint
 from steermoe.training.fingerprint import digest, fingerprint, training_key
 from steermoe.training.frozen_features import frozen_features
+from steermoe.training.heap import keep_freed_memory
 from steermoe.training.processes import ONE_PROCESS, PreemptedError, check, world
 from steermoe.training.teacher import Teacher
 from steermoe.training.tracking import Tracker
@@ -234,6 +235,8 @@ def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
         PreemptedError: SIGTERM came before the end.
     """
     repeat = "repeat the command, it resumes from the last checkpoint"
+    if trainer.args.device.type == "cpu":
+        keep_freed_memory()
     try:
         with trainer.preemption, ShortAttention():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

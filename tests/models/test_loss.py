@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 
 from steermoe.models import loss as losses
 from steermoe.models.loss import hidden_loss, target_loss
@@ -20,6 +20,26 @@ def problem(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Ten
     targets = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
     targets[::2] = linear(hidden, head).argmax(-1)[::2]  # half of them right
     return hidden, targets, head
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_loss_and_gradient_are_those_of_torch(dtype: torch.dtype) -> None:
+    """Targets without a chance among them."""
+    generator = torch.Generator().manual_seed(2)
+    logits = 4 * torch.randn(TOKENS, VOCABULARY, generator=generator)
+    targets = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
+    logits[0], logits[1, targets[1]], logits[2] = -3.0, -300.0, 300.0
+    found = []
+    for way in (lambda x: target_loss(x, targets).loss, lambda x: cross_entropy(x.float(), targets)):
+        given = logits.to(dtype).requires_grad_()
+        loss = way(given)
+        assert loss is not None
+        (gradient,) = torch.autograd.grad(7 * loss, given)
+        found.append((loss, gradient))
+    torch.testing.assert_close(*found)
+    assert found[0][1].dtype is dtype and found[0][0].dtype is torch.float32
+    right = target_loss(logits, targets).num_correct
+    assert right == (logits.argmax(-1) == targets).sum()
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 22, 23])
