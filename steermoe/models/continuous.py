@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, NoRepeatNGramLogitsProcessor
-from transformers.cache_utils import DynamicLayer
 
 from steermoe.config import Generation
 from steermoe.models.generation import ended, repeats
 from steermoe.models.llm import CausalLM, Rows, hidden_states, logits
 from steermoe.models.prefix import attends_to_all, prefix_cache
+from steermoe.models.room import Room
 from steermoe.models.sequence import pack
 
-ROOM = 64  # columns that are taken beforehand
 REFILL = (
     0.25  # of the slots that are empty before prompts are read: reading few at a time costs more than waiting
 )
@@ -76,86 +75,6 @@ class Row:
     done: bool = False
 
 
-class _Layer(DynamicLayer):
-    """Keys and values (B, heads, C, head width) of a layer, of which `_Room` says which columns count."""
-
-    def __init__(self, room: "_Room", keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
-        self.room, self.keys, self.values = room, keys, values
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-
-    def get_seq_length(self) -> int:
-        """Columns before the one that a step writes."""
-        return self.room.end - self.room.first
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a step's column; returns all that count."""
-        first, end = self.room.first, self.room.end
-        assert self.keys is not None and self.values is not None
-        self.keys[:, :, end : end + 1] = key_states
-        self.values[:, :, end : end + 1] = value_states
-        return self.keys[:, :, first : end + 1], self.values[:, :, first : end + 1]
-
-
-class _Room(Cache):
-    """Keys and values of all rows, and which of their columns count: those from `first` to `end`."""
-
-    def __init__(self) -> None:
-        super().__init__(layers=[])
-        self.first = self.end = 0
-        self.valid_BC = torch.zeros(0, 0, dtype=torch.bool)
-
-    @property
-    def full(self) -> bool:
-        """No column is left to be written."""
-        return self.end == self.valid_BC.shape[1]
-
-    def arrange(
-        self, kept: Sequence[tuple[int, int]], cache: Cache | None, valid_BW: torch.Tensor | None
-    ) -> None:
-        """Take room anew for rows that stay and rows that come.
-
-        Args:
-            kept: rows that stay, and how many of their columns.
-            cache: keys and values of rows that come, all of one width W; None: none come.
-            valid_BW: which of these columns count.
-        """
-        come = 0 if valid_BW is None else len(valid_BW)
-        width = max([columns for _, columns in kept] + ([] if valid_BW is None else [valid_BW.shape[1]]))
-        rows = [row for row, _ in kept]
-        held = min(width, self.end - self.first)
-        old = slice(self.end - held, self.end)
-
-        def taken(before: torch.Tensor | None, behind: torch.Tensor | None) -> torch.Tensor:
-            """(B, ..., C, ...) with columns in dimension -2."""
-            like = before if behind is None else behind
-            assert like is not None
-            room = like.new_zeros(len(rows) + come, *like.shape[1:-2], width + ROOM, like.shape[-1])
-            if before is not None and rows:
-                room[: len(rows), ..., width - held : width, :] = before[rows][..., old, :]
-            if behind is not None:
-                room[len(rows) :, ..., width - behind.shape[-2] : width, :] = behind
-            return room
-
-        sources: list[Any] = [None] * len(self.layers) if cache is None else list(cache.layers)
-        targets: list[Any] = self.layers or [None] * len(sources)
-        self.layers = [
-            _Layer(
-                self,
-                *(
-                    taken(getattr(target, part, None), getattr(source, part, None))
-                    for part in ("keys", "values")
-                ),
-            )
-            for target, source in zip(targets, sources, strict=True)
-        ]
-        before = self.valid_BC[..., None] if len(self.valid_BC) else None
-        self.valid_BC = taken(before, None if valid_BW is None else valid_BW[..., None])[..., 0]
-        self.first, self.end = 0, width
-
-
 class Slots:
     """Rows that are decoded together, a token a step.
 
@@ -172,7 +91,7 @@ class Slots:
         self.llm, self.generation, self.scored, self.narrow = llm, generation, scored, narrow
         self.stops = set(llm.generation_config.eos_token_id)
         self.rows: list[Row] = []
-        self._room, self._ended = _Room(), list[Row]()
+        self._room, self._ended = Room(), list[Row]()
         ngram = generation.no_repeat_ngram
         self._ngrams = None if ngram is None else NoRepeatNGramLogitsProcessor(ngram)
 
@@ -230,7 +149,7 @@ class Slots:
         room.valid_BC[:, room.end] = True
         output = self.llm.base_model(
             inputs_embeds=self.llm.get_input_embeddings()(ids_B[:, None]),
-            attention_mask=room.valid_BC[:, room.first : room.end + 1].long(),
+            attention_mask=room.valid_BC[:, : room.end + 1].long(),
             position_ids=places_B[:, None], past_key_values=room, use_cache=True,
         )  # fmt: skip
         room.end += 1
@@ -246,7 +165,7 @@ class Slots:
         if kept or cache is not None:
             self._room.arrange(kept, cache, valid_BW)
         else:
-            self._room = _Room()
+            self._room = Room()
 
     def _write(self, hidden_BH: torch.Tensor, rows: Sequence[Row]) -> None:
         """Add the likeliest token to each row that goes on."""

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import full_size, growth, loader, shapes, startup, steering_cost, train_step
+from benchmarks import decoding, full_size, growth, loader, shapes, startup, steering_cost, train_step
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +132,10 @@ def test_clips_are_as_long_as_those_of_librispeech() -> None:
     assert sum(seconds) / len(seconds) == pytest.approx(full_size.MEAN)
     assert min(seconds) > 1 and max(seconds) < 30
     assert json.dumps(seconds) == json.dumps(full_size.lengths(5000))
+
+
+def test_decoding(run: Callable[..., str]) -> None:
+    found = rows(run(decoding, "--sentences", "12", "--rows", "4", "--repeats", "1"))
+    assert [row[0] for row in found] == ["4, without likelihoods", "4, with likelihoods"]
+    for row in found:
+        assert 0.8 < float(row[2]) <= float(row[1])  # without waiting, of which there is none in the other

@@ -84,7 +84,7 @@ def test_answers_and_likelihoods_are_those_of_rows_alone(
 def test_room_is_taken_again_when_it_is_full(llm: Any, greedy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, generation = prompts(llm), greedy(20, max_repeats=None, min_new_tokens=15)
     expected = {key: ids for key, ids, _ in answers(Slots(llm, generation), asked, 4)}
-    monkeypatch.setattr(continuous, "ROOM", 1)
+    monkeypatch.setattr("steermoe.models.room.AHEAD", 1)
     assert {key: ids for key, ids, _ in answers(Slots(llm, generation), asked, 4)} == expected
 
 
