@@ -25,9 +25,8 @@ from steermoe.models.prefix import attends_to_all, prefix_cache
 from steermoe.models.room import Room
 from steermoe.models.sequence import pack
 
-REFILL = (
-    0.25  # of the slots that are empty before prompts are read: reading few at a time costs more than waiting
-)
+# Of the slots that are empty before prompts are read: reading few at a time costs more than waiting.
+REFILL = 0.25
 
 
 def continues(llm: CausalLM, generation: Generation) -> bool:
