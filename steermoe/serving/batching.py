@@ -220,8 +220,9 @@ class Batcher:
         try:
             for job, result in self._answer(batch, lambda live: self._join(live, together)):
                 now = time.perf_counter()
-                tokens = getattr(result, "tokens", 0)
-                self.heard(len(self._running), job.asked.seconds, now - began, tokens)
+                if not isinstance(result, Exception):
+                    tokens = getattr(result, "tokens", 0)
+                    self.heard(len(self._running), job.asked.seconds, now - began, tokens)
                 began = now
                 self._running.remove(job)
                 _settle(job, result)

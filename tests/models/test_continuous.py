@@ -71,7 +71,7 @@ def test_answers_and_likelihoods_are_those_of_rows_alone(
     assert narrows(llm) and continues(llm, generation)
     slots = Slots(llm, generation, scored=True, narrow=narrow)
     found = {key: (ids, scores) for key, ids, scores in answers(slots, asked, most)}
-    assert len(found) == len(asked) and not slots.rows[: slots.live]
+    assert len(found) == len(asked) and not slots.live and not slots.take()
     lengths = set()
     for prompt in asked:
         ids, scores = alone(llm, prompt, generation)
