@@ -73,6 +73,7 @@ ifneq ($(TORCH),)
 	sed -i 's/^torch==.*/torch==$(TORCH)/' $(VENV)/constraints.txt
 	$(PY) -m pip uninstall --quiet --yes torch # else pip takes 2.13.0+cpu for 2.13.0
 endif
-	$(PY) -m pip install --constraint $(VENV)/constraints.txt --editable '.[dev]' | sed '/already satisfied/d' \
+	$(PY) -m pip install --no-compile --constraint $(VENV)/constraints.txt --editable '.[dev]' | sed '/already satisfied/d' \
 		|| { echo 'If torch was not found, see "The build of torch" in the Makefile.'; exit 1; }
+	$(PY) -m compileall -q -j 0 $(VENV)/lib >/dev/null || true # on all cores; pip uses one. Templates are no Python
 	echo '$(TORCH)' > $(READY)

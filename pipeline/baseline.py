@@ -12,17 +12,19 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
     from steermoe import config
     from steermoe.data.shards import read_rows
     from steermoe.data.skipped import skipped_reason
-    from steermoe.evaluation import decoders, floors, preservation, results
+    from steermoe.evaluation import results
+
+    if reason := skipped_reason(shards):
+        for name in ("encoder", "text-only", "constant"):
+            results.write_skipped(out / name, reason)
+        return
+    from steermoe.evaluation import decoders, floors, preservation
     from steermoe.evaluation.evaluator import measure
     from steermoe.evaluation.predictions import summarise
     from steermoe.models.steermoe import SteerMoE
 
     settings = config.load(params)
     evaluation, seed = settings.evaluation.of(corpus), settings.seed
-    if reason := skipped_reason(shards):
-        for name in ("encoder", "text-only", "constant"):
-            results.write_skipped(out / name, reason)
-        return
     # Any arm will do: only the frozen parts are used here, and those are the profile's.
     frozen = {"encoder": settings.encoder, "llm": settings.llm}
     model = SteerMoE.from_config(settings.arm(settings.reference).model_copy(update=frozen))

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from steermoe.config import Evaluation, Generation
 from steermoe.data import video
 from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
+from steermoe.evaluation.controls import shuffled_audio
 from steermoe.evaluation.evaluator import System, adapter, batchwise, evaluate, measure
 from steermoe.evaluation.normalizers import folded
 from steermoe.evaluation.predictions import Predictions, summarise
@@ -77,6 +78,36 @@ def test_shuffled_rows_get_what_the_audio_they_hear_says(
     texts = dict(rows.select("source_id", "target").iter_rows())
     assert shuffled["hypothesis"].to_list() == [texts[name] for name in shuffled["heard"]]
     assert not shuffled["exact"].any()
+
+
+def test_what_was_asked_before_is_not_answered_again(
+    model: SteerMoE,
+    predictions: Predictions,
+    utterances: pl.DataFrame,
+    settings: Evaluation,
+    generation: Generation,
+) -> None:
+    system, passes = adapter(model, generation, seed=3), list[pl.DataFrame]()
+
+    def respond(batches: Iterable[pl.DataFrame]) -> Iterator[tuple[int, str]]:
+        heard = list(batches)
+        passes.append(pl.concat(heard))
+        yield from system.respond(heard)
+
+    counted = replace(system, respond=respond)
+    again = measure(counted, utterances, settings, seed=3, audio=("own", "shuffled")).frame
+    assert again.equals(predictions.frame)
+    own, shuffled = passes
+    assert len(own) == len(utterances) and 0 < len(shuffled) < len(utterances)
+    # the questions that met other audio, and what is transcribed by one who asked about its own audio only
+    before = set(own.select("audio", "prompt", "task").rows())
+    assert before.isdisjoint(shuffled.select("audio", "prompt", "task").rows())
+    alone = measure(system, shuffled_audio(utterances, 3), settings, seed=3).frame
+    assert alone["hypothesis"].equals(again.filter(audio="shuffled")["hypothesis"])
+    asked = utterances.filter(task="transcribe")
+    passes.clear()
+    measure(counted, asked, settings, seed=3, audio=("own", "shuffled"))
+    assert [len(rows) for rows in passes] == [len(asked)]
 
 
 def test_speed_counts_the_rows_own_audio(predictions: Predictions, utterances: pl.DataFrame) -> None:

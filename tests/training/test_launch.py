@@ -91,7 +91,7 @@ def test_killed_preempted_and_finished_by_the_same_command(start, tmp_path):
     os.kill(ranks[1], signal.SIGKILL)
     began = time.monotonic()
     output = first.communicate(timeout=60)[0]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert first.returncode == 1
     assert f"train: process 1 of 2 (pid {ranks[1]}) was killed by SIGKILL" in output
     assert not any(map(is_alive, ranks))
@@ -101,7 +101,7 @@ def test_killed_preempted_and_finished_by_the_same_command(start, tmp_path):
     ranks = ranks_of(second.pid)
     second.kill()  # the launcher itself: nothing outlives it
     second.communicate()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while any(map(is_alive, ranks)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_alive, ranks))

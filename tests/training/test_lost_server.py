@@ -151,7 +151,7 @@ def test_a_server_that_hangs_keeps_no_stage_waiting(shards, quick_arm, tmp_path,
         tracker.start(quick_arm("linear"), "f", "data")
         for step in range(200):
             tracker.log({"x": 1.0}, step=step)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5  # PATIENCE: nothing waited for the server
         tracker.finish()
         assert time.monotonic() - began < 20
     [journal] = [path for path in (tmp_path / JOURNALS).iterdir() if path.is_dir()]
