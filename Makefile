@@ -6,6 +6,8 @@ PYTHON := $(shell command -v python3)# Python 3.11 to 3.13, for making .venv
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
+# An import compiles what the stages and commands need; pip would compile six times as many files, on one core.
+COMPILED := 'import steermoe.training.train, steermoe.evaluation.evaluator, steermoe.serving.cli'
 
 # The build of torch. Empty: the one of constraints.txt, for the CPU; where your package index lacks it, point pip to
 # PyTorch's index of CPU builds (PIP_EXTRA_INDEX_URL; its address is on PyTorch's install page).
@@ -75,5 +77,5 @@ ifneq ($(TORCH),)
 endif
 	$(PY) -m pip install --no-compile --constraint $(VENV)/constraints.txt --editable '.[dev]' | sed '/already satisfied/d' \
 		|| { echo 'If torch was not found, see "The build of torch" in the Makefile.'; exit 1; }
-	$(PY) -m compileall -q -j 0 $(VENV)/lib >/dev/null || true # on all cores; pip uses one. Templates are no Python
+	env -u PYTHONDONTWRITEBYTECODE $(PY) -c $(COMPILED)
 	echo '$(TORCH)' > $(READY)

@@ -177,11 +177,13 @@ class AdapterTrainer(ResumableTrainer):
         loss, self._taught = output.loss, output.distillation
         broken, total = float(not math.isfinite(loss.item())), 0.0
         if self.args.world_size > 1:
-            tokens = counted_tokens(inputs)
-            broken, stops, total = self._sums(broken, self.preemption.requested, tokens.item())
+            tokens = counted_tokens(inputs).item()
+            taught = 0.0 if self._taught is None else self._taught.item() * tokens
+            broken, stops, total, taught = self._sums(broken, self.preemption.requested, tokens, taught)
             self._stops = bool(stops)
             if not broken:
-                loss = loss * (tokens.item() * self.args.world_size / total)
+                loss = loss * (tokens * self.args.world_size / total)
+                self._taught = None if self._taught is None else loss.new_tensor(taught / total)
         if broken:
             raise self._diverged({"loss": loss.item()})
         return loss

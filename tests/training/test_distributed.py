@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steermoe.config import ArmConfig, Distributed, Evaluation
+from steermoe.config import ArmConfig, Distillation, Distributed, Evaluation
 from steermoe.data.shards import read_rows
 from steermoe.evaluation.evaluator import evaluate
 from steermoe.models.generation import GREEDY
@@ -74,6 +74,7 @@ def _train(arm: str, shards: list[Path], out: Path, root: Path, way: str | None,
     def told(self, *args, **kwargs):
         result = finished(self, *args, **kwargs)
         (root / f"engine-{rank}.json").write_text(json.dumps(_engine_of(self)))
+        (root / f"log-{rank}.json").write_text(json.dumps(self.state.log_history))
         return result
 
     callbacks.StepTimer.on_step_end, AdapterTrainer.train = end, told
@@ -150,6 +151,25 @@ def test_the_curve_is_that_of_one_process(way, together, reference, shards, quic
     for engine in engines:
         assert engine["client"] == "AdamW" and engine["frozen_optimized"] == 0
         assert engine["groups"] == ["projection", "projection", "vectors", "router", "router"]
+
+
+@pytest.mark.parametrize("way", ["ddp", "zero2", "zero3"])
+def test_a_student_of_several_processes_learns_as_one_does(way, together, shards, quick_arm, tmp_path):
+    model = SteerMoE.from_config(quick_arm("lora"))
+    with torch.no_grad():
+        for parameter in model.trainable_state_dict().values():
+            parameter.add_(torch.randn(parameter.shape), alpha=0.2)
+    model.save_pretrained(tmp_path / "teacher")
+    taught = Distillation(teacher=str(tmp_path / "teacher"), logits=1.0, temperature=2.0, hidden=0.5)
+    arm = quick_arm("steering", distillation=taught)
+    learned = []
+    for name, count, strategy in (("alone", 1, None), ("out", 2, way)):
+        arguments = arm.to_json(), shards, tmp_path / name, tmp_path, strategy, None
+        assert together(count, _train, *arguments) == [0] * count
+        log = json.loads((tmp_path / "log-0.json").read_text())
+        learned.append([e["distillation_loss"] for e in log if "distillation_loss" in e])
+    assert_alike(tmp_path / "out", tmp_path / "alone")
+    assert len(learned[0]) > 1 and learned[1] == pytest.approx(learned[0], rel=2e-4)
 
 
 ROADS = [("ddp", None), (None, "zero2"), ("zero2", "zero3"), ("zero3", None), ("zero2-offload", "ddp")]
