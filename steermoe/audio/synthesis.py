@@ -11,6 +11,7 @@ import espeakng_loader
 import numpy as np
 
 RATE = 22050  # Hz, espeak-ng's own
+SEED = 1  # of its random numbers
 _SYNCHRONOUS, _CHARS_UTF8, _POSITION_CHARACTER = 2, 1, 1
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _EVENT_END_OF_LIST, _EVENT_WORD, _EVENT_END = 0, 1, 5
@@ -62,6 +63,8 @@ class Synthesizer:
         rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
         if rate != RATE:
             raise RuntimeError(f"espeak-ng did not start: espeak_Initialize returned {rate}, expected {RATE}")
+        # espeak_Initialize seeds it by the clock, and voices with breath in them draw from it.
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(SEED))
         self._samples: list[np.ndarray] = []
         self._words: list[tuple[int, float]] = []
         self._callback = _Callback(self._receive)  # kept: the C side holds only a pointer
