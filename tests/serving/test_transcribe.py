@@ -45,6 +45,15 @@ def test_one_file_in_every_format(call: Call, folder: Path, mini: Any):
     assert run.out == render(found, "verbose_json") and json.loads(run.out)["segments"][0]["words"]
 
 
+def test_progress_on_a_terminal_takes_nothing_from_a_pipe(
+    call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain = call("transcribe", str(folder / "talk.flac"), "--format", "json")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    run = call("transcribe", str(folder / "talk.flac"), "--format", "json")
+    assert run.out == plain.out and plain.out.strip() not in run.err and "minutes read" in run.err
+
+
 def test_folders_patterns_and_a_folder_for_results(
     call: Call, folder: Path, tmp_path: Path, spoken: list[SimpleNamespace]
 ):

@@ -146,7 +146,7 @@ def _problem(error: Exception, path: Path) -> str:
 
 @contextmanager
 def _progress(found: Sequence[tuple[str, Path]]) -> "Iterator[Callable[[int, float], None] | None]":
-    """Shows on a terminal how much was heard of which recording."""
+    """Shows on a terminal how much was heard of which recording; files and pipes get the text as ever."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -154,7 +154,8 @@ def _progress(found: Sequence[tuple[str, Path]]) -> "Iterator[Callable[[int, flo
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns: tuple[Any, ...] = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console, shown = Console(stderr=True), sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=shown) as bar:
         task = bar.add_task("", total=None)
 
         def heard(place: int, seconds: float) -> None:
