@@ -193,7 +193,10 @@ def source_name(source: Source) -> str:
     """What a recording is called in messages."""
     if isinstance(source, bytes):
         return f"audio of {len(source)} bytes"
-    return str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio stream"))
+    if isinstance(source, str | Path):
+        return str(source)
+    name = getattr(source, "name", None)  # of a temporary file, its descriptor: a number
+    return name if isinstance(name, str) else "audio stream"
 
 
 def _stream(source: Source) -> AbstractContextManager[BinaryIO]:

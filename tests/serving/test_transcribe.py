@@ -98,7 +98,7 @@ def test_standard_input(
     assert call("transcribe", "-").out == call("transcribe", str(folder / "short.wav")).out
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"hm")))
     run = call("transcribe", "-")
-    assert run.code == 3 and "not readable as audio" in run.err
+    assert run.code == 3 and run.err.startswith("steermoe: -: audio stream: not readable as audio")
     monkeypatch.setattr(opening, "MAX_INPUT_BYTES", 100)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
     assert "standard input: more than" in call("transcribe", "-").err
