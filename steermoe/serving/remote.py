@@ -14,6 +14,7 @@ from typing import Any
 
 import requests
 import torch
+import urllib3
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -146,7 +147,10 @@ class RemoteLlm:
                 if response.status_code != 200 or len(text) > MOST_BYTES:
                     said = text[:300].decode(errors="replace")
                     raise RemoteError(f"{self._url}/{path}: status {response.status_code}: {said}")
-        except requests.RequestException as error:
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+        ) as error:  # the latter: within the body
             raise RemoteError(f"{self._url}/{path}: no answer ({type(error).__name__})") from error
         try:
             reply = json.loads(text)

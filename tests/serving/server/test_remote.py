@@ -6,6 +6,7 @@ real vLLM was not run.
 
 import base64
 import io
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -211,3 +212,21 @@ def test_a_server_that_is_no_vllm_is_502(
                 running.client.audio.transcriptions.create(model=NAME, file=("a.wav", recordings[0]))
             assert refused.value.status_code == 502
             assert said in str(refused.value)
+
+
+def test_a_server_that_goes_away_within_its_answer_is_said(url: str) -> None:
+    llm = RemoteLlm(url, LLM, [0], KEY)
+    with socket.create_server(("127.0.0.1", 0)) as broken:
+
+        def half_an_answer() -> None:
+            connection, _ = broken.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
+
+        thread = threading.Thread(target=half_an_answer)
+        thread.start()
+        llm._url = f"http://127.0.0.1:{broken.getsockname()[1]}/v1"
+        with pytest.raises(RemoteError, match="/completions: no answer"):
+            llm._call("completions", {})
+        thread.join(10)
