@@ -15,7 +15,7 @@ class Limits:
         upload_seconds: in which a request's body must have come.
         requests: being answered at once, uploads and waiting included.
         queue: recordings (pieces of long ones included) that wait for the model.
-        queue_seconds: of audio that waits; 64 kB of memory a second.
+        queue_seconds: of audio that waits, and of recordings being answered; 64 kB of memory a second.
         batch_rows, batch_seconds: of a batch; seconds with padding.
         linger: seconds that a lone request waits for others to share its batch.
         decoders: recordings that are decoded at once.

@@ -61,8 +61,8 @@ def create_app(service: Service) -> FastAPI:
         wanted = Wanted(service, fields, granularities)
 
         async def work(written: Written | None = None) -> Transcript:
-            samples = await service.decode(data, "file")
-            return await service.transcribe(samples, wanted.how, written)
+            async with service.decoded(data, "file") as samples:
+                return await service.transcribe(samples, wanted.how, written)
 
         if wanted.stream:
             return await _stream(pieces(work), _delta, wanted.done)
@@ -83,10 +83,10 @@ def create_app(service: Service) -> FastAPI:
             )
 
         async def work(written: Written | None = None) -> Answered:
-            samples = await service.decode(data, "messages")
-            question = Question(samples, generation, turns, tools=tools, seed=seed)
-            # What calls a tool is known when all was read.
-            return await service.ask(question, written if tools is None else None)
+            async with service.decoded(data, "messages") as samples:
+                question = Question(samples, generation, turns, tools=tools, seed=seed)
+                # What calls a tool is known when all was read.
+                return await service.ask(question, written if tools is None else None)
 
         reply = Reply(service.name)
         if chat.stream:

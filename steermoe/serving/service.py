@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from steermoe.audio.blocks import BLOCK_SECONDS
 from steermoe.audio.segmentation import Segmenter
 from steermoe.audio.waveform import RATE, AudioError
 from steermoe.config import Generation
-from steermoe.serving.batching import Batcher
+from steermoe.serving.batching import HISTORY, Batcher
 from steermoe.serving.decoding import Decoder, DecodingError
 from steermoe.serving.engine import Answered, Engine, Question
 from steermoe.serving.limits import Limits
@@ -60,6 +61,7 @@ class Service:
     def __init__(self, engine: Engine, limits: Limits, name: str, language: str | None = None) -> None:
         self.name, self.language, self.limits, self.engine = name, language, limits, engine
         self.closing = False
+        self._held = 0.0  # seconds of decoded recordings
         self._batcher = Batcher(engine.answer, limits)
         self.metrics = Metrics(self._batcher.waiting)
         self._batcher.heard = self.metrics.heard
@@ -90,18 +92,31 @@ class Service:
                 404, f"model: {found}; this server has {self.name!r}", "model", "model_not_found"
             )
 
-    async def decode(self, data: bytes, param: str) -> np.ndarray:
-        """The waveform of a file.
+    @asynccontextmanager
+    async def decoded(self, data: bytes, param: str) -> AsyncIterator[np.ndarray]:
+        """The waveform (N,) of a file, whose memory is counted until the block ends.
 
         Raises:
-            RequestError: 400, it cannot be used, `param` is at fault; 429, too much waits.
+            RequestError: 400, it cannot be used, `param` is at fault; 429, too much waits, or is being answered.
         """
         self._batcher.check()
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, self._decoder.load, data)
+            samples = await loop.run_in_executor(self._threads, self._decoder.load, data)
         except (AudioError, DecodingError) as error:
             raise RequestError(400, str(error), param, "invalid_audio") from error
+        seconds, held = len(samples) / RATE, self._held
+        if held and held + seconds > self.limits.queue_seconds:
+            later = max(1, min(60, round(held * (self.metrics.real_time_factor() or HISTORY))))
+            raise RequestError(
+                429, f"recordings of {held:.0f} s are being answered; try again in {later} s",
+                code="queue_full", retry_after=later,
+            )  # fmt: skip
+        self._held += seconds
+        try:
+            yield samples
+        finally:
+            self._held -= seconds
 
     async def answer(self, question: Question, written: Written | None = None) -> Answered:
         """The answer to a question; `written` gets its text in pieces while it is written.

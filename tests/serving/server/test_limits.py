@@ -103,6 +103,19 @@ def test_a_long_recording_waits_for_room_instead_of_failing(
         assert len(transcribe(server, wav(samples, 16000)).text.split()) > 20
 
 
+def test_decoded_audio_at_once(serve: Callable[..., Any], held: Held, recordings: list[bytes]) -> None:
+    """A recording whose model has it already is in memory, too."""
+    with serve(held, queue_seconds=4.0) as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(transcribe, server, recordings[0])
+        wait_for(lambda: held.batches == 1)
+        with pytest.raises(openai.RateLimitError, match=r"recordings of \d s are being answered") as refused:
+            transcribe(server, recordings[0])
+        assert refused.value.code == "queue_full"
+        assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
+        held.go.set()
+        assert first.result(30).text == transcribe(server, recordings[0]).text
+
+
 def test_requests_at_once(serve: Callable[..., Any], held: Held, recordings: list[bytes]) -> None:
     with serve(held, requests=1) as server, ThreadPoolExecutor(1) as pool:
         first = pool.submit(transcribe, server, recordings[0])
