@@ -17,6 +17,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def own_names(host: str) -> list[str]:
+    """What requests call a server that listens at `host`, an address of this machine alone."""
+    return ["127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host]
+
+
 def api_key(host: str, file: Path | None) -> tuple[str | None, bool]:
     """The key that requests must bring, and whether it was made up now.
 

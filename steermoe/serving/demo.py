@@ -25,6 +25,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from steermoe.serving import transcript_table
+from steermoe.serving.access import own_names
 from steermoe.serving.examples import Example
 from steermoe.serving.listener import ALL, Listener
 from steermoe.serving.visit import (
@@ -228,7 +229,7 @@ def running(
     Raises:
         OSError: the port is taken.
     """
-    ours = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    ours = Middleware(TrustedHostMiddleware, allowed_hosts=own_names(host))
     sans, mono = FONTS
     try:
         _, address, _ = blocks.launch(

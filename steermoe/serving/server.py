@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from steermoe.serving import metrics, schema
+from steermoe.serving.access import own_names
 from steermoe.serving.completion import Reply
 from steermoe.serving.engine import Answered, Question
 from steermoe.serving.gate import Gate
@@ -210,7 +211,7 @@ class Server(uvicorn.Server):
         if (
             key is None
         ):  # without a key only names of this machine: a web page may give its own name our address
-            app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+            app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_names(host))
         self.gate = Gate(app, service.limits, service.metrics, key)
         settings = uvicorn.Config(
             self.gate, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=2,

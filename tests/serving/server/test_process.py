@@ -107,6 +107,13 @@ def test_others_need_a_key_which_is_made_up_and_told(recordings: list[bytes]) ->
         assert server.process.wait(30) == 0
 
 
+def test_an_address_of_this_machine_alone_is_answered_by_its_name() -> None:
+    with started("--host", "127.0.0.2") as server:
+        assert httpx.get(f"{server.address}/v1/models", trust_env=False).status_code == 200
+        evil = httpx.get(f"{server.address}/v1/models", headers={"host": "evil.example"}, trust_env=False)
+        assert evil.status_code == 400
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
