@@ -135,6 +135,10 @@ def test_every_command_file_is_a_row() -> None:
             ["plan", "--hours", "1", "--epochs", "1", "--profile", "paper"],
             "--profile: without effect with --hours",
         ),
+        (
+            ["export", "hub", "a/b", "--model", "m", "--folder", "f", "--private"],
+            "--private: no effect with --folder",
+        ),
         (["plan", "--profile", "papr"], 'profile: found "papr"'),
         (["plan", "--hours", "x", "--epochs", "1"], "Invalid value for '--hours'"),
         (["plan", "--hours", "1", "--epochs", "1", "--gpu", "tpu"], "Invalid value for '--gpu'"),

@@ -94,6 +94,8 @@ def hub(
         steermoe export hub you/mini --model models/mini/lora --merged
         steermoe export hub you/mini --model models/mini/steermoe --folder card   # to look at it first
     """
+    if private and folder is not None:
+        raise ValueError("--private: no effect with --folder, which uploads nothing; leave one out")
     from steermoe.serving.publication import publish, write_publication
 
     if folder is None:
