@@ -60,10 +60,10 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
             found += [(str(p.relative_to(path)), p) for p in inside]
         elif glob.has_magic(argument) and not path.exists():
             there = glob.glob(argument, recursive=True)  # noqa: PTH207  absolute ones, too
-            matches = sorted(Path(match) for match in there)
+            matches = sorted(path for path in map(Path, there) if path.is_file())
             if not matches:
                 raise ValueError(f"{argument}: there is no such file, and as a pattern it matches none")
-            found += [(match.name, match) for match in matches if match.is_file()]
+            found += [(match.name, match) for match in matches]
         else:
             found.append(("stdin" if argument == STANDARD_INPUT else path.name, path))
     if list(arguments).count(STANDARD_INPUT) > 1:

@@ -113,6 +113,7 @@ def test_standard_input(
         (["{0}/talk.flac", "{0}/talk.flac", "--out", "{0}/x"], "would both become"),
         (["{0}/no*.wav"], "there is no such file, and as a pattern it matches none"),
         (["{0}/nothing"], "a folder without audio"),
+        (["{0}/inn*"], "as a pattern it matches none"),
         (["-", "-"], "-: standard input can be read once only"),
         ([], "Missing argument"),
     ],
