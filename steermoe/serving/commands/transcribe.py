@@ -72,6 +72,8 @@ def main(
         raise ValueError(f"--format: found {format!r}; there are: {', '.join(SUFFIXES)}")
     if words and format != "verbose_json":
         raise ValueError(f"--words: no effect with --format {format}; use it with verbose_json")
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {out} is a file; name a folder")
     found = opening.find_recordings(recordings)
     if out is None and len(found) > 1 and format in ("srt", "vtt", "tsv"):
         raise ValueError(f"--format {format}: {len(found)} recordings need files of their own: give --out")
