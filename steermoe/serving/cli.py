@@ -96,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 1
     except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            return _said(f"{error.filename}: {error.strerror}", 1)
         return _said(str(error), 1)
 
 

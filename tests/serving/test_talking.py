@@ -46,6 +46,11 @@ def test_a_question_and_tasks(call: Call, recording: Path, mini: Any, monkeypatc
     assert call("ask", "-", "who is in it").out == asked.out
 
 
+def test_a_recording_that_is_not_there_is_named_as_everywhere(call: Call):
+    run = call("ask", "none.wav", "who is in it")
+    assert (run.code, run.err) == (1, "steermoe: none.wav: No such file or directory\n")
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_by_name(call: Call, recording: Path, mini: Any, task: str):
     question = ["who is in it"] if task == "answer" else []
