@@ -17,6 +17,11 @@ STANDARD_INPUT = "-"
 MAX_INPUT_BYTES = 2**32  # from standard input, which is kept in a file while it is read
 
 
+def model_name(source: str | None) -> str:
+    """The last name of a model's folder or repository, of `.` that of the current folder."""
+    return Path(source or DEFAULT_MODEL).absolute().name
+
+
 def open_model(source: str | None, device: str | None, load: "LoadLlm | None" = None) -> "SteerMoE":
     """A trained model on a device; `load` as `SteerMoE.from_pretrained` takes it.
 

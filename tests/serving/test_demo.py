@@ -19,6 +19,8 @@ import pytest
 import soundfile
 
 from steermoe.audio.waveform import RATE, load
+from steermoe.serving import opening
+from steermoe.serving.commands import demo as demo_command
 from steermoe.serving.listener import ALL, Listener
 from steermoe.serving.visit import NOT_HEARD
 
@@ -38,6 +40,15 @@ PATIENCE = 60_000  # ms; a loaded machine is no fault of the page
 def test_wrong_use_is_told(arguments: list[str], why: str, call: Callable[..., SimpleNamespace]) -> None:
     run = call("demo", *arguments)
     assert run.code == 2 and why in run.err
+
+
+def test_an_adapter_in_the_current_folder_has_its_name_and_others_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT / "pretrained/adapters/steermoe")
+    assert opening.model_name(".") == opening.model_name(None) == "steermoe"
+    assert opening.model_name("you/mini") == "mini"
+    assert [Path(other).name for other in demo_command._others(".", None, False)] == ["linear", "lora"]
 
 
 def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:

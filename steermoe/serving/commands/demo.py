@@ -73,10 +73,10 @@ def _serve(
     from steermoe.serving.examples import speak_examples
     from steermoe.serving.limits import Limits
     from steermoe.serving.listener import Listener
-    from steermoe.serving.opening import DEFAULT_MODEL, open_model
+    from steermoe.serving.opening import model_name, open_model
 
     limits = Limits(max_bytes=most[0], max_seconds=most[1], max_text=1000)
-    name = Path(model or DEFAULT_MODEL).name
+    name = model_name(model)
     opened = open_model(model, device)
     listener = Listener(opened, {Path(other).name: open_model(other, device) for other in others}, limits)
     given = Path(folder) / "examples"
@@ -99,7 +99,7 @@ def _others(model: str | None, compare: list[str] | None, no_compare: bool) -> l
     """The adapters to compare with; their last names must tell them apart."""
     from steermoe.serving.opening import DEFAULT_MODEL
 
-    own = Path(model or DEFAULT_MODEL)
+    own = Path(model or DEFAULT_MODEL).absolute()
     if no_compare:
         return []
     if not compare:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steermoe.serving import server_options as options
@@ -51,7 +50,7 @@ def main(
         raise ValueError("--llm-model: has no effect without --llm-url")
     key, made_up = api_key(host, api_key_file)
     from steermoe.serving.limits import Limits
-    from steermoe.serving.opening import DEFAULT_MODEL
+    from steermoe.serving.opening import model_name
     from steermoe.serving.server import Server
     from steermoe.serving.service import Service
 
@@ -59,7 +58,7 @@ def main(
         max_bytes=int(max_mb * 2**20), max_seconds=max_seconds, max_tokens=max_tokens, requests=concurrency,
         queue=queue, batch_rows=batch_rows, batch_seconds=batch_seconds, drain_seconds=drain_seconds,
     )  # fmt: skip
-    called = name or Path(model or DEFAULT_MODEL).name
+    called = name or model_name(model)
     service = Service(_engine(model, device, llm_url, llm_model), limits, called, language)
 
     def announce(address: str) -> None:
