@@ -163,6 +163,8 @@ class LibraryFeatures:
 
 
 def _samples(waveform: np.ndarray | torch.Tensor, at_least: int) -> torch.Tensor:
+    if not torch.as_tensor(waveform).is_floating_point():
+        raise ValueError(f"features of a waveform of {waveform.dtype}, expected floats, full scale at 1")
     samples = torch.as_tensor(waveform, dtype=torch.float32)
     if samples.ndim != 1 or len(samples) < at_least:
         raise ValueError(

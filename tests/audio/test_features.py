@@ -80,6 +80,7 @@ def test_float64_gives_the_same():
     [
         (np.zeros(0, np.float32), r"shape \(0,\)"),
         (np.zeros((2, 400), np.float32), r"shape \(2, 400\)"),
+        (np.ones(400, np.int16), "waveform of int16, expected floats, full scale at 1"),
         (floats([0.1, np.nan] * 200), "not finite"),
         (floats([0.1, np.inf] * 200), "not finite"),
     ],
