@@ -376,7 +376,9 @@ class SteerMoE(Branch):
     def read(self, inputs: Inputs) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], Cache | None]:
         """What the LLM reads before a target, parts with their lengths; the prefix as a cache where that is exact."""
         read, prefix = self.behind_prefix(inputs), (inputs.prefix_ids, inputs.prefix_lengths)
-        cache = prefix_cache(self.llm, *prefix)
+        # A layer that is computed again in the backward pass would append to the cache again.
+        again = self.config.training.gradient_checkpointing and torch.is_grad_enabled()
+        cache = None if again else prefix_cache(self.llm, *prefix)
         return (read if cache is not None else [prefix, *read]), cache
 
     def packed(

@@ -44,3 +44,19 @@ def test_generation_is_as_without(
         for recompute in (False, True)
     ]
     assert answers[0] == answers[1]
+
+
+def test_a_chat_s_beginning_is_trained_with_too(
+    tiny_arm: Callable[..., Any], make_batch: Callable[..., Any]
+) -> None:
+    found = []
+    for recompute in (False, True):
+        model = SteerMoE.from_config(
+            tiny_arm("steering", {"training.gradient_checkpointing": recompute})
+        ).train()
+        loss = model(**make_batch(prefix=(17, 301, 5, 44, 9))).loss
+        loss.backward()
+        found.append(
+            (loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        )
+    torch.testing.assert_close(*found)
