@@ -31,7 +31,7 @@ class Steering(Section):
     scale_init: Annotated[float, Field(ge=0)] | None
     vector_std: Annotated[float, Field(ge=0)]
     temperature: Positive
-    top_k: Count | None
+    top_k: Parts | None
     gate_dropout: Annotated[float, Field(ge=0, lt=1)]
     load_balance: Annotated[float, Field(ge=0)]
     z_loss: Annotated[float, Field(ge=0)]
@@ -107,13 +107,6 @@ class Steering(Section):
         if count and fewest and count >= fewest:
             raise illegal(f"null, or a number below steering.num_experts ({fewest})")
         return count
-
-    @field_validator("gate_dropout")
-    @classmethod
-    def _more_than_one(cls, dropout: float, info: ValidationInfo) -> float:
-        if dropout and info.data.get("top_k") == 1:
-            raise illegal("0 where steering.top_k is 1: the only gate is never left out")
-        return dropout
 
     @field_validator("z_loss")
     @classmethod

@@ -34,6 +34,7 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     ("steering.router", "mixd", f'steering.router: found "mixd"; legal: {ROUTERS}; nearest: mixed'),
     ("steering.groups", 2, "steering.groups: found 2; legal: null, as only router hierarchical has it"),
     ("steering.stages", 2, "steering.stages: found 2; legal: null, as only router progressive has it"),
+    ("steering.top_k", 1, "steering.top_k: found 1; legal: a whole number >= 2 or null"),
     ("steering.top_k", 8, "steering.top_k: found 8; legal: null, or a number below steering.num_experts (8)"),
     (
         "steering.layers",
