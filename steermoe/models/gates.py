@@ -12,8 +12,9 @@ from steermoe import config
 class Gate(nn.Module):
     """Softmax over the experts, with what the section asks for; gates of a frame always sum to one.
 
-    temperature divides the logits; top_k keeps the k largest logits of a frame; dropout, in training only,
-    leaves experts out of a frame at random, but never the one with the largest logit.
+    temperature divides the logits; top_k keeps the k largest logits of a frame (of a single one the gate would
+    always be 1, and teach the router nothing); dropout, in training only, leaves experts out of a frame at random,
+    but never the one with the largest logit.
 
     Args:
         section: the configuration of steering.
@@ -34,18 +35,20 @@ class Gate(nn.Module):
             dropped = torch.rand_like(logits_BSN) < self.dropout
             left_out = dropped if left_out is None else dropped | left_out
             left_out = left_out.scatter(-1, logits_BSN.argmax(-1, keepdim=True), False)
-        if self.temperature != 1:
-            logits_BSN = logits_BSN / self.temperature
         if left_out is not None:
             logits_BSN = logits_BSN.masked_fill(left_out, -torch.inf)
-        return logits_BSN.softmax(-1)
+        return self.whole(logits_BSN)
+
+    def whole(self, logits: torch.Tensor) -> torch.Tensor:
+        """Gates (..., N) of logits (..., N) as if no expert were left out."""
+        return (logits / self.temperature if self.temperature != 1 else logits).softmax(-1)
 
 
 def load_balance(gates_FN: torch.Tensor) -> torch.Tensor:
     """Switch Transformer's loss (Fedus et al. 2021, equation 4): N * sum_n share_n * mean gate_n.
 
     share_n is the share of frames whose largest gate is n. 1 where use is even, N where one expert does all:
-    always finite.
+    always finite. The gates are to be whole: of one that is left out everywhere no gradient could tell.
     """
     experts = gates_FN.shape[-1]
     share_N = nn.functional.one_hot(gates_FN.argmax(-1), experts).float().mean(0)

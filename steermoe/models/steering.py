@@ -63,7 +63,7 @@ class Steering(nn.Module):
         self.gate = Gate(section)
         self.enabled = True
         self._observer: Observer | None = None
-        self._routed: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self._routed: list[torch.Tensor] = []  # logits (B, S, N), place by place
         for index, place in enumerate(self.places):
             if place.layer is not None:
                 modules[place.layer].register_forward_hook(partial(self._hook, index))
@@ -78,7 +78,7 @@ class Steering(nn.Module):
             if self._observer is not None:
                 self._observer(index, hidden.detach(), gates_BSN.detach())
             if self.training and self.has_losses:
-                self._routed.append((index, logits_BSN, gates_BSN))
+                self._routed.append(logits_BSN)
             # The scale goes onto the N vectors, not onto every frame, and the sum into the product.
             steered = torch.addmm(hidden.flatten(0, -2), gates_BSN.flatten(0, -2), vectors_ND)
             return steered.view_as(hidden).to(hidden_BSD.dtype)
@@ -142,10 +142,10 @@ class Steering(nn.Module):
             lengths: from the width S of hidden states to the valid lengths of their rows.
         """
         total: torch.Tensor | float = 0.0
-        for _, logits_BSN, gates_BSN in self._routed:
+        for logits_BSN in self._routed:
             valid = valid_frames(lengths(logits_BSN.shape[1]), logits_BSN.shape[1])
             if self.section.load_balance:
-                total = total + self.section.load_balance * load_balance(gates_BSN[valid])
+                total = total + self.section.load_balance * load_balance(self.gate.whole(logits_BSN[valid]))
             if self.section.z_loss:
                 total = total + self.section.z_loss * z_loss(logits_BSN[valid])
         return total / max(1, len(self._routed))

@@ -193,6 +193,19 @@ def test_losses_see_valid_frames_only_and_in_training_only(arm: config.ArmConfig
     assert steering.losses(valid.__getitem__) == 0
 
 
+def test_an_expert_that_is_always_left_out_is_called_back(arm: config.ArmConfig) -> None:
+    encoder, steering = attach(arm, layers=[0], load_balance=1.0, top_k=2)
+    router: Any = steering.router
+    with torch.no_grad():
+        router.linear.bias.copy_(torch.tensor([90.0, 90.0, 80.0, 80.0]))
+    steering.train()
+    steering.start()
+    encoder(FEATURES, LENGTHS)
+    loss: Any = steering.losses(lambda width: torch.full((2,), width))
+    loss.backward()
+    assert (router.linear.bias.grad[2:] < 0).all()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("scale", "start"), [("fixed", 0.7), ("none", None)])
 def test_scales_can_be_fixed_or_none(arm: config.ArmConfig, scale: str, start: float | None) -> None:
