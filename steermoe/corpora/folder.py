@@ -21,7 +21,11 @@ from steermoe.corpora.index import Entry
 from steermoe.data.staging import project_root
 
 SPLITS = Folder.SPLITS
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")
+SUFFIXES = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif"),
+    *(".m4a", ".mp4", ".webm", ".mkv", ".mka"),
+    *(".aac", ".wma", ".amr"),  # which are not decoded, but listed as such
+)
 CARD = Card(
     name="a folder of yours",
     hours=None,

@@ -71,6 +71,15 @@ def test_text_beside_each_recording(own: Path, fetched: Any, section: Any, pitch
     assert {row["transcript"] for row in fetched("folder", only)} == {"Pitch 500", "Pitch 700"}
 
 
+@pytest.mark.parametrize("suffix", ["oga", "m4a", "MP4", "webm", "mkv", "mka", "aac"])
+def test_no_kind_of_recording_is_passed_over(own: Path, section: Any, root: Path, suffix: str):
+    for path in ("a/one.txt", "two.txt"):
+        (own / path).write_text("told")
+    (own / f"three.{suffix}").write_bytes(b"whatever it is")
+    with pytest.raises(ArchiveError, match=rf"three\.{suffix}: no transcript; expected .*three\.txt"):
+        corpora.fetch("folder", settings(section, None, test=[]), root / "raw")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
