@@ -31,7 +31,7 @@ from steermoe.data.staging import project_root, tree_digest, write_text
 PARALLEL = 4  # files at a time: downloads wait for servers, and unpacking and hashing leave Python's lock
 MAX_BYTES = 2**42  # of a file whose size is not published
 MAX_RATIO = 30  # unpacked bytes a byte of an archive; audio shrinks by much less
-MAX_FILES = 3_000_000
+MAX_FILES = 20_000_000  # members; mls_english has some 11 million
 WORK = ".fetch"  # downloads, and notes of what is done
 
 

@@ -10,7 +10,7 @@ import pytest
 from steermoe import config
 from steermoe.config.problems import located
 from steermoe.corpora import fleurs as fleurs_reader
-from steermoe.corpora import hub, mls
+from steermoe.corpora import hub, mls, sources
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.checksums import ChecksumError
 from steermoe.corpora.downloads import UnavailableError
@@ -134,6 +134,10 @@ def test_the_language_of_every_split_is_a_tag(kind: str):
         assert (found["de_de"], found["es_419"], found["cmn_hans_cn"]) == ("de", "es", "cmn")
     else:
         assert set(mls.TAGS) == set(legal)
+
+
+def test_the_largest_archive_is_not_refused_for_its_members():
+    assert sources.MAX_FILES > 10_808_037  # recordings of mls_english/train alone
 
 
 @pytest.mark.parametrize("encoding", ["flac", "opus"])
