@@ -9,7 +9,7 @@ lhotse and wenet do).
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from steermoe.config import Aishell1
@@ -78,8 +78,8 @@ def fetch(settings: Aishell1, dest: Path) -> None:
     write_text(dest / "untranscribed.json", json.dumps(without, indent=1) + "\n")
 
 
-def read_transcripts(path: Path, separator: str = " ") -> dict[str, str]:
-    """Utterances and what is said in them, normalised.
+def read_transcripts(path: Path, besides: Collection[str] = ()) -> dict[str, str]:
+    """Utterances and what is said in them, normalised; but for those of `besides`.
 
     Raises:
         ArchiveError: the file is not there, or a line has no words.
@@ -88,8 +88,10 @@ def read_transcripts(path: Path, separator: str = " ") -> dict[str, str]:
         raise ArchiveError(f"{path}: no such file of transcripts")
     found = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        name, _, words = line.partition(separator)
-        if not words.strip():
+        name, words = [*line.split(maxsplit=1), "", ""][:2]
+        if name in besides:
+            continue
+        if not words:
             raise ArchiveError(f"{path}, line {number}: found {line!r:.80}, expected an utterance and words")
         found[name.removesuffix(".wav")] = normalise(words)
     return found

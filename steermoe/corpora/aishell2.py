@@ -7,10 +7,13 @@ and test sets at the same place. In the folder `mirror`:
     AISHELL-DEV-TEST-SET/{iOS,Android,Mic}/{dev,test}/{trans.txt,wav/...}   splits ios-dev, ios-test, ...
 
 `trans.txt` has lines of an utterance, a tab, and the words. A recording is `wav/<speaker>/<utterance>.wav`, or
-where `wav.scp` (utterance, tab, path) says. Text is normalised as that of `aishell1`. The layout is that which
-public recipes read; it could not be compared with the corpus itself.
+where `wav.scp` (utterance, tab, path) says. Text is normalised as that of `aishell1`. Of `train`, what has a
+recording or a transcript alone is left out, and one utterance that the corpus' own recipe calls bad: so does that
+recipe. The layout is that which public recipes read; it could not be compared with the corpus itself.
 """
 
+import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +23,12 @@ from steermoe.corpora.aishell1 import read_transcripts
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
-from steermoe.data.staging import project_root
+from steermoe.data.staging import project_root, write_text
 
 SPLITS = Aishell2.SPLITS
 CHANNELS = {"ios": "iOS", "android": "Android", "mic": "Mic"}
+BAD = ("IC0803W0380",)
+ALONE = 0.01  # share of the utterances of `train` that may have a recording or a transcript alone
 CARD = Card(
     name="AISHELL-2",
     hours=1000,
@@ -42,19 +47,27 @@ parts, rows = index.parts, index.rows
 
 
 def fetch(settings: Aishell2, dest: Path) -> None:
-    """Note where the corpus lies, and list the splits in use.
+    """Note where the corpus lies, and list the splits in use; what is left out of `train`, in left_out.json.
 
     Raises:
-        ArchiveError: the folder, a split, a transcript or a recording is not there.
+        ArchiveError: the folder, a split, a transcript or a recording is not there; of `train`, over 1 % of them.
     """
-    folder = project_root() / settings.mirror
+    folder, left_out = project_root() / settings.mirror, list[str]()
     for split in settings.used:
         if not (folder / folder_of(split) / "trans.txt").is_file():
             raise ArchiveError(
                 f"mirror {settings.mirror!r}: no file {folder_of(split)}/trans.txt, for split {split!r}; it is "
                 f"had on application only: {CARD.source}"
             )
-        index.write_index(dest, split, entries(folder, split))
+        count = index.write_index(dest, split, entries(folder, split, left_out))
+        if split == "train" and len(left_out) > ALONE * (count + len(left_out)):
+            raise ArchiveError(
+                f"{folder / folder_of(split)}: {len(left_out)} of {count + len(left_out)} utterances have a "
+                f"recording or a transcript alone, such as {left_out[0]}"
+            )
+    if left_out:
+        write_text(dest / "left_out.json", json.dumps(left_out, indent=1) + "\n")
+        print(f"aishell2 train: {len(left_out)} utterances left out (left_out.json)", file=sys.stderr)
     sources.use_folder("aishell2", folder.resolve(), dest)
 
 
@@ -66,21 +79,24 @@ def folder_of(split: str) -> str:
     return f"AISHELL-DEV-TEST-SET/{CHANNELS[channel]}/{part}"
 
 
-def entries(folder: Path, split: str) -> Iterator[Entry]:
-    """The utterances of a split, by name.
+def entries(folder: Path, split: str, left_out: list[str]) -> Iterator[Entry]:
+    """The utterances of a split, by name; names of those of `train` that are not whole are added to `left_out`.
 
     Raises:
-        ArchiveError: an utterance has no recording, or a recording no transcript.
+        ArchiveError: an utterance of another split has no recording, or a recording no transcript.
     """
     inside = folder_of(split)
-    transcripts = read_transcripts(folder / inside / "trans.txt", "\t")
+    transcripts = read_transcripts(folder / inside / "trans.txt", BAD)
     recordings = _recordings(folder / inside)
-    if untold := sorted(recordings.keys() - transcripts.keys()):
+    whole = transcripts.keys() & recordings.keys()
+    if split == "train":
+        left_out += sorted((transcripts.keys() | recordings.keys()) - whole)
+    elif untold := sorted(recordings.keys() - whole):
         raise ArchiveError(f"{folder / inside / 'trans.txt'}: no transcript of {', '.join(untold[:5])}")
-    for name, words in sorted(transcripts.items()):
-        if name not in recordings:
-            raise ArchiveError(f"{folder / inside}: no recording {name}.wav, of trans.txt")
-        path = recordings[name]
+    elif unheard := sorted(transcripts.keys() - whole):
+        raise ArchiveError(f"{folder / inside}: no recording {unheard[0]}.wav, of trans.txt")
+    for name in sorted(whole):
+        words, path = transcripts[name], recordings[name]
         yield Entry(name, f"{inside}/{path}", "zh", Path(path).parent.name or "unknown", words)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from steermoe import corpora
 from steermoe.corpora import aishell1
+from steermoe.corpora import aishell2 as aishell2_reader
 from steermoe.corpora.archives import ArchiveError
 from tests.corpora.official import AISHELL_SPEAKERS as SPEAKERS
 from tests.corpora.official import AISHELL_TRANSCRIPT as TRANSCRIPT
@@ -120,3 +121,19 @@ def test_aishell2_lacks_something(fill: Any, section: Any, root: Path, changed: 
     with pytest.raises(ArchiveError, match=message):
         corpora.fetch("aishell2", section("Aishell2", test=["ios-test"]), root / "raw")
     assert not (root / "raw").exists()
+
+
+def test_aishell2_leaves_out_what_its_own_recipe_leaves_out(
+    fill: Any, fetched: Any, section: Any, root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train, files = "iOS/data", aishell2()
+    listed = files[f"{train}/wav.scp"] + b"IC0803W0380\twav/C0001/IC0001W0001.wav\n"
+    told = "IC0001W0001 厨房用品\nIC0803W0380\t\nIC0001W0009\t歌\n"
+    fill(files | {f"{train}/wav.scp": listed, f"{train}/trans.txt": told.encode()})
+    wanted = section("Aishell2", train=["train"], test=[])
+    with pytest.raises(ArchiveError, match=r"2 of 3 utterances have .* alone, such as IC0001W0009"):
+        fetched("aishell2", wanted)
+    monkeypatch.setattr(aishell2_reader, "ALONE", 0.7)
+    assert [row["transcript"] for row in fetched("aishell2", wanted)] == ["厨房用品"]
+    left_out = json.loads((root / "raw/aishell2/left_out.json").read_text())
+    assert left_out == ["IC0001W0009", "IC0803W0380"]
