@@ -235,6 +235,8 @@ def leaves(method: str) -> list[str]:
                 concerns = parts.get(part) == ingredient
             case ["training", "distributed", _]:
                 concerns = False
+            case ["training", "steering_clip"]:
+                concerns = "steering" in ingredients
             case _:
                 concerns = True
         if concerns:

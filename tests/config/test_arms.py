@@ -14,6 +14,7 @@ Edit = Callable[[dict[str, Any]], None]
 Problems = Callable[[], list[str]]
 LESSON = {"teacher": "folder", "logits": 1.0, "temperature": 2.0, "hidden": 0.0}
 SHARED = "one of seed, bridge.*, prompts.*, encoder.*, video, llm.*, selection.*, training.*"
+LORA = SHARED.replace("seed, ", "seed, lora.*, ")
 DOWNSAMPLERS = "one of average, max, concat, conv, none"
 OVERRIDES = [  # arm and method, path, value, what follows the place
     ("linear", "bridge.kernel", 4, ": found 4; legal: a value that differs from the shared one"),
@@ -41,6 +42,7 @@ OVERRIDES = [  # arm and method, path, value, what follows the place
     ),
     ("linear", "evaluation.confidence", 0.9, f": no such value; legal: {SHARED}; nearest: selection.dev"),
     ("linear", "steering.num_experts", 3, f": of method steering, without effect on linear; legal: {SHARED}"),
+    ("lora", "training.steering_clip", 0.5, f": of method steering, without effect on lora; legal: {LORA}"),
     (
         "linear",
         "training.learning_rates.lora.lora",
