@@ -28,6 +28,8 @@ from steermoe.models.generation import describe, ended, options, seeded
 
 CTC_HEAD, CTC_UNITS = "ctc_head.safetensors", "ctc_units.json"
 BLANK = 0
+# Languages that Whisper calls otherwise than BCP 47 does: Mandarin, Norwegian, Javanese, Filipino.
+WHISPERS_OWN = {"cmn": "zh", "nb": "no", "jv": "jw", "fil": "tl", "und": ""}
 
 
 class Decoder(Protocol):
@@ -144,7 +146,7 @@ class WhisperDecoder:
 
     def language(self, tag: str) -> str | None:
         """Whisper's name of a language; None where the tag is und, or the model knows but one."""
-        code = {"cmn": "zh", "und": ""}.get(tag.split("-")[0], tag.split("-")[0])
+        code = WHISPERS_OWN.get(tag.split("-")[0], tag.split("-")[0])
         if not code or "task" not in self.task:
             return None
         if self.known and f"<|{code}|>" not in self.known:

@@ -7,9 +7,11 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from steermoe.audio import waveform
 from steermoe.config import Encoder, Evaluation, Generation
+from steermoe.corpora.fleurs import language_of
 from steermoe.evaluation.decoders import CtcDecoder, WhisperDecoder, own_decoder
 from steermoe.evaluation.evaluator import measure
 from steermoe.models.encoders import load_encoder
@@ -235,6 +237,16 @@ def test_whisper_is_told_language_and_task(
             said.append(int(following([*tokens, *said]).argmax()))
         assert text == decoder.tokenizer.decode(said, skip_special_tokens=True).strip()
     assert len(set(found)) > 1
+
+
+def test_languages_of_fleurs_that_whisper_calls_otherwise(
+    multilingual_dir: Path, generation: Generation
+) -> None:
+    decoder = WhisperDecoder(section(multilingual_dir), generation, 0, CPU)
+    decoder.known = {f"<|{code}|>": 0 for code in TO_LANGUAGE_CODE.values()}
+    tags = ("nb_no", "jv_id", "fil_ph", "cmn_hans_cn", "cy_gb")
+    found = [decoder.language(language_of(f"{tag}-test")) for tag in tags]
+    assert found == ["no", "jw", "tl", "zh", "cy"]
 
 
 def test_a_language_that_whisper_does_not_know_is_refused(
