@@ -22,17 +22,18 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
     from steermoe.evaluation.evaluator import measure
     from steermoe.evaluation.predictions import summarise
     from steermoe.models.steermoe import SteerMoE
+    from steermoe.training import processes
 
     settings = config.load(params)
-    evaluation, seed = settings.evaluation.of(corpus), settings.seed
-    # Any arm will do: only the frozen parts are used here, and those are the profile's.
-    frozen = {"encoder": settings.encoder, "llm": settings.llm}
-    model = SteerMoE.from_config(settings.arm(settings.reference).model_copy(update=frozen))
+    evaluation, seed, device = settings.evaluation.of(corpus), settings.seed, processes.device()
+    # Any arm will do: only the frozen parts are used here, and those are the profile's, as prompts are everyone's.
+    shared = {"encoder": settings.encoder, "llm": settings.llm, "prompts": settings.prompts}
+    model = SteerMoE.from_config(settings.arm(settings.reference).model_copy(update=shared)).to(device)
     tasks = preservation.text_tasks(model, settings.evaluation, settings.generation, seed)
     if tasks is not None:
         results.write_json(out / results.TEXT_TASKS, tasks)
     systems = {
-        "encoder": decoders.own_decoder(model.config.encoder, settings.generation, seed),
+        "encoder": decoders.own_decoder(model.config.encoder, settings.generation, seed, device),
         "text-only": floors.text_only(model, settings.generation, seed),
     }
     section = settings.corpora[corpus]

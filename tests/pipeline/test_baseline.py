@@ -1,0 +1,47 @@
+"""What is scored without training: on the GPU where there is one, and the same whatever the reference is."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipeline import baseline
+from steermoe import config
+from steermoe.data import shards, skipped
+from steermoe.evaluation import decoders, floors, preservation
+from steermoe.models.steermoe import SteerMoE
+from steermoe.training import processes
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+def test_all_is_where_the_gpu_is_and_asked_as_every_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, found = config.load(PARAMS), dict[str, Any]()
+
+    def build(arm: config.ArmConfig) -> Any:
+        model = SimpleNamespace(config=arm, device="cpu")
+        model.to = lambda device: found.setdefault("model", SimpleNamespace(config=arm, device=device))
+        return model
+
+    def decoder(section: Any, generation: Any, seed: int, device: str = "cpu") -> None:
+        found["decoder"] = device
+
+    own = shared.arm(shared.reference)
+    changed = own.model_copy(
+        update={"prompts": own.prompts.model_copy(update={"transcribe": "of this arm alone"})}
+    )
+    monkeypatch.setattr(config.Config, "arm", lambda self, name: changed)
+    monkeypatch.setattr(processes, "device", lambda: "cuda:0")
+    monkeypatch.setattr(SteerMoE, "from_config", build)
+    monkeypatch.setattr(decoders, "own_decoder", decoder)
+    for module, name in ((preservation, "text_tasks"), (floors, "constant"), (skipped, "skipped_reason")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(shards, "read_rows", lambda *_: pl.DataFrame(schema={"task": pl.String}))
+    monkeypatch.setattr(floors, "text_only", lambda model, *_: found.update(asked=model))
+    baseline.main("synthetic", tmp_path, tmp_path / "out", PARAMS)
+    assert found["decoder"] == found["asked"].device == "cuda:0"
+    assert found["asked"].config.prompts == shared.prompts
