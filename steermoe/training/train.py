@@ -232,7 +232,7 @@ def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
     """Train from a checkpoint or from the beginning.
 
     Raises:
-        PreemptedError: SIGTERM came before the end.
+        PreemptedError: SIGTERM came, be it after the last step.
     """
     repeat = "repeat the command, it resumes from the last checkpoint"
     if trainer.args.device.type == "cpu":
@@ -247,11 +247,13 @@ def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
         raise
     finally:
         trainer.progress.close()
-    if not trainer.is_complete:
-        steps = f"step {trainer.state.global_step} of {trainer.arm.training.steps}"
-        if trainer.stops:
-            raise PreemptedError(f"{trainer.arm.name}: ended by SIGTERM at {steps}; {repeat}")
-        raise RuntimeError(f"{trainer.arm.name}: training ended at {steps}; {repeat}")
+    # Who started this got SIGTERM too, perhaps, and takes no result any more: its checkpoint is the result then.
+    if trainer.is_complete and not (trainer.preemption.requested and trainer.args.should_save):
+        return
+    steps = f"step {trainer.state.global_step} of {trainer.arm.training.steps}"
+    if trainer.stops:
+        raise PreemptedError(f"{trainer.arm.name}: ended by SIGTERM at {steps}; {repeat}")
+    raise RuntimeError(f"{trainer.arm.name}: training ended at {steps}; {repeat}")
 
 
 def _note_code(run: Path) -> None:

@@ -32,7 +32,7 @@ def outputs(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("step", [1, 3, 4, 6])
 def test_sigterm_ends_a_training_after_its_step_and_it_goes_on_to_the_same_bytes(
     step, undisturbed, shards, quick_arm, tmp_path, monkeypatch
 ):
