@@ -150,7 +150,7 @@ def launch(command: Sequence[str], processes: int) -> None:
 
     Raises:
         LostProcessError: one failed or was killed; all others have been killed.
-        PreemptedError: one ended with PREEMPTED, or this process got SIGTERM.
+        PreemptedError: one ended with PREEMPTED, or this process got SIGTERM before all had ended well.
     """
     from torch import distributed
 
@@ -179,7 +179,7 @@ def launch(command: Sequence[str], processes: int) -> None:
                 process.kill()
         for process in group:
             process.wait()
-    if asked:
+    if asked and any(process.returncode for process in group):
         raise PreemptedError("ended by SIGTERM; repeat the command to go on from the last checkpoint")
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,25 @@ def test_killed_preempted_and_finished_by_the_same_command(start, tmp_path):
     runs = client.search_runs([experiment.experiment_id])
     [run] = [run for run in runs if "steermoe.fingerprint" in run.data.tags]  # one, not four
     assert run.info.status == "FINISHED"
+
+
+def test_sigterm_to_a_group_that_ends_well_is_no_preemption(tmp_path, monkeypatch):
+    """What is done is done: repeated, it would be trained anew."""
+    monkeypatch.chdir(tmp_path)
+    code = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+        "open(os.environ['RANK'], 'w').close(); time.sleep(60)"
+    )
+
+    def end() -> None:
+        while not all((tmp_path / rank).exists() for rank in "01"):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    processes.launch([sys.executable, "-c", code], 2)
+    ending.join()
 
 
 def test_their_throughput_is_measured(tmp_path, shards, quick_arm, monkeypatch, capsys):
