@@ -17,6 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -45,9 +46,8 @@ class Journal:
         self._entries: list[Entry] = []
         path = folder / ENTRIES
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            # A killed process may have left half a line at the end.
-            self._entries = [json.loads(line) for line in lines if line.endswith("\n")]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            self._entries = [entry for line in lines if (entry := _whole(line)) is not None]
         path = folder / POSITION
         self.position = Position(**json.loads(path.read_text())) if path.exists() else Position()
 
@@ -108,6 +108,14 @@ class Journal:
         if remove:
             shutil.rmtree(self.folder)
         os.close(self._descriptor)
+
+
+def _whole(line: str) -> Entry | None:
+    """The entry of a line; None of half a line, as a kill leaves it at the end, or of what a power cut made of it."""
+    with suppress(json.JSONDecodeError):
+        entry = json.loads(line) if line.endswith("\n") else None
+        return entry if isinstance(entry, dict) else None
+    return None
 
 
 def _hold(folder: Path) -> int | None:
