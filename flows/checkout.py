@@ -138,9 +138,13 @@ def _file(setting: str) -> str:
 
 
 def environment(snapshot: Snapshot, name: str) -> dict[str, str]:
-    """What a stage in a checkout sees: work and runs belong to the project (DVC_ROOT), not to the checkout."""
+    """What a stage in a checkout sees: work and runs belong to the project (DVC_ROOT), not to the checkout.
+
+    All experiments of a flow's run are one execution in MLflow, named as the run.
+    """
     return {
         "DVC_ROOT": str(snapshot.root),
+        "STEERMOE_EXECUTION": snapshot.name,
         "DVC_EXP_NAME": name,
         "DVC_EXP_BASELINE_REV": snapshot.head,
         "DVC_NO_ANALYTICS": "1",
