@@ -10,18 +10,20 @@ import functools
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from flows import commands
+from flows import commands, supervise
 
 QUEUE = "refs/exps/celery/stash"  # where `dvc exp run --queue` puts an experiment that waits
 REMOTE = "origin"
 REFS = "refs/flows/"
 CHECKOUTS = Path(".runs") / "checkouts"
+WAIT_SECONDS = 0.2
 
 
 class Snapshot:
@@ -96,6 +98,8 @@ def forget(root: Path, identity: str) -> None:
 def opened(snapshot: Snapshot, name: str, settings: Sequence[str]) -> Iterator[Path]:
     """A checkout of the snapshot with `settings` in force, deleted at the end.
 
+    Waits until what an earlier process of the same run left at work in it has ended.
+
     Args:
         snapshot: what to check out.
         name: of the checkout, and of the experiment that comes of it.
@@ -103,9 +107,14 @@ def opened(snapshot: Snapshot, name: str, settings: Sequence[str]) -> Iterator[P
 
     Raises:
         RuntimeError: a setting that DVC refuses.
+        EndedError: the flow's run ends.
     """
     root = snapshot.root
     folder = root / CHECKOUTS / name
+    while not supervise.is_idle(folder):  # this run's process died, and its trainer writes a last checkpoint
+        if commands.is_ending():
+            raise commands.EndedError("the flow's run ends")
+        time.sleep(WAIT_SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         _output(root, "git", "clone", "--quiet", "--no-checkout", str(root), str(folder))

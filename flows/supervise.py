@@ -8,6 +8,7 @@ The slot is free when all are gone.
 
 import argparse
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -124,10 +126,37 @@ def main() -> int:
     parser.add_argument("--disposable", action="store_true", help="delete the folder when told to end")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args()
-    code = _run(given)
-    if code == TOLD and given.disposable:
-        shutil.rmtree(given.folder, ignore_errors=True)
+    with at_work(given.folder):
+        code = _run(given)
+        if code == TOLD and given.disposable:
+            shutil.rmtree(given.folder, ignore_errors=True)
     return code
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Hold a folder while something works in it (flock); `is_idle` tells whether something does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_idle(folder: Path) -> bool:
+    """No supervised command works in a folder, or there is no such folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _run(given: argparse.Namespace) -> int:
