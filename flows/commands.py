@@ -77,7 +77,7 @@ def run(
             f"{' '.join(command)} took longer than {limit:g} s and was ended; what it had finished is kept, "
             "the same run goes on from there"
         )
-    if code == supervise.TOLD or _is_ending.is_set():
+    if _is_ending.is_set():
         raise EndedError(f"{' '.join(command)} was ended with the flow's run")
     if code != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {code}:\n" + "\n".join(tail))
@@ -104,6 +104,8 @@ def _begun(command: list[str], environment: Mapping[str, str]) -> Iterator[subpr
         if process.returncode is not None:
             with suppress(ProcessLookupError, PermissionError):  # if the supervisor itself was killed
                 os.killpg(process.pid, signal.SIGKILL)
+        assert process.stdout is not None
+        process.stdout.close()
         with _lock:
             _running.discard(process)
 
@@ -131,10 +133,10 @@ class Progress:
 
     def __init__(self) -> None:
         self._artifact: UUID | None = None
-        self._told, self._percent = 0.0, -1.0
+        self._told, self._percent, self._is_lost = 0.0, -1.0, False
 
     def read(self, line: str) -> None:
-        """Take a line of output."""
+        """Take a line of output. A server that does not answer is told once; it ends nothing that runs."""
         found = PROGRESS.search(line)
         if found is None or not int(found[2]):
             return
@@ -143,7 +145,12 @@ class Progress:
         if percent == self._percent or not is_due:
             return
         self._told, self._percent = time.monotonic(), percent
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, description="steps of training")  # type: ignore[assignment]
-        else:
-            update_progress_artifact(self._artifact, percent)
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, description="steps of training")  # type: ignore[assignment]
+            else:
+                update_progress_artifact(self._artifact, percent)
+        except Exception as error:  # whatever it is: the training goes on
+            if not self._is_lost:
+                get_run_logger().warning(f"progress is not shown: {type(error).__name__}: {error}")
+            self._is_lost = True
