@@ -18,6 +18,7 @@ import psutil
 from prefect.settings import get_current_settings
 
 from flows import slots
+from flows.__main__ import ROOT_SETTING
 from flows.worker import LOCK
 
 SERVER_SECONDS = 180.0
@@ -138,8 +139,12 @@ def _worker(root: Path) -> int | None:
 
 
 def _prefect(*command: str) -> str:
+    """What a command of Prefect's says. It does not see ROOT_SETTING, which it would write into deployments."""
     words = [sys.executable, "-m", "prefect", *command]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    inherited = {name: value for name, value in os.environ.items() if name != ROOT_SETTING}
+    done = subprocess.run(
+        words, env=inherited, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
     if done.returncode != 0:
         said = (done.stdout + done.stderr).strip()[-2000:]
         raise RuntimeError(f"prefect {shlex.join(command)} ended with {done.returncode}: {said}")

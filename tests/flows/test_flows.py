@@ -172,6 +172,13 @@ def test_unknown_arm_is_refused(toy: Project) -> None:
     assert "nobody" in message and "'preempted'" in message
 
 
+def test_a_run_works_in_the_folder_of_its_worker(toy: Project) -> None:
+    """Whoever deployed it: machines with clones of their own share a server."""
+    for flow in ("reproduce", "ablations", "experiment", "evaluate"):
+        (step,) = toy.ask("GET", f"deployments/name/{flow}/mini")["pull_steps"]
+        assert {"directory": "{{ $STEERMOE_ROOT }}"} in step.values()
+
+
 def test_server_keeps_to_itself(toy: Project) -> None:
     settings = toy.shell("prefect", "config", "view", "--show-defaults")
     assert "PREFECT_SERVER_ANALYTICS_ENABLED='False'" in settings.replace("false", "False")
