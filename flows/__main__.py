@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT_SETTING = "STEERMOE_ROOT"  # of prefect.yaml: the folder in which flows run
+POOL = "steermoe"  # of prefect.yaml
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
@@ -13,8 +14,12 @@ def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     parser.add_argument("action", choices=["start", "stop", "worker"])
-    parser.add_argument("--pool", default="steermoe", help="work pool")
+    parser.add_argument(
+        "--pool", default=POOL, help="work pool, of `worker`; `start` takes that of prefect.yaml"
+    )
     given = parser.parse_args()
+    if given.action != "worker" and given.pool != POOL:
+        parser.error(f"--pool {given.pool} has no effect on {given.action}: prefect.yaml names the pool")
     root = Path.cwd()
     os.environ.update({ROOT_SETTING: str(root)} | QUIET)
     try:

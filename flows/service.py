@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,12 +20,12 @@ from prefect.settings import get_current_settings
 
 from flows import slots
 from flows.__main__ import ROOT_SETTING
-from flows.worker import LOCK
+from flows.worker import lock_of
 
 SERVER_SECONDS = 180.0
 STOP_SECONDS = 60.0
 LOG, SERVER_LOG = Path(".runs") / "worker.log", Path(".runs") / "server.log"
-SERVER = Path(".runs") / "server.pid"
+SERVER = Path(".runs") / f"server-{socket.gethostname()}.pid"
 
 
 def start(root: Path, pool: str) -> int:
@@ -38,22 +39,27 @@ def start(root: Path, pool: str) -> int:
         _start_server(root, api)
     _prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
     deployed = re.findall(r"Deployment '([^']+)' successfully", _prefect("deploy", "--all", "--no-prompt"))
-    if _worker(root) is None:
+    pid = _worker(lock_of(root, pool))
+    if pid is None:
         _start_worker(root, pool)
-    devices = ", ".join(f"GPU {device}" for device in slots.gpus()) or "no GPU"
-    print(f"{slots.number()} slots ({devices}); the worker's log: {LOG}")
+        devices = ", ".join(f"GPU {device}" for device in slots.gpus()) or "no GPU"
+        print(f"{slots.number()} slots ({devices}); the worker's log: {LOG}")
+    else:
+        print(f"the worker (process {pid}) runs already, with the slots that it began with; its log: {LOG}")
     print(f"run:  prefect deployment run NAME, of {', '.join(deployed)}")
     print(f"look: {api.removesuffix('/api')}\nstop: make flows-stop")
     return 0
 
 
 def stop(root: Path) -> int:
-    """Stop the worker, and the server if it was started here. What ran goes on after the next start."""
-    pid = _worker(root)
-    if pid is not None:
+    """Stop this machine's workers, and the server if it was started here. What ran goes on after the next start."""
+    for lock in sorted((root / ".runs").glob(lock_of(root, "*").name)):
+        pid = _worker(lock)
+        if pid is None:
+            continue
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
-        while _worker(root) is not None:
+        while _worker(lock) is not None:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the worker (process {pid}) does not end")
             time.sleep(0.2)
@@ -121,15 +127,15 @@ def _is_loopback(host: str) -> bool:
 def _start_worker(root: Path, pool: str) -> None:
     process = _detached(root, [sys.executable, "-m", "flows", "worker", "--pool", pool], LOG)
     deadline = time.monotonic() + STOP_SECONDS
-    while _worker(root) is None:
+    while _worker(lock_of(root, pool)) is None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the worker did not start; see {root / LOG}")
         time.sleep(0.2)
 
 
-def _worker(root: Path) -> int | None:
-    """The process that keeps this project's worker, if there is one."""
-    with contextlib.suppress(FileNotFoundError), (root / LOCK).open() as lock:
+def _worker(file: Path) -> int | None:
+    """The process that keeps the worker of a lock, if there is one."""
+    with contextlib.suppress(FileNotFoundError), file.open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

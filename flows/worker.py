@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,25 +14,31 @@ import httpx
 
 from flows import lifetime
 
-POOL = "steermoe"
-LOCK = Path(".runs") / "worker.lock"
 POLL_SECONDS = 5.0
 STOP_SECONDS = 20.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def lock_of(root: Path, pool: str) -> Path:
+    """The file that the worker of a pool holds; of this machine, for several may share the project's folder."""
+    return root / ".runs" / f"worker-{socket.gethostname()}-{pool}.lock"
 
 
 def work(root: Path, pool: str) -> int:
     """Keep a worker at work until SIGTERM or SIGINT. What runs then is ended, and goes on when a worker is back.
 
     Raises:
-        RuntimeError: this project has a worker already.
+        RuntimeError: the pool has a worker of this project on this machine already.
     """
-    (root / LOCK).parent.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("a+") as lock:
+    file = lock_of(root, pool)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"{root} has a worker already; `make flows-stop` ends it") from None
+            raise RuntimeError(
+                f"{root} has a worker of pool {pool} already; `make flows-stop` ends it"
+            ) from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
@@ -59,6 +66,8 @@ def _take_up(root: Path) -> None:
         print(
             f"the server does not answer ({type(error).__name__}); next try in {POLL_SECONDS:g} s", flush=True
         )
+    except RuntimeError as error:
+        print(f"what was left behind is not taken up: {error}; next try in {POLL_SECONDS:g} s", flush=True)
 
 
 def _begin(pool: str) -> subprocess.Popen[bytes]:
