@@ -248,7 +248,7 @@ def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
     finally:
         trainer.progress.close()
     # Who started this got SIGTERM too, perhaps, and takes no result any more: its checkpoint is the result then.
-    if trainer.is_complete and not (trainer.preemption.requested and trainer.args.should_save):
+    if trainer.is_complete and not (trainer.preemption.requested and trainer.args.world_size == 1):
         return
     steps = f"step {trainer.state.global_step} of {trainer.arm.training.steps}"
     if trainer.stops:
