@@ -134,8 +134,11 @@ class Segmenter:
 
     @property
     def open(self) -> Stretch | None:
-        """What was heard so far of a stretch that has not ended; None in silence."""
-        if self._begin is None or self._first + len(self._windows) - self._begin < self._shortest:
+        """What was heard so far of a stretch that has not ended; None in silence, or where speech is too short yet."""
+        if self._begin is None:
+            return None
+        end = self._first + len(self._windows) if self._end is None else self._end
+        if end - self._begin < self._shortest and not self._shared:
             return None
         return self._stretch(0, len(self._windows))
 

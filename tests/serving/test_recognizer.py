@@ -169,6 +169,15 @@ def test_live_audio(mini: Any, talk: np.ndarray, transcript: Transcript):
         assert kinds.count("final") == 1 and kinds[-1] == "final" and len(kinds) > 1
 
 
+def test_no_partial_result_of_what_is_too_short_to_become_final(mini: Any, talk: np.ndarray):
+    begin = int(np.argmax(np.abs(talk) > 0.05))
+    burst = np.concatenate(
+        [np.zeros(8000, np.float32), talk[begin : begin + 2560], np.zeros(16000, np.float32)]
+    )
+    blocks = [burst[i : i + 1600] for i in range(0, len(burst), 1600)]
+    assert list(Recognizer(mini).stream(blocks, partial_seconds=0.1)) == []
+
+
 def test_live_audio_cut_without_a_pause(mini: Any, spoken: Spoken, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("steermoe.audio.segmentation.PAUSE", 10**6)
     breath = np.concatenate([each.samples for each in spoken[:3]])
