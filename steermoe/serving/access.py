@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import secrets
+import socket
 from pathlib import Path
 
 VARIABLE = "STEERMOE_API_KEY"
@@ -15,6 +16,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises OSError where nobody can listen at an address and a port; port 0 is any that is free."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+            trial.bind(address)
+    except OSError as error:
+        raise OSError(f"--host {host}, --port {port}: {error.strerror}; give another") from error
 
 
 def own_names(host: str) -> list[str]:

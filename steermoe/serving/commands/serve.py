@@ -44,11 +44,12 @@ def main(
         steermoe serve --host 0.0.0.0 --api-key-file key.txt
         steermoe serve --llm-url http://localhost:8001/v1
     """
-    from steermoe.serving.access import api_key
+    from steermoe.serving.access import api_key, check_address
 
     if llm_model is not None and llm_url is None:
         raise ValueError("--llm-model: has no effect without --llm-url")
     key, made_up = api_key(host, api_key_file)
+    check_address(host, port)  # before the model is loaded
     from steermoe.serving.limits import Limits
     from steermoe.serving.opening import model_name
     from steermoe.serving.server import Server

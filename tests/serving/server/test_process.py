@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -130,6 +131,20 @@ def test_wrong_use_is_a_line(arguments: list[str], environment: dict[str, str], 
     assert run.returncode in (1, 2)
     assert said in run.stderr
     assert run.stderr.count("\n") == 1
+
+
+def test_an_address_that_cannot_be_had_is_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments in (
+            ["--port", port],
+            ["--host", "203.0.113.9", "--port", port],
+            ["--host", "no.such.host"],
+        ):
+            command = [sys.executable, "-m", "steermoe.serving.cli", "serve", *arguments]
+            run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert run.returncode == 1 and run.stderr.count("\n") == 1
+            assert re.match(r"steermoe: --host \S+, --port \d+: .*; give another$", run.stderr)
 
 
 def blocks(language: str) -> list[str]:
