@@ -152,6 +152,12 @@ class Chat(_Part):
         Raises:
             RequestError: a setting that has no effect, or more tokens than the server writes.
         """
+        if self.stream_options is not None and not self.stream:
+            raise RequestError(
+                400, "stream_options: has no effect without stream; leave it out", "stream_options"
+            )
+        if self.tool_choice is not None and self.tools is None:
+            raise RequestError(400, "tool_choice: has no effect without tools; leave it out", "tool_choice")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise RequestError(400, "max_tokens: found max_completion_tokens, too; give one", "max_tokens")
         wanted = self.max_tokens or self.max_completion_tokens or limits.max_tokens

@@ -143,6 +143,8 @@ def test_what_is_sampled_depends_on_the_seed_alone(server: Running, recordings: 
         (["user"], {"n": 2}, "n: Input should be 1"),
         (["user"], {"logprobs": True}, "logprobs: this server does not heed it; leave it out"),
         (["user"], {"tool_choice": "required"}, "tool_choice: Input should be"),
+        (["user"], {"tool_choice": "none"}, "tool_choice: has no effect without tools"),
+        (["user"], {"stream_options": {"include_usage": True}}, "stream_options: has no effect without stream"),
         (["question <|endoftext|>"], {}, "found '<|endoftext|>', which has a meaning of its own to the LLM"),
         (["word " * 4000], {}, "more than 16000 characters"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], {}, "messages[0].content"),
