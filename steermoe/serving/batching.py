@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 HISTORY = 0.5  # real-time factor that is assumed before anything was measured
 
 
+class WholeBatchError(RuntimeError):
+    """What would happen to each of a batch alone, too."""
+
+
 class Asked(Protocol):
     """What a batch is made of."""
 
@@ -228,10 +232,11 @@ class Batcher:
                 _settle(job, result)
         except Exception as error:
             left = [job for job in self._running if job in batch] if alone else list(self._running)
-            if len(left) > 1:
+            apart = len(left) > 1 and not isinstance(error, WholeBatchError)
+            if apart:
                 log.warning("%d recordings broke down together, each is tried alone: %r", len(left), error)
             for job in left:  # one row may have spoilt it for all
-                if len(left) > 1:
+                if apart:
                     self._run([job], alone=True)
                 else:
                     self._running.remove(job)

@@ -23,6 +23,7 @@ from steermoe.config import Generation
 from steermoe.models.frozen import load_frozen
 from steermoe.models.generation import Watch, ended
 from steermoe.models.llm import CausalLM, keep_stops, load_tokenizer
+from steermoe.serving.batching import WholeBatchError
 
 MOST_BYTES = 2**24  # of a reply
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 300.0
@@ -30,6 +31,10 @@ CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 300.0
 
 class RemoteError(RuntimeError):
     """The LLM's server does not answer, or not as it should."""
+
+
+class NoAnswerError(RemoteError, WholeBatchError):
+    """The LLM's server does not answer at all."""
 
 
 def load_embeddings(section: config.Llm) -> tuple[CausalLM, Any]:
@@ -151,7 +156,7 @@ class RemoteLlm:
             requests.RequestException,
             urllib3.exceptions.HTTPError,
         ) as error:  # the latter: within the body
-            raise RemoteError(f"{self._url}/{path}: no answer ({type(error).__name__})") from error
+            raise NoAnswerError(f"{self._url}/{path}: no answer ({type(error).__name__})") from error
         try:
             reply = json.loads(text)
         except ValueError as error:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe.serving.batching import Answer, Batcher, Job, Join, chosen
+from steermoe.serving.batching import Answer, Batcher, Job, Join, WholeBatchError, chosen
 from steermoe.serving.limits import Limits
 from steermoe.serving.request_error import RequestError
 
@@ -131,6 +131,22 @@ def test_one_that_spoils_it_for_all_is_told_and_the_others_are_answered(
     assert rest == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]
     assert "broke down together" in caplog.text
     assert batcher.close(10) and not batcher.alive
+
+
+def test_where_nobody_can_be_answered_none_is_tried_alone() -> None:
+    asked: list[int] = []
+
+    def away(batch: Sequence[Job], join: Join) -> Iterator[tuple[Job, Any]]:
+        asked.append(len(batch))
+        raise WholeBatchError("no answer")
+        yield
+
+    batcher = Batcher(away, Limits(linger=1.0, batch_rows=3))
+    submitted = [batcher.submit(Asked(1.0)) for _ in range(3)]
+    for job in submitted:
+        with pytest.raises(WholeBatchError, match="no answer"):
+            job.result.result(10)
+    assert asked == [3] and batcher.close(10)
 
 
 def test_what_was_taken_is_answered_at_the_end_and_no_more_is_taken() -> None:
