@@ -177,6 +177,8 @@ def _attention(width: int, heads: int) -> nn.MultiheadAttention:
 def _attend(
     attention: nn.MultiheadAttention, audio: torch.Tensor, text: torch.Tensor, lengths_B: torch.Tensor
 ) -> torch.Tensor:
+    if not text.shape[1]:  # as of a row of padding alone
+        return attention.out_proj.bias.expand_as(audio)
     padding_BP = ~valid_frames(lengths_B, text.shape[1])
     return attention(audio, text, text, key_padding_mask=padding_BP, need_weights=False)[0]
 
