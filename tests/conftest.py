@@ -127,7 +127,7 @@ def tiny_video_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def video_section(tiny_video_dir: Path) -> Callable[..., dict[str, Any]]:
-    """`video_section(top_k=1)`: values of a section `video` of one token a frame; changes are of its steering."""
+    """`video_section(top_k=2)`: values of a section `video` of one token a frame; changes are of its steering."""
 
     def section(**steering: Any) -> dict[str, Any]:
         return {
