@@ -59,12 +59,15 @@ def test_ablations_of_the_mini_profile(real: Project) -> None:
         "experiment = client.get_experiment_by_name('steermoe/mini')\n"
         "print(experiment.artifact_location)\n"
         "for run in client.search_runs([experiment.experiment_id]):\n"
-        "    print(run.data.tags.get('dvc.exp_name'), run.info.status)"
+        "    print(run.data.tags.get('dvc.exp_name'), run.info.status)\n"
+        "    print('parent', run.data.tags.get('mlflow.parentRunId'))"
     )
     output = real.shell("python", "-c", code)
     assert (real.root / "mlartifacts").as_uri() in output
     for arm in ("steermoe", "linear"):
         assert f"{name}-{arm} FINISHED" in output
+    parents = {line for line in output.splitlines() if line.startswith("parent")}
+    assert len(parents) == 2 and "parent None" in parents  # one, which has none itself
     # The experiment applied: everything is in the workspace, and nothing is left to do.
     real.shell("dvc", "exp", "apply", name)
     assert "Running stage" not in real.shell("dvc", "repro")
