@@ -122,7 +122,8 @@ class OnnxModel:
     device = torch.device("cpu")
     video = None  # of a model of audio alone
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
         try:
             description = json.loads((folder / DESCRIPTION).read_text())
             found = description["format"]

@@ -125,7 +125,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(
 
 def test_no_export_is_refused_by_name(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{tmp_path}: no export of `steermoe export onnx`"):
-        OnnxModel(tmp_path)
+        OnnxModel(str(tmp_path))
     description = json.loads((exported / DESCRIPTION).read_text()) | {"format": 99}
     (tmp_path / DESCRIPTION).write_text(json.dumps(description))
     with pytest.raises(ValueError, match="found format 99"):
