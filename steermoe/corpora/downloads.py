@@ -5,14 +5,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from steermoe.corpora.archives import SUFFIXES, ArchiveError
 from steermoe.data.staging import project_root
 
+if TYPE_CHECKING:
+    from requests import Response
+
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for the next bytes
 PAUSES = (1, 3)  # seconds before another try, after a try that brought nothing
+LATER = (408, 429)  # statuses of a server that wants to be asked later
+LONGEST_PAUSE = 300.0  # seconds that a server may ask for
 CHUNK = 2**16  # bytes
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -109,22 +114,29 @@ def download(url: str, path: Path, max_bytes: int, report: Report = lambda more:
             _receive(url, partial, max_bytes, report)
             break
         except requests.RequestException as error:
-            if error.response is not None and error.response.status_code < 500:
-                raise UnavailableError(
-                    f"{url}: {error.response.status_code} {error.response.reason}"
-                ) from error
+            status = None if error.response is None else error.response.status_code
+            if error.response is not None and error.response.status_code < 500 and status not in LATER:
+                raise UnavailableError(f"{url}: {status} {error.response.reason}") from error
             if _size(partial) > before:
                 pauses = list(PAUSES)
                 continue
+            if not pauses and status in LATER:
+                raise UnavailableError(f"{url}: {status}, the server wants to be asked later") from error
             if not pauses:
                 # Only the kind of error: its text differs from try to try, and becomes part of an output.
                 raise UnavailableError(
                     f"{url} cannot be reached ({type(error).__name__}); is this machine online?"
                 ) from error
-            time.sleep(pauses.pop(0))
+            time.sleep(max(pauses.pop(0), _asked_pause(error.response)))
     partial.rename(path)
     _validator(partial).unlink(missing_ok=True)
     return path
+
+
+def _asked_pause(response: "Response | None") -> float:
+    """Seconds that a server wants to be left alone (RFC 9110, section 10.2.3; no dates)."""
+    asked = "" if response is None else response.headers.get("Retry-After", "")
+    return min(float(asked), LONGEST_PAUSE) if asked.isdecimal() else 0.0
 
 
 def _receive(url: str, partial: Path, max_bytes: int, report: Report) -> None:

@@ -98,6 +98,7 @@ class Server:
     only_breaks: str = ""  # the path whose answers break off; "": any
     pause: float = 0  # seconds before every 50 kB
     status: int = 200
+    busy: int = 0  # of the next answers, how many ask for patience
     asked: list[str] = field(default_factory=list)  # ranges
     paths: list[str] = field(default_factory=list)
     url: str = ""
@@ -112,6 +113,13 @@ class Handler(BaseHTTPRequestHandler):
         about.asked.append(asked)
         about.paths.append(self.path)
         data = about.files.get(self.path)
+        if about.busy:
+            about.busy -= 1
+            self.send_response(429)
+            self.send_header("Retry-After", "1")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if about.status != 200 or data is None:
             self.send_error(about.status if about.status != 200 else 404)
             return

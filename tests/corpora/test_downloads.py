@@ -34,6 +34,15 @@ def test_download(place: Any, tmp_path: Path):
     assert len(place.asked) == 1
 
 
+def test_a_busy_server_is_asked_later(place: Any, tmp_path: Path):
+    place.busy, began = 2, time.monotonic()
+    assert download(place.url, tmp_path / "a", LIMIT).read_bytes() == DATA
+    assert time.monotonic() - began >= 2 and len(place.asked) == 3
+    place.busy = 9
+    with pytest.raises(UnavailableError, match="429, the server wants to be asked later"):
+        download(place.url, tmp_path / "b", LIMIT)
+
+
 def test_goes_on_where_it_broke_off(place: Any, tmp_path: Path):
     place.breaks = [200_000, 0, 150_000]
     assert download(place.url, tmp_path / "a", LIMIT).read_bytes() == DATA
