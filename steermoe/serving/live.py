@@ -1,6 +1,7 @@
 """Audio as it comes: blocks (n,) float32 at 16 kHz, each with the time (`time.monotonic()`) at which it was there."""
 
 import queue
+import signal
 import sys
 import threading
 import time
@@ -47,6 +48,24 @@ def microphone(device: str | None = None) -> Iterator[Arrived]:
                 yield arrived.get()
     except (sounddevice.PortAudioError, ValueError) as error:
         raise ValueError(f"the microphone cannot be opened: {error}") from error
+
+
+def until_interrupted(blocks: Iterator[Arrived]) -> Iterator[Arrived]:
+    """Blocks until Ctrl-C, which ends them as their own end does: what was said becomes final. A second one raises."""
+    interrupted, before = threading.Event(), signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        for block in blocks:
+            if interrupted.is_set():
+                return
+            yield block
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def pcm(source: BinaryIO) -> Iterator[Arrived]:

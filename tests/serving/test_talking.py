@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -179,6 +181,21 @@ def test_played_in_time(talk_file: Path):
 def test_wrong_streams(call: Call, arguments: list[str], message: str):
     run = call("stream", *arguments)
     assert run.code == 2 and message in run.err
+
+
+def test_ctrl_c_ends_live_audio_and_a_second_one_breaks_off(talk_file: Path) -> None:
+    before, count = signal.getsignal(signal.SIGINT), 0
+    for _ in live.until_interrupted(live.played(talk_file, speed=100)):
+        count += 1
+        if count == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert count == 5 and signal.getsignal(signal.SIGINT) is before
+    blocks = live.until_interrupted(live.played(talk_file, speed=100))
+    next(blocks)
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert not list(blocks)
 
 
 def test_a_microphone_that_is_not_there() -> None:

@@ -61,7 +61,7 @@ def main(
 
     recognizer = Recognizer(opening.open_model(model, device), silence=silence)
     if source is None:
-        blocks = live.microphone(microphone)
+        blocks = live.until_interrupted(live.microphone(microphone))
     else:
         blocks = live.pcm(sys.stdin.buffer) if source == "-" else live.played(Path(source), speed or 1.0)
     latencies: list[float] = []
