@@ -1,6 +1,11 @@
 """Exported graphs say what the model says; cards say what was measured."""
 
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import soundfile
 import torch
 
 from steermoe import SteerMoE
@@ -36,15 +42,38 @@ def synthetic_clean() -> list[np.ndarray]:
     return [synthetic.record(engine, rng, next(texts).text, cast, "clean")[0] for _ in range(24)]
 
 
+PAGE = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped mini adapter, exported."""
-    folder = tmp_path_factory.mktemp("export") / "mini"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        sizes = export_onnx(SteerMoE.from_pretrained("pretrained/adapters/steermoe"), folder)
-    assert sizes["audio"] > 1e6 and sizes["llm"] > 1e6
-    return folder
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after the commands of the page that export the shipped mini adapter."""
+    place = tmp_path_factory.mktemp("export")
+    (place / "pretrained").symlink_to(ROOT / "pretrained")
+    commands = re.findall(r"^    steermoe (export onnx .*)$", PAGE, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        words = [sys.executable, "-m", "steermoe.serving.cli", *shlex.split(command)]
+        run = subprocess.run(
+            words, cwd=place, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        assert run.returncode == 0, run.stderr
+    return place
+
+
+@pytest.fixture(scope="module")
+def exported(place: Path) -> Path:
+    return place / "exported"
+
+
+def test_the_example_of_the_page_runs(
+    place: Path, synthetic_clean: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    [example] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    monkeypatch.chdir(place)
+    soundfile.write("speech.wav", synthetic_clean[0], RATE)
+    exec(compile(example, "docs/export.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == OnnxModel("exported").transcribe("speech.wav")
 
 
 def test_words_of_the_mini_model_are_the_same(
@@ -94,16 +123,19 @@ def test_adapters_and_aligners_are_in_the_graph(
 
 
 def test_int8_is_smaller_and_still_hears(
-    exported: Path, synthetic_clean: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, synthetic_clean: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     model = SteerMoE.from_pretrained("pretrained/adapters/steermoe")
-    sizes = export_onnx(model, tmp_path / "int8", int8=True)
-    assert sizes["llm"] < 0.5 * sum(f.stat().st_size for f in (exported / "llm").iterdir())
+    full, small = (
+        sum(file.stat().st_size for file in (place / name / "llm").iterdir())
+        for name in ("exported", "exported-int8")
+    )
+    assert small < 0.5 * full
     same = [
         a == b
         for a, b in zip(
-            OnnxModel(tmp_path / "int8").transcribe(synthetic_clean),
+            OnnxModel(place / "exported-int8").transcribe(synthetic_clean),
             model.transcribe(synthetic_clean),
             strict=True,
         )
