@@ -110,7 +110,7 @@ class Encoder(nn.Module, ABC):
         if self.max_frames is not None and longest > self.max_frames:
             raise ValueError(
                 f"features: found {longest / self.frames_per_second:.2f} s of audio, the encoder takes at "
-                f"most {self.max_seconds:.2f} s; split the audio"
+                f"most {self.max_seconds:.2f} s; `steermoe transcribe` and its Recognizer split it at silences"
             )
         if int(steps_B.min()) < 1:
             raise ValueError(
