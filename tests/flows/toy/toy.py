@@ -45,7 +45,9 @@ def train(arm: str, steps: int, breaks: str, out: Path) -> int:
     for step in range(begun + 1, steps + 1):
         time.sleep(STEP_SECONDS)
         print(f"{arm}: step {step}/{steps}")  # as a stage prints: PYTHONUNBUFFERED lets it through
-        state.write_text(str(step))
+        whole = state.with_suffix(".new")  # it may be killed amid the write
+        whole.write_text(str(step))
+        whole.replace(state)
         if breaks == "always":
             break
         if breaks == "preempted" and begun == 0 and step == 2:
