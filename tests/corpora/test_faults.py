@@ -151,7 +151,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(served: Any, small_disk: Path):
     """The disk is full in the middle of the archive; on a larger one the same command goes on from there."""
-    root = lay_out(small_disk, served.url)
+    root, served.pause = (
+        lay_out(small_disk, served.url),
+        0.1,
+    )  # the small file is done when the archive fills it
     status, complaint = download(root)
     assert status == 1 and "the disk is full (No space left on device)" in complaint
     assert f"{served.url}{ARCHIVE}; free some space and repeat the command" in complaint
