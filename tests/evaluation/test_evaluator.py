@@ -110,6 +110,24 @@ def test_what_was_asked_before_is_not_answered_again(
     assert [len(rows) for rows in passes] == [len(asked)]
 
 
+@pytest.mark.parametrize("column", ["prompt", "language", "task"])
+def test_another_question_about_audio_that_was_heard_is_answered(
+    utterances: pl.DataFrame, settings: Evaluation, column: str
+) -> None:
+    rows = utterances.filter(task="transcribe", split="clean")[:2]
+    rows = rows.with_columns(pl.Series(column, ["transcribe", "answer"]))
+    said = dict(rows.select("audio", "source_id").iter_rows())
+
+    def respond(batch: pl.DataFrame) -> list[str]:
+        return [f"{said[audio]} {asked}" for audio, asked in batch.select("audio", column).iter_rows()]
+
+    system = System(batchwise(respond), "by heart", "cpu")
+    found = measure(system, rows, settings, seed=3, audio=("own", "shuffled")).frame.filter(audio="shuffled")
+    expected = [f"{name} {asked}" for name, asked in zip(found["heard"], rows[column], strict=True)]
+    assert found["hypothesis"].to_list() == expected
+    assert found["heard"].to_list() == rows["source_id"].to_list()[::-1]
+
+
 def test_speed_counts_the_rows_own_audio(predictions: Predictions, utterances: pl.DataFrame) -> None:
     assert predictions.speed is not None
     assert predictions.speed.audio_seconds == pytest.approx(utterances["seconds"].sum())

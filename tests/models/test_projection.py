@@ -47,11 +47,17 @@ def test_counts_are_those_of_the_docstrings(section: Any) -> None:
     assert sum(p.numel() for p in on_meta.parameters()) == expected[section.projection]
 
 
-@torch.no_grad()
-def test_no_prompt_is_what_padding_alone_is(section: Any) -> None:
+def _moved(section: Any) -> torch.nn.Module:
+    """A projection whose parameters are not those that it begins with, some of which are zero."""
     projection = make_projection(section, D, torch.randn(50, H))
     for parameter in projection.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
+    return projection
+
+
+@torch.no_grad()
+def test_no_prompt_is_what_padding_alone_is(section: Any) -> None:
+    projection = _moved(section)
     audio, prompt = torch.randn(2, 6, D), torch.randn(2, 7, H)
     beside = projection(audio, prompt, torch.tensor([7, 0]))[1:]
     alone = projection(audio[1:], prompt[1:, :0], torch.tensor([0]))
@@ -60,9 +66,7 @@ def test_no_prompt_is_what_padding_alone_is(section: Any) -> None:
 
 @torch.no_grad()
 def test_what_lies_behind_a_prompt_is_not_read(section: Any) -> None:
-    projection = make_projection(section, D, torch.randn(50, H))
-    for parameter in projection.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
+    projection = _moved(section)
     audio, prompt = torch.randn(4, 6, D), torch.randn(4, 7, H)
     expected = projection(audio, prompt, PROMPT)
     for row, length in enumerate(PROMPT):
