@@ -6,10 +6,11 @@ A reader is a module with
     SPLITS: tuple[str, ...]
     fetch(settings, dest): put the source into the folder `dest`, which exists and outlives a killed try
     parts(settings, source) -> list: what can be made apart from each other, split by split, in order. A part
-        has `split` and `number` (from 0 in every split), can be pickled, and becomes one shard
+        has `split` and `number` (from 0 in every split), can be pickled, and becomes one shard, or several where
+        its recordings are too large for one
     rows(settings, source, part) -> Iterator[dict]: the utterances of a part, with the columns of
         `steermoe.data.schemas.Utterance`; where the audio is a file, its path, without sample_rate and seconds:
-        preprocessing decodes it, and lists what it cannot. Runs in a process of its own
+        preprocessing decodes it, and lists what it cannot. Runs in a process of its own for every shard
 
 `settings` is the corpus' section of the configuration. The same settings and source give the same rows. `fetch`
 must not depend on `settings.limit`. Where it raises UnavailableError, and the corpus is not required, the corpus is

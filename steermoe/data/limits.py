@@ -120,11 +120,6 @@ def to_lines(items: Iterable[LeftOut]) -> str:
     return "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
 
 
-def from_lines(text: str) -> list[LeftOut]:
-    """What `to_lines` wrote."""
-    return [LeftOut(**json.loads(line)) for line in text.split("\n") if line]
-
-
 def counts(items: Iterable[LeftOut]) -> Counter[tuple[str, str]]:
     """How many were left out, by split and kind."""
     return Counter((item.split, item.kind) for item in items)

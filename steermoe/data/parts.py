@@ -1,6 +1,6 @@
-"""Parts of a corpus, each made by a process of its own.
+"""Parts of a corpus, each shard of them made by a process of its own.
 
-A process a part, not a pool's: a reader's engine may carry state from part to part (espeak-ng does), and a
+A process a shard, not a pool's: a reader's engine may carry state from part to part (espeak-ng does), and a
 pool waits for ever on a worker that the kernel has killed. Whatever is imported here, each of them imports.
 """
 
@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,6 +25,7 @@ from steermoe.audio import waveform
 from steermoe.data.limits import LeftOut, Limits
 from steermoe.data.rows import ShardError, ShardWriter
 from steermoe.data.schemas import audio_fault, validate_shard
+from steermoe.data.shards import shard_name
 
 
 class PartError(RuntimeError):
@@ -32,21 +34,56 @@ class PartError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is told: make `part` and write its rows to `path`, a checked shard."""
+    """What a process is told: write the rows of `part`, from row `first` on, to `path`, a checked shard.
+
+    `further` of its shards are made already. The shard holds `shard_bytes` of audio and video at most.
+    """
 
     corpus: str  # module of the reader
     settings: BaseModel
     source: Path
     part: Any
-    path: Path
+    scratch: Path
     limits: Limits
+    shard_bytes: int
+    further: int = 0
+    first: int = 0
+
+    @property
+    def name(self) -> str:
+        """The file name of the shard."""
+        return shard_name(self.part.split, self.part.number, self.further)
+
+    @property
+    def path(self) -> Path:
+        """Where the shard is made."""
+        return self.scratch / self.name
+
+    def after(self, made: "Made") -> "Job | None":
+        """The job that goes on behind what was made; None where the part is at its end."""
+        if made.first_left is None:
+            return None
+        return replace(self, further=self.further + 1, first=made.first_left)
 
 
-def in_processes(jobs: Mapping[str, Job], workers: int) -> Iterator[tuple[str, list[LeftOut]]]:
-    """Run the jobs, `workers` at a time.
+@dataclass(frozen=True)
+class Made:
+    """What came of a job.
+
+    Attributes:
+        left_out: of the rows that it looked at.
+        first_left: the first row of the part for which its shard had no room; None where it took all.
+    """
+
+    left_out: list[LeftOut]
+    first_left: int | None
+
+
+def in_processes(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Made]]:
+    """Run the jobs, and those that go on from them, `workers` at a time.
 
     Yields:
-        name of a job that is done, and the utterances that it left out.
+        a job that is done, and what came of it.
 
     Raises:
         PartError: a job failed, or its process died. The others are ended.
@@ -54,60 +91,68 @@ def in_processes(jobs: Mapping[str, Job], workers: int) -> Iterator[tuple[str, l
     """
     context = multiprocessing.get_context("spawn")
     waiting = list(jobs)[::-1]
-    running: dict[Connection, tuple[str, BaseProcess]] = {}
+    running: dict[Connection, tuple[Job, BaseProcess]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                name = waiting.pop()
+                job = waiting.pop()
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(sender, jobs[name], os.getpid()), daemon=True)
+                process = context.Process(target=_work, args=(sender, job, os.getpid()), daemon=True)
                 process.start()
                 sender.close()  # so that the child's death ends the pipe
-                running[receiver] = (name, process)
+                running[receiver] = (job, process)
             for receiver in wait(list(running)):
                 assert isinstance(receiver, Connection)
-                name, process = running.pop(receiver)
-                yield name, _answer(receiver, name, jobs[name], process)
+                job, process = running.pop(receiver)
+                made = _answer(receiver, job, process)
+                yield job, made
+                if (rest := job.after(made)) is not None:
+                    waiting.append(rest)
     finally:
         for _, process in running.values():
             process.terminate()
             process.join()
 
 
-def _answer(receiver: Connection, name: str, job: Job, process: BaseProcess) -> list[LeftOut]:
-    left_out: list[LeftOut] = []
+def _answer(receiver: Connection, job: Job, process: BaseProcess) -> Made:
+    made: Made | None = None
     failure = fault = None
     with suppress(EOFError):  # it died, and its exit code tells how
-        left_out, failure, fault = receiver.recv()
+        made, failure, fault = receiver.recv()
     receiver.close()
     process.join()
     if fault is not None:
         raise ShardError(fault)
-    if failure is None and process.exitcode != 0:
+    if failure is None and (made is None or process.exitcode != 0):
         failure = f"its process died (exit code {process.exitcode}; -9 is often a lack of memory)"
-    if failure is not None:
-        raise PartError(f"{job.corpus}: part {name} failed; repeat the command to go on from here\n{failure}")
-    return left_out
+    if made is None or failure is not None:
+        raise PartError(
+            f"{job.corpus}: part {job.name} failed; repeat the command to go on from here\n{failure}"
+        )
+    return made
 
 
 def _work(sender: Connection, job: Job, parent: int) -> None:
-    """What runs in a part's process."""
+    """What runs in a shard's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it, and ends its children
     try:
         answer = (_make(job, parent), None, None)
     except ShardError as error:
-        answer = ([], None, str(error))
+        answer = (None, None, str(error))
     except Exception:  # the parent raises it, whatever it is
-        answer = ([], traceback.format_exc(), None)
+        answer = (None, traceback.format_exc(), None)
     sender.send(answer)
     sender.close()
 
 
-def _make(job: Job, parent: int) -> list[LeftOut]:
+def _make(job: Job, parent: int) -> Made:
     corpus = importlib.import_module(job.corpus)
     left_out: list[LeftOut] = []
-    with ShardWriter(job.path) as shard:
-        for row in corpus.rows(job.settings, job.source, job.part):
+    first_left = None
+    # From the first row, for a reader's state may depend on it; what is in earlier shards is not decoded again.
+    rows = islice(corpus.rows(job.settings, job.source, job.part), job.first, None)
+    with ShardWriter(job.path, job.shard_bytes) as shard:
+        for number, row in enumerate(rows, job.first):
             _stop_without(parent)
             try:
                 row = _recorded(row)
@@ -116,11 +161,14 @@ def _make(job: Job, parent: int) -> list[LeftOut]:
                 continue
             if reason := job.limits.exceeded(row):
                 left_out.append(LeftOut(row["source_id"], row["split"], "dropped", reason))
-            else:
+            elif shard.has_room(row):
                 shard.add(row)
+            else:
+                first_left = number
+                break
         _stop_without(parent)
     validate_shard(job.path)
-    return left_out
+    return Made(left_out, first_left)
 
 
 def _recorded(row: dict[str, Any]) -> dict[str, Any]:

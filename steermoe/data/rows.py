@@ -33,7 +33,7 @@ VIDEO = "video"  # an animated PNG; in shards of corpora with videos alone, behi
 WITH_VIDEO = pl.Schema({**SCHEMA, VIDEO: pl.Binary()})
 DEFAULTS: dict[str, Any] = {"language": "und", "answers": [], "choices": []}  # of columns a row may lack
 ROW_GROUP, GROUP_BYTES = 64, 2**24  # rows, and bytes of audio: what is held at once
-SHARD_BYTES = 2**30  # largest shard; a shard's offsets must fit 31 bits
+SHARD_BYTES = 2**30  # most audio and video a shard; a shard's offsets must fit 31 bits
 AUDIO = "audio"
 
 _LISTS = [name for name, kind in SCHEMA.items() if isinstance(kind, pl.List)]
@@ -95,12 +95,16 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     Audio and video are neither compressed (they are FLAC and PNG) nor divided into pages, so that
     `steermoe.data.mapped` finds every recording as a stretch of the file. The first row tells whether all have videos.
 
+    Args:
+        path: of the shard.
+        most: bytes of audio and video that it may hold.
+
     Raises:
-        ShardError: a row has other columns, or a value of another type; the shard grows beyond SHARD_BYTES.
+        ShardError: a row has other columns, or a value of another type; the shard would hold more than `most`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._whole = path, written_whole(path)
+    def __init__(self, path: Path, most: int = SHARD_BYTES) -> None:
+        self._path, self._whole, self._most = path, written_whole(path), most
         self._rows: list[dict[str, Any]] = []
         self._number, self._held, self._bytes = 0, 0, 0
         self._schema: pl.Schema | None = None  # until the first row
@@ -123,17 +127,28 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             data_page_size=2**31 - 1,
         )
 
+    def has_room(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row fits behind the others; the first one is not asked for its size."""
+        return self._number == 0 or self._bytes + _recorded_bytes(row) <= self._most
+
     def add(self, row: Mapping[str, Any]) -> None:
         """Write one more row."""
         if self._schema is None:
             self._open(schema_of(row))
         assert self._schema is not None
         checked = _checked(self._number, row, self._schema)
-        size = len(checked[AUDIO]) + len(checked.get(VIDEO, b""))
-        if self._bytes + size > SHARD_BYTES:
+        size = _recorded_bytes(checked)
+        if self._bytes + size > self._most:
+            advice = "write fewer rows to a shard"
+            if self._number == 0:
+                advice = (
+                    "cut the recording into shorter ones or, where it is not of a test split, let it be dropped "
+                    "(preprocessing.max_seconds)"
+                )
             raise ShardError(
-                f"{self._path.name}: row {self._number} ({checked['source_id']!r}) makes the shard larger than "
-                f"{SHARD_BYTES >> 20} MiB; let the corpus reader make smaller parts"
+                f"{self._path.name}: row {self._number} ({checked['source_id']!r}): found "
+                f"{(self._bytes + size) / 2**20:.1f} MiB of audio and video up to this row, allowed are at most "
+                f"{self._most / 2**20:.1f} a shard; {advice}"
             )
         if self._rows and (len(self._rows) == ROW_GROUP or self._held + size > GROUP_BYTES):
             self._flush()
@@ -155,6 +170,10 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         finally:
             self._file.close()
             self._whole.__exit__(kind, error, trace)
+
+
+def _recorded_bytes(row: Mapping[str, Any]) -> int:
+    return sum(len(row[name]) for name in (AUDIO, VIDEO) if isinstance(row.get(name), bytes))
 
 
 def write_frame(frame: pl.DataFrame, path: Path) -> None:

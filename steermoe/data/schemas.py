@@ -115,7 +115,7 @@ def validate_shard(path: Path, audio: str = "header") -> None:
     Of its audio and video no more than a few recordings are in memory.
 
     Args:
-        path: `<split>-<number>.parquet`; its rows must be of that split.
+        path: its name begins with `<split>-` (see `shards.shard_name`); its rows must be of that split.
         audio: how closely audio and video are looked at: `decode` (all of it), `header`, or `skip`.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Parquet shards of utterances: `<folder>/<split>-00000.parquet`, checked when written and when read."""
+"""Parquet shards of utterances: `<folder>/<split>-00000.parquet`, checked when written and when read.
+
+Where the rows of a shard need more room than one may take, `<split>-00000_00001.parquet` and so on go on from it.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +17,15 @@ from steermoe.data.rows import AUDIO, SCHEMA, VIDEO, WITH_VIDEO, ShardError, fra
 from steermoe.data.schemas import audio_fault, validate_shard, video_fault
 from steermoe.data.skipped import skipped_reason
 
-_NAME = re.compile(r"(?P<split>[a-z0-9_-]+)-(?P<number>\d{5})\.parquet")
+_NAME = re.compile(r"(?P<split>[a-z0-9_-]+)-(?P<number>\d{5})(_(?P<further>\d{5}))?\.parquet")
 
 
-def shard_name(split: str, number: int) -> str:
-    """The file name of the `number`-th shard of a split."""
-    return f"{split}-{number:05d}.parquet"
+def shard_name(split: str, number: int, further: int = 0) -> str:
+    """The file name of the `number`-th shard of a split, or of the `further`-th that goes on from it.
+
+    Names sort as the shards do.
+    """
+    return f"{split}-{number:05d}{f'_{further:05d}' if further else ''}.parquet"
 
 
 def write_shards(
@@ -159,9 +165,11 @@ def shards_of(folder: Path, split: str) -> list[Path]:
     paths = sorted(path for path in folder.iterdir() if _split_of(path) == split)
     if not paths:
         raise ValueError(f"{folder}: no split {split!r}; it has: {', '.join(present) or 'no shards'}")
-    for number, path in enumerate(paths):
-        if path.name != shard_name(split, number):
-            raise ShardError(f"{folder}: {shard_name(split, number)} is missing; run preprocess anew")
+    places = [_place_of(path) for path in paths]
+    for (number, further), place in zip([(-1, 0), *places], places, strict=False):
+        if place not in ((number + 1, 0), (number, further + 1)):
+            missing = (number, further + 1) if place[0] == number else (number + 1, 0)
+            raise ShardError(f"{folder}: {shard_name(split, *missing)} is missing; run preprocess anew")
     return paths
 
 
@@ -174,6 +182,13 @@ def splits_of(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of shards; run preprocess first")
     return sorted({name for path in folder.iterdir() if (name := _split_of(path)) is not None})
+
+
+def _place_of(path: Path) -> tuple[int, int]:
+    """Number of a shard among those of its split, and among those that go on from it (0: itself)."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match["number"]), int(match["further"] or 0)
 
 
 def _split_of(path: Path) -> str | None:

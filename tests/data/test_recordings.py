@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import soundfile
 from tokenizers import Tokenizer
@@ -13,8 +14,9 @@ from tokenizers import Tokenizer
 from steermoe.audio import waveform
 from steermoe.audio.waveform import RATE
 from steermoe.data.limits import Limits, RejectedError, tokenizer_file
+from steermoe.data.parts import PartError
 from steermoe.data.preprocess import preprocess
-from steermoe.data.rows import ShardError
+from steermoe.data.rows import ShardError, ShardWriter
 from steermoe.data.shards import read_rows
 
 READERS = Path(__file__).parent / "readers"
@@ -191,25 +193,85 @@ def test_without_a_tokenizer_tokens_are_not_guessed(tmp_path: Path):
         tokenizer_file(str(tmp_path))
 
 
-def test_a_shard_has_a_largest_size(
-    recordings: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_row: Any
-):
-    from steermoe.data import rows
-
-    monkeypatch.setattr(rows, "SHARD_BYTES", 2 * len(make_row(0)["audio"]))
+def test_a_shard_has_a_largest_size(tmp_path: Path, make_row: Any):
+    most = 2 * len(make_row(0)["audio"])
     with (
-        pytest.raises(ShardError, match=r"row 2 .* makes the shard larger than .* smaller parts"),
-        rows.ShardWriter(tmp_path / "train-00000.parquet") as shard,
+        pytest.raises(
+            ShardError, match=r"row 2 \('2'\): found .* allowed are .* write fewer rows to a shard"
+        ),
+        ShardWriter(tmp_path / "train-00000.parquet", most) as shard,
     ):
         for number in range(3):
             shard.add(make_row(0) | {"source_id": str(number)})
     assert not list(tmp_path.glob("*.parquet"))
 
 
+def lengthen(source: Path) -> int:
+    """Six recordings of noise in `train`, 2 s each, with a damaged one amid; bytes of one of them in a shard."""
+    rng = np.random.default_rng(5)
+    for number in range(6):
+        sound = 0.3 * rng.standard_normal(2 * RATE).clip(-3, 3)
+        soundfile.write(source / "train" / f"noise_{number}.wav", sound, RATE, subtype="PCM_16")
+    (source / "train" / "noise_4x.wav").write_bytes(b"")
+    return len(waveform.as_flac(source / "train" / "noise_0.wav")[0])
+
+
+def test_a_part_too_large_for_a_shard_goes_on_in_others(recordings: Any, source: Path, tmp_path: Path):
+    most = 3 * lengthen(source) + 4000
+    settings, limits = recordings.Settings(part_rows=12), Limits(max_rejected=0.1)
+    whole = preprocess(recordings, settings, source, tmp_path / "whole", limits)
+    for out, workers in (("one", 1), ("three", 3)):
+        summary = preprocess(recordings, settings, source, tmp_path / out, limits, workers, most)
+        cut = summary["splits"]["train"].pop("shards")
+        assert cut > 3 and summary["splits"]["train"] == {
+            key: value for key, value in whole["splits"]["train"].items() if key != "shards"
+        }
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert [name for name in names if name.startswith("train-")] == [
+        "train-00000.parquet",
+        *(f"train-00000_{number:05d}.parquet" for number in range(1, cut - 1)),
+        "train-00001.parquet",
+    ]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name
+    for name in ("test-00000.parquet", "left_out.jsonl", "train-00001.parquet"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    rows = read_rows(tmp_path / "one", ["train", "test"])
+    assert rows.equals(read_rows(tmp_path / "whole", ["train", "test"]))
+    for path in (tmp_path / "one").glob("*.parquet"):
+        assert 0 < pl.read_parquet(path)["audio"].bin.size().sum() <= most
+    (tmp_path / "one" / "train-00000_00001.parquet").unlink()
+    with pytest.raises(ShardError, match=r"train-00000_00001\.parquet is missing"):
+        read_rows(tmp_path / "one", ["train"])
+
+
+def test_finished_shards_of_a_part_are_kept(recordings: Any, source: Path, tmp_path: Path):
+    """The last recording of a part is no recording yet: what came before it is not made again."""
+    most = 3 * lengthen(source) + 4000
+    settings, limits, out = recordings.Settings(part_rows=99), Limits(max_rejected=0.1), tmp_path / "out"
+    last = source / "train" / "zz_last.wav"
+    last.symlink_to(source / "later.wav")
+    with pytest.raises(PartError, match=r"zz_last\.wav"):
+        preprocess(recordings, settings, source, out, limits, 1, most)
+    made = {path.name: path.stat().st_ino for path in tmp_path.glob(".runs/*/files/train-*.parquet")}
+    assert len(made) > 1 and not out.exists()
+    with pytest.raises(PartError, match=r"part train-00000_0000\d\.parquet failed(.|\n)*zz_last\.wav"):
+        preprocess(recordings, settings, source, out, limits, 1, most)
+    assert made == {path.name: path.stat().st_ino for path in tmp_path.glob(".runs/*/files/train-*.parquet")}
+
+
+def test_a_recording_larger_than_a_shard_is_named(recordings: Any, source: Path, tmp_path: Path):
+    soundfile.write(source / "test" / "zz_long.flac", np.random.default_rng(1).uniform(-1, 1, 3 * RATE), RATE)
+    message = (
+        r"test-00000_00001\.parquet: row 0 \('test/zz_long\.flac'\): found 0\.1 MiB .* allowed are at most 0\.1 a "
+        r"shard; cut the recording into shorter ones .*\(preprocessing\.max_seconds\)"
+    )
+    with pytest.raises(ShardError, match=message):
+        preprocess(recordings, recordings.Settings(), source, tmp_path / "out", shard_bytes=60_000)
+
+
 def test_a_missing_file_is_no_bad_file(recordings: Any, source: Path, tmp_path: Path):
     """It would be the reader's mistake, or half a source."""
-    from steermoe.data.parts import PartError
-
     (source / "train" / "gone.flac").symlink_to(tmp_path / "nowhere")
     with pytest.raises(PartError, match=r"gone\.flac"):
         preprocess(recordings, recordings.Settings(), source, tmp_path / "out", Limits(max_rejected=0.9))
