@@ -1,5 +1,6 @@
 """What every shard must hold, checked by pandera when it is written and when it is read."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import polars as pl
 from steermoe.audio import waveform
 from steermoe.config import LANGUAGE_TAG
 from steermoe.data import video
-from steermoe.data.rows import AUDIO, ROW_GROUP, SCHEMA, VIDEO, WITH_VIDEO, ShardError
+from steermoe.data.rows import AUDIO, GROUP_BYTES, ROW_GROUP, SCHEMA, VIDEO, WITH_VIDEO, ShardError
 
 TASKS = (
     "transcribe",
@@ -128,10 +129,10 @@ def validate_shard(path: Path, audio: str = "header") -> None:
     for row in scalars.with_row_index().filter(pl.col("split") != split)["index"]:
         violations.append(Violation(row, "split", f"{scalars['split'][row]!r} in a shard of {split!r}"))
     if audio != "skip":
-        for start in range(0, len(scalars), ROW_GROUP):
-            violations += _audio_violations(path, scalars, start, audio == "decode")
+        for start, count in _stretches(scalars):
+            violations += _audio_violations(path, scalars, start, count, audio == "decode")
             if has_video:
-                violations += _video_violations(path, start, audio == "decode")
+                violations += _video_violations(path, start, count, audio == "decode")
     if violations:
         lines = [str(violation) for violation in sorted(set(violations))]
         more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
@@ -172,9 +173,26 @@ def _scalar_violations(scalars: pl.DataFrame) -> list[Violation]:
     return []
 
 
-def _audio_violations(path: Path, scalars: pl.DataFrame, start: int, decode: bool) -> list[Violation]:
+def _stretches(scalars: pl.DataFrame) -> Iterator[tuple[int, int]]:
+    """First row and length of stretches of the rows: no more than ROW_GROUP rows, nor, of several, GROUP_BYTES.
+
+    A recording is taken to have 16 bits a sample; FLAC is smaller.
+    """
+    start, held = 0, 0.0
+    for row, size in enumerate((scalars["seconds"] * scalars["sample_rate"] * 2).fill_null(0.0)):
+        if row > start and (row - start == ROW_GROUP or held + size > GROUP_BYTES):
+            yield start, row - start
+            start, held = row, 0.0
+        held += size
+    if start < len(scalars):
+        yield start, len(scalars) - start
+
+
+def _audio_violations(
+    path: Path, scalars: pl.DataFrame, start: int, count: int, decode: bool
+) -> list[Violation]:
     violations = []
-    batch = pl.scan_parquet(path).select("audio").slice(start, ROW_GROUP).collect()["audio"]
+    batch = pl.scan_parquet(path).select("audio").slice(start, count).collect()["audio"]
     rates, lengths = scalars["sample_rate"], scalars["seconds"]
     for row, data in enumerate(batch, start):
         found = audio_fault(data, rates[row], lengths[row], decode)
@@ -183,8 +201,8 @@ def _audio_violations(path: Path, scalars: pl.DataFrame, start: int, decode: boo
     return violations
 
 
-def _video_violations(path: Path, start: int, decode: bool) -> list[Violation]:
-    batch = pl.scan_parquet(path).select(VIDEO).slice(start, ROW_GROUP).collect()[VIDEO]
+def _video_violations(path: Path, start: int, count: int, decode: bool) -> list[Violation]:
+    batch = pl.scan_parquet(path).select(VIDEO).slice(start, count).collect()[VIDEO]
     faults = ((row, video_fault(data, decode)) for row, data in enumerate(batch, start))
     return [Violation(row, VIDEO, found) for row, found in faults if found]
 

@@ -1,6 +1,8 @@
 """A bad value is found and named, wherever it is; a good shard passes."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import soundfile
 
 from steermoe.audio import waveform
 from steermoe.data import video
-from steermoe.data.rows import ROW_GROUP, SCHEMA, WITH_VIDEO, ShardError, frame_of, write_frame
+from steermoe.data.rows import ROW_GROUP, SCHEMA, WITH_VIDEO, ShardError, ShardWriter, frame_of, write_frame
 from steermoe.data.schemas import SeenUtterance, Utterance, validate_shard
 
 
@@ -27,6 +29,25 @@ def encoded(seconds: float, rate: int = waveform.RATE, channels: int = 1, kind: 
     file = io.BytesIO()
     soundfile.write(file, np.zeros((round(seconds * rate), channels)), rate, format=kind)
     return file.getvalue()
+
+
+def test_no_more_than_a_few_long_recordings_are_in_memory(tmp_path: Path, make_row: Callable[..., dict]):
+    """40 of 130 s, 4 MB each: they are looked at by another process, whose memory is measured."""
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, 130 * waveform.RATE).astype(np.float32)
+    audio = waveform.encode_flac(noise, waveform.RATE)
+    with ShardWriter(tmp_path / "train-00000.parquet") as writer:
+        for number in range(40):
+            writer.add(make_row(number, audio=audio, seconds=130.0))
+    code = f"""
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from steermoe.data.schemas import validate_shard
+before = getrusage(RUSAGE_SELF).ru_maxrss
+validate_shard(Path({str(tmp_path / "train-00000.parquet")!r}))
+print(getrusage(RUSAGE_SELF).ru_maxrss - before)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(process.stdout) * 1024 < 20 * len(audio)
 
 
 def test_the_schema_is_the_one_that_is_written():
