@@ -6,7 +6,12 @@ from pipeline.options import Out, Params, Shards
 
 
 def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.yaml")) -> None:
-    """Score the encoder's own decoder, a constant text and the LLM without audio on the test splits of CORPUS."""
+    """Score the encoder's own decoder, a constant text and the LLM without audio on the test splits of CORPUS.
+
+    Rows in languages that the decoder does not know are left to the others, which is told.
+    """
+    import sys
+
     import polars as pl
 
     from steermoe import config
@@ -32,16 +37,22 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
     tasks = preservation.text_tasks(model, settings.evaluation, settings.generation, seed)
     if tasks is not None:
         results.write_json(out / results.TEXT_TASKS, tasks)
-    systems = {
-        "encoder": decoders.own_decoder(model.config.encoder, settings.generation, seed, device),
-        "text-only": floors.text_only(model, settings.generation, seed),
-    }
     section = settings.corpora[corpus]
     test, train = (read_rows(shards, splits) for splits in (section.test, section.train))
-    systems["constant"] = floors.constant(train, test, evaluation, seed)
-    for name, system in systems.items():
-        rows = test.filter(pl.col("task") == "transcribe") if name == "encoder" else test
-        if system is None or rows.is_empty():  # nothing to transcribe in a corpus of questions
+    systems = {
+        "text-only": (floors.text_only(model, settings.generation, seed), test),
+        "constant": (floors.constant(train, test, evaluation, seed), test),
+    }
+    own = decoders.own_decoder(model.config.encoder, settings.generation, seed, device)
+    if own is not None:
+        spoken = test.filter(pl.col("task") == "transcribe")
+        own, known, left_out = decoders.decodable(own, spoken)
+        systems["encoder"] = (own, known)
+        if left_out:
+            told = f"{corpus}: the encoder's own decoder is not scored on {left_out}, of {len(spoken)}"
+            print(told, file=sys.stderr)
+    for name, (system, rows) in systems.items():
+        if rows.is_empty():  # nothing to transcribe in a corpus of questions, or in no language that it knows
             continue
         predictions = measure(system, rows, evaluation, seed)
         results.write_result(out / name, predictions, summarise(predictions, evaluation))

@@ -6,6 +6,7 @@ computes nothing anew but paired differences against the reference arm.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -76,6 +77,11 @@ class Cell:
     high: float
     against: Difference | None = None
 
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Set and metric."""
+        return self.corpus, self.split, self.task, self.metric
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -99,6 +105,14 @@ class Comparison:
                 return cell
         return None
 
+    @cached_property
+    def _most(self) -> dict[tuple[str, ...], int]:
+        return {cell.scored: cell.n for cell in sorted(self.cells, key=lambda cell: cell.n)}
+
+    def is_partial(self, cell: Cell) -> bool:
+        """Whether a cell is over fewer rows of its set than another system's."""
+        return cell.n < self._most[cell.scored]
+
     def own_metric(self, place: Set) -> str | None:
         """The metric that a set is reported in; None for a missing one.
 
@@ -119,7 +133,7 @@ class Comparison:
         return asdict(self)
 
     def headline(self) -> dict:
-        """Own-audio values as {system: {corpus: {split: {metric: value}}}}, for `dvc metrics show`."""
+        """{system: {corpus: {split: {metric: own-audio value}}}} for `dvc metrics show`; `n` where partial."""
         tree: dict = {}
         for cell in self.cells:
             if cell.audio == "own":
@@ -127,6 +141,8 @@ class Comparison:
                     tree.setdefault(cell.system, {}).setdefault(cell.corpus, {}).setdefault(cell.split, {})
                 )
                 branch[cell.metric] = round(cell.value, 6)
+                if self.is_partial(cell):
+                    branch["n"] = cell.n
         return tree
 
 
@@ -226,19 +242,8 @@ def cells_of(
                 if row.kind == "arm" and row.system != reference:
                     against = difference(result, shown[reference][corpus], place, metric, settings, seed)
                 found = (scores[metric][bound] for bound in ("value", "low", "high"))
-                cells.append(
-                    Cell(
-                        row.system,
-                        row.audio,
-                        corpus,
-                        split,
-                        task,
-                        metric,
-                        scores[metric]["n"],
-                        *found,
-                        against=against,
-                    )
-                )
+                where = (row.system, row.audio, corpus, split, task, metric)
+                cells.append(Cell(*where, scores[metric]["n"], *found, against=against))
     return cells
 
 

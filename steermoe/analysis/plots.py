@@ -113,9 +113,8 @@ def bars(axes: Axes, comparison: Comparison, rows: Sequence[Row], place: Set, me
         axes.barh(height, value, height=0.6, color=COLOURS[0] if row.kind == "arm" else GREY)
         whiskers = [[max(0.0, value - low)], [max(0.0, high - value)]]
         axes.errorbar(value, height, xerr=whiskers, color="black", capsize=3, linewidth=1)
-        axes.annotate(
-            f"{value:.1f}", (high, height), (4, 0), textcoords="offset points", va="center", fontsize=FONT
-        )
+        text = f"{value:.1f}, n = {cell.n}" if comparison.is_partial(cell) else f"{value:.1f}"
+        axes.annotate(text, (high, height), (4, 0), textcoords="offset points", va="center", fontsize=FONT)
     axes.set_yticks(range(len(rows)), [row.title for row in rows])
     axes.set(xlim=(0, 1.15 * reach or 1), ylim=(len(rows) - 0.5, -0.5), xlabel=f"{METRICS[metric].title} (%)")
     axes.set_title(f"{place.title}, n = {place.n}", loc="left", fontsize=FONT)

@@ -96,13 +96,18 @@ def measure(comparison: Comparison, place: Set) -> str:
 
 
 def cell_text(comparison: Comparison, row: Row, place: Set, metric: str, newline: str) -> str:
-    """Value, interval and, for an arm, the p-value of its difference from the reference."""
+    """Value, interval and, for an arm, the p-value of its difference from the reference.
+
+    The number of utterances too, where it is over fewer than other systems.
+    """
     if not place.task:
         return NOT_AVAILABLE
     cell = comparison.cell(row, place, metric)
     if cell is None:
         return NONE
     text = f"{percent(cell.value)}{newline}[{percent(cell.low)}, {percent(cell.high)}]"
+    if comparison.is_partial(cell):
+        text = f"{text}{newline}n = {cell.n}"
     return text if cell.against is None else f"{text}{newline}p {p_value(cell.against.p)}"
 
 
@@ -136,6 +141,11 @@ def how_measured(comparison: Comparison) -> Lines:
         )
     counts = ", ".join(f"{p.title} ({p.task}): {p.n}" for p in comparison.sets if p.task)
     lines += ["", f"Utterances: {counts or 'none'}.", ""]
+    if any(map(comparison.is_partial, comparison.cells)):
+        lines += [
+            "`n`: a figure over fewer utterances than the set has; it does not compare with the others.",
+            "",
+        ]
     for corpus, reason in comparison.missing.items():
         lines += [f"Corpus `{corpus}` is not available: {reason}", ""]
     for speed in list(comparison.speeds.values())[:1]:

@@ -1,7 +1,9 @@
 """The encoder's own decoder: what can be heard in its output before any LLM comes into it."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +46,10 @@ class Decoder(Protocol):
         """Whether there is such a decoder beside the encoder at `path`."""
         ...
 
+    def knows(self, tag: str) -> bool:
+        """Whether it can be asked to write a language, by its BCP 47 tag."""
+        ...
+
     def __call__(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
         """The text of each waveform, (N,) at 16 kHz; `languages` are BCP 47 tags, und where it is not known."""
         ...
@@ -75,6 +81,10 @@ class CtcDecoder:
     def offered(path: str) -> bool:
         """Whether a head lies beside the encoder."""
         return (Path(path) / CTC_HEAD).is_file()
+
+    def knows(self, tag: str) -> bool:
+        """It is told no language: it writes its units."""
+        return True
 
     def __call__(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
         """The text of each waveform."""
@@ -146,13 +156,15 @@ class WhisperDecoder:
 
     def language(self, tag: str) -> str | None:
         """Whisper's name of a language; None where the tag is und, or the model knows but one."""
-        code = WHISPERS_OWN.get(tag.split("-")[0], tag.split("-")[0])
-        if not code or "task" not in self.task:
-            return None
-        if self.known and f"<|{code}|>" not in self.known:
+        if not self.knows(tag):
             legal = ", ".join(sorted(name.strip("<|>") for name in self.known))
             raise ValueError(f"a row's language is {tag!r}; this Whisper knows: {legal}")
-        return code
+        return (_whispers(tag) or None) if "task" in self.task else None
+
+    def knows(self, tag: str) -> bool:
+        """Whether it can be told the language, or need not be told."""
+        code = _whispers(tag)
+        return not code or not self.known or "task" not in self.task or f"<|{code}|>" in self.known
 
     def _generate(self, waveforms: Sequence[np.ndarray], beyond: bool, given: dict[str, Any]) -> list[str]:
         windows: dict[str, Any] = {"truncation": False, "padding": "longest"} if beyond else {}
@@ -176,7 +188,22 @@ class WhisperDecoder:
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
 
 
-def own_decoder(section: Encoder, generation: Generation, seed: int, device: str = "cpu") -> System | None:
+def _whispers(tag: str) -> str:
+    """Whisper's name of a language; "" for und."""
+    language = tag.split("-")[0]
+    return WHISPERS_OWN.get(language, language)
+
+
+@dataclass(frozen=True)
+class OwnDecoder(System):
+    """The encoder's own decoder as a system; `knows` tells whether it can write a language, by its BCP 47 tag."""
+
+    knows: Callable[[str], bool]
+
+
+def own_decoder(
+    section: Encoder, generation: Generation, seed: int, device: str = "cpu"
+) -> OwnDecoder | None:
     """The decoder that comes with the encoder, for rows to transcribe; None where it has none."""
     section = located(section, "encoder")
     kind = next((kind for kind in DECODERS.values() if kind.offered(section.path)), None)
@@ -190,7 +217,26 @@ def own_decoder(section: Encoder, generation: Generation, seed: int, device: str
             [waveform.load(audio) for audio in rows["audio"]], with_defaults(rows)["language"].to_list()
         )
 
-    return System(batchwise(respond), decoder.decoding, device)
+    return OwnDecoder(batchwise(respond), decoder.decoding, device, decoder.knows)
+
+
+def decodable(system: OwnDecoder, rows: pl.DataFrame) -> tuple[OwnDecoder, pl.DataFrame, str]:
+    """The rows in languages that the decoder knows.
+
+    Returns:
+        the decoder, whose `decoding` tells over which of `rows` it is not; those that it can decode; the others
+        in words, by language, the most frequent first ("" where there are none).
+    """
+    languages = with_defaults(rows)["language"]
+    unknown = Counter(tag for tag in languages if not system.knows(tag))
+    if not unknown:
+        return system, rows, ""
+    listed = ", ".join(
+        f"{tag}: {count}" for tag, count in sorted(unknown.items(), key=lambda i: (-i[1], i[0]))
+    )
+    words = f"{unknown.total()} utterances in languages that it does not know ({listed})"
+    told = replace(system, decoding=f"{system.decoding}; not over {words}")
+    return told, rows.filter(~languages.is_in(list(unknown))), words
 
 
 DECODERS: dict[str, type[Decoder]] = {"ctc": CtcDecoder, "whisper": WhisperDecoder, "hub-ctc": HubCtcDecoder}

@@ -12,9 +12,10 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 from steermoe.audio import waveform
 from steermoe.config import Encoder, Evaluation, Generation
 from steermoe.corpora.fleurs import language_of
-from steermoe.evaluation.decoders import CtcDecoder, WhisperDecoder, own_decoder
+from steermoe.evaluation.decoders import CtcDecoder, WhisperDecoder, decodable, own_decoder
 from steermoe.evaluation.evaluator import measure
 from steermoe.models.encoders import load_encoder
+from tests.evaluation.whisper import save_multilingual
 
 CPU = torch.device("cpu")
 
@@ -164,42 +165,7 @@ def test_a_whole_whisper_decodes_as_the_section_says(
 
 @pytest.fixture(scope="module")
 def multilingual_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llm_dir: Path) -> Path:
-    """The same with the special tokens of a multilingual Whisper, timestamps of its 4 s window among them."""
-    from transformers import (
-        GenerationConfig,
-        PreTrainedTokenizerFast,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-    )
-
-    folder = tmp_path_factory.mktemp("multilingual")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llm_dir)
-    names = ["<|startoftranscript|>", "<|en|>", "<|de|>", "<|zh|>", "<|translate|>", "<|transcribe|>"]
-    names += ["<|startofprev|>", "<|notimestamps|>"] + [f"<|{0.02 * step:.2f}|>" for step in range(201)]
-    tokenizer.add_special_tokens({"additional_special_tokens": names})
-    tokenizer.save_pretrained(folder)
-    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
-    end, start = tokenizer.eos_token_id, ids["<|startoftranscript|>"]
-    torch.manual_seed(6)
-    sizes = WhisperConfig(
-        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=80, max_source_positions=200,
-        max_target_positions=64, vocab_size=len(tokenizer), init_std=0.5, decoder_start_token_id=start,
-        eos_token_id=end, bos_token_id=end, pad_token_id=end, suppress_tokens=None,
-        begin_suppress_tokens=None,
-    )  # fmt: skip
-    model = WhisperForConditionalGeneration(sizes)
-    model.generation_config = GenerationConfig(
-        decoder_start_token_id=start, eos_token_id=end, pad_token_id=end, bos_token_id=end,
-        is_multilingual=True, no_timestamps_token_id=ids["<|notimestamps|>"], max_initial_timestamp_index=50,
-        prev_sot_token_id=ids["<|startofprev|>"],
-        lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in ("en", "de", "zh")},
-        task_to_id={task: ids[f"<|{task}|>"] for task in ("translate", "transcribe")},
-    )  # fmt: skip
-    model.save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=80, chunk_length=4).save_pretrained(folder)
-    return folder
+    return save_multilingual(tmp_path_factory.mktemp("multilingual"), tiny_llm_dir)
 
 
 def test_whisper_is_told_language_and_task(
@@ -257,6 +223,29 @@ def test_a_language_that_whisper_does_not_know_is_refused(
     rows = utterances.head(2).with_columns(pl.lit("xx").alias("language"))
     with pytest.raises(ValueError, match="language is 'xx'; this Whisper knows: de, en, zh"):
         list(system.respond([rows]))
+
+
+def test_rows_that_a_decoder_knows_the_language_of(
+    multilingual_dir: Path, tiny_encoder_dir: Path, generation: Generation, utterances: pl.DataFrame
+) -> None:
+    spoken = utterances.with_columns(pl.Series("language", ["en", "ast", "und", "de-AT", "ckb", "ast"] * 3))
+    system = own_decoder(section(multilingual_dir), generation, 0)
+    assert system is not None
+    told, known, unknown = decodable(system, spoken)
+    assert known["language"].to_list() == ["en", "und", "de-AT"] * 3
+    assert unknown == "9 utterances in languages that it does not know (ast: 6, ckb: 3)"
+    assert told.decoding == f"{system.decoding}; not over {unknown}"
+    assert [*told.respond([known])] == [*system.respond([known])]
+    nothing = spoken.filter(language="ckb")
+    assert decodable(system, nothing)[1].is_empty()
+    for decoder, rows in (
+        (system, spoken.filter(language="en")),
+        (own_decoder(section(tiny_encoder_dir), generation, 0), spoken),
+    ):
+        assert decoder is not None
+        assert decodable(decoder, rows)[0] is decoder and decodable(decoder, rows)[1].equals(rows)
+    without = utterances.drop("language", strict=False)
+    assert decodable(system, without)[1].equals(without)
 
 
 def test_audio_beyond_whispers_window_is_decoded_window_by_window(
