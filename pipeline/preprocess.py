@@ -30,5 +30,5 @@ def main(
         if split not in limits.whole and (limits.max_seconds, limits.max_tokens) != (None, None):
             line += f"; {found['dropped']} dropped as too long"
         if found["rejected"]:
-            line += f"; {found['rejected']} left out as unreadable, see {LEFT_OUT}"
+            line += f"; {found['rejected']} left out as unusable, see {LEFT_OUT}"
         print(line)

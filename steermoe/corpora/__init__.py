@@ -10,7 +10,8 @@ A reader is a module with
         its recordings are too large for one
     rows(settings, source, part) -> Iterator[dict]: the utterances of a part, with the columns of
         `steermoe.data.schemas.Utterance`; where the audio is a file, its path, without sample_rate and seconds:
-        preprocessing decodes it, and lists what it cannot. Runs in a process of its own for every shard
+        preprocessing decodes it, and lists what it cannot. A row with a column `fault`, why it cannot be used, is
+        rejected and listed too. Runs in a process of its own for every shard
 
 `settings` is the corpus' section of the configuration. The same settings and source give the same rows. `fetch`
 must not depend on `settings.limit`. Where it raises UnavailableError, and the corpus is not required, the corpus is

@@ -17,6 +17,13 @@ def offered(choices: Sequence[str], kind: str) -> tuple[str, ...]:
     return tuple(choices) if kind == "text" else tuple(string.ascii_uppercase[: len(choices)])
 
 
+def fault(answer: str | None, choices: Sequence[str]) -> str | None:
+    """What is wrong with an answer: it is not among the choices, or those are too many for letters; else None."""
+    if answer in choices and len(choices) <= len(string.ascii_uppercase):
+        return None
+    return f"found answer {answer!r}, expected one of {list(choices)}"
+
+
 def right(answer: str, choices: Sequence[str], kind: str, place: str) -> str:
     """The right answer as it is to be given.
 
@@ -27,6 +34,6 @@ def right(answer: str, choices: Sequence[str], kind: str, place: str) -> str:
     Raises:
         ArchiveError: the answer is not among the choices, or there are too many of them.
     """
-    if answer not in choices or len(choices) > len(string.ascii_uppercase):
-        raise ArchiveError(f"{place}: found answer {answer!r}, expected one of {list(choices)}")
+    if wrong := fault(answer, choices):
+        raise ArchiveError(f"{place}: {wrong}")
     return answer if kind == "text" else string.ascii_uppercase[list(choices).index(answer)]

@@ -36,6 +36,7 @@ class Entry:
         answer: to the question, or a caption; "" for transcribe.
         answers: all that people gave, `answer` among them; empty where it is the only one.
         choices: the options, `answer` among them; empty where there are none.
+        fault: why it cannot be used, by which preprocessing rejects and lists it; "" where it can.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Entry:
     answer: str = ""
     answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    fault: str = ""
 
     @property
     def target(self) -> str:
@@ -79,11 +81,12 @@ def write_index(fetched: Path, split: str, entries: Iterable[Entry]) -> int:
         for entry in entries:
             if entry.id in seen:
                 raise ArchiveError(f"split {split!r}: {entry.id!r} ({entry.audio}) is there twice")
-            if not entry.target:
+            if not entry.target and not entry.fault:
                 missing = {"transcribe": "transcript"}.get(entry.task, entry.task)
                 raise ArchiveError(f"split {split!r}: {entry.id!r} ({entry.audio}) has no {missing}")
             seen.add(entry.id)
-            file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+            listed = {name: value for name, value in asdict(entry).items() if name != "fault" or value}
+            file.write(json.dumps(listed, ensure_ascii=False) + "\n")
         if not seen:
             raise ArchiveError(f"split {split!r}: no utterances in it")
     return len(seen)
@@ -108,7 +111,7 @@ def rows(settings: Limited, source: Path, part: Part) -> Iterator[dict]:
     """The utterances of a part, with the columns of `steermoe.data.schemas.Utterance`, one at a time.
 
     `audio` is the path of the recording, which is not opened here: preprocessing decodes it, and leaves out and
-    lists what it cannot decode.
+    lists what it cannot decode. Of an utterance that cannot be used there is its `fault` besides.
     """
     place = locate(source)
     with _index_file(source, part.split).open("rb") as file:
@@ -127,6 +130,7 @@ def rows(settings: Limited, source: Path, part: Part) -> Iterator[dict]:
                 "answers": list(entry.answers),
                 "choices": list(entry.choices),
                 "audio": place(entry.audio),
+                **({"fault": entry.fault} if entry.fault else {}),
             }
 
 

@@ -3,8 +3,9 @@
 Split test-mini, 1000 questions; the answers of `test` are not public. In the mirror: `mmau-test-mini.json`, a list
 of objects with id, audio_id (`./test-mini-audios/<id>.wav`), question, choices and answer, and the sounds in
 `test-mini-audios/` or in test-mini-audios.tar.gz. The sounds are at a place for browsers only, so they must be got
-by hand. Of the release v05.15.25 a quarter of the questions differ from the first: name the one you have. The layout
-is that of the project's repository; the files themselves could not be looked at.
+by hand. Of the release v05.15.25 a quarter of the questions differ from the first: name the one you have. A question
+whose answer is none of its choices is rejected and listed by preprocessing. The layout is that of the project's
+repository; the files themselves could not be looked at.
 """
 
 from collections.abc import Iterator
@@ -54,13 +55,14 @@ def entries(fetched: Path, answer: str) -> Iterator[Entry]:
     """The questions, in order; the answer is the `letter` or the `text` of the right choice.
 
     Raises:
-        ArchiveError: a sound is missing, or an answer is not among the choices.
+        ArchiveError: a sound is missing.
     """
     place = locate(fetched)
     table = place(TABLE.holds)
     for number, row in tables.read_table(table, ("id", "audio_id", "question", "choices", "answer")):
         listed = f"{table}, line {number}"
         audio = place.recording(f"{AUDIO.holds}/{PurePosixPath(row['audio_id']).name}", listed)
+        fault = choices.fault(row["answer"], row["choices"])
         yield Entry(
             str(row["id"]),
             audio,
@@ -68,6 +70,7 @@ def entries(fetched: Path, answer: str) -> Iterator[Entry]:
             "none",
             task="answer",
             question=choices.ask(row["question"].strip(), row["choices"]),
-            answer=choices.right(row["answer"], row["choices"], answer, listed),
+            answer="" if fault else choices.right(row["answer"], row["choices"], answer, listed),
             choices=choices.offered(row["choices"], answer),
+            fault=f"{TABLE.holds}, line {number}: {fault}" if fault else "",
         )

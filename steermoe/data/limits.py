@@ -22,7 +22,9 @@ class RejectedError(ValueError):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An utterance that is in no shard: `dropped`, as it is too long, or `rejected`, as its audio is bad."""
+    """An utterance that is in no shard: `dropped`, as it is too long, or `rejected`, as its audio or its
+    answer cannot be used.
+    """
 
     source_id: str
     split: str

@@ -154,6 +154,9 @@ def _make(job: Job, parent: int) -> Made:
     with ShardWriter(job.path, job.shard_bytes) as shard:
         for number, row in enumerate(rows, job.first):
             _stop_without(parent)
+            if fault := row.get("fault"):
+                left_out.append(LeftOut(row["source_id"], row["split"], "rejected", fault))
+                continue
             try:
                 row = _recorded(row)
             except waveform.AudioError as error:

@@ -151,8 +151,8 @@ def clotho(names: Sequence[str]) -> bytes:
     return table(columns, [[f"{n}.wav", *(f"{n}, said {i}." for i in range(1, 6))] for n in names]).encode()
 
 
-def mmau(**changed: Any) -> bytes:
-    """The questions of test-mini."""
+def mmau(*more: Mapping[str, Any], **changed: Any) -> bytes:
+    """A question of test-mini, and `more` by what differs from it."""
     first = {
         "id": "3fe64f3d",
         "audio_id": "./test-mini-audios/3fe64f3d.wav",
@@ -161,7 +161,8 @@ def mmau(**changed: Any) -> bytes:
         "answer": "Woman",
         "task": "sound",
     }
-    return json.dumps([first | changed]).encode()
+    first |= changed
+    return json.dumps([first, *({**first, **other} for other in more)]).encode()
 
 
 def mmaupro(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -8,9 +8,13 @@ from typing import Any
 import polars as pl
 import pytest
 
+from steermoe import corpora
 from steermoe.analysis import clotho_aqa
 from steermoe.corpora import clothoaqa, openaudiobench
 from steermoe.corpora.archives import ArchiveError
+from steermoe.data.limits import Limits, RejectedError
+from steermoe.data.preprocess import preprocess
+from steermoe.data.shards import read_rows
 from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.metrics import metric
 from steermoe.evaluation.normalizers import folded
@@ -132,12 +136,44 @@ def test_mmau(fill: Any, tone: Any, fetched: Any, section: Any, pack_archive: An
     assert row["prompt"] == "Who speaks?\n(A) Man\n(B) Woman\n(C) Child"
     assert (row["target"], row["source_id"]) == (target, "mmau-test-mini-3fe64f3d")
     assert row["choices"] == (["A", "B", "C"] if kind == "letter" else ["Man", "Woman", "Child"])
-    fill({"mmau-test-mini.json": official.mmau(answer="Robot")})
-    with pytest.raises(ArchiveError, match=r"line 1: found answer 'Robot', expected one of \['Man'"):
-        fetched("mmau", section("Mmau", answer=kind))
     fill({"mmau-test-mini.json": official.mmau(audio_id="./test-mini-audios/none.wav")})
     with pytest.raises(ArchiveError, match=r"line 1: no recording .*none\.wav"):
         fetched("mmau", section("Mmau", answer=kind))
+
+
+@pytest.mark.parametrize("kind", ["letter", "text"])
+def test_mmau_answers_outside_of_the_choices(fill: Any, tone: Any, section: Any, root: Path, kind: str):
+    """They are rejected and listed as recordings that cannot be read are: in a test split, once they are named."""
+    reader, settings = corpora.reader("mmau"), section("Mmau", answer=kind)
+    bad = [
+        {"id": "robot", "answer": "Robot"},
+        {"id": "none", "answer": None},
+        {"id": "letter", "answer": "B"},
+    ]
+    fill({"mmau-test-mini.json": official.mmau({"id": "child", "answer": "Child"}, *bad)})
+    fill({"test-mini-audios/3fe64f3d.wav": tone(500)})
+    corpora.fetch("mmau", settings, root / "raw")
+    named = [f"mmau-test-mini-{row['id']}" for row in bad]
+    with pytest.raises(
+        RejectedError,
+        match=r"3 utterances of test splits (.|\n)*robot \(test-mini\): .*line 3: found answer 'Robot'",
+    ):
+        preprocess(reader, settings, root / "raw", root / "shards", Limits(whole=["test-mini"]), 1)
+    limits = Limits(whole=["test-mini"], unreadable=named)
+    summary = preprocess(reader, settings, root / "raw", root / "shards", limits, 1)
+    assert summary["splits"]["test-mini"] | {"seconds": 0} == {
+        "shards": 1, "rows": 2, "seconds": 0, "dropped": 0, "rejected": 3,
+    }  # fmt: skip
+    rows = read_rows(root / "shards", ["test-mini"])
+    assert rows["target"].to_list() == (["B", "C"] if kind == "letter" else ["Woman", "Child"])
+    listed = [json.loads(line) for line in (root / "shards" / "left_out.jsonl").read_text().splitlines()]
+    offered = "expected one of ['Man', 'Woman', 'Child']"
+    assert [(item["source_id"], item["kind"], item["reason"]) for item in listed] == [
+        (name, "rejected", f"mmau-test-mini.json, line {number}: found answer {row['answer']!r}, {offered}")
+        for number, (name, row) in enumerate(zip(named, bad, strict=True), start=3)
+    ]
+    with pytest.raises(RejectedError, match=r"3 of 5 utterances cannot be used, allowed is a share of 0\.5"):
+        preprocess(reader, settings, root / "raw", root / "again", Limits(max_rejected=0.5), 1)
 
 
 def test_mmaupro(fill: Any, tone: Any, fetched: Any, section: Any, root: Path):
