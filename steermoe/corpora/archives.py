@@ -118,7 +118,9 @@ class _Budget:
 
 def _untar(archive: Path, dest: Path, budget: _Budget) -> None:
     with tarfile.open(archive, "r:*") as tar:
-        for member in tar:
+        while (member := tar.next()) is not None:
+            # Else it keeps them all, and mls_english has 11 million.
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
             plain = member.isfile() and not member.issparse()
             budget.admit(member.name, member.size, file=plain, folder=member.isdir())
             tar.extract(member, dest, filter="data")

@@ -1,6 +1,7 @@
 """Files from the network, downloaded resumably."""
 
 import errno
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,7 +98,8 @@ def download(url: str, path: Path, max_bytes: int, report: Report = lambda more:
     Raises:
         UnavailableError: the network or the server does not give it.
         ArchiveError: it is larger than `max_bytes`.
-        SpaceError: the disk is full; what has arrived is kept.
+        SpaceError: the disk has less room than the server says that is to come, or is full; what has arrived is
+            kept.
     """
     import requests
 
@@ -133,6 +135,24 @@ def download(url: str, path: Path, max_bytes: int, report: Report = lambda more:
     return path
 
 
+def size_of(url: str) -> int | None:
+    """Bytes of the file at `url`, as the server tells without sending it; None where it does not tell."""
+    import requests
+
+    headers = {"Accept-Encoding": "identity"}
+    try:
+        with requests.head(url, headers=headers, allow_redirects=True, timeout=TIMEOUT) as response:
+            length = response.headers.get("Content-Length", "") if response.ok else ""
+    except requests.RequestException:  # the download tells what is wrong, after more tries
+        return None
+    return int(length) if length.isdecimal() else None
+
+
+def arrived(path: Path) -> int:
+    """Bytes of a download to `path` that earlier tries left."""
+    return _size(path) or _size(path.with_name(f"{path.name}.partial"))
+
+
 def _asked_pause(response: "Response | None") -> float:
     """Seconds that a server wants to be left alone (RFC 9110, section 10.2.3; no dates)."""
     asked = "" if response is None else response.headers.get("Retry-After", "")
@@ -159,15 +179,28 @@ def _receive(url: str, partial: Path, max_bytes: int, report: Report) -> None:
             report(-have)
             raise requests.ConnectionError(f"the server went on elsewhere ({placed}) than asked ({have})")
         response.raise_for_status()
-        if response.status_code != requests.codes.partial_content:
+        goes_on = response.status_code == requests.codes.partial_content
+        length = response.headers.get("Content-Length")
+        # Before the validator is noted: that of another file must not stand beside what is there of this one.
+        _check_room(url, partial, int(length or 0), 0 if goes_on else have)
+        if not goes_on:
             report(-have)
             have = 0
             _note_validator(validator, response.headers)
-        length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         have = _append(response.iter_content(CHUNK), partial, have, max_bytes, url, report)
     if total is not None and have < total:
         raise requests.ConnectionError(f"the connection ended after {have} of {total} bytes")
+
+
+def _check_room(url: str, partial: Path, coming: int, dropped: int) -> None:
+    """SpaceError where the disk has no room for `coming` bytes, once `dropped` of `partial` are gone."""
+    room = shutil.disk_usage(partial.parent).free + dropped
+    if coming > room:
+        raise SpaceError(
+            f"{url}: {coming / 1e9:.1f} GB are to come, {room / 1e9:.1f} GB are free in {partial.parent}; free some "
+            "space and repeat the command"
+        )
 
 
 def _append(

@@ -21,9 +21,11 @@ from steermoe.corpora.downloads import (
     Report,
     SpaceError,
     UnavailableError,
+    arrived,
     download,
     is_url,
     progress_bar,
+    size_of,
 )
 from steermoe.corpora.places import NOTE
 from steermoe.data.staging import project_root, tree_digest, write_text
@@ -44,7 +46,7 @@ class Source:
         path: of the file below it, and in a mirror.
         holds: the folder or file of the corpus that it gives.
         inside: where in the unpacked archive `holds` is; the first that is there.
-        bytes: its size, where published.
+        bytes: its size, where published; else the server is asked.
         checksum: as of `checksums.verify`, where published.
         factor: unpacked bytes a byte, about; for the check of disk space.
         nested: a folder of the unpacked archive with archives that are to be unpacked into it.
@@ -161,16 +163,27 @@ def _errand(corpus: str, source: Source, sources: Sequence[Source], mirror: str 
 
 
 def _check_space(todo: Sequence[Errand], dest: Path) -> None:
-    """All unpacked, and the largest archives that lie beside it at the same time."""
-    sizes = {e.source.path: e.archive.stat().st_size if e.archive else e.source.bytes or 0 for e in todo}
+    """All unpacked, and the largest archives that lie beside it at the same time, less what is there of them.
+
+    A size that is not published is the server's; where that does not tell either, the download looks at it.
+    """
+    sizes = {e.source.path: _bytes(e) for e in todo}
     unpacked = sum(sizes[e.source.path] * e.source.factor for e in todo)
     downloads = sorted((sizes[e.source.path] for e in todo if not e.archive), reverse=True)[:PARALLEL]
-    needed, free = int(unpacked + sum(downloads)), shutil.disk_usage(dest).free
+    there = sum(arrived(_download(dest / WORK, e.source)) for e in todo if not e.archive)
+    needed, free = int(unpacked + sum(downloads)) - there, shutil.disk_usage(dest).free
     if needed > free:
         raise SpaceError(
             f"{dest}: {free / 1e9:.1f} GB are free, about {needed / 1e9:.1f} GB are needed for "
             f"{', '.join(sizes)}; free some space, use fewer splits, or name an unpacked copy as mirror"
         )
+
+
+def _bytes(errand: Errand) -> int:
+    """Size of the file of an errand, 0 where nobody tells."""
+    if errand.archive:
+        return errand.archive.stat().st_size
+    return errand.source.bytes or size_of(errand.url) or 0
 
 
 def _bring_all(corpus: str, todo: Sequence[Errand], dest: Path, lock: dict[str, Digest] | None) -> None:
@@ -199,9 +212,7 @@ def _bring(errand: Errand, dest: Path, lock: dict[str, Digest] | None, report: R
     """Download, verify and unpack one file; what is done is noted last."""
     source, work = errand.source, dest / WORK
     mark = _mark(work, source)
-    path = errand.archive or download(
-        errand.url, mark.with_suffix("") / source.name, source.bytes or MAX_BYTES, report
-    )
+    path = errand.archive or download(errand.url, _download(work, source), source.bytes or MAX_BYTES, report)
     try:
         digest = checksums.verify(path, source.checksum)
         if lock is not None:
@@ -250,6 +261,11 @@ def _found(folder: Path) -> str:
 def _mark(work: Path, source: Source) -> Path:
     """The note that a source is done; beside it, its download lies in a folder of its own."""
     return work / f"{source.path.replace('/', '_')}.json"
+
+
+def _download(work: Path, source: Source) -> Path:
+    """Where a source is downloaded to."""
+    return _mark(work, source).with_suffix("") / source.name
 
 
 def _done(work: Path, dest: Path, errand: Errand) -> bool:

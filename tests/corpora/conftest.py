@@ -95,6 +95,8 @@ class Server:
     modified: str | None = None  # Last-Modified
     ranges: bool = True
     breaks: list[int] = field(default_factory=list)  # bytes after which the next answers break off
+    told: dict[str, int | None] = field(default_factory=dict)  # another Content-Length, or none, by path
+    heads: bool = True  # whether it answers HEAD
     only_breaks: str = ""  # the path whose answers break off; "": any
     pause: float = 0  # seconds before every 50 kB
     status: int = 200
@@ -106,6 +108,21 @@ class Server:
 
 class Handler(BaseHTTPRequestHandler):
     server_: Server
+
+    def do_HEAD(self) -> None:
+        about = self.server_
+        if not about.heads or self.path not in about.files:
+            self.send_error(405 if self.path in about.files else 404)
+            return
+        self.send_response(200)
+        self.tell_length(0)
+        self.end_headers()
+
+    def tell_length(self, start: int) -> None:
+        """Say how much there is behind the first `start` bytes."""
+        length = self.server_.told.get(self.path, len(self.server_.files[self.path]))
+        if length is not None:
+            self.send_header("Content-Length", str(length - start))
 
     def do_GET(self) -> None:
         about, start = self.server_, 0
@@ -140,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Last-Modified", about.modified)
         for name, value in about.headers.get(self.path, {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data) - start))
+        self.tell_length(start)
         self.end_headers()
         breaks = about.breaks and about.only_breaks in ("", self.path)
         end = start + about.breaks.pop(0) if breaks else len(data)

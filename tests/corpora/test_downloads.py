@@ -209,6 +209,17 @@ def test_a_full_disk(place: Any, tmp_path: Path):
     assert place.asked == ["", "bytes=200000-"]
 
 
+def test_another_file_for_which_there_is_no_room_spoils_nothing(place: Any, tmp_path: Path):
+    """The file was replaced by one of 3 TB: what had arrived of the first one is not taken for the beginning of it."""
+    (tmp_path / "a.partial").write_bytes(DATA[:200_000])
+    (tmp_path / "a.etag").write_text('"one"')
+    place.etag, place.told = '"two"', {"/v1.tar.gz": 3 * 10**12}
+    with pytest.raises(SpaceError, match=r"v1\.tar\.gz: 3000\.0 GB are to come, \d+\.\d GB are free"):
+        download(place.url, tmp_path / "a", 4 * 10**12)
+    assert (tmp_path / "a.etag").read_text() == '"one"'
+    assert (tmp_path / "a.partial").read_bytes() == DATA[:200_000]
+
+
 def test_space_error_names_the_file(place: Any, tmp_path: Path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))

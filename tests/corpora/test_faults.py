@@ -5,6 +5,7 @@ Every test sees the message, that nothing half-made is taken for whole, and that
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -149,8 +150,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+def test_a_disk_too_small_is_told_before_anything_is_fetched(served: Any, small_disk: Path):
+    """No size is published: the server's is taken."""
+    root = lay_out(small_disk, served.url)
+    status, complaint = download(root)
+    assert status == 1 and re.search(r"GB are free, about .* are needed for .*; free some space", complaint)
+    assert not served.asked and not (root / "raw").exists()
+
+
 def test_a_full_disk(served: Any, small_disk: Path):
-    """The disk is full in the middle of the archive; on a larger one the same command goes on from there."""
+    """The disk is full in the middle of the archive; on a larger one the same command goes on from there.
+
+    The server does not tell how large the archive is, or it would be refused before.
+    """
+    served.told = {ARCHIVE: None}
     root, served.pause = (
         lay_out(small_disk, served.url),
         0.1,

@@ -186,6 +186,39 @@ def test_disk_space_is_looked_at_first(
     sources.fetch("two", both(served.url), settings(), dest)
 
 
+@pytest.mark.parametrize("heads", [True, False])
+def test_a_size_that_is_not_published_is_the_servers(served: Any, settings: Any, dest: Path, heads: bool):
+    """3 TB, more than this disk has: refused before anything is written, also where the server knows no HEAD."""
+    served.told, served.heads = {"/first.tar": 3 * 10**12}, heads
+    assert shutil.disk_usage(dest).free < 3 * 10**12
+    unknown = [source(served.url, "first", FIRST, bytes=None)]
+    about = r"GB are free, about 6300\.0 GB are needed for first\.tar" if heads else r"3000\.0 GB are to come"
+    with pytest.raises(SpaceError, match=about):
+        sources.fetch("one", unknown, settings(), dest)
+    assert len(served.asked) == (0 if heads else 1)
+    assert not [path for path in dest.rglob("*") if path.is_file()]
+    served.told = {}
+    sources.fetch("one", unknown, settings(), dest)
+    assert (dest / "data/held/first/a").read_bytes() == NOISE
+
+
+def test_what_arrived_needs_no_space_any_more(
+    served: Any, settings: Any, dest: Path, monkeypatch: pytest.MonkeyPatch
+):
+    unknown = [source(served.url, "first", FIRST, bytes=None)]
+    partial = dest / ".fetch/first.tar/first.tar.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(FIRST[:300_000])
+    partial.with_suffix(".etag").write_text('"one"')
+    usage, needed = shutil.disk_usage(dest), int(2.1 * len(FIRST)) - 300_000
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    with pytest.raises(SpaceError, match=r"needed for first\.tar"):
+        sources.fetch("one", unknown, settings(), dest)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    sources.fetch("one", unknown, settings(), dest)
+    assert served.asked == ["bytes=300000-"] and (dest / "data/held/first/a").read_bytes() == NOISE
+
+
 def test_a_lock(served: Any, settings: Any, dest: Path, root: Path):
     """A file without published checksum: noted at the first download, and compared at the next."""
     unknown = [source(served.url, "first", FIRST, bytes=None, checksum=None)]
