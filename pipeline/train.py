@@ -1,6 +1,5 @@
 """Train one arm."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def main(
     """
     from steermoe import config as configuration
     from steermoe.config import ArmConfig
-    from steermoe.data.staging import project_root, write_text
+    from steermoe.data.staging import project_root
     from steermoe.training import processes
 
     distributed = configuration.load(params).training.distributed
@@ -39,7 +38,6 @@ def main(
             from steermoe.training.tracking import Tracker
             from steermoe.training.train import train
 
-            tracker = Tracker(out.parent.name)
             results = train(
                 ArmConfig.from_json(config.read_text()),
                 sorted(path for path in shards.iterdir() if path.is_dir()),
@@ -47,14 +45,13 @@ def main(
                 project_root(),
                 history=history,
                 timing=timing,
-                tracker=tracker,
+                run=run,
+                tracker=Tracker(out.parent.name),
                 workers=workers,
                 feature_cache_gb=feature_cache_gb,
                 distributed=distributed,
             )
             if processes.world().rank == 0:
-                if run is not None:
-                    write_text(run, json.dumps({"mlflow_run_id": tracker.run_id}) + "\n")
                 print(f"{out}: dev loss {results['best_dev_loss']:.4f} at step {results['best_step']}")
     except processes.PreemptedError as error:
         print(f"train: {error}", file=sys.stderr)

@@ -89,7 +89,7 @@ class Staging:
 
     Attributes:
         files: the folder that becomes `out`. Whatever is in it counts as finished.
-        scratch: a folder for what does not belong to the output. Deleted at `commit`.
+        scratch: a folder for what does not belong to the output. Deleted at `commit`, or at `retire`.
 
     Raises:
         StagingBusyError: another process holds the work folder.
@@ -114,6 +114,11 @@ class Staging:
 
     def commit(self) -> None:
         """Move the work into place as `out`, which it replaces, and forget the work folder."""
+        self.publish()
+        self.retire()
+
+    def publish(self) -> None:
+        """Move the work into place as `out`, which it replaces; `scratch` stays, for who is killed after this."""
         with ThreadPoolExecutor(32) as pool:  # the file system writes what waits at the same time at once
             list(pool.map(_sync, [self.files, *self.files.rglob("*")]))
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +134,9 @@ class Staging:
         ready.rename(self.out)
         _sync(self.out.parent)
         _remove(old)
+
+    def retire(self) -> None:
+        """Forget the work folder."""
         # Its name goes first: half-deleted, the folder is never taken for a finished part.
         retired = self._folder.with_name(f".retired-{self._folder.name}")
         _remove(retired)

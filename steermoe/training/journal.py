@@ -30,7 +30,7 @@ ENTRIES, POSITION, FILES = "entries.jsonl", "position.json", "files"
 
 @dataclass
 class Position:
-    """How far a journal has been sent, which run its next entry belongs to, and whether that was made for it."""
+    """How far a journal has been sent, the run that its next entry belongs to, and whether it is to close that."""
 
     sent: int = 0
     run: str | None = None

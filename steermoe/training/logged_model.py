@@ -27,22 +27,24 @@ CHAMPION = "champion"  # alias of the best version of a registered model
 
 
 def log_model(client: "MlflowClient", run_id: str, entry: Entry, adapter: Path) -> None:
-    """Log the adapter in a folder as a model of a run."""
+    """Log the adapter in a folder as a model of a run, or finish what a killed process began of that."""
     from mlflow.entities import LoggedModelOutput
 
-    model = client.create_logged_model(
-        client.get_run(run_id).info.experiment_id,
-        entry["name"],
-        run_id,
-        tags={"steermoe.adapter": entry["adapter"]},
-        params=entry["parameters"],
-    )
+    experiment, tags = client.get_run(run_id).info.experiment_id, {"steermoe.adapter": entry["adapter"]}
+    begun = client.search_logged_models([experiment], f"tags.`steermoe.adapter` = '{entry['adapter']}'")
+    model = next((each for each in begun if each.source_run_id == run_id), None)
+    if model is None:
+        model = client.create_logged_model(
+            experiment, entry["name"], run_id, tags=tags, params=entry["parameters"]
+        )
     with tempfile.TemporaryDirectory() as work:
         saved = Path(work) / "model"
         save(adapter, saved, entry["base_models"], run_id, model)
         client.log_model_artifacts(model.model_id, str(saved))
     client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=entry["step"])])
+    outputs = client.get_run(run_id).outputs
+    if model.model_id not in [each.model_id for each in (outputs.model_outputs if outputs else [])]:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=entry["step"])])
     client.set_tag(run_id, "steermoe.logged_model", model.model_id)
     client.set_tag(run_id, "steermoe.logged_adapter", entry["adapter"])
 

@@ -100,7 +100,8 @@ class Store:
                 self._parameters(position.run, some)
             return
         identity: str = found.info.run_id
-        position.run, position.made = identity, False
+        # No training owns one that an evaluation made, which may have been killed: who logs into it closes it.
+        position.run, position.made = identity, "steermoe.fingerprint" not in found.data.tags
         tags = dict(entry["surroundings"])
         if entry["continues"]:  # of an interrupted training, which belongs to the execution that finishes it
             self.client.update_run(identity, status="RUNNING")
@@ -177,7 +178,7 @@ class Store:
         self.client.log_inputs(run_of(position), datasets)
 
     def _artifact(self, entry: Entry, folder: Path, position: Position) -> None:
-        path = folder / entry["file"]
+        path = _kept(entry, folder)
         copy = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         copy(run_of(position), str(path), entry["folder"])
 
@@ -204,7 +205,7 @@ class Store:
         """The adapter as a model of the run, if no other run has it already."""
         run = run_of(position)
         if self.find(self.experiment(entry["profile"]), _with_model(entry["adapter"])) is None:
-            log_model(self.client, run, entry, folder / entry["file"])
+            log_model(self.client, run, entry, _kept(entry, folder))
 
     def _champion(self, entry: Entry, folder: Path, position: Position) -> None:
         run = self.find(self.experiment(entry["profile"]), _with_model(entry["adapter"]))
@@ -290,6 +291,14 @@ def run_of(position: Position) -> str:
     if position.run is None:
         raise ValueError("there is no run to log this into")
     return position.run
+
+
+def _kept(entry: Entry, folder: Path) -> Path:
+    """The copy that an entry names; ValueError where it is gone, else it would be waited for."""
+    path = folder / entry["file"]
+    if not path.exists():
+        raise ValueError(f"{path} is gone")
+    return path
 
 
 def _is_server() -> bool:

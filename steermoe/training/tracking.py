@@ -54,13 +54,19 @@ class Tracker:
 
     # runs
 
-    def start(self, arm: ArmConfig, fingerprint: str, data: str) -> None:
-        """Begin the run of a training, or go on with that of the same training that was interrupted."""
+    def start(self, arm: ArmConfig, fingerprint: str, data: str, resumes: bool = False) -> None:
+        """Begin the run of a training, or go on with that of the same training that was interrupted.
+
+        Args:
+            arm: what is trained.
+            fingerprint: of the training.
+            data: digest of its shards.
+            resumes: it goes on from a checkpoint, so its run may be closed: a kill came after its last word.
+        """
         place = _workspace(self.root)
-        query = (
-            f"tags.`steermoe.fingerprint` = '{fingerprint}' and tags.`steermoe.workspace` = '{place}' "
-            "and attributes.status != 'FINISHED'"
-        )
+        query = f"tags.`steermoe.fingerprint` = '{fingerprint}' and tags.`steermoe.workspace` = '{place}'"
+        if not resumes:
+            query += " and attributes.status != 'FINISHED'"
         tags = {"steermoe.fingerprint": fingerprint, "steermoe.data": data}
         self._open(arm, tags, [query], continues=True)
         self._closes = True

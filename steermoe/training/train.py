@@ -52,6 +52,7 @@ def train(
     *,
     history: Path | None = None,
     timing: Path | None = None,
+    run: Path | None = None,
     tracker: Tracker | None = None,
     workers: int = 0,
     feature_cache_gb: float = 0.0,
@@ -69,6 +70,7 @@ def train(
         root: work lies in `root`/.runs until it is done; by default in the project's root.
         history: a CSV file, a row an evaluation; by default history.csv in `out`. Deterministic like `out`.
         timing: a JSON file for the returned values, which are not all deterministic.
+        run: a JSON file for the id of the tracker's run (mlflow_run_id), null as long as its store is out of reach.
         tracker: where metrics are logged; None for nowhere.
         workers: processes that load data; 0 loads in this one.
         feature_cache_gb: where no gradient enters the encoder, its outputs are kept below `root`, up to so
@@ -98,29 +100,31 @@ def train(
     made = functools.partial(_trained, model, arm, data, **options)
     if world().rank:
         return _results(made(None, None), data, key)
-    with Staging(out, key, root) as staging, _tracking(tracker, arm, fingerprint(key), data) as tracked:
-        if tracked is not None:
-            for context, splits in (("train", arm.train_splits), ("dev", arm.dev_splits)):
-                tracked.log_inputs(shards[0].parent, splits, context)
-        trainer = made(staging.scratch, tracked)
-        results = _results(trainer, data, key)
-        if trainer.is_sharded:  # the frozen weights are in pieces, and were hashed before
-            adapter.write(staging.files, adapter.Adapter(arm, key["frozen"], trainer.best_weights))
-        else:
-            model.save_pretrained(staging.files)
-        table = log.to_csv(log.table(trainer.state.log_history))
-        write_text(history or staging.part("history.csv"), table)
-        if timing is not None:
-            write_text(timing, json.dumps(results, indent=1) + "\n")
-        if tracked is not None:
-            _track_results(tracked, results, staging.files)
-        staging.commit()  # first: who is killed between the two finds the run open, and goes on with it
+    with Staging(out, key, root) as staging:
+        resumes = last_checkpoint(staging.scratch) is not None
+        with _tracking(tracker, arm, fingerprint(key), data, resumes) as tracked:
+            if tracked is not None:
+                for context, splits in (("train", arm.train_splits), ("dev", arm.dev_splits)):
+                    tracked.log_inputs(shards[0].parent, splits, context)
+            trainer = made(staging.scratch, tracked)
+            results = _results(trainer, data, key)
+            _write_adapter(staging.files, trainer, model, key)
+            table = log.to_csv(log.table(trainer.state.log_history))
+            write_text(history or staging.part("history.csv"), table)
+            if timing is not None:
+                write_text(timing, json.dumps(results, indent=1) + "\n")
+            if tracked is not None:
+                _track_results(tracked, results, staging.files)
+            staging.publish()
+        if run is not None and tracker is not None:
+            write_text(run, json.dumps({"mlflow_run_id": tracker.run_id}) + "\n")
+        staging.retire()  # last: until then, who is killed goes on with the last checkpoint and with the run
     return results
 
 
 @contextmanager
 def _tracking(
-    tracker: Tracker | None, arm: ArmConfig, name: str, data: TrainingData
+    tracker: Tracker | None, arm: ArmConfig, name: str, data: TrainingData, resumes: bool
 ) -> Iterator[Tracker | None]:
     """The tracker attached to this training's run, which is closed as it ended.
 
@@ -130,7 +134,7 @@ def _tracking(
     if tracker is None:
         yield None
         return
-    tracker.start(arm, name, data.digest)
+    tracker.start(arm, name, data.digest, resumes)
     try:
         yield tracker
     except BaseException as error:
@@ -140,6 +144,13 @@ def _tracking(
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.finish("FINISHED")
+
+
+def _write_adapter(folder: Path, trainer: AdapterTrainer, model: SteerMoE, key: Mapping[str, Any]) -> None:
+    if trainer.is_sharded:  # the frozen weights are in pieces, and were hashed before
+        adapter.write(folder, adapter.Adapter(trainer.arm, key["frozen"], trainer.best_weights))
+    else:
+        model.save_pretrained(folder)
 
 
 def _track_results(tracker: Tracker, results: Mapping[str, Any], out: Path) -> None:

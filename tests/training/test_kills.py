@@ -7,6 +7,8 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,50 @@ from ruamel.yaml import YAML
 from steermoe.training.store import open_store
 
 ROOT = Path(__file__).parents[2]
-KILLS = {"download": 26, "preprocess": 6, "train": 14, "eval": 6}  # 52
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "download": {"corpus": "synthetic", "out": "raw"},
-    "preprocess": {"corpus": "synthetic", "source": "raw", "out": "shards/synthetic", "workers": 1},
-    "train": {
-        "config": "arm.json", "shards": "shards", "out": "models/mini/linear", "history": "history.csv",
-        "timing": "timing.json",
+KILLS = {
+    "rehearse": 2,
+    "base": 3,
+    "download": 14,
+    "preprocess": 6,
+    "configure": 3,
+    "train": 14,
+    "eval": 6,
+    "baseline": 4,
+    "ablate": 4,
+}  # 56
+DATA, MODELS, REPORTS = "data/mini", "models/mini", "reports/mini"
+ARGUMENTS: dict[str, dict[str, Any]] = {  # as in dvc.yaml
+    "rehearse": {"out": f"{DATA}/rehearsal"},
+    "base": {"out": f"{DATA}/base"},
+    "download": {"corpus": "synthetic", "out": f"{DATA}/raw/synthetic"},
+    "preprocess": {
+        "corpus": "synthetic", "source": f"{DATA}/raw/synthetic", "out": f"{DATA}/shards/synthetic", "workers": 1,
     },
-    "eval": {"corpus": "synthetic", "model": "models/mini/linear", "shards": "shards/synthetic", "out": "evaluation"},
+    "configure": {
+        "out": f"{DATA}/arms", "inputs": f"{DATA}/inputs", "base": f"{DATA}/base", "shards": f"{DATA}/shards",
+    },
+    "train": {
+        "config": f"{DATA}/arms/linear.json", "shards": f"{DATA}/shards", "out": f"{MODELS}/linear",
+        "history": f"{REPORTS}/history/linear.csv", "timing": f"{REPORTS}/timing/linear.json",
+        "run": f"{REPORTS}/runs/linear.json",
+    },
+    "eval": {
+        "corpus": "synthetic", "model": f"{MODELS}/linear", "shards": f"{DATA}/shards/synthetic",
+        "out": f"{REPORTS}/evaluations/linear/synthetic",
+    },
+    "baseline": {
+        "corpus": "synthetic", "shards": f"{DATA}/shards/synthetic",
+        "out": f"{REPORTS}/evaluations/baseline/synthetic",
+    },
+    "ablate": {
+        "arms": f"{DATA}/arms", "models": MODELS, "evaluations": f"{REPORTS}/evaluations",
+        "history": f"{REPORTS}/history", "timing": f"{REPORTS}/timing", "shards": f"{DATA}/shards",
+        "out": f"{REPORTS}/comparison", "metrics": f"{REPORTS}/metrics.json",
+    },
 }  # fmt: skip
+# What else than `out` a stage writes, the same in all runs, and what tells the time.
+OUTPUTS = {"configure": ["inputs"], "train": ["history"], "ablate": ["metrics"]}
+TIMED = {"train": ["timing", "run"]}
 
 pytestmark = pytest.mark.slow
 
@@ -63,66 +99,79 @@ def project(tmp_path) -> Path:
     tree["generation"].update(max_new_tokens=4)
     tree["evaluation"].update(bootstrap_samples=100, batch_seconds=8)
     yaml.dump(tree, params)
-    from steermoe import config
-
-    (tmp_path / "arm.json").write_text(config.load(params).arm("linear").to_json())
     return tmp_path
 
 
-def content(path: Path) -> dict[str, bytes]:
-    """Every file's bytes; of metrics and predictions, what does not tell the time."""
+def outputs(project: Path, stage: str) -> list[Path]:
+    return [project / ARGUMENTS[stage][name] for name in ("out", *OUTPUTS.get(stage, ()))]
+
+
+def content(paths: Sequence[Path]) -> dict[str, bytes]:
+    """Every file's bytes; of metrics, what does not tell the time."""
     found = {}
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in sorted(p for path in paths for p in (path, *path.rglob("*")) if p.is_file()):
         data = file.read_bytes()
         if file.name == "metrics.json":
             data = json.dumps({k: v for k, v in json.loads(data).items() if k != "speed"}).encode()
-        found[file.relative_to(path).as_posix()] = data
+        found[str(file)] = data
     return found
 
 
-def test_killed_at_random_every_stage_ends_as_undisturbed(forkserver, project) -> None:
-    draw, completed = random.Random(11), 0
+def clear(project: Path, stage: str) -> None:
+    """As DVC does before it runs a stage."""
+    timed = [project / ARGUMENTS[stage][name] for name in TIMED.get(stage, ())]
+    for path in outputs(project, stage) + timed:
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
 
-    def start(name: str):
-        process = forkserver.Process(target=_stage, args=(project, name))
+
+def is_work_left(project: Path) -> bool:
+    return any(not key.parent.name.startswith(".retired") for key in (project / ".runs").glob("*/key.json"))
+
+
+def test_killed_at_random_every_stage_ends_as_undisturbed(forkserver, project) -> None:
+    draw = random.Random(11)
+
+    def start(stage: str) -> BaseProcess:
+        process = forkserver.Process(target=_stage, args=(project, stage))
         process.start()
         return process
 
-    for name, kills in KILLS.items():
-        out = project / ARGUMENTS[name]["out"]
+    def repeated(stage: str, kills: int) -> int:
+        """Kill a stage, and repeat it until it ends; how often it was done to the end."""
         began = time.monotonic()
-        undisturbed = start(name)
+        undisturbed = start(stage)
         undisturbed.join()
         assert undisturbed.exitcode == 0
-        seconds, reference = time.monotonic() - began, content(out)
+        seconds, reference = time.monotonic() - began, content(outputs(project, stage))
         assert reference
-        completed += name == "train"
-        shutil.rmtree(out)
-        done = 0
-        while done < kills:
-            process = start(name)
-            process.join(draw.uniform(0, seconds))
+        done, killed = 1, 0
+        while True:
+            clear(project, stage)
+            process = start(stage)
+            process.join(draw.uniform(0, seconds) if killed < kills else None)
             if process.exitcode is None:
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
                 process.join()
             if process.exitcode == -signal.SIGKILL:
-                done += 1
-                if name == "train" and out.exists():  # only the end of the process was left
-                    completed += 1
-                    shutil.rmtree(out)
+                killed += 1
+                done += outputs(project, stage)[0].exists() and not is_work_left(project)
                 continue
             assert process.exitcode == 0
-            completed += name == "train"
-            assert content(out) == reference, name
-            shutil.rmtree(out)  # as DVC does before it runs a stage again
-        last = start(name)
-        last.join()
-        assert last.exitcode == 0
-        completed += name == "train"
-        assert content(out) == reference, name
+            assert content(outputs(project, stage)) == reference, stage
+            done += 1
+            if killed == kills:
+                return done
+
+    done = {stage: repeated(stage, kills) for stage, kills in KILLS.items()}
     client = open_store(project)
     [experiment] = [e for e in client.search_experiments() if e.name.startswith("steermoe/")]
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    assert {run.info.status for run in runs} == {"FINISHED"}
     trained = [run for run in runs if "steermoe.fingerprint" in run.data.tags]
-    assert {run.info.status for run in trained} == {"FINISHED"}
-    assert len(trained) <= completed  # a run for each training, however often that was killed
+    assert len(trained) == done["train"]  # a run for each training, however often that was killed
+    assert len([run for run in runs if run.data.tags["steermoe.kind"] == "execution"]) == 1
+    models = client.search_logged_models([experiment.experiment_id])
+    assert [model.status for model in models] == ["READY"]
+    assert len(client.search_model_versions("name = 'steermoe-mini'")) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from mlflow import MlflowClient
 
 from steermoe import SteerMoE
 from steermoe.audio.synthesis import RATE, Synthesizer, Voice
@@ -122,6 +123,26 @@ def test_a_logged_model_is_the_adapter_and_nothing_of_what_is_frozen(project):
     assert all("==" in line for line in required)
     example = json.loads((folder / "input_example.json").read_text())
     assert example["columns"] == ["audio", "question"]
+
+
+@pytest.mark.parametrize("where", ["log_model_artifacts", "finalize_logged_model", "log_outputs", "set_tag"])
+def test_a_kill_amid_the_log_of_a_model_leaves_one(project, monkeypatch, where):
+    def dying(*arguments: object, **options: object) -> None:
+        raise OSError("the process is killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, where, dying)  # what is not done stays in the journal
+        evaluated(project, "linear")
+    evaluated(project, "linear")
+    client = open_store(project)
+    experiment = client.get_experiment_by_name("steermoe/mini")
+    assert experiment is not None
+    [logged] = client.search_logged_models([experiment.experiment_id])
+    assert logged.status == "READY"
+    [run] = client.search_runs([experiment.experiment_id], "tags.`steermoe.kind` = 'arm'")
+    assert run.data.tags["steermoe.logged_model"] == logged.model_id
+    [output] = run.outputs.model_outputs
+    assert output.model_id == logged.model_id
 
 
 def test_the_alias_goes_to_the_lowest_error_on_the_same_test_sets(project):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from steermoe import config
+from steermoe.training.sender import Sender
 from steermoe.training.store import open_store
 from steermoe.training.tracking import JOURNALS, Tracker, flat_parameters
 from steermoe.training.train import train
@@ -77,6 +78,15 @@ def test_a_training_that_was_killed_goes_on_in_its_run_and_a_finished_one_does_n
     assert len([run for run in runs(root, "race") if run.info.run_name == "racer-7"]) == 2
 
 
+def test_a_training_that_was_killed_after_its_last_word_goes_on_in_its_run(root, arms):
+    for resumes, number in ((False, 1), (True, 1), (False, 2)):
+        tracker = Tracker("mini", root)
+        tracker.start(arms["linear"], "f1", "data", resumes)
+        tracker.finish()
+        assert len(runs(root)) == number
+    assert {run.info.status for run in runs(root)} == {"FINISHED"}
+
+
 @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
 def test_a_training_that_was_ended_with_notice_goes_on_in_its_run(root, arms, status):
     first = Tracker("mini", root)
@@ -130,6 +140,20 @@ def test_an_adapter_that_was_trained_elsewhere_gets_a_run(root, arms, tmp_path):
     other.attach(arms["linear"], adapter(tmp_path / "other", b"other weights"))
     assert other.run_id not in (None, run.info.run_id)
     other.finish()
+
+
+def test_the_run_of_a_killed_evaluation_is_closed_by_the_next(root, arms, tmp_path):
+    model = adapter(tmp_path / "m")
+    killed = Tracker("mini", root)
+    killed.attach(arms["linear"], model)
+    assert killed.run_id is not None
+    [run] = runs(root)
+    assert run.info.status == "RUNNING"
+    evaluation = Tracker("mini", root)
+    evaluation.attach(arms["linear"], model)
+    evaluation.finish()
+    [run] = runs(root)
+    assert (run.info.run_id, run.info.status) == (killed.run_id, "FINISHED")
 
 
 def test_an_execution_lasts_until_its_comparison(root, arms, tmp_path):
@@ -253,6 +277,21 @@ def test_what_the_store_refuses_is_told_and_holds_up_nothing(root, arms, capsys)
     tracker.tag({"after": "it"})
     tracker.finish()
     assert "refused 'metrics'" in capsys.readouterr().out
+    assert runs(root)[0].data.tags["after"] == "it"
+
+
+def test_a_copy_that_is_gone_holds_up_nothing(root, arms, tmp_path, monkeypatch, capsys):
+    (tmp_path / "curve.png").write_bytes(b"png")
+    tracker = Tracker("mini", root)
+    with monkeypatch.context() as patched:
+        patched.setattr(Sender, "send", lambda self, entry: self.journal.append(entry))
+        tracker.start(arms["linear"], "f", "data")
+        tracker.artifact(tmp_path / "curve.png")
+        [journal] = [path for path in (root / JOURNALS).iterdir() if path.is_dir()]
+        shutil.rmtree(journal / "files")
+        tracker.tag({"after": "it"})
+        tracker.finish()
+    assert "refused 'artifact'" in capsys.readouterr().out
     assert runs(root)[0].data.tags["after"] == "it"
 
 

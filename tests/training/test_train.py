@@ -59,7 +59,8 @@ KILLS: dict[str, tuple] = {  # where: what to patch, and the steps that are left
     "before older checkpoints are gone": (2, checkpoints, "discard_leftovers", True, None, 2),
     "before the outputs": (1, SteerMoE, "save_pretrained", True, None, 0),
     "amid the outputs": (1, SteerMoE, "save_pretrained", False, None, 0),
-    "before the outputs have their place": (1, Staging, "commit", True, None, 0),
+    "before the outputs have their place": (1, Staging, "publish", True, None, 0),
+    "before the work is retired": (1, Staging, "retire", True, None, 0),
     "before the work is removed": (1, staging, "_remove", True, _is_retired, 0),
     "while the work is removed": (1, shutil, "rmtree", True, _is_retired, 6),
 }
