@@ -2,7 +2,9 @@
 
 Then an epoch after the first runs no encoder. To make the result independent of whether an utterance was found or
 computed, and of what it is batched with, every utterance is encoded alone: with padding beside it, sums of floats
-come out in another order. A folder under `.runs` holds them for later trainings over the same encoder, too.
+come out in another order. On a CPU some are encoded side by side, a thread each: the matrices of one utterance are
+too small to share, and the number of threads changes no sum then. A folder under `.runs` holds the outputs for later
+trainings over the same encoder, too.
 
 Shapes: B batch, M feature channels, T feature frames, S encoder frames, D encoder width.
 """
@@ -13,8 +15,10 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +27,8 @@ from safetensors.torch import load, save
 from torch.nn.utils.rnn import pad_sequence
 
 from steermoe.data.staging import TEMPORARY
+from steermoe.models.attention import ShortAttention
+from steermoe.models.encoders.encoder import Encoder
 from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.steermoe import SteerMoE
 
@@ -88,29 +94,59 @@ class _OneByOne:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As of `Encoder.forward`."""
         rows = [
-            self._row(features_BMT[row : row + 1, :, :length].contiguous())
+            features_BMT[row : row + 1, :, :length].contiguous()
             for row, length in enumerate(lengths_B.tolist())
         ]
-        return pad_sequence(rows, batch_first=True), self.encoder.output_lengths(lengths_B)
+        found = self._encoded(rows) if self.folder is None else self._kept(self.folder, rows)
+        hidden = [hidden_SD.to(features_BMT.device) for hidden_SD in found]
+        return pad_sequence(hidden, batch_first=True), self.encoder.output_lengths(lengths_B)
 
-    def _row(self, features_BMT: torch.Tensor) -> torch.Tensor:
-        """(S, D), of a batch of one."""
-        name = self._called(features_BMT) if self.folder is not None else ""
-        hidden_SD = self.folder.read(name) if self.folder is not None else None
-        if hidden_SD is None:
-            lengths = torch.tensor([features_BMT.shape[2]], device=features_BMT.device)
-            hidden_SD = self.encoder(features_BMT, lengths)[0][0]
-            if self.folder is not None:
-                self.folder.write(name, hidden_SD)
-        return hidden_SD.to(features_BMT.device)
+    def _kept(self, folder: "_Folder", rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Of batches of one, (1, M, T), their outputs (S, D): read, or computed and written."""
+        names = [_called(row) for row in rows]
+        found = {name: hidden for name in names if (hidden := folder.read(name)) is not None}
+        missing = {name: row for name, row in zip(names, rows, strict=True) if name not in found}
+        with closing(self._encoded(list(missing.values()))) as encoded:
+            for name, hidden_SD in zip(missing, encoded, strict=True):
+                folder.write(name, hidden_SD)  # while threads are at the next ones
+                found[name] = hidden_SD
+        return [found[name] for name in names]
 
-    def _called(self, features_BMT: torch.Tensor) -> str:
-        """Of the features themselves: what was augmented is another utterance."""
-        kind = features_BMT.device.type
-        type_now = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        total = hashlib.sha256(f"{tuple(features_BMT.shape)} {features_BMT.dtype} {type_now}\n".encode())
-        total.update(_bytes(features_BMT))
-        return total.hexdigest()
+    def _encoded(self, rows: Sequence[torch.Tensor]) -> Generator[torch.Tensor]:
+        """Of batches of one, (1, M, T), their outputs (S, D), in order."""
+        threads = torch.get_num_threads()
+        if not rows or rows[0].device.type != "cpu":
+            yield from map(partial(_alone, self.encoder), rows)
+            return
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        # Threads have a number of their own, for OpenMP, and one in common, for MKL.
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(partial(_alone_on_thread, self.encoder, dtype), rows)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _alone(encoder: Encoder, features_BMT: torch.Tensor) -> torch.Tensor:
+    """(S, D) of a batch of one."""
+    lengths = torch.tensor([features_BMT.shape[2]], device=features_BMT.device)
+    return encoder(features_BMT, lengths)[0][0]
+
+
+def _alone_on_thread(encoder: Encoder, dtype: torch.dtype | None, features_BMT: torch.Tensor) -> torch.Tensor:
+    """The same, on a thread that knows nothing of the modes of others; `dtype`: of autocast, None without."""
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None), ShortAttention():
+        return _alone(encoder, features_BMT)
+
+
+def _called(features_BMT: torch.Tensor) -> str:
+    """The name of an utterance's output, of the features themselves: what was augmented is another utterance."""
+    kind = features_BMT.device.type
+    type_now = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    total = hashlib.sha256(f"{tuple(features_BMT.shape)} {features_BMT.dtype} {type_now}\n".encode())
+    total.update(_bytes(features_BMT))
+    return total.hexdigest()
 
 
 class _Folder:

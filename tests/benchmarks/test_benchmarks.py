@@ -10,7 +10,17 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import decoding, full_size, growth, loader, shapes, startup, steering_cost, train_step
+from benchmarks import (
+    decoding,
+    frozen_features,
+    full_size,
+    growth,
+    loader,
+    shapes,
+    startup,
+    steering_cost,
+    train_step,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +85,12 @@ def test_training_step(run: Callable[..., str]) -> None:
     for row in found:
         assert float(row[3].split()[0]) > 2  # times faster, on any machine
         assert float(row[7]) > 2  # and smaller
+
+
+def test_frozen_features(run: Callable[..., str]) -> None:
+    """That both ways have the same bits is asserted inside."""
+    found = rows(run(frozen_features, "--utterances", "3", "--repeats", "1", "--threads", "2"))
+    assert [row[0] for row in found] == list(frozen_features.WAYS)
 
 
 def test_cost_of_steering(run: Callable[..., str]) -> None:

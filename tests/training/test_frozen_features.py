@@ -1,7 +1,7 @@
 """An encoder that nothing trains is run once an utterance, and nobody sees the difference."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from steermoe.config import ArmConfig
+from steermoe.models.attention import ShortAttention
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training.frozen_features import FOLDER, frozen_features, is_frozen
 from steermoe.training.train import train
@@ -38,6 +39,14 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         Whisper, "finish", lambda self, hidden: passes.append(len(hidden)) or real(self, hidden)
     )
     return passes
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -106,6 +115,55 @@ def test_it_holds_where_no_gradient_enters_the_encoder(
             for row, length in enumerate(steps):
                 torch.testing.assert_close(alone[row, :length], batched[row, :length], atol=1e-5, rtol=1e-4)
     assert model.heard is None
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_outputs_are_those_of_the_encoder_on_one_thread_whatever_their_batch(
+    dtype: torch.dtype | None, tiny_arm: Callable[..., Any], tmp_path: Path, threads: Callable[[int], None]
+) -> None:
+    model = SteerMoE.from_config(tiny_arm("linear"))
+    lengths = torch.tensor([60, 33, 50, 58])
+    features = torch.randn(4, 80, 60)
+    threads(1)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None), ShortAttention():
+        alone = [
+            model.encoder(features[row : row + 1, :, :length], lengths[row : row + 1])[0][0]
+            for row, length in enumerate(lengths.tolist())
+        ]
+    for count, rows, gigabytes in ((1, [0, 1, 2, 3], 0), (3, [3, 1], 1), (2, [2, 3, 0, 1], 1), (4, [1], 0)):
+        threads(count)
+        autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
+        with frozen_features(model, tmp_path, gigabytes), autocast:
+            assert model.heard is not None
+            found, steps = model.heard(features[rows], lengths[rows])
+        assert torch.get_num_threads() == count
+        for row, hidden, length in zip(rows, found, steps.tolist(), strict=True):
+            assert torch.equal(hidden[:length], alone[row]), (count, rows, row)
+
+
+def test_an_utterance_that_is_twice_in_a_batch_is_encoded_once(
+    tiny_arm: Callable[..., Any], tmp_path: Path, counted: list[int]
+) -> None:
+    model = SteerMoE.from_config(tiny_arm("linear"))
+    features = torch.randn(2, 80, 60)[[0, 1, 0]]
+    with frozen_features(model, tmp_path, 1):
+        assert model.heard is not None
+        found, _ = model.heard(features, torch.tensor([60, 60, 60]))
+    assert counted == [1, 1] and len(kept(tmp_path)) == 2
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("gigabytes", [0, 1])
+def test_what_one_thread_raises_is_raised_and_the_others_are_given_back(
+    gigabytes: float, tiny_arm: Callable[..., Any], tmp_path: Path, threads: Callable[[int], None]
+) -> None:
+    model = SteerMoE.from_config(tiny_arm("linear"))
+    threads(2)
+    with frozen_features(model, tmp_path, gigabytes):
+        assert model.heard is not None
+        with pytest.raises(ValueError, match="too short for a single frame"):
+            model.heard(torch.randn(3, 80, 60), torch.tensor([60, 0, 60]))
+        assert torch.get_num_threads() == 2
 
 
 def test_damaged_features_are_computed_again(tiny_arm: Callable[..., Any], tmp_path: Path) -> None:
