@@ -146,10 +146,11 @@ def _file(setting: str) -> str:
     return path if colon else "params.yaml"
 
 
-def environment(snapshot: Snapshot, name: str) -> dict[str, str]:
+def environment(snapshot: Snapshot, name: str, is_repeated: bool) -> dict[str, str]:
     """What a stage in a checkout sees: work and runs belong to the project (DVC_ROOT), not to the checkout.
 
-    All experiments of a flow's run are one execution in MLflow, named as the run.
+    All experiments of a flow's run are one execution in MLflow, named as the run. A stage that is repeated when it
+    fails does so where another run has made its output while it waited: DVC's cache has it then.
     """
     return {
         "DVC_ROOT": str(snapshot.root),
@@ -158,7 +159,7 @@ def environment(snapshot: Snapshot, name: str) -> dict[str, str]:
         "DVC_EXP_BASELINE_REV": snapshot.head,
         "DVC_NO_ANALYTICS": "1",
         "PYTHONUNBUFFERED": "1",
-    }
+    } | ({"STEERMOE_REPEATED": "1"} if is_repeated else {})
 
 
 def save(folder: Path, name: str, targets: Sequence[str]) -> None:

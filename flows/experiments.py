@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture, wait
 from prefect.logging import get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -60,7 +61,10 @@ def run_targets(
         profile: publish this profile's comparison.
     """
     limit = None if hours is None else hours * 3600
-    environment = checkout.environment(snapshot, name)
+    context = TaskRunContext.get()
+    assert context is not None, "not in a task"
+    is_repeated = context.task_run.run_count <= context.task.retries
+    environment = checkout.environment(snapshot, name, is_repeated)
     with checkout.opened(snapshot, name, settings) as folder:
         command = ["dvc", "--wait-for-lock", "repro", *targets]
         commands.run(command, folder, snapshot.root, environment, slots_each, limit)

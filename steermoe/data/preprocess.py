@@ -69,7 +69,7 @@ def preprocess(
         PartError: a part failed or its process died; the message holds its traceback.
         ShardError: a part's rows are not utterances, or two have the same id; a recording is larger than a shard.
         RejectedError: more is rejected than `limits` allow. What was made stays for the next try.
-        StagingBusyError: another process makes the same shards.
+        StagingBusyError: as of `Staging`; it waits for another process that makes the same shards.
     """
     limits = limits or Limits()
     key = {

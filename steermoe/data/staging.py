@@ -9,18 +9,23 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 TEMPORARY = ".*.tmp"  # names of files that were being written
+REPEATED = (
+    "STEERMOE_REPEATED"  # set by who repeats a command that fails, and finds in DVC's cache what others made
+)
 
 
 class StagingBusyError(RuntimeError):
-    """Another process makes the same output."""
+    """Another process makes the same output, or has just made it."""
 
 
 def project_root() -> Path:
@@ -79,8 +84,9 @@ def code_digest(*packages: str) -> str:
 class Staging:
     """A work folder for the output folder `out`, found again by the next process that does the same work.
 
-    It is held alone (flock: the kernel frees it, however its holder dies). Close it, or use it in a `with`:
-    an exception leaves the finished parts for the next try.
+    It is held alone (flock: the kernel frees it, however its holder dies): who comes second says whom it waits for,
+    and goes on with what that one has left. Close it, or use it in a `with`: an exception leaves the finished parts
+    for the next try.
 
     Args:
         out: the output folder. It appears at `commit`.
@@ -92,21 +98,22 @@ class Staging:
         scratch: a folder for what does not belong to the output. Deleted at `commit`, or at `retire`.
 
     Raises:
-        StagingBusyError: another process holds the work folder.
+        StagingBusyError: this process holds the work folder itself; or, where STEERMOE_REPEATED is set, another has
+            made the output meanwhile.
     """
 
     def __init__(self, out: Path, key: dict[str, Any], root: Path | None = None) -> None:
         text = json.dumps(key, sort_keys=True)
         self.out = out
         self._folder = (root or project_root()) / ".runs" / hashlib.sha256(text.encode()).hexdigest()[:32]
-        self._lock = _hold(self._folder)
+        self._lock: int | None = _hold(self._folder)
         self.files, self.scratch = self._folder / "files", self._folder / "scratch"
         self.files.mkdir(exist_ok=True)
         self.scratch.mkdir(exist_ok=True)
         for leftover in self.files.rglob(TEMPORARY):
             leftover.unlink()
         (self._folder / "key.json").write_text(text + "\n")
-        (self._folder / "pid").write_text(f"{os.getpid()}\n")
+        (self._folder / "pid").write_text(f"{os.getpid()} {socket.gethostname()}\n")
 
     def part(self, name: str) -> Path:
         """The path of one file of the output. It exists if an earlier try finished it; write it whole."""
@@ -159,24 +166,51 @@ class Staging:
         self.close()
 
 
-def _hold(folder: Path) -> int | None:
+def _hold(folder: Path) -> int:
+    owner = ""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before may have retired the folder between our opening and our locking it.
-            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
-                return descriptor
-        except BlockingIOError:
+        with suppress(FileNotFoundError):  # the holder before retires the folder while we open or lock it
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                owner = _locked(descriptor, folder) or owner
+                if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
             os.close(descriptor)
-            pid = folder / "pid"
-            owner = f"process {pid.read_text().strip()}" if pid.exists() else "another process"
-            raise StagingBusyError(
-                f"{folder}: {owner} makes this output already (perhaps it outlived the command that started "
-                "it); wait until it ends or end it, then repeat the command: finished parts are kept"
-            ) from None
-        os.close(descriptor)
+        if owner:
+            made = f"{owner} made this output meanwhile"
+            if os.environ.get(REPEATED):
+                raise StagingBusyError(f"{made}; the command repeated finds it in DVC's cache")
+            print(f"{made}; it is made again, with the same result", file=sys.stderr, flush=True)
+            owner = ""
+
+
+def _locked(descriptor: int, folder: Path) -> str:
+    """Lock a folder, at once or when its holder has let go: the name of the holder that was waited for, or none."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return ""
+    except BlockingIOError:
+        pass
+    pid, host = "", socket.gethostname()
+    with suppress(FileNotFoundError, ValueError):
+        pid, host = (folder / "pid").read_text().split()
+    is_here = host == socket.gethostname()
+    owner = f"process {pid}" if pid else "another process"
+    owner += "" if is_here else f" on {host}"
+    if is_here and pid == str(os.getpid()):  # to wait for oneself would never end
+        raise StagingBusyError(f"{folder}: {owner} makes this output already, and asks for it a second time")
+    print(
+        f"waits for {owner}, which makes the same output (in {folder}; perhaps it outlived the command that started "
+        "it); who ends this wait or that process loses nothing that is finished",
+        file=sys.stderr,
+        flush=True,
+    )
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return owner
 
 
 def _remove(folder: Path) -> None:

@@ -111,6 +111,25 @@ def gathered(mine: dict[int, Any]) -> dict[int, Any]:
     return {key: value for part in found for key, value in part.items()}
 
 
+def begin_together() -> None:
+    """Wait until the first process calls this, too, however long that takes: a collective gives up after minutes.
+
+    Where the launcher holds no store (a scheduler set the variables itself), nobody waits here.
+    """
+    if world().size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") not in ("1", "True", "true"):
+        return
+    from torch import distributed
+
+    store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
+    )
+    begun = f"steermoe/begun/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if world().rank == 0:
+        store.set(begun, "")
+    while not store.check([begun]):
+        time.sleep(POLL_SECONDS)
+
+
 def check(distributed: Distributed) -> None:
     """What this process finds around it is what the section says.
 

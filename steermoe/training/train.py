@@ -27,7 +27,7 @@ from steermoe.training.checkpoints import discard_leftovers, last_checkpoint
 from steermoe.training.fingerprint import digest, fingerprint, training_key
 from steermoe.training.frozen_features import frozen_features
 from steermoe.training.heap import keep_freed_memory
-from steermoe.training.processes import ONE_PROCESS, PreemptedError, check, world
+from steermoe.training.processes import ONE_PROCESS, PreemptedError, begin_together, check, world
 from steermoe.training.teacher import Teacher
 from steermoe.training.tracking import Tracker
 from steermoe.training.trainer import AdapterTrainer
@@ -84,7 +84,7 @@ def train(
 
     Raises:
         ValueError: a corpus or its rows are missing, or the arm's teacher is not to be had or does not fit it.
-        StagingBusyError: another process trains this arm.
+        StagingBusyError: as of `Staging`; it waits for another process that trains this arm.
         DivergedError: the loss is no longer finite; diverged.json beside the checkpoints names the rows.
         PreemptedError: SIGTERM came; a checkpoint is written, and the same call goes on from there.
     """
@@ -99,6 +99,7 @@ def train(
     options = {"teacher": teacher, "workers": workers, "features": features, "distributed": distributed}
     made = functools.partial(_trained, model, arm, data, **options)
     if world().rank:
+        begin_together()  # the first may have to wait for another training
         return _results(made(None, None), data, key)
     with Staging(out, key, root) as staging:
         resumes = last_checkpoint(staging.scratch) is not None
@@ -106,6 +107,7 @@ def train(
             if tracked is not None:
                 for context, splits in (("train", arm.train_splits), ("dev", arm.dev_splits)):
                     tracked.log_inputs(shards[0].parent, splits, context)
+            begin_together()
             trainer = made(staging.scratch, tracked)
             results = _results(trainer, data, key)
             _write_adapter(staging.files, trainer, model, key)

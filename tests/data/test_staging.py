@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,6 +107,77 @@ staging = Staging(Path({str(tmp_path / "out")!r}), {KEY!r})
 os.kill(os.getpid(), signal.SIGKILL)
 """)
     Staging(tmp_path / "out", KEY).close()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from steermoe.data.staging import Staging, write_text
+with Staging(Path(sys.argv[1]), {key}) as staging:
+    print("held", flush=True)
+    write_text(staging.part("a"), "begun")
+    sys.stdin.readline()
+    {end}
+"""
+
+
+def begun(out: Path, end: str, **changes: str) -> subprocess.Popen[str]:
+    """A process that makes `out`, and comes to its `end` when it is told a line."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER.format(key=KEY, end=end), str(out)], text=True,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())} | changes,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], subprocess.Popen[str]]]]:
+    """`pair(end)`: a process that holds a work folder, and a second that waits for it and has said so."""
+    processes = []
+
+    def make(end: str, **changes: str) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
+        holder = begun(tmp_path / "first", end)
+        processes.append(holder)
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        waiting = begun(tmp_path / "second", "staging.commit()", **changes)
+        processes.append(waiting)
+        assert waiting.stderr is not None
+        assert f"waits for process {holder.pid}, which makes the same" in waiting.stderr.readline()
+        return holder, waiting
+
+    yield make
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("end", ["staging.commit()", "raise SystemExit(1)", "os.kill(os.getpid(), 9)"])
+def test_the_second_waits_and_goes_on(pair: Callable[..., Any], tmp_path: Path, end: str) -> None:
+    """However the first ends; with what it left unfinished, or anew."""
+    holder, waiting = pair(f"import os; {end}")
+    holder.communicate("go on\n", timeout=60)
+    output, errors = waiting.communicate("go on\n", timeout=60)
+    assert (waiting.returncode, output) == (0, "held\n"), errors
+    assert (tmp_path / "second" / "a").read_text() == "begun"
+    assert ("made this output meanwhile" in errors) == ("commit" in end)
+    assert list((tmp_path / ".runs").iterdir()) == []
+
+
+def test_who_is_repeated_is_told_that_it_is_made(pair: Callable[..., Any], tmp_path: Path) -> None:
+    holder, waiting = pair("staging.commit()", STEERMOE_REPEATED="1")
+    holder.communicate("go on\n", timeout=60)
+    _, errors = waiting.communicate(timeout=60)
+    assert waiting.returncode == 1
+    assert f"StagingBusyError: process {holder.pid} made" in errors
+    assert list((tmp_path / ".runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_wait(pair: Callable[..., Any], number: signal.Signals) -> None:
+    holder, waiting = pair("staging.commit()")
+    waiting.send_signal(number)
+    assert waiting.wait(timeout=20) == -number
+    assert holder.poll() is None
 
 
 def test_output_on_another_file_system(tmp_path: Path):

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).parent / "toy"
@@ -46,8 +47,8 @@ class Project:
             "STEERMOE_SLOTS": "2",
             "CUDA_VISIBLE_DEVICES": "4,7",  # nothing here opens them
             "OMP_NUM_THREADS": "1",
-            # As with an editable install: the project's own code can be imported from everywhere.
-            "PYTHONPATH": str(root),
+            # As with an editable install: the project's own code can be imported from everywhere, and the library.
+            "PYTHONPATH": f"{root}{os.pathsep}{ROOT}",
         }
 
     def shell(self, *command: str, code: int | None = 0) -> str:
@@ -90,6 +91,17 @@ class Project:
 
     def artifacts(self, run: str) -> list[dict[str, Any]]:
         return self.ask("POST", "artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+
+    def experiment(self, name: str) -> str:
+        """The ref of an experiment."""
+        refs = self.shell("git", "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+        (ref,) = (ref for ref in refs if ref.endswith(f"/{name}"))
+        return ref
+
+    def trained(self, name: str, arm: str) -> list[dict[str, Any]]:
+        """What the training of an arm made in an experiment: paths with the hashes of their bytes."""
+        lock = YAML(typ="safe").load(self.shell("git", "show", f"{self.experiment(name)}:dvc.lock"))
+        return lock["stages"][f"train@small-{arm}"]["outs"]
 
     def trace(self, arm: str, kind: str = "begin") -> list[dict[str, Any]]:
         """Who trained an arm, in order."""

@@ -16,9 +16,12 @@ def snapshot(tmp_path: Path) -> Any:
 
 
 def test_all_experiments_of_a_run_are_one_execution(snapshot: Any) -> None:
-    found = [checkout.environment(snapshot, name) for name in ("run", "run-linear")]
+    found = [
+        checkout.environment(snapshot, name, is_repeated=name == "run") for name in ("run", "run-linear")
+    ]
     assert [each["DVC_EXP_NAME"] for each in found] == ["run", "run-linear"]
     assert [each["STEERMOE_EXECUTION"] for each in found] == ["run", "run"]
+    assert [each.get("STEERMOE_REPEATED") for each in found] == ["1", None]
 
 
 def test_a_checkout_is_made_anew_when_nothing_works_in_it(

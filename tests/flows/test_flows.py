@@ -48,7 +48,7 @@ def test_arms_in_parallel(toy: Project) -> None:
 
     listed = toy.shell("dvc", "exp", "list", "--name-only").split()
     assert {name, *(f"{name}-{arm}" for arm in began)} <= set(listed)
-    assert toy.shell("git", "show", f"{experiment(toy, name)}:toy.py").endswith("# not committed\n")
+    assert toy.shell("git", "show", f"{toy.experiment(name)}:toy.py").endswith("# not committed\n")
     assert toy.shell("git", "status", "--porcelain") == before
     assert any("notes.txt" in line and "git add" in line for line in toy.logs(run))
     assert list((toy.root / ".runs" / "checkouts").iterdir()) == []
@@ -66,12 +66,6 @@ def test_arms_in_parallel(toy: Project) -> None:
     (toy.root / "notes.txt").unlink()
 
 
-def experiment(toy: Project, name: str) -> str:
-    refs = toy.shell("git", "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
-    (ref,) = (ref for ref in refs if ref.endswith(f"/{name}"))
-    return ref
-
-
 def test_failing_arm_fails_the_command(toy: Project) -> None:
     """`--watch` tells a script; the other arm is finished and listed."""
     output = toy.shell(
@@ -81,6 +75,18 @@ def test_failing_arm_fails_the_command(toy: Project) -> None:
     assert "Failed" in output
     assert len(toy.trace("failing")) == 2  # tried, and tried again
     assert any(name.endswith("-c") for name in toy.shell("dvc", "exp", "list", "--name-only").split())
+
+
+def test_two_runs_train_the_same_arm(toy: Project) -> None:
+    """At once: one waits for the other, then takes from DVC's cache what that has trained."""
+    runs = [toy.run("ablations/mini", arms=["shared"], retries=1, **PARAMETERS) for _ in range(2)]
+    assert [toy.ended(run) for run in runs] == ["COMPLETED", "COMPLETED"], toy.worker_log()[-3000:]
+    assert len(toy.trace("shared")) == 1
+    names = [toy.ask("GET", f"flow_runs/{run}")["name"] for run in runs]
+    first, second = (toy.trained(f"{name}-shared", "shared") for name in names)
+    assert first == second
+    told = [line for run in runs for line in toy.logs(run) if "waits for process" in line]
+    assert len(told) == 1, told
 
 
 def test_cancel_ends_everything(toy: Project) -> None:
@@ -157,7 +163,7 @@ def test_experiment_and_evaluation_with_settings(toy: Project) -> None:
     assert toy.ended(wrong) == "FAILED"
     assert "generation." in toy.ask("GET", f"flow_runs/{wrong}")["state"]["message"]
     name = toy.ask("GET", f"flow_runs/{run}")["name"]
-    params = toy.shell("git", "show", f"{experiment(toy, name)}:params.yaml")
+    params = toy.shell("git", "show", f"{toy.experiment(name)}:params.yaml")
     assert "beams: 2" in params and "reference: b" in params and "# a comment that stays" in params
     trained = len(toy.trace("b"))
     run = toy.run("evaluate/mini", settings=["generation.beams=4"], arms=["b"], **PARAMETERS)

@@ -14,6 +14,7 @@ import pytest
 from tests.flows.conftest import PATIENCE, TOY, Project, are_gone, until
 
 pytestmark = pytest.mark.slow
+STEP = ".runs/*/scratch/step"  # of every training that is under way
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_remote_spares_a_clone_all_work(plain: Project, tmp_path: Path) -> None:
     (clone.root / ".runs").mkdir()
     clone.shell("dvc", "pull")
     assert "Running stage" not in clone.shell("dvc", "repro")
-    trained = Path("models") / "small" / "a"
+    trained = Path("models") / "small" / "a" / "weights"
     assert (clone.root / trained).read_bytes() == (plain.root / trained).read_bytes()
 
 
@@ -52,8 +53,7 @@ def test_queued_experiment_resumes(plain: Project) -> None:
     plain.shell("dvc", "exp", "run", "--queue", "--name", "first", *options)
     start = subprocess.Popen(["dvc", "queue", "start"], cwd=plain.root, env=plain.environment)
     trainer = plain.trainer("medium")
-    step = plain.root / ".runs" / "toy-medium" / "step"
-    until(lambda: step.exists() and int(step.read_text() or 0) >= 2, "some steps")
+    until(lambda: any(int(file.read_text()) >= 2 for file in plain.root.glob(STEP)), "some steps")
     os.kill(trainer[0].pid, signal.SIGKILL)
     trainer[1].kill()
     until(lambda: are_gone(trainer), "end of the trainer")
@@ -65,6 +65,30 @@ def test_queued_experiment_resumes(plain: Project) -> None:
     began = plain.trace("medium")
     assert [line["experiment"] for line in began] == ["first", "second"]
     assert began[0]["step"] == 0 < began[1]["step"]
+    plain.shell("dvc", "queue", "stop")
+    until(lambda: not [p for p in plain.processes() if is_worker(p)], "end of the queue's worker")
+
+
+def test_two_queued_experiments_train_the_same_arm(plain: Project) -> None:
+    """At once: the second waits for the first, and both end with the same weights."""
+    for name, beams in (("first", 2), ("second", 4)):
+        options = ["-S", "compare=[medium]", "-S", f"generation.beams={beams}", "eval"]
+        plain.shell("dvc", "exp", "run", "--queue", "--name", name, *options)
+    plain.shell("dvc", "queue", "start", "-j", "2")
+    listed = {"first", "second"}
+    until(
+        lambda: (
+            "Failed" in plain.shell("dvc", "queue", "status")
+            or listed <= set(plain.shell("dvc", "exp", "list", "--name-only").split())
+        ),
+        "the experiments",
+    )
+    logs = [plain.shell("dvc", "queue", "logs", name, code=None) for name in sorted(listed)]
+    assert "Failed" not in plain.shell("dvc", "queue", "status"), logs
+    began, ended = plain.trace("medium"), plain.trace("medium", "end")
+    assert sum("waits for process" in log for log in logs) == 1, logs
+    assert len(began) == len(ended) == 2 and ended[0]["time"] < began[1]["time"]
+    assert plain.trained("first", "medium") == plain.trained("second", "medium")
     plain.shell("dvc", "queue", "stop")
     until(lambda: not [p for p in plain.processes() if is_worker(p)], "end of the queue's worker")
 

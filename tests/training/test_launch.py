@@ -152,6 +152,23 @@ def test_sigterm_to_a_group_that_ends_well_is_no_preemption(tmp_path, monkeypatc
     ending.join()
 
 
+def test_a_first_process_that_must_wait_is_waited_for(tmp_path, monkeypatch):
+    """For another training of the same arm, longer than a collective has patience."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    code = (
+        "import time; from datetime import timedelta; from torch import distributed\n"
+        "from steermoe.training import processes\n"
+        "if processes.world().rank == 0: time.sleep(6)\n"
+        "processes.begin_together()\n"
+        "distributed.init_process_group('gloo', timeout=timedelta(seconds=3))\n"
+        "distributed.barrier(); distributed.destroy_process_group()"
+    )
+    monkeypatch.chdir(tmp_path)
+    processes.launch([sys.executable, "-c", code], 2)
+    with pytest.raises(processes.LostProcessError):  # without it
+        processes.launch([sys.executable, "-c", code.replace("processes.begin_together()", "")], 2)
+
+
 def test_their_throughput_is_measured(tmp_path, shards, quick_arm, monkeypatch, capsys):
     (tmp_path / "arm.json").write_text(quick_arm("steering").to_json())
     arguments = ["--arm", str(tmp_path / "arm.json"), "--shards", str(shards[0].parent), "--steps", "3"]

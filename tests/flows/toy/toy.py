@@ -14,6 +14,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from steermoe.data.staging import Staging
+
 STEP_SECONDS = 0.25
 
 
@@ -25,10 +27,17 @@ def note(root: Path, kind: str, **values: object) -> None:
 
 
 def train(arm: str, steps: int, breaks: str, out: Path) -> int:
+    """As the real training: its work is held alone, outlives it, and is found by the same arm and steps."""
+    with Staging(out, {"toy": arm, "steps": steps}) as staging:
+        code = take_steps(arm, steps, breaks, staging.scratch / "step")
+        if code == 0:
+            staging.part("weights").write_text(f"{arm} {steps}\n")
+            staging.commit()
+    return code
+
+
+def take_steps(arm: str, steps: int, breaks: str, state: Path) -> int:
     root = Path(os.environ["DVC_ROOT"])
-    work = root / ".runs" / f"toy-{arm}"
-    work.mkdir(parents=True, exist_ok=True)
-    state = work / "step"
     begun = int(state.read_text()) if state.exists() else 0
     # A rank in a session of its own, as torchrun starts them.
     rank = subprocess.Popen(
@@ -56,11 +65,7 @@ def train(arm: str, steps: int, breaks: str, out: Path) -> int:
     note(root, "end", arm=arm, step=step)
     if breaks == "always":
         return 1
-    if step < steps:
-        return 75
-    out.write_text(f"{arm} {steps}\n")
-    state.unlink()
-    return 0
+    return 0 if step == steps else 75
 
 
 def main() -> int:
