@@ -188,29 +188,34 @@ def compare(
         ValueError: an arm that params.yaml does not have.
         RuntimeError: arms that failed, after the others have ended.
     """
-    name = snapshot.name
     params, switch = profile_of(snapshot, profile)
     chosen = chosen_arms(params, arms)
     common = [*switch, *settings]
     step = run_targets.with_options(retries=retries, retry_delay_seconds=RETRY_SECONDS)
 
     def begin(part: str, values: list[str], targets: list[str], wanted: int) -> PrefectFuture[None]:
-        return step.submit(part, snapshot, f"{name}-{part}", [*common, *values], targets, wanted, hours)
+        name = f"{snapshot.name}-{part}"
+        title = part.removeprefix("-")
+        return step.submit(title, snapshot, name, [*common, *values], targets, wanted, hours)
 
-    begin("data", [], DATA, 1).result()
+    # What arms share: no arm's name begins with a dash.
+    data, baselines = "-data", "-baselines"
+    begin(data, [], DATA, 1).result()
     futures = {arm: begin(arm, in_force([arm], arm), ARM, slots_each) for arm in chosen}
-    futures["baselines"] = begin("baselines", [], BASELINES, 1)
+    futures[baselines] = begin(baselines, [], BASELINES, 1)
     wait(list(futures.values()))
-    failed = {
-        part: future.state.message for part, future in futures.items() if not future.state.is_completed()
-    }
+    failed = [
+        f"{part.removeprefix('-')}: {future.state.message}"
+        for part, future in futures.items()
+        if not future.state.is_completed()
+    ]
     if failed:
         raise RuntimeError(
             f"no comparison, for these failed: {failed}; a run repeated keeps what is finished"
         )
     reference = params["reference"] if params["reference"] in chosen else chosen[0]
     everything = [*common, *in_force(chosen, reference)]
-    step("comparison", snapshot, name, everything, COMPARISON, 1, hours, params["profile"])
+    step("comparison", snapshot, snapshot.name, everything, COMPARISON, 1, hours, params["profile"])
 
 
 @contextmanager
