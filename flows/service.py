@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from flows import slots
@@ -37,7 +39,8 @@ def start(root: Path, pool: str) -> int:
     api = _api()
     if not _is_healthy(api):
         _start_server(root, api)
-    _prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
+    if not _is_there(pool):  # else it stays as it was set: limit, pause, job template
+        _prefect("work-pool", "create", pool, "--type", "process")
     deployed = re.findall(r"Deployment '([^']+)' successfully", _prefect("deploy", "--all", "--no-prompt"))
     pid = _worker(lock_of(root, pool))
     if pid is None:
@@ -77,6 +80,13 @@ def _api() -> str:
 def _is_healthy(api: str) -> bool:
     with contextlib.suppress(httpx.HTTPError):
         return httpx.get(f"{api}/health", timeout=5).status_code == 200
+    return False
+
+
+def _is_there(pool: str) -> bool:
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
+        client.read_work_pool(pool)
+        return True
     return False
 
 
