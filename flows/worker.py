@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 
@@ -42,6 +43,7 @@ def work(root: Path, pool: str) -> int:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
+        os.environ[lifetime.KEEPER] = uuid4().hex  # of the flows that its worker begins
         stopped = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopped.set())

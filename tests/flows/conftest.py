@@ -69,7 +69,7 @@ class Project:
         """What the pages of Prefect's UI ask the server."""
         answer = httpx.request(method, f"{self.api}/{path}", json=body or None, timeout=60)
         answer.raise_for_status()
-        return answer.json()
+        return answer.json() if answer.content else None
 
     def run(self, deployment: str, **parameters: Any) -> str:
         """Start a run of a deployment: its id."""

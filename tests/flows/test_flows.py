@@ -1,5 +1,6 @@
 """Flows on a real server with a real worker: parallel arms, faults, and what one sees of them."""
 
+import dataclasses
 import fcntl
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import lifetime
 from tests.flows.conftest import Project, are_gone, until
 
 pytestmark = pytest.mark.slow
@@ -89,9 +91,30 @@ def test_two_runs_train_the_same_arm(toy: Project) -> None:
     assert len(told) == 1, told
 
 
-def test_cancel_ends_everything(toy: Project) -> None:
-    run = toy.run("ablations/mini", arms=["long", "c"], **PARAMETERS)
-    trainer = toy.trainer("long")
+def test_arms_may_have_any_name(toy: Project) -> None:
+    """Also those of a run's own parts."""
+    arms = ["data", "baselines", "comparison"]
+    run = toy.run("ablations/mini", arms=arms, retries=0, **PARAMETERS)
+    assert toy.ended(run) == "COMPLETED", toy.worker_log()[-3000:]
+    name = toy.ask("GET", f"flow_runs/{run}")["name"]
+    for arm in arms:
+        assert [line["experiment"] for line in toy.trace(arm)] == [f"{name}-{arm}"]
+    compared = toy.shell("git", "show", f"{toy.experiment(name)}:params.yaml")
+    assert "compare:\n- data\n- baselines\n- comparison\n" in compared
+
+
+ONE_ARM = {
+    "ablations": lambda arm: {"arms": [arm]},
+    "evaluate": lambda arm: {"arms": [arm], "settings": ["generation.beams=3"]},
+    "experiment": lambda arm: {"settings": [f"compare=[{arm}]", f"reference={arm}"]},
+}
+
+
+@pytest.mark.parametrize("flow", ONE_ARM)
+def test_cancel_ends_everything(toy: Project, flow: str) -> None:
+    begun = len(toy.trace("long"))
+    run = toy.run(f"{flow}/mini", **ONE_ARM[flow]("long"), **PARAMETERS)
+    trainer = toy.trainer("long", begun + 1)
     time.sleep(1.5)  # some steps
     began = time.monotonic()
     toy.ask("POST", f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
@@ -101,9 +124,10 @@ def test_cancel_ends_everything(toy: Project) -> None:
     slots_are_free(toy)
 
 
-def test_time_limit_ends_everything(toy: Project) -> None:
+@pytest.mark.parametrize("flow", ["ablations", "experiment"])
+def test_time_limit_ends_everything(toy: Project, flow: str) -> None:
     begun = len(toy.trace("long"))
-    run = toy.run("ablations/mini", arms=["long"], hours=25 / 3600, **PARAMETERS)
+    run = toy.run(f"{flow}/mini", **ONE_ARM[flow]("long"), hours=25 / 3600, **PARAMETERS)
     trainer = toy.trainer("long", begun + 1)
     assert toy.trace("long")[-1]["step"] > 0  # what the cancelled run had done
     until(lambda: are_gone(trainer), "end of the trainer", 60)
@@ -111,6 +135,12 @@ def test_time_limit_ends_everything(toy: Project) -> None:
     assert len(toy.trace("long")) == begun + 1  # not tried again
     assert "took longer than 25 s" in toy.ask("GET", f"flow_runs/{run}")["state"]["message"]
     slots_are_free(toy)
+
+
+def test_a_preempted_experiment_goes_on(toy: Project) -> None:
+    run = toy.run("experiment/mini", **ONE_ARM["experiment"]("again"), retries=1, **PARAMETERS)
+    assert toy.ended(run) == "COMPLETED", toy.worker_log()[-3000:]
+    assert [line["step"] for line in toy.trace("again")] == [0, 2]
 
 
 def test_killed_processes_are_taken_up(toy: Project) -> None:
@@ -169,6 +199,44 @@ def test_experiment_and_evaluation_with_settings(toy: Project) -> None:
     run = toy.run("evaluate/mini", settings=["generation.beams=4"], arms=["b"], **PARAMETERS)
     assert toy.ended(run) == "COMPLETED"
     assert len(toy.trace("b")) == trained  # scored anew, not trained
+
+
+def test_starting_again_leaves_the_pool_as_it_was_set(toy: Project) -> None:
+    pool = "work_pools/steermoe"
+    template = toy.ask("GET", pool)["base_job_template"]
+    template["variables"]["properties"]["stream_output"]["default"] = False
+    toy.ask("PATCH", pool, concurrency_limit=3, is_paused=True, base_job_template=template)
+    toy.shell("python", "-m", "flows", "start")
+    found = toy.ask("GET", pool)
+    toy.ask("PATCH", pool, concurrency_limit=None, is_paused=False)
+    assert (found["concurrency_limit"], found["is_paused"]) == (3, True)
+    assert found["base_job_template"] == template
+
+
+def test_only_its_own_deaths_count_against_a_run(toy: Project) -> None:
+    """Stopping flows as often as one likes does not; what dies by itself is taken up so many times, no more."""
+    run = toy.run("ablations/mini", arms=["stopped"], **PARAMETERS)
+    toy.trainer("stopped")
+    for _ in range(lifetime.TAKE_UPS):  # as if begun so often, which counts every stop
+        toy.ask("POST", f"flow_runs/{run}/set_state", state={"type": "RUNNING"}, force=True)
+    assert toy.ask("GET", f"flow_runs/{run}")["run_count"] > lifetime.TAKE_UPS
+    toy.shell("python", "-m", "flows", "stop")
+    toy.shell("python", "-m", "flows", "start")
+    trainer = toy.trainer("stopped", 2)
+    assert toy.trace("stopped")[-1]["step"] > 0
+
+    toy.engine(run).kill()
+    until(lambda: are_gone(trainer), "end of the trainer", 60)
+    trainer = toy.trainer("stopped", 3)
+    file = toy.root / lifetime.RUNS / run
+    assert lifetime.Record.read(file).deaths == 1
+    record = lifetime.Record.read(file)
+    dataclasses.replace(record, deaths=lifetime.TAKE_UPS).write(file)  # as if it had died so often
+    toy.engine(run).kill()
+    until(lambda: are_gone(trainer), "end of the trainer", 60)
+    until(lambda: not file.exists(), "giving the run up")
+    assert toy.state(run) == "CRASHED"
+    assert len(toy.trace("stopped")) == 3
 
 
 def test_unknown_arm_is_refused(toy: Project) -> None:
