@@ -30,6 +30,11 @@ def main() -> int:
         from flows import service
 
         return service.start(root, given.pool) if given.action == "start" else service.stop(root)
+    except ImportError as error:
+        print(
+            f"flows {given.action}: {error}; `make setup` or pip install 'steermoe[flows]'", file=sys.stderr
+        )
+        return 1
     except (RuntimeError, OSError) as error:
         print(f"flows {given.action}: {error}", file=sys.stderr)
         return 1

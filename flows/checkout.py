@@ -65,16 +65,20 @@ class Snapshot:
         """Let git collect it."""
         forget(self.root, self.identity)
 
-    def read(self, path: str) -> dict:
-        """A YAML file of the snapshot.
+    def text(self, path: str) -> str:
+        """A file of the snapshot.
 
         Raises:
             ValueError: there is none.
         """
         try:
-            return YAML(typ="safe").load(_output(self.root, "git", "show", f"{self.files}:{path}"))
+            return _output(self.root, "git", "show", f"{self.files}:{path}")
         except RuntimeError:
             raise ValueError(f"{self.root}: no {path} in git; create it and `git add` it") from None
+
+    def read(self, path: str) -> dict:
+        """A YAML file of the snapshot; ValueError where there is none."""
+        return YAML(typ="safe").load(self.text(path))
 
     def untracked(self) -> list[str]:
         """Files that git does not know, and the checkouts therefore lack."""

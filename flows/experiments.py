@@ -13,6 +13,7 @@ from prefect.logging import get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import checkout, commands, lifetime, results, slots
+from flows.arms import Profile, in_force
 
 # Stages of dvc.yaml, by what a flow wants of them.
 DATA, ARM, BASELINES, COMPARISON = ["preprocess"], ["eval"], ["baseline"], ["ablate"]
@@ -86,7 +87,7 @@ def ablations(
     """Train, evaluate and compare arms, as many at a time as there are slots.
 
     Args:
-        arms: rows of `arms` in params.yaml; null: those in force. `["*"]`: all.
+        arms: rows of `arms` in params.yaml and in the profile; null: those in force. `["*"]`: all.
         profile: null: the one in force.
         settings: the same for all arms, as for `dvc exp run -S`.
         slots_each: slots of an arm: with GPUs, how many it trains on.
@@ -139,17 +140,17 @@ def experiment(
         hours: time limit of an attempt; null: any.
     """
     with begun() as snapshot:
-        params, switch = profile_of(snapshot, profile)
+        chosen = Profile(snapshot, profile)
         step = run_targets.with_options(retries=retries, retry_delay_seconds=RETRY_SECONDS)
         step(
             "pipeline",
             snapshot,
             snapshot.name,
-            [*switch, *settings],
+            [*chosen.settings(), *settings],
             [],
             slots_each,
             hours,
-            params["profile"],
+            chosen.name,
         )
 
 
@@ -166,9 +167,9 @@ def reproduce(
         hours: time limit of an attempt; null: any.
     """
     with begun() as snapshot:
-        params, switch = profile_of(snapshot, profile)
+        chosen = Profile(snapshot, profile)
         step = run_targets.with_options(retries=retries, retry_delay_seconds=RETRY_SECONDS)
-        step("pipeline", snapshot, snapshot.name, switch, [], slots_each, hours, params["profile"])
+        step("pipeline", snapshot, snapshot.name, chosen.settings(), [], slots_each, hours, chosen.name)
 
 
 def compare(
@@ -185,12 +186,12 @@ def compare(
     Data first, else every arm would make it. The comparison finds what the arms did in DVC's cache.
 
     Raises:
-        ValueError: an arm that params.yaml does not have.
+        ValueError: an arm that there is not.
         RuntimeError: arms that failed, after the others have ended.
     """
-    params, switch = profile_of(snapshot, profile)
-    chosen = chosen_arms(params, arms)
-    common = [*switch, *settings]
+    of = Profile(snapshot, profile)
+    chosen = of.chosen(arms)
+    common = [*of.settings(chosen), *settings]
     step = run_targets.with_options(retries=retries, retry_delay_seconds=RETRY_SECONDS)
 
     def begin(part: str, values: list[str], targets: list[str], wanted: int) -> PrefectFuture[None]:
@@ -213,9 +214,8 @@ def compare(
         raise RuntimeError(
             f"no comparison, for these failed: {failed}; a run repeated keeps what is finished"
         )
-    reference = params["reference"] if params["reference"] in chosen else chosen[0]
-    everything = [*common, *in_force(chosen, reference)]
-    step("comparison", snapshot, snapshot.name, everything, COMPARISON, 1, hours, params["profile"])
+    everything = [*common, *in_force(chosen, of.reference(chosen))]
+    step("comparison", snapshot, snapshot.name, everything, COMPARISON, 1, hours, of.name)
 
 
 @contextmanager
@@ -233,31 +233,3 @@ def begun() -> Iterator[checkout.Snapshot]:
             snapshot.forget()
             raise
         snapshot.forget()
-
-
-def profile_of(snapshot: checkout.Snapshot, profile: str | None) -> tuple[dict[str, Any], list[str]]:
-    """params.yaml with a profile in force, and the settings that put it in force."""
-    params = snapshot.read("params.yaml")
-    if profile is None or profile == params["profile"]:
-        return params, []
-    corpora = list(snapshot.read(f"configs/{profile}.yaml")["corpora"])
-    return params | {"profile": profile}, [f"profile={profile}", f"corpora=[{','.join(corpora)}]"]
-
-
-def chosen_arms(params: dict[str, Any], arms: list[str] | None) -> list[str]:
-    """The arms that are meant, each once and in order.
-
-    Raises:
-        ValueError: one that params.yaml does not have, or none.
-    """
-    rows = list(params["arms"])
-    chosen = list(dict.fromkeys(params["compare"] if arms is None else rows if arms == ["*"] else arms))
-    unknown = [arm for arm in chosen if arm not in rows]
-    if unknown or not chosen:
-        raise ValueError(f"arms {unknown or chosen}: name rows of `arms` in params.yaml, which are {rows}")
-    return chosen
-
-
-def in_force(arms: list[str], reference: str) -> list[str]:
-    """The settings that put arms in force."""
-    return [f"compare=[{','.join(arms)}]", f"reference={reference}"]
