@@ -1,11 +1,12 @@
-# Everything runs in .venv, which `make setup` makes and the other targets make sure of.
+# Everything runs in .venv, which `make setup` makes and the other targets make sure of, with as much as they need.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON := $(shell command -v python3)# Python 3.11 to 3.13, for making .venv
 VENV := .venv
 PY := $(VENV)/bin/python
-READY := $(VENV)/.installed
+READY := $(VENV)/.installed# what the pipeline needs, and transcribing and serving
+WHOLE := $(VENV)/.installed-extras# all extras: flows, DeepSpeed, the demo, export, tests and so on
 # An import compiles what the stages and commands need; pip would compile six times as many files, on one core.
 COMPILED := 'import steermoe.training.train, steermoe.evaluation.evaluator, steermoe.serving.cli'
 
@@ -29,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make .venv with the exact versions of constraints.txt (TORCH=2.13.0: with the index' own torch)
+setup: $(WHOLE) ## make .venv with the exact versions of constraints.txt (TORCH=2.13.0: with the index' own torch)
 
 repro: $(READY) ## train, evaluate and compare the arms in force, and print the comparison; runs only what changed
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # an unpacked archive
@@ -47,16 +48,16 @@ profile: $(READY) ## put a profile in force: make profile PROFILE=mini
 ui: $(READY) ## look at the runs in MLflow, in a browser
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
 
-flows: $(READY) ## start Prefect: server, deployments and a worker (docs/scale.md)
+flows: $(WHOLE) ## start Prefect: server, deployments and a worker (docs/scale.md)
 	$(PY) -m flows start
 
-flows-stop: $(READY) ## stop them; what runs goes on after the next start
+flows-stop: $(WHOLE) ## stop them; what runs goes on after the next start
 	$(PY) -m flows stop
 
-test: $(READY) ## the whole test suite
+test: $(WHOLE) ## the whole test suite
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist loadfile
 
-lint: $(READY) ## ruff and pyright
+lint: $(WHOLE) ## ruff and pyright
 	ruff check
 	ruff format --check
 	pyright
@@ -65,17 +66,24 @@ clean: ## remove what the pipeline made; .venv and DVC's cache stay
 	rm -rf data models reports .runs mlartifacts mlruns mlflow.db*
 
 ifneq ($(TORCH),$(CHOSEN))
-.PHONY: $(READY)
+.PHONY: $(READY) $(WHOLE)
 endif
 
-$(READY): pyproject.toml constraints.txt
+# $(1): the extras of pyproject.toml. Without torch's removal pip would take 2.13.0+cpu for 2.13.0.
+define install
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	cp constraints.txt $(VENV)/constraints.txt
-ifneq ($(TORCH),)
-	sed -i 's/^torch==.*/torch==$(TORCH)/' $(VENV)/constraints.txt
-	$(PY) -m pip uninstall --quiet --yes torch # else pip takes 2.13.0+cpu for 2.13.0
-endif
-	$(PY) -m pip install --no-compile --constraint $(VENV)/constraints.txt --editable '.[dev]' | sed '/already satisfied/d' \
+	$(if $(TORCH),sed -i 's/^torch==.*/torch==$(TORCH)/' $(VENV)/constraints.txt)
+	$(if $(TORCH),$(PY) -m pip uninstall --quiet --yes torch)
+	$(PY) -m pip install --no-compile --constraint $(VENV)/constraints.txt --editable '.$(1)' | sed '/already satisfied/d' \
 		|| { echo 'If torch was not found, see "The build of torch" in the Makefile.'; exit 1; }
 	env -u PYTHONDONTWRITEBYTECODE $(PY) -c $(COMPILED)
 	echo '$(TORCH)' > $(READY)
+endef
+
+$(READY): pyproject.toml constraints.txt
+	$(call install,[serve])
+
+$(WHOLE): pyproject.toml constraints.txt
+	$(call install,[dev])
+	touch $(WHOLE)

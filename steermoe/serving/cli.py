@@ -92,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         lines = error.lines if isinstance(error, ConfigError) else [str(error)]
         return _said(lines[0] if len(lines) == 1 else str(error), 2)
+    except ImportError as error:
+        if words[0] not in EXTRAS:
+            raise
+        wanted = f"pip install 'steermoe[{EXTRAS[words[0]]}]', or `make setup`, which installs all extras"
+        return _said(f"{words[0]} needs what is not installed ({error}): {wanted}", 1)
     except BrokenPipeError:  # whoever read has read enough
         sys.stdout = None
         return 1
@@ -119,6 +124,7 @@ COMMANDS = {
     "serve": "serve a model over HTTP as OpenAI's API does",
     "demo": "show a model on a web page, its experts at work",
 }
+EXTRAS = {"serve": "serve", "demo": "demo,serve", "export": "export"}  # of pyproject.toml, that a command needs
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -98,6 +98,23 @@ def test_console_script_is_this() -> None:
     assert 'steermoe = "steermoe.serving.cli:main"' in text
 
 
+@pytest.mark.parametrize(
+    ("command", "library", "extra"),
+    [("serve", "prometheus_client", "serve"), ("demo", "gradio", "demo,serve"), ("export onnx", "onnx", "export")],
+)
+def test_a_missing_extra_is_named(command: str, library: str, extra: str, tmp_path: Path) -> None:
+    model = ["--model", str(ROOT / "pretrained" / "adapters" / "steermoe")]
+    out = ["--out", str(tmp_path / "out")] if extra == "export" else []
+    code = (
+        f"import sys; sys.modules[{library!r}] = None; from steermoe.serving.cli import main; "
+        f"sys.exit(main({[*command.split(), *model, *out]!r}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert f"pip install 'steermoe[{extra}]'" in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr
+
+
 def test_without_arguments_it_helps(call: Call) -> None:
     run = call()
     assert run.code == 0
