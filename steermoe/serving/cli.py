@@ -124,7 +124,11 @@ COMMANDS = {
     "serve": "serve a model over HTTP as OpenAI's API does",
     "demo": "show a model on a web page, its experts at work",
 }
-EXTRAS = {"serve": "serve", "demo": "demo,serve", "export": "export"}  # of pyproject.toml, that a command needs
+EXTRAS = {
+    "serve": "serve",
+    "demo": "demo,serve",
+    "export": "export",
+}  # of pyproject.toml, that a command needs
 
 if __name__ == "__main__":
     sys.exit(main())

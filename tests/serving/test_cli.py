@@ -100,7 +100,11 @@ def test_console_script_is_this() -> None:
 
 @pytest.mark.parametrize(
     ("command", "library", "extra"),
-    [("serve", "prometheus_client", "serve"), ("demo", "gradio", "demo,serve"), ("export onnx", "onnx", "export")],
+    [
+        ("serve", "prometheus_client", "serve"),
+        ("demo", "gradio", "demo,serve"),
+        ("export onnx", "onnx", "export"),
+    ],
 )
 def test_a_missing_extra_is_named(command: str, library: str, extra: str, tmp_path: Path) -> None:
     model = ["--model", str(ROOT / "pretrained" / "adapters" / "steermoe")]
