@@ -141,6 +141,7 @@ def test_a_kill_amid_the_log_of_a_model_leaves_one(project, monkeypatch, where):
     assert logged.status == "READY"
     [run] = client.search_runs([experiment.experiment_id], "tags.`steermoe.kind` = 'arm'")
     assert run.data.tags["steermoe.logged_model"] == logged.model_id
+    assert run.outputs is not None
     [output] = run.outputs.model_outputs
     assert output.model_id == logged.model_id
 
