@@ -6,6 +6,7 @@ it is killed, and gives those of a broken group half a minute.
 """
 
 import ctypes
+import importlib.util
 import os
 import signal
 import subprocess
@@ -134,9 +135,16 @@ def check(distributed: Distributed) -> None:
     """What this process finds around it is what the section says.
 
     Raises:
-        ValueError: torchrun started another number of processes, or fewer GPUs are visible than processes.
+        ValueError: torchrun started another number of processes, fewer GPUs are visible than processes, or
+            DeepSpeed is not installed.
     """
     import torch
+
+    if distributed.strategy in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            f"training.distributed.strategy: found {distributed.strategy!r}, which needs DeepSpeed: "
+            "pip install 'steermoe[deepspeed]', or `make setup`"
+        )
 
     here, wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), count(distributed)
     if is_launched() and here != wanted:

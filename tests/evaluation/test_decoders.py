@@ -15,7 +15,7 @@ from steermoe.corpora.fleurs import language_of
 from steermoe.evaluation.decoders import CtcDecoder, WhisperDecoder, decodable, own_decoder
 from steermoe.evaluation.evaluator import measure
 from steermoe.models.encoders import load_encoder
-from tests.evaluation.whisper import save_multilingual
+from tests.evaluation.whisper import save_multilingual, sized
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,6 @@ def whisper_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llm_dir: Path) ->
     from transformers import (
         GenerationConfig,
         PreTrainedTokenizerFast,
-        WhisperConfig,
         WhisperFeatureExtractor,
         WhisperForConditionalGeneration,
     )
@@ -103,14 +102,7 @@ def whisper_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llm_dir: Path) ->
     tokenizer.save_pretrained(folder)
     end = tokenizer.eos_token_id
     torch.manual_seed(4)
-    sizes = WhisperConfig(
-        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=80, max_source_positions=200,
-        max_target_positions=64, vocab_size=len(tokenizer), init_std=0.5, decoder_start_token_id=end,
-        eos_token_id=end, bos_token_id=end, pad_token_id=end, suppress_tokens=None,
-        begin_suppress_tokens=None,
-    )  # fmt: skip
-    model = WhisperForConditionalGeneration(sizes)
+    model = WhisperForConditionalGeneration(sized(len(tokenizer), end, end))
     model.generation_config = GenerationConfig(
         decoder_start_token_id=end,
         eos_token_id=end,

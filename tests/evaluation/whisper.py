@@ -1,4 +1,4 @@
-"""A whole Whisper with random weights, whose window is 4 s."""
+"""Whole Whispers with random weights, whose window is 4 s."""
 
 from pathlib import Path
 
@@ -12,6 +12,17 @@ from transformers import (
 )
 
 
+def sized(vocabulary: int, start: int, end: int, **others: float) -> WhisperConfig:
+    """A tiny one's configuration, by the tokens that begin and end a text."""
+    return WhisperConfig(
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=80, max_source_positions=200,
+        max_target_positions=64, vocab_size=vocabulary, decoder_start_token_id=start,
+        eos_token_id=end, bos_token_id=end, pad_token_id=end, suppress_tokens=None,
+        begin_suppress_tokens=None, **others,
+    )  # fmt: skip
+
+
 def save_multilingual(folder: Path, tiny_llm_dir: Path) -> Path:
     """Save one with the special tokens of a multilingual Whisper, timestamps of its window among them."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llm_dir)
@@ -22,13 +33,7 @@ def save_multilingual(folder: Path, tiny_llm_dir: Path) -> Path:
     ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
     end, start = tokenizer.eos_token_id, ids["<|startoftranscript|>"]
     torch.manual_seed(6)
-    sizes = WhisperConfig(
-        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=80, max_source_positions=200,
-        max_target_positions=64, vocab_size=len(tokenizer), init_std=0.5, decoder_start_token_id=start,
-        eos_token_id=end, bos_token_id=end, pad_token_id=end, suppress_tokens=None,
-        begin_suppress_tokens=None,
-    )  # fmt: skip
+    sizes = sized(len(tokenizer), start, end, init_std=0.5)
     model = WhisperForConditionalGeneration(sizes)
     model.generation_config = GenerationConfig(
         decoder_start_token_id=start, eos_token_id=end, pad_token_id=end, bos_token_id=end,

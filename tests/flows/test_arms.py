@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -47,7 +46,7 @@ def test_arms_of_a_profile_come_with_the_corpora_that_they_need(snapshot: Snapsh
     assert {"steermoe", "lora", "steermoe-960h", "conformer-7b"} <= set(everything)
 
 
-def test_own_arms_of_the_profile_in_force_add_their_corpora(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_own_arms_of_the_profile_in_force_add_their_corpora(snapshot: Snapshot) -> None:
     class InForce(Snapshot):
         def text(self, path: str) -> str:
             text = super().text(path)

@@ -14,6 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks import processes as throughput
+from steermoe.config import Distributed
 from steermoe.training import processes
 from steermoe.training.store import open_store
 
@@ -178,3 +179,13 @@ def test_their_throughput_is_measured(tmp_path, shards, quick_arm, monkeypatch, 
     one, two = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[-3:-1]]
     assert one[0] == "| 1" and two[0] == "| 2"
     assert one[2].startswith("1.00") and float(two[1].split()[0]) > 0
+
+
+def test_zero_without_deepspeed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    zero = Distributed(processes=1, strategy="zero2", offload="none")
+    with pytest.raises(
+        ValueError, match=r"found 'zero2', which needs DeepSpeed: pip install 'steermoe\[deepspeed\]'"
+    ):
+        processes.check(zero)
+    processes.check(processes.ONE_PROCESS)
