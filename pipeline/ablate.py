@@ -28,7 +28,7 @@ def main(
     import rich
 
     from steermoe import config
-    from steermoe.analysis import comparison, plots, published, report, sections, steering
+    from steermoe.analysis import comparison, plots, report, sections, steering
     from steermoe.data.shards import read_rows
     from steermoe.data.staging import write_text
     from steermoe.evaluation import results
@@ -66,7 +66,6 @@ def main(
             sections.steering(uses),
             sections.preservation(*results.read_preservation(evaluations, names)),
             sections.worst_cases(scored),
-            published.published(compared, settings.published),
         ],
         pictures,
     )

@@ -133,9 +133,3 @@ def _lora(section: config.Lora, model: nn.Module, layers: nn.ModuleList, setting
     from steermoe.models.lora import add_lora  # here, for peft takes seconds to import
 
     return sum(parameter.numel() for parameter in add_lora(section, model, layers, setting))
-
-
-def separate_routers(layers: int, width: int, experts: int) -> int:
-    """Parameters of a router of its own for every layer: what a shared router is compared with."""
-    with torch.device("meta"):
-        return count(nn.ModuleList(nn.Linear(width, experts) for _ in range(layers)))

@@ -1,25 +1,22 @@
-"""What a training run will take, before it runs: operations, hours, memory, disk.
+"""Estimate a training run before it runs: operations, hours and memory.
 
-Estimates, not measurements: every figure rests on the shapes of the real modules and on the assumptions that
-`ASSUMPTIONS` names. `steermoe.analysis.work` has the formulas.
+Estimates, not measurements: every figure rests on the shapes of the real modules and on `assumptions`.
+`steermoe.analysis.work` has the formulas.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from steermoe.analysis.audit import Sections, trained_parameters
 from steermoe.analysis.presets import EncoderShape, LlmShape
-from steermoe.analysis.teacher import BYTES, TeacherShape
 from steermoe.analysis.work import Clip, Work, activations, clip, work
 
 GB = 1e9
 GIB = 2**30
-TAUGHT = "a teacher: its forward pass and its weights; nothing of it is kept for a backward pass"
+BYTES = {"float32": 4, "bfloat16": 2}
 EFFICIENCY = (0.3, 0.6)  # share of the matrix peak that training reaches
 STATE = {"weights": 4, "gradients": 4, "optimizer": 8}  # bytes of a trained parameter, AdamW in float32
 RESERVED = 1.5 * GIB  # context of the driver, kernels, fragmentation
-ARCHIVE_AN_HOUR = 6_387_309_499 / 100.6  # LibriSpeech train-clean-100, FLAC
-CHECKPOINTS = 3  # kept at a time: the best, the last, the one being written
 
 
 @dataclass(frozen=True)
@@ -108,14 +105,12 @@ class Plan:
             output kept where nothing in it is trained.
         memory: mode of distribution -> (bytes a device, bytes of the host).
         parts: what the memory of mode `plain` is made of.
-        disk: what lies on disk, bytes.
     """
 
     trained: dict[str, int]
     cases: list[Case]
     memory: dict[str, tuple[float, float]]
     parts: dict[str, float]
-    disk: dict[str, float] = field(default_factory=dict)
 
 
 def plan(
@@ -124,9 +119,8 @@ def plan(
     sections: Sections,
     corpus: Corpus,
     setup: Setup,
-    teacher: TeacherShape | None = None,
 ) -> Plan:
-    """Estimate a run. `encoder` gets LoRA or the hooks of steering by this; a teacher comes on top.
+    """Estimate a run. `encoder` gets LoRA or the hooks of steering by this.
 
     Raises:
         ValueError: a setting does not fit the encoder, or clips are longer than it takes.
@@ -143,16 +137,14 @@ def plan(
         "encoder's weights": weights["encoder"] * BYTES[setup.encoder_dtype],
         "LLM's weights": weights["llm"] * BYTES[setup.llm_dtype],
         **{f"trained {name}": sum(trained.values()) * size for name, size in STATE.items()},
-        **({} if teacher is None else {"teacher's weights": teacher.memory}),
         "activations": kept,
         "context of the device": RESERVED,
     }
     return Plan(
         trained=trained,
-        cases=_cases(encoder, llm, sections, corpus, setup, trained, teacher),
+        cases=_cases(encoder, llm, sections, corpus, setup, trained),
         memory=_memory(parts, llm, setup),
         parts=parts,
-        disk=_disk(weights, trained, corpus),
     )
 
 
@@ -163,14 +155,10 @@ def _cases(
     corpus: Corpus,
     setup: Setup,
     trained: dict[str, int],
-    teacher: TeacherShape | None,
 ) -> list[Case]:
     def case(name: str, seconds: float, once: bool = False) -> Case:
         heard = clip(seconds, encoder, sections, corpus.prompt_tokens, corpus.target_tokens)
         step = work(heard, encoder, llm, sections, trained)
-        if teacher is not None:
-            taught = teacher.forward(seconds, corpus.prompt_tokens, corpus.target_tokens)
-            step = replace(step, teacher=taught)
         per_clip = step.total * corpus.epochs
         if once:
             per_clip -= step.encoder_forward * (corpus.epochs - 1)
@@ -195,7 +183,7 @@ def _activations(
     longest = encoder.max_seconds if setup.padded else None
     seconds = corpus.mean_seconds if longest is None else longest
     heard = clip(seconds, encoder, sections, corpus.prompt_tokens, corpus.target_tokens)
-    clips = max(1, math.floor(setup.batch_seconds / corpus.mean_seconds))
+    clips = max(1, math.floor(setup.batch_seconds / seconds))  # a padded row costs the whole window
     return clips * activations(heard, encoder, llm, sections, BYTES[setup.llm_dtype])
 
 
@@ -205,7 +193,6 @@ def _memory(parts: dict[str, float], llm: LlmShape, setup: Setup) -> dict[str, t
     frozen = parts["encoder's weights"] + parts["LLM's weights"]
     weights, gradients, optimizer = (parts[f"trained {name}"] for name in STATE)
     rest = parts["activations"] + parts["context of the device"]
-    rest += parts.get("teacher's weights", 0.0)  # whole on every device
     layer = llm.matmul_weights / len(llm.layers) * BYTES[setup.llm_dtype]
     table = llm.head_weights * BYTES[setup.llm_dtype]
     gathered = 2 * max(layer, table)  # what is in use, and what is fetched ahead
@@ -219,37 +206,17 @@ def _memory(parts: dict[str, float], llm: LlmShape, setup: Setup) -> dict[str, t
     }
 
 
-def _disk(weights: dict[str, int], trained: dict[str, int], corpus: Corpus) -> dict[str, float]:
-    archives = corpus.hours * ARCHIVE_AN_HOUR
-    state = sum(trained.values()) * (STATE["weights"] + STATE["optimizer"])
-    return {
-        "archives": archives,
-        "unpacked": archives,
-        "shards": archives,
-        "DVC's cache (a copy of what is unpacked and of the shards)": 2 * archives,
-        "frozen weights": 2 * sum(weights.values()),
-        f"checkpoints ({CHECKPOINTS} at a time)": CHECKPOINTS * state,
-    }
-
-
-def refusals(found: Plan, setup: Setup, mode: str, free_disk: float) -> list[str]:
-    """Why the run cannot be: which number exceeds which, a line each; none if it can."""
-    lines = []
+def refusal(found: Plan, setup: Setup, mode: str) -> str | None:
+    """Return why the run does not fit into the device's memory; None if it does."""
     need = found.memory[mode][0]
-    if need > setup.gpu.memory:
-        fitting = [name for name, (device, _) in found.memory.items() if device <= setup.gpu.memory]
-        instead = f"what fits: mode {', '.join(fitting)}" if fitting else "and so does every other mode"
-        lines.append(
-            f"memory: {need / GB:.1f} GB a device in mode {mode} exceed the {setup.gpu.memory / GB:.1f} GB "
-            f"that it has; {instead}; smaller batches need less"
-        )
-    disk = sum(found.disk.values())
-    if disk > free_disk:
-        lines.append(
-            f"disk: {disk / GB:.1f} GB exceed the {free_disk / GB:.1f} GB that are free; train on fewer hours, "
-            "or name another place with --disk"
-        )
-    return lines
+    if need <= setup.gpu.memory:
+        return None
+    fitting = [name for name, (device, _) in found.memory.items() if device <= setup.gpu.memory]
+    instead = f"these modes fit: {', '.join(fitting)}" if fitting else "no mode fits"
+    return (
+        f"memory: mode {mode} needs {need / GB:.1f} GB per device, which has {setup.gpu.memory / GB:.1f} GB; "
+        f"{instead}; a smaller batch needs less"
+    )
 
 
 def assumptions(corpus: Corpus, setup: Setup) -> list[str]:
@@ -263,7 +230,7 @@ def assumptions(corpus: Corpus, setup: Setup) -> list[str]:
         "steering from layer k on: backward through the encoder's layers above k only; linear: not at all",
         f"AdamW in float32: {sum(STATE.values())} bytes a trained parameter; attention fused, no recomputation",
         f"batch of {setup.batch_seconds:g} audio seconds a device; activations in {setup.llm_dtype}",
-        f"FLAC at {ARCHIVE_AN_HOUR / 1e6:.1f} MB an hour (LibriSpeech train-clean-100)",
+        "training alone: no evaluation, and no teacher of training.distillation",
     ]
 
 

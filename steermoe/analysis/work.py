@@ -43,14 +43,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class Work:
-    """Operations on one clip: forward and backward of the frozen models, all of the trained parts, a teacher's."""
+    """Operations on one clip: forward and backward of the frozen models, all of the trained parts."""
 
     encoder_forward: float
     encoder_backward: float
     llm_forward: float
     llm_backward: float
     trained: float
-    teacher: float = 0.0
 
     @property
     def total(self) -> float:

@@ -57,7 +57,6 @@ class Config:
     llm: Llm
     preprocessing: Preprocessing
     training: ProfileTraining
-    published: list[str]
     rehearsal: Rehearsal | None
 
     def arm(self, name: str) -> ArmConfig:
@@ -116,7 +115,7 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
         raise ConfigError(lines)
     own = ("corpora", "arms", *OVERRIDDEN)
     shared = {name: getattr(tuned, name) for name in Params.model_fields if name not in own}
-    sized = {name: getattr(profile, name) for name in ("preprocessing", "training", "published", "rehearsal")}
+    sized = {name: getattr(profile, name) for name in ("preprocessing", "training", "rehearsal")}
     models = {name: pinned(getattr(profile, name), lock) for name in ("encoder", "llm")}
     models["video"] = pinned_video(profile.video, lock)
     return Config(

@@ -1,9 +1,6 @@
 """A profile in configs/: what differs by scale, and what of params.yaml it has differently."""
 
-import re
 from collections.abc import Iterator, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationInfo, field_validator
@@ -22,7 +19,6 @@ from steermoe.config.sections import (
     Section,
     Seed,
     Selection,
-    Text,
 )
 from steermoe.config.video import Video
 
@@ -53,7 +49,6 @@ class Profile(Section):
     training: ProfileTraining
     overrides: dict[str, Any]
     arms: dict[ArmName, Arm]
-    published: list[Text]
     rehearsal: Rehearsal | None
 
     @field_validator("corpora")
@@ -90,23 +85,6 @@ class Profile(Section):
             if path not in legal:
                 raise illegal(legal, found=path)
         return overrides
-
-    @field_validator("published")
-    @classmethod
-    def _are_topics(cls, topics: list[str]) -> list[str]:
-        for topic in topics:
-            if topic not in known_topics():
-                raise illegal(known_topics(), found=topic)
-        if len(set(topics)) < len(topics):
-            raise illegal("every topic once")
-        return topics
-
-
-@cache
-def known_topics() -> list[str]:
-    """The topics of claims, read off their file's lines."""
-    claims = Path(__file__).parents[1] / "analysis" / "claims.yaml"
-    return re.findall(r"^  - topic: (\S+)$", claims.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def unserved(

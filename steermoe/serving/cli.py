@@ -25,7 +25,6 @@ EXAMPLES = """Examples:
     steermoe params
     steermoe params --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
     steermoe plan --encoder whisper-large-v3 --llm qwen2.5-7b-instruct --hours 100.6 --epochs 10
-    steermoe claims --topic librispeech
     steermoe serve --port 8080
     steermoe demo
 
@@ -118,8 +117,7 @@ COMMANDS = {
     "stream": "write down speech as it comes: the microphone, a pipe, or a file",
     "analyze": "see what the experts of a trained adapter do",
     "params": "count the parameters of a configuration, frozen and trained, part by part",
-    "plan": "estimate hours, memory and disk of a training run, and whether it fits",
-    "claims": "show what others published, recomputed where that can be done",
+    "plan": "estimate the hours and memory of a training run, and whether it fits",
     "export": "take a trained model elsewhere: one folder, ONNX Runtime, or the hub",
     "serve": "serve a model over HTTP as OpenAI's API does",
     "demo": "show a model on a web page, its experts at work",

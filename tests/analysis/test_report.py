@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from steermoe.analysis import claims, sections
-from steermoe.analysis.comparison import Comparison, Set, compare
-from steermoe.analysis.published import PUBLISHED, published
+from steermoe.analysis import sections
+from steermoe.analysis.comparison import Comparison, compare
 from steermoe.analysis.report import markdown, p_value, printed
 from steermoe.config import Evaluation
-from steermoe.corpora import reader
 from steermoe.evaluation.results import read_json, read_results
 
 ARMS = ["linear", "steermoe", "lora", "steermoe-seed2"]
@@ -71,31 +69,6 @@ def test_a_set_is_shown_in_its_own_metric(comparison: Comparison) -> None:
     assert "synthetic clean CER" not in further[0] and "synthetic other CER" in further[0]
     cell = chinese.cell(chinese.rows[0], chinese.sets[0], "cer")
     assert cell is not None and main[2][2].startswith(f"{100 * cell.value:.1f}<br>[")
-
-
-def test_claims_stand_in_a_table_of_their_own(comparison: Comparison) -> None:
-    measured = replace(comparison, sets=[Set("librispeech", "test-clean", "transcribe", 2620)])
-    lines = published(measured, ["librispeech", "experts"])
-    [table] = tables("\n".join(lines))
-    assert "Not measured here" in "\n".join(lines) and table[0][3] == "claimed"
-    rows = {(line[1], line[2]): line for line in table[2:]}
-    paper = rows["SteerMoE, Conformer + Qwen2.5-7B", "WER"]
-    assert paper[3] == "2.42 %" and "5 % of the test set" in paper[4] and "2510.13558" in paper[5]
-    assert rows["SteerMoE, Conformer + Qwen2.5-7B, 2 experts", "WER"][3] == "6.22 %"
-    assert rows["SteerMoE's baseline, static adapter", "WER"][6].startswith("contradicted: ")
-    assert {line[0] for line in table[2:]} == {"LibriSpeech test-clean"}
-    assert not any("withdrawn" in line[6] for line in table[2:])
-    assert published(measured, []) == [] == published(comparison, ["librispeech"])
-    whole = markdown(measured, [lines], {})
-    assert whole.index("## Results") < whole.index("## Claims of others")
-    assert "2.42" not in whole[: whole.index("## Claims of others")]
-
-
-def test_every_claimed_set_is_one_of_a_reader_and_of_the_claims() -> None:
-    known = {(claim.dataset, claim.split) for claim in claims.load().about(None)}
-    for (corpus, split), of in PUBLISHED.items():
-        assert split in reader(corpus).SPLITS
-        assert of in known or of == ("MLS German", "test")  # nobody is known to have published it
 
 
 def test_tables_are_rectangular_whatever_the_texts_hold(

@@ -125,10 +125,6 @@ def test_values_of_a_profile_stand_above_those_of_params(
             "configs/mini.yaml: arms.other.overrides.bridge.kernl: no such value; legal: one of bridge.downsample, ",
         ),
         (
-            {"mini:published": ["librispech"]},
-            'configs/mini.yaml: published: found "librispech"; legal: one of librispeech, ',
-        ),
-        (
             {"mini:llm.revision": "main"},
             'configs/mini.yaml: llm.revision: found "main"; legal: null, or a commit of the hub, 40 hexadecimal',
         ),
