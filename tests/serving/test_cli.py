@@ -178,7 +178,7 @@ def test_params_of_the_arms_in_force(call: Call) -> None:
     assert run.code == 0
     for part in ("5,246,752", "4,591,104", "636,968,960", "0.064 %"):
         assert part in run.out
-    assert "10,489,344" in run.out
+    assert "16,387,584" in run.out
 
 
 def test_params_as_json(call: Call) -> None:
