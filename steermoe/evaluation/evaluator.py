@@ -125,7 +125,8 @@ def measure(
             total = float(heard["seconds"].sum())
             threads = torch.get_num_threads()
             speed = Speed(wall, total, settings.batch_seconds, system.device, threads)
-        counts = count_errors(heard["target"].to_list(), hypotheses, normalize)
+        languages = heard["language"].to_list()
+        counts = count_errors(heard["target"].to_list(), hypotheses, normalize, languages)
         parts.append(
             heard.select(
                 "source_id", "split", "language", "task", "prompt", pl.lit(kind).alias("audio"), "heard", "seconds",
