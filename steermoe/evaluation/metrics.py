@@ -18,7 +18,7 @@ from steermoe.evaluation.normalizers import UNSPACED, Normalizer
 
 Counts = tuple[np.ndarray, np.ndarray]  # (utterances,) numerators, (utterances,) denominators, float64
 EVERY, ONE = pl.lit(True), pl.lit(1.0)
-SPACED = ~pl.col("language").str.split("-").list.first().is_in(UNSPACED)
+SPACED = ~pl.col("language").str.to_lowercase().str.split("-").list.first().is_in(UNSPACED)
 
 
 @dataclass(frozen=True)
