@@ -159,12 +159,13 @@ def remarks(corpus: str, summary: dict) -> list[str]:
         for task, counts in tasks.items():
             told = []
             if empty := counts.get("empty_references"):
-                so = (
-                    "every word written there is an error"
-                    if empty < counts["n"]
-                    else "so there are no error rates"
-                )
-                told.append(f"{empty} are empty after normaliser {protocol['normalizer']}, {so}")
+                told.append(f"{empty} are empty after normaliser {protocol['normalizer']}")
+                if task == "transcribe":
+                    told[-1] += (
+                        ", where every word written is an error"
+                        if empty < counts["n"]
+                        else ", so there are no error rates"
+                    )
             if beyond := counts.get("references_beyond_limit"):
                 told.append(
                     f"{beyond} are longer than generation.max_new_tokens, so nothing can write them whole"
