@@ -18,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from steermoe.corpora.choices import spelled_out
 from steermoe.evaluation.captions import rouge_l
 from steermoe.evaluation.choosing import choice
 from steermoe.evaluation.normalizers import Normalizer
@@ -47,7 +48,8 @@ SINGLE_WORD = CLEAN & ~pl.col("agreed").is_in(BINARY) & ~pl.col("agreed").str.co
 
 
 def count_answers(frame: pl.DataFrame, hypotheses: Sequence[str], normalize: Normalizer) -> pl.DataFrame:
-    """Columns COLUMNS, a row for each of `frame` (columns task, target, answers, choices).
+    """Columns COLUMNS, a row for each of `frame` (columns task, target, answers, choices; language and prompt,
+    where there are any).
 
     expected: the target, normalised. said: the people's answers, normalised; empty for other tasks. said_hits:
     how many of them the hypothesis equals. agreed: the commonest of them (the first of several), agreeing: how
@@ -72,7 +74,8 @@ def _counted(row: dict[str, Any], hypothesis: str, normalize: Normalizer) -> dic
     references = said or [expected] * asked
     chosen = None
     if row["choices"]:
-        chosen = choice(hypothesis, row["choices"], normalize) == list(row["choices"]).index(row["target"])
+        options = spelled_out(row.get("prompt", ""), row["choices"])
+        chosen = choice(hypothesis, options, normalize) == list(row["choices"]).index(row["target"])
     return {
         "expected": expected,
         "said": said,

@@ -44,8 +44,8 @@ def choice(hypothesis: str, choices: Sequence[str], normalize: Normalizer) -> in
     In this order: the text is an option's own text; it states a letter ("Answer: B", "(b)", "B. Paris"), unless what
     stands beside the letter is another option's text; it holds the text of one option alone; it holds one letter
     alone. What is denied ("not a dog", "neither A nor B") is not chosen, and reasons ("because ...") are read only
-    where nothing is chosen before them. An option that is a single letter (a musical key; the letters of
-    `corpora.<name>.answer: letter`) is meant by that letter. Options have letters, so a number is never a label.
+    where nothing is chosen before them. An option that is a single letter (a musical key) is meant by that
+    letter, wherever it stands. Options have letters, so a number is never a label.
     """
     forms: tuple[Form, ...] = (_plain, lambda text: normalize(_plain(text)))
     text = _MARKUP.sub("", typed_alike(hypothesis, "und", "NFKC")).strip()

@@ -1,7 +1,10 @@
 """What is read as the choice of an option, in the phrasings that people and LLMs use."""
 
+import polars as pl
 import pytest
 
+from steermoe.corpora import choices
+from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.choosing import choice
 from steermoe.evaluation.normalizers import Normalizer, folded, whisper_english
 
@@ -94,7 +97,7 @@ def test_none_is_chosen(text: str) -> None:
         ("+", ["+", "-"], 0),
         ("2", ["1", "2", "3"], 1),
         ("There are 2 dogs", ["1", "2", "3"], 1),
-        ("B", ["A", "B", "C"], 1),  # corpora.<name>.answer: letter
+        ("B", ["A", "B", "C"], 1),
         ("B. Paris", ["A", "B", "C"], 1),
         ("Yes, it does.", ["Yes", "No"], 0),
         ("No, it does not.", ["Yes", "No"], 1),
@@ -108,3 +111,27 @@ def test_none_is_chosen(text: str) -> None:
 )
 def test_options_of_every_shape(text: str, options: list[str], chosen: int | None) -> None:
     assert choice(text, options, folded) == chosen
+
+
+@pytest.mark.parametrize(
+    ("texts", "answer", "right"),
+    [
+        (["London", "Paris"], "B", True),
+        (["London", "Paris"], "Paris", True),
+        (["London", "Paris"], "It's Paris.", True),
+        (["London", "Paris"], "London", False),
+        (["London", "Paris"], "A. Paris", True),
+        (["B", "C", "D"], "B", True),  # a list of keys: the letter of the list
+        (["B", "C", "D"], "C", False),
+        (["two\nlines", "one"], "B", True),
+    ],
+)
+def test_where_letters_are_asked_for_a_text_counts_too(texts: list[str], answer: str, right: bool) -> None:
+    row = {
+        "task": "answer", "prompt": choices.ask("Where?", texts), "choices": choices.offered(texts, "letter"),
+        "target": "B", "answers": [],
+    }  # fmt: skip
+    rows = pl.DataFrame(
+        [row], schema_overrides={"answers": pl.List(pl.String), "choices": pl.List(pl.String)}
+    )
+    assert count_answers(rows, [answer], folded)["choice_exact"].to_list() == [right]
