@@ -31,7 +31,7 @@ _BEHIND = re.compile(
 _NO_LETTER = re.compile(rf"\s+(?!(?:is|and|or|because|since)\b){_WORD}")  # "A dog", "I think"
 _ANOTHER = re.compile(r"(?:or|and)\b", re.IGNORECASE)
 _REASON = re.compile(r"\b(?:because|since|due to)\b", re.IGNORECASE)
-_MARKUP = re.compile(r"\\boxed|[*_$\"\u201c\u201d]|</?\w+>")
+_MARKUP = re.compile(r"\\boxed|[*\"\u201c\u201d]|\b_+|_+\b|</?\w+>|\$(?=[A-Za-z]\$)|(?<=\$[A-Za-z])\$")
 _ARTICLE = re.compile(r"^(?:an?|the) (?=.)")
 _CLAUSE = re.compile(r"[.;!?\n](?:\s|$)")
 
@@ -71,7 +71,8 @@ def choice(hypothesis: str, choices: Sequence[str], normalize: Normalizer) -> in
 
 def _plain(text: str) -> str:
     """Lower case, without what encloses a text; signs inside it stay (`C#`, `-5`)."""
-    text = " ".join(typed_alike(text, "und", "NFKC").casefold().split()).strip(" .,:;!?'\"()[]{}")
+    text = _MARKUP.sub("", typed_alike(text, "und", "NFKC").casefold())
+    text = " ".join(text.split()).strip(" .,:;!?'\"()[]{}")
     return _ARTICLE.sub("", text)
 
 

@@ -27,7 +27,7 @@ STATED = [
     "paris.", "PARIS!", "It's Paris", "The city is Paris.", "Paris, not London",
     "It is not London but Paris", "The answer is Paris", "Answer: Paris",
     "Paris because London has no such tower", "I don't think it's A. Paris.", "A. Paris",
-    "The correct answer is A: Paris", "B\n\nThe speaker mentions the Seine.", "B\u200b",
+    "The correct answer is A: Paris", "B\n\nThe speaker mentions the Seine.", "B\u200b", "_B_", "__B__ Paris",
     "\u201cParis\u201d", "<b>B</b>",
 ]  # fmt: skip
 UNDECIDED = [
@@ -95,6 +95,11 @@ def test_none_is_chosen(text: str) -> None:
         ("vitamin C", ["Vitamin D", "Vitamin C", "Vitamin A"], 1),
         ("-5", ["5", "-5"], 1),
         ("+", ["+", "-"], 0),
+        ("$5", ["$5", "5 euros"], 0),
+        ("It costs $5.", ["$50", "$5"], 1),
+        ("snake_case", ["snake_case", "camel"], 0),
+        ('"Stop", he says', ["He says nothing", 'He says "stop"'], None),
+        ('He says "stop"!', ["He says nothing", 'He says "stop"'], 1),
         ("2", ["1", "2", "3"], 1),
         ("There are 2 dogs", ["1", "2", "3"], 1),
         ("B", ["A", "B", "C"], 1),
