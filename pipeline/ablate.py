@@ -61,6 +61,7 @@ def main(
     text = report.markdown(
         compared,
         [
+            sections.texts(scored),
             sections.training(compared),
             sections.seed_noise(compared, configs),
             sections.steering(uses),

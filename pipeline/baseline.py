@@ -25,7 +25,7 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
         return
     from steermoe.evaluation import decoders, floors, preservation
     from steermoe.evaluation.evaluator import measure
-    from steermoe.evaluation.predictions import summarise
+    from steermoe.evaluation.predictions import remarks, summarise
     from steermoe.models.steermoe import SteerMoE
     from steermoe.training import processes
 
@@ -55,4 +55,7 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
         if rows.is_empty():  # nothing to transcribe in a corpus of questions, or in no language that it knows
             continue
         predictions = measure(system, rows, evaluation, seed)
-        results.write_result(out / name, predictions, summarise(predictions, evaluation))
+        summary = summarise(predictions, evaluation)
+        results.write_result(out / name, predictions, summary)
+        for remark in remarks(corpus, summary):
+            print(f"{name}: {remark}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Decode and score one arm on one corpus."""
 
+import sys
 from pathlib import Path
 
 from pipeline.options import Model, Out, Params, Shards
@@ -25,7 +26,7 @@ def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = P
             return
         from steermoe.evaluation import preservation
         from steermoe.evaluation.evaluator import evaluate
-        from steermoe.evaluation.predictions import summarise
+        from steermoe.evaluation.predictions import remarks, summarise
         from steermoe.models.steermoe import SteerMoE
         from steermoe.training.tracking import Tracker
 
@@ -45,6 +46,8 @@ def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = P
             return
         summary = summarise(predictions, evaluation)
         results.write_result(out, predictions, summary)
+        for remark in remarks(corpus, summary):
+            print(remark, file=sys.stderr)
         tracker = Tracker(settings.profile)
         tracker.attach(loaded.config, model)
         tracker.log_inputs(shards.parent, {corpus: settings.corpora[corpus].test}, "test")

@@ -21,15 +21,17 @@ def main(
 ) -> None:
     """Train the arm that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint.
 
-    Of PARAMS only `training.distributed` of the profile is read: on what the arm is trained, not how. Exit code
-    75: it was asked to end (SIGTERM), has kept what is done, and goes on when the command is repeated.
+    Of PARAMS only `training.distributed` of the profile is read, on what the arm is trained, and
+    `generation.max_new_tokens`, to report targets that no answer can reach. Exit code 75: it was asked to end
+    (SIGTERM), has kept what is done, and goes on when the command is repeated.
     """
     from steermoe import config as configuration
     from steermoe.config import ArmConfig
     from steermoe.data.staging import project_root
     from steermoe.training import processes
 
-    distributed = configuration.load(params).training.distributed
+    settings = configuration.load(params)
+    distributed = settings.training.distributed
     try:
         is_zero = distributed.strategy in ("zero2", "zero3")
         with processes.shared(processes.count(distributed), as_group=is_zero) as is_ours:
@@ -50,6 +52,7 @@ def main(
                 workers=workers,
                 feature_cache_gb=feature_cache_gb,
                 distributed=distributed,
+                max_new_tokens=settings.generation.max_new_tokens,
             )
             if processes.world().rank == 0:
                 print(f"{out}: dev loss {results['best_dev_loss']:.4f} at step {results['best_step']}")

@@ -7,9 +7,22 @@ from steermoe.analysis.comparison import BASELINES, Comparison, scored, worst
 from steermoe.analysis.report import NONE, Lines, markdown_table, number, percent
 from steermoe.config import ArmConfig
 from steermoe.evaluation.metrics import METRICS
+from steermoe.evaluation.predictions import remarks
 from steermoe.evaluation.results import Result
 
 WORST = 3  # utterances shown for each arm and set
+
+
+def texts(results: Mapping[str, Mapping[str, Result]]) -> Lines:
+    """Empty references, references beyond the limit of tokens and answers that it cut, for every system and set."""
+    lines = [
+        f"- `{system}`: {remark}"
+        for system, of in results.items()
+        for corpus, result in of.items()
+        if result.summary
+        for remark in remarks(corpus, result.summary)
+    ]
+    return ["## Texts that are empty or cut", "", *lines] if lines else []
 
 
 def training(comparison: Comparison) -> Lines:

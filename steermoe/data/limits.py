@@ -127,6 +127,14 @@ def counts(items: Iterable[LeftOut]) -> Counter[tuple[str, str]]:
     return Counter((item.split, item.kind) for item in items)
 
 
+def target_tokens(tokenizer: Any, targets: Sequence[str]) -> list[int]:
+    """Length of each target in tokens of the LLM, its end token included: what writing it takes."""
+    if not targets:
+        return []
+    found = tokenizer(list(targets), add_special_tokens=False, verbose=False)["input_ids"]
+    return [len(ids) + 1 for ids in found]
+
+
 def tokenizer_file(llm: str) -> Path:
     """tokenizer.json of an LLM: in its folder, or of that hub id.
 

@@ -12,14 +12,15 @@ in which of them count:
 Always giving the same answer reaches much of each, so the best constant answer belongs beside every figure.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
 
+from steermoe.corpora.choices import spelled_out
 from steermoe.evaluation.captions import rouge_l
+from steermoe.evaluation.choosing import choice
 from steermoe.evaluation.normalizers import Normalizer
 
 Constant = tuple[str, float]  # a text, and what it reaches
@@ -45,13 +46,10 @@ UNANIMOUS = SEVERAL & (pl.col("agreeing") == pl.col("said").list.len())
 BINARY_ONLY = UNANIMOUS & pl.col("agreed").is_in(BINARY)
 SINGLE_WORD = CLEAN & ~pl.col("agreed").is_in(BINARY) & ~pl.col("agreed").str.contains(" ")
 
-# "B", "(b)", "B. a dog", "B: a dog"; "A dog" is no letter.
-_LETTER = re.compile(r"\s*\(?([A-Za-z])(?:\)|[.:,]|\s*$)")
-_NAMED = re.compile(r"\banswer(?:\s+is|\s*:)\s*(?:option\s+)?\(?([A-Z])\b(?!['\u2019])")
-
 
 def count_answers(frame: pl.DataFrame, hypotheses: Sequence[str], normalize: Normalizer) -> pl.DataFrame:
-    """Columns COLUMNS, a row for each of `frame` (columns task, target, answers, choices).
+    """Columns COLUMNS, a row for each of `frame` (columns task, target, answers, choices; language and prompt,
+    where there are any).
 
     expected: the target, normalised. said: the people's answers, normalised; empty for other tasks. said_hits:
     how many of them the hypothesis equals. agreed: the commonest of them (the first of several), agreeing: how
@@ -68,14 +66,16 @@ def count_answers(frame: pl.DataFrame, hypotheses: Sequence[str], normalize: Nor
 
 def _counted(row: dict[str, Any], hypothesis: str, normalize: Normalizer) -> dict[str, Any]:
     asked, captioned = row["task"] == "answer", row["task"] == "caption"
-    given = [normalize(answer) for answer in row["answers"]]
-    expected, read = normalize(row["target"]), normalize(hypothesis)
+    language = row.get("language", "und")
+    given = [normalize(answer, language) for answer in row["answers"]]
+    expected, read = normalize(row["target"], language), normalize(hypothesis, language)
     said = given if asked else []
     (agreed, agreeing), *_ = Counter(said).most_common(1) or [("", 0)]
     references = said or [expected] * asked
     chosen = None
     if row["choices"]:
-        chosen = choice(hypothesis, row["choices"], normalize) == list(row["choices"]).index(row["target"])
+        options = spelled_out(row.get("prompt", ""), row["choices"])
+        chosen = choice(hypothesis, options, normalize) == list(row["choices"]).index(row["target"])
     return {
         "expected": expected,
         "said": said,
@@ -95,20 +95,6 @@ def token_f1(reference: str, hypothesis: str) -> float:
     if not words or not read:
         return float(words == read)
     return 2 * sum((Counter(words) & Counter(read)).values()) / (len(words) + len(read))
-
-
-def choice(hypothesis: str, choices: Sequence[str], normalize: Normalizer) -> int | None:
-    """The option that a text chooses: by its letter at the start or after "answer is", or by being that option.
-
-    None where it chooses none of them.
-    """
-    found = _LETTER.match(hypothesis) or _NAMED.search(hypothesis)
-    if found:
-        number = ord(found[1].upper()) - ord("A")
-        return number if number < len(choices) else None
-    options = [normalize(option) for option in choices]
-    read = normalize(hypothesis)
-    return options.index(read) if options.count(read) == 1 else None
 
 
 def constant_of(right: pl.Expr, answers_count: bool = False) -> Floor:

@@ -18,7 +18,8 @@ def own_audio(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
 def shuffled_audio(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
     """Every row with the audio of another row of its split, prompt and target kept: what chance gets right.
 
-    A split of one row has no other audio and is left out.
+    The other row may have another task: one to transcribe may get the recording of a question. A split of one row
+    has no other audio and is left out.
     """
     parts = []
     for rows in own_audio(frame, seed).partition_by("split", maintain_order=True):

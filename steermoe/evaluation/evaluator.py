@@ -6,7 +6,8 @@ a floor that never listens. All run through the same loop, so that their rows an
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,7 @@ from steermoe.config import Evaluation, Generation
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.limits import target_tokens
 from steermoe.data.rows import with_defaults
 from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.controls import AUDIO, VIDEO
@@ -37,11 +39,22 @@ Respond = Callable[[Iterable[pl.DataFrame]], Iterator[tuple[int, str]]]
 
 @dataclass(frozen=True)
 class System:
-    """What is evaluated. `decoding` and `device` tell the reader of the report how its texts came about."""
+    """What is evaluated. `decoding` and `device` tell the reader of the report how its texts came about.
+
+    Attributes:
+        room: the LLM's tokenizer and the most tokens of an answer; None where that is no limit, or not known.
+        seconds: of longer audio only so much is encoded; None: all of it.
+    """
 
     respond: Respond
     decoding: str
     device: str
+    room: tuple[Any, int] | None = field(default=None, kw_only=True)
+    seconds: float | None = field(default=None, kw_only=True)
+
+
+class CutText(str):
+    """An answer that did not end by itself, but at the most tokens allowed."""
 
 
 def evaluate(
@@ -77,9 +90,12 @@ def adapter(model: SteerMoE, generation: Generation, seed: int) -> System:
     @torch.inference_mode()
     def respond(batches: Iterable[pl.DataFrame]) -> Iterator[tuple[int, str]]:
         for found in model.generate_all(map(inputs, batches), generation, seed):
-            yield found.row, model.tokenizer.decode(found.ids, skip_special_tokens=True).strip()
+            text = model.tokenizer.decode(found.ids, skip_special_tokens=True).strip()
+            yield found.row, CutText(text) if len(found.ids) >= generation.max_new_tokens else text
 
-    return System(respond, describe(generation, seed), str(model.device))
+    room = (model.tokenizer, generation.max_new_tokens)
+    seconds = model.encoder.max_seconds
+    return System(respond, describe(generation, seed), str(model.device), room=room, seconds=seconds)
 
 
 class _Beginning:
@@ -122,10 +138,11 @@ def measure(
         hypotheses = [fresh[row] if row in fresh else answered[asked[row]] for row in range(len(heard))]
         answered |= {asked[row]: text for row, text in fresh.items()}
         if kind == "own":
-            total = float(heard["seconds"].sum())
+            total = float(heard["seconds"].clip(upper_bound=system.seconds).sum())
             threads = torch.get_num_threads()
             speed = Speed(wall, total, settings.batch_seconds, system.device, threads)
-        counts = count_errors(heard["target"].to_list(), hypotheses, normalize)
+        languages = heard["language"].to_list()
+        counts = count_errors(heard["target"].to_list(), hypotheses, normalize, languages)
         parts.append(
             heard.select(
                 "source_id", "split", "language", "task", "prompt", pl.lit(kind).alias("audio"), "heard", "seconds",
@@ -133,8 +150,19 @@ def measure(
             )
             .hstack(pl.DataFrame(counts))
             .hstack(count_answers(heard, hypotheses, normalize))
+            .with_columns(_ends(system, heard, hypotheses))
         )  # fmt: skip
     return Predictions(pl.concat(parts), system.decoding, seed, speed, settings.normalizer)
+
+
+def _ends(system: System, heard: pl.DataFrame, hypotheses: Sequence[str]) -> list[pl.Series]:
+    """Columns target_fits and cut (see `Predictions`); null where the system says nothing about its limit."""
+    fits = cut = [None] * len(heard)
+    if system.room is not None:
+        tokenizer, most = system.room
+        fits = [tokens <= most for tokens in target_tokens(tokenizer, heard["target"].to_list())]
+        cut = [isinstance(text, CutText) for text in hypotheses]
+    return [pl.Series("target_fits", fits, pl.Boolean), pl.Series("cut", cut, pl.Boolean)]
 
 
 def batchwise(respond: Callable[[pl.DataFrame], Sequence[str]]) -> Respond:

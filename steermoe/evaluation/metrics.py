@@ -14,13 +14,11 @@ from jiwer import AlignmentChunk
 
 from steermoe.evaluation import answers
 from steermoe.evaluation.answers import Constant, Floor, constant_of, most_alike
-from steermoe.evaluation.normalizers import Normalizer
+from steermoe.evaluation.normalizers import UNSPACED, Normalizer
 
 Counts = tuple[np.ndarray, np.ndarray]  # (utterances,) numerators, (utterances,) denominators, float64
 EVERY, ONE = pl.lit(True), pl.lit(1.0)
-# Languages written without spaces between words (of those that corpora here have): they have no WER.
-UNSPACED = ("zh", "yue", "wuu", "cmn", "ja", "th", "lo", "km", "my", "bo")
-SPACED = ~pl.col("language").str.split("-").list.first().is_in(UNSPACED)
+SPACED = ~pl.col("language").str.to_lowercase().str.split("-").list.first().is_in(UNSPACED)
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,22 @@ def edits(alignments: Sequence[Sequence[AlignmentChunk]]) -> list[int]:
 
 
 def count_errors(
-    references: Sequence[str], hypotheses: Sequence[str], normalize: Normalizer
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    normalize: Normalizer,
+    languages: Sequence[str] | None = None,
 ) -> dict[str, list[int] | list[bool]]:
     """Columns errors, words, char_errors, chars and exact, one entry a pair, after `normalize` on both sides.
 
     Word and character alignments are jiwer's; spaces count as characters, as in jiwer's CER. An empty
-    reference has no words, and every word of its hypothesis is an error.
+    reference has no words, and every word of its hypothesis is an error, as for sclite and Kaldi. `languages`
+    are BCP 47 tags.
     """
+    languages = ["und"] * len(references) if languages is None else languages
     if not references:
         return {"errors": [], "words": [], "char_errors": [], "chars": [], "exact": []}
-    said = [normalize(text) for text in references]
-    read = [normalize(text) for text in hypotheses]
+    said = list(map(normalize, references, languages))
+    read = list(map(normalize, hypotheses, languages))
     words = jiwer.process_words(said, read)
     characters = jiwer.process_characters(said, read)
     return {

@@ -9,10 +9,19 @@ from steermoe.config import Evaluation
 from steermoe.evaluation.metrics import metric, metrics_of
 from steermoe.evaluation.significance import Interval, bootstrap_interval
 
+UNUSUAL = {  # expressions over the columns of `Predictions.frame`
+    "empty_references": pl.col("chars") == 0,
+    "references_beyond_limit": ~pl.col("target_fits"),
+    "answers_cut": pl.col("cut"),
+}
+
 
 @dataclass(frozen=True)
 class Speed:
-    """Wall time of a pass over all rows: decoding of audio, features, forward passes, detokenising."""
+    """Wall time of a pass over all rows: decoding of audio, features, forward passes, detokenising.
+
+    `audio_seconds` are those that were encoded.
+    """
 
     wall_seconds: float
     audio_seconds: float
@@ -66,7 +75,9 @@ class Predictions:
 
     Columns: source_id, split, language, task, prompt, audio (row of controls.AUDIO or VIDEO), heard (source_id of
     the audio that was fed), seconds (of that audio), reference, hypothesis, errors, words, char_errors, chars,
-    exact, and those of `answers.COLUMNS`. All counts are after `normalizer`.
+    exact, those of `answers.COLUMNS`, target_fits (the reference and its end token are no longer than an answer may
+    be), cut (the answer ended at that limit); both are null where the system has no limit in tokens of the LLM. All
+    counts are after `normalizer`.
     """
 
     frame: pl.DataFrame
@@ -86,18 +97,17 @@ class Predictions:
         )
 
     def figure(self, name: str, rows: pl.DataFrame, settings: Evaluation) -> Figure | None:
-        """A metric over some rows of the frame; None where it says nothing about any of them.
+        """A metric over some rows of the frame; None where it says nothing about any of them, or their references
+        hold no words to count errors by.
 
         Raises:
-            ValueError: unknown metric; the references hold no words.
+            ValueError: unknown metric.
         """
         wanted = metric(name)
-        count = wanted.rows(rows)
-        if not count:
+        count, counts = wanted.rows(rows), wanted.counts(rows)
+        if not counts[1].any():
             return None
-        interval = bootstrap_interval(
-            wanted.counts(rows), settings.bootstrap_samples, settings.confidence, self.seed
-        )
+        interval = bootstrap_interval(counts, settings.bootstrap_samples, settings.confidence, self.seed)
         constant = wanted.constant(rows)
         return Figure(
             **asdict(interval),
@@ -113,9 +123,10 @@ def summarise(predictions: Predictions, settings: Evaluation) -> dict:
 
     {protocol, speed, <audio>: {<split>: {<task>: {n, seconds, <metric>: {value, low, high, n}}}}}; rates are
     fractions, not percent. A metric that says nothing about a set is left out; `n` of a metric is the rows that
-    it is about; `floor` beside it is the best constant answer.
+    it is about; `floor` beside it is the best constant answer. The protocol also has `texts` (see `remarks`).
     """
-    summary: dict = {"protocol": asdict(predictions.protocol(settings)), "speed": None}
+    protocol = asdict(predictions.protocol(settings)) | {"texts": _texts(predictions.frame)}
+    summary: dict = {"protocol": protocol, "speed": None}
     if predictions.speed is not None:
         factor = predictions.speed.real_time_factor
         summary["speed"] = {"real_time_factor": factor, **asdict(predictions.speed)}
@@ -128,3 +139,39 @@ def summarise(predictions: Predictions, settings: Evaluation) -> dict:
                 scores[name] = figure.to_json()
         summary.setdefault(audio, {}).setdefault(split, {})[task] = scores
     return summary
+
+
+def _texts(frame: pl.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
+    """{<split>: {<task>: {n, and of UNUSUAL what there is: rows}}} of own audio."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for keys, rows in frame.filter(audio="own").group_by("split", "task", maintain_order=True):
+        split, task = (str(key) for key in keys)
+        counts = rows.select(expression.sum().alias(name) for name, expression in UNUSUAL.items())
+        there = {name: count for name, count in counts.row(0, named=True).items() if count}
+        found.setdefault(split, {})[task] = {"n": len(rows), **there}
+    return found
+
+
+def remarks(corpus: str, summary: dict) -> list[str]:
+    """A line a set on references that are empty or cannot be written whole, and on answers that were cut."""
+    protocol, lines = summary["protocol"], []
+    for split, tasks in protocol.get("texts", {}).items():
+        for task, counts in tasks.items():
+            told = []
+            if empty := counts.get("empty_references"):
+                told.append(f"{empty} are empty after normaliser {protocol['normalizer']}")
+                if task == "transcribe":
+                    told[-1] += (
+                        ", where every word written is an error"
+                        if empty < counts["n"]
+                        else ", so there are no error rates"
+                    )
+            if beyond := counts.get("references_beyond_limit"):
+                told.append(
+                    f"{beyond} are longer than generation.max_new_tokens, so nothing can write them whole"
+                )
+            if cut := counts.get("answers_cut"):
+                told.append(f"{cut} answers were cut at generation.max_new_tokens")
+            if told:
+                lines.append(f"{corpus} {split} ({task}): of {counts['n']} references {'; '.join(told)}.")
+    return lines

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from transformers import TrainerState, set_seed
 from steermoe.config import ArmConfig, Distributed
 from steermoe.data.adapters import teacher_files
 from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.limits import target_tokens
 from steermoe.data.shards import read_rows, shards_of
 from steermoe.data.skipped import skipped_reason
 from steermoe.data.staging import Staging, code_digest, project_root, write_text
@@ -57,6 +59,7 @@ def train(
     workers: int = 0,
     feature_cache_gb: float = 0.0,
     distributed: Distributed = ONE_PROCESS,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Train `arm`, or finish what a killed process began, and write the best weights.
 
@@ -76,6 +79,7 @@ def train(
         feature_cache_gb: where no gradient enters the encoder, its outputs are kept below `root`, up to so
             many gigabytes, and not computed again; the result is the same. 0 keeps none.
         distributed: how the processes share the work.
+        max_new_tokens: longest answer of the evaluation to come; targets beyond it are reported before step 1.
 
     Returns:
         best_dev_loss, best_step, steps (trained), stopped_early, train_rows, dropped_rows, dev_rows,
@@ -92,6 +96,8 @@ def train(
     set_seed(arm.seed)
     model = SteerMoE.from_config(arm)
     data = read_data(arm, shards)
+    if max_new_tokens is not None and not world().rank:
+        warn_of_long_targets(arm.name, data.train, model.tokenizer, max_new_tokens)
     teacher = Teacher.of(model)
     taught = None if teacher is None else teacher_files(teacher.section.teacher)
     key = training_key(arm, data.digest, model.frozen_hashes(), taught)
@@ -182,6 +188,19 @@ def read_data(arm: ArmConfig, shards: Sequence[Path]) -> TrainingData:
         limit = f"training.max_seconds ({arm.training.max_seconds:g})"
         print(f"{arm.name}: {dropped} of {len(train)} training rows are longer than {limit}: dropped")
     return TrainingData(kept, dev, dropped, digest(train_files + dev_files), folders)
+
+
+def warn_of_long_targets(name: str, rows: pl.DataFrame, tokenizer: Any, most: int) -> None:
+    """Say on standard error how many targets are longer than an answer of `most` tokens, and which is the longest."""
+    tokens = target_tokens(tokenizer, rows["target"].to_list())
+    if beyond := sum(count > most for count in tokens):
+        longest = max(range(len(tokens)), key=tokens.__getitem__)
+        print(
+            f"{name}: {beyond} of {len(rows)} training rows have a target that generation.max_new_tokens "
+            f"({most}) would cut; the longest is {rows['source_id'][longest]!r} of {tokens[longest]} tokens, end "
+            "token included. Raise the limit, or leave such rows out by preprocessing.max_tokens",
+            file=sys.stderr,
+        )
 
 
 def _rows(

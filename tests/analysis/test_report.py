@@ -54,6 +54,20 @@ def test_every_number_of_the_main_table_is_the_comparisons(comparison: Compariso
     assert lines[0][5] == "-"  # the encoder's own decoder answers no questions
 
 
+def test_texts_that_are_empty_or_cut_are_told_of_each_system(evaluations: Path) -> None:
+    results = read_results(evaluations)
+    assert sections.texts(results) == []
+    found = results["linear"]["synthetic"]
+    counts = {"n": 60, "empty_references": 1, "references_beyond_limit": 3, "answers_cut": 2}
+    protocol = found.summary["protocol"] | {"texts": {"clean": {"transcribe": counts, "answer": {"n": 30}}}}
+    told = {"linear": {"synthetic": replace(found, summary=found.summary | {"protocol": protocol})}}
+    [line] = sections.texts(results | told)[2:]
+    assert "`linear`: synthetic clean (transcribe): of 60" in line
+    assert all(
+        words in line for words in ("1 are empty", "3 are longer than generation.max_new_tokens", "2 answers")
+    )
+
+
 def in_chinese(comparison: Comparison) -> Comparison:
     """The comparison as it is where words cannot be told apart: `synthetic clean` has no WER."""
     kept = [c for c in comparison.cells if (c.split, c.metric) != ("clean", "wer")]

@@ -1,4 +1,4 @@
-"""Protocols of question sets against counts made by hand, and what is read as a choice."""
+"""Protocols of question sets against counts made by hand."""
 
 import polars as pl
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe.config import Evaluation
-from steermoe.evaluation.answers import choice, count_answers, most_alike, token_f1
+from steermoe.evaluation.answers import count_answers, most_alike, token_f1
 from steermoe.evaluation.evaluator import System, batchwise, measure
 from steermoe.evaluation.metrics import metric
 from steermoe.evaluation.normalizers import folded
@@ -105,18 +105,6 @@ def test_the_constant_beside_token_f1_is_the_best_of_the_answers(answers: list[l
     found = most_alike(rows)
     assert found is not None and found[1] == pytest.approx(max(reached.values()))
     assert reached[found[0]] == pytest.approx(found[1])
-
-
-@pytest.mark.parametrize(
-    ("text", "chosen"),
-    [
-        ("B", 1), ("(b)", 1), ("B. a cat", 1), ("A: a dog", 0), ("C) rain", 2), ("The answer is (C).", 2),
-        ("answer: B", 1), ("the answer is option B", 1), ("A cat!", 1), ("rain", 2), ("D", None),
-        ("A dog and a cat", None), ("I hear rain", None), ("", None), ("the answer is A\u2019s", None),
-    ],
-)  # fmt: skip
-def test_choices(text: str, chosen: int | None) -> None:
-    assert choice(text, ["a dog", "A cat", "rain"], folded) == chosen
 
 
 def test_choices_are_scored(rows: pl.DataFrame, settings: Evaluation) -> None:

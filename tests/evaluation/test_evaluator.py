@@ -18,7 +18,7 @@ from steermoe.data.dataset import UtteranceDataset
 from steermoe.evaluation.controls import shuffled_audio
 from steermoe.evaluation.evaluator import System, adapter, batchwise, evaluate, measure
 from steermoe.evaluation.normalizers import folded
-from steermoe.evaluation.predictions import Predictions, summarise
+from steermoe.evaluation.predictions import Predictions, remarks, summarise
 from steermoe.models.inputs import Inputs
 from steermoe.models.steermoe import SteerMoE
 
@@ -133,6 +133,60 @@ def test_speed_counts_the_rows_own_audio(predictions: Predictions, utterances: p
     assert predictions.speed.audio_seconds == pytest.approx(utterances["seconds"].sum())
     assert predictions.speed.wall_seconds > 0
     assert predictions.speed.threads == torch.get_num_threads() and predictions.speed.device == "cpu"
+
+
+def test_of_longer_audio_the_seconds_that_are_encoded_count(
+    utterances: pl.DataFrame, settings: Evaluation
+) -> None:
+    found = measure(replace(listener(utterances), seconds=0.5), utterances, settings, seed=0)
+    assert found.speed is not None
+    assert found.speed.audio_seconds == pytest.approx(sum(min(s, 0.5) for s in utterances["seconds"]))
+
+
+@pytest.mark.parametrize("most", [2, 3, 6])
+def test_references_and_answers_at_the_limit_of_tokens_are_counted(
+    model: SteerMoE,
+    utterances: pl.DataFrame,
+    settings: Evaluation,
+    greedy: Callable[..., Generation],
+    most: int,
+) -> None:
+    system = adapter(model, greedy(most), seed=3)
+    found = measure(system, utterances, settings, seed=3)
+    lengths = [len(model.tokenizer.encode(text, add_special_tokens=False)) for text in utterances["target"]]
+    assert found.frame["target_fits"].to_list() == [length + 1 <= most for length in lengths]
+    dataset = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)
+    inputs = Inputs.of(collate([dataset[row] for row in range(len(dataset))]))
+    ids = {each.row: each.ids for each in model.generate_all([inputs], greedy(most))}
+    assert found.frame["cut"].to_list() == [len(ids[row]) == most for row in range(len(utterances))]
+    assert found.frame["cut"].any()
+    counts = summarise(found, settings)["protocol"]["texts"]["clean"]["answer"]
+    rows = found.frame.filter(split="clean", task="answer")
+    assert counts["n"] == len(rows) == 3
+    assert counts.get("references_beyond_limit", 0) == (~rows["target_fits"]).sum()
+    assert counts.get("answers_cut", 0) == rows["cut"].sum()
+
+
+@pytest.mark.parametrize(("emptied", "rate"), [(1, True), (6, False)])
+def test_references_without_a_word_are_counted_and_do_not_end_an_evaluation(
+    utterances: pl.DataFrame, settings: Evaluation, emptied: int, rate: bool
+) -> None:
+    rows = utterances.filter(split="other")
+    targets = pl.Series(
+        "target", ["...", "\u266a", "?!", "\u200b", " ", "-"][:emptied] + rows["target"].to_list()[emptied:]
+    )
+    frame = pl.concat([utterances.filter(split="clean"), rows.with_columns(targets)])
+    system = System(batchwise(lambda batch: ["two words"] * len(batch)), "two words", "none")
+    summary = summarise(measure(system, frame, settings, seed=1), settings)
+    scores = summary["own"]["other"]["transcribe"]
+    assert summary["protocol"]["texts"]["other"]["transcribe"] == {"n": 6, "empty_references": emptied}
+    assert ("wer" in scores) == ("cer" in scores) == rate and scores["exact_match"]["value"] == 0
+    assert "wer" in summary["own"]["clean"]["transcribe"]
+    if rate:  # what is written where nothing was said is an error
+        said = [folded(text) for text in frame.filter(split="other")["target"]]
+        assert scores["wer"]["value"] == pytest.approx(jiwer.wer(said, ["two words"] * 6))
+    [remark] = remarks("synthetic", summary)
+    assert remark.startswith(f"synthetic other (transcribe): of 6 references {emptied} are empty")
 
 
 def test_summary_is_jiwers_rate_for_each_set(

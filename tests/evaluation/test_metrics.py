@@ -102,3 +102,9 @@ def test_unknown_metric_lists_the_legal_ones() -> None:
         ValueError, match="unknown metric 'bleu'; known: wer, cer, exact_match, accuracy, token_f1"
     ):
         metric("bleu")
+
+
+def test_spaces_are_no_errors_in_languages_written_without() -> None:
+    texts = ["今日 は いい 天気", "two words"], ["今日はいい天気", "twowords"]
+    counts = count_errors(*texts, folded, ["ja", "en"])
+    assert counts["char_errors"] == [0, 1] and counts["chars"] == [7, 9] and counts["exact"] == [True, False]

@@ -18,10 +18,11 @@ from steermoe.data import staging, video
 from steermoe.data.shards import read_rows, write_shards
 from steermoe.data.staging import Staging, StagingBusyError
 from steermoe.models import attention
+from steermoe.models.llm import load_llm
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import callbacks, checkpoints
 from steermoe.training import train as training
-from steermoe.training.train import train
+from steermoe.training.train import read_data, train, warn_of_long_targets
 from steermoe.training.trainer import AdapterTrainer, DivergedError
 
 OUTPUTS = ("adapter.safetensors", "config.json", "history.csv")
@@ -222,6 +223,24 @@ def test_rows_over_max_seconds_are_dropped_and_counted(shards, quick_arm, tmp_pa
     results = train(quick_arm("linear", max_seconds=0.5), shards, tmp_path / "out", tmp_path)
     assert (results["train_rows"], results["dropped_rows"]) == (12, 12)
     assert "12 of 24 training rows are longer than training.max_seconds (0.5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("beyond", [24, 8, 0])
+def test_targets_that_no_answer_can_reach_are_reported(shards, quick_arm, capsys, beyond):
+    rows = read_data(quick_arm("linear"), shards).train
+    texts = ["one two three four" if row % 3 == 0 else "one two three" for row in range(24)]
+    tokenizer = load_llm(quick_arm("linear").llm)[1]
+    shorter, longest = (len(tokenizer.encode(text, add_special_tokens=False)) + 1 for text in texts[1::-1])
+    most = {24: shorter - 1, 8: shorter, 0: longest}[beyond]
+    warn_of_long_targets("arm", rows.with_columns(pl.Series("target", texts)), tokenizer, most)
+    told = capsys.readouterr().err
+    assert (f"{beyond} of 24 training rows" in told) == (beyond > 0) == bool(told)
+    assert not beyond or f"{rows['source_id'][0]!r} of {longest} tokens" in told
+
+
+def test_a_training_says_beforehand_what_evaluation_would_cut(shards, quick_arm, tmp_path, capsys):
+    train(quick_arm("linear"), shards, tmp_path / "out", tmp_path, max_new_tokens=1)
+    assert "24 of 24 training rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("precision", "is_short"), [("bfloat16", True), ("float32", False)])
