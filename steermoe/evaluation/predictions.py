@@ -9,6 +9,9 @@ from steermoe.config import Evaluation
 from steermoe.evaluation.metrics import metric, metrics_of
 from steermoe.evaluation.significance import Interval, bootstrap_interval
 
+MIN_SPEAKERS = 10  # a bootstrap over fewer clusters gives intervals that are too narrow
+UNKNOWN = ("unknown", "none")  # what corpora call a speaker that they do not know or have
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -28,12 +31,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a figure came about: what is counted as equal, how texts were decoded, and what its interval is."""
+    """How a figure came about: what is counted as equal, how texts were decoded, and what its interval is.
+
+    `min_speakers`: see `clusters`.
+    """
 
     normalizer: str
     decoding: str
     interval: str
     bootstrap_samples: int
+    min_speakers: int
     seed: int
 
 
@@ -64,7 +71,8 @@ class Figure(Interval):
 class Predictions:
     """`frame` has a row for each utterance and kind of audio, in the order of the evaluated frame.
 
-    Columns: source_id, split, language, task, prompt, audio (row of controls.AUDIO or VIDEO), heard (source_id of
+    Columns: source_id, speaker, recording (source_id of the first row about the same audio or, where there are videos,
+    the same video), split, language, task, prompt, audio (row of controls.AUDIO or VIDEO), heard (source_id of
     the audio that was fed), seconds (of that audio), reference, hypothesis, errors, words, char_errors, chars,
     exact, and those of `answers.COLUMNS`. All counts are after `normalizer`.
     """
@@ -80,8 +88,10 @@ class Predictions:
         return Protocol(
             normalizer=self.normalizer,
             decoding=self.decoding,
-            interval=f"{100 * settings.confidence:g} % percentile bootstrap over utterances",
+            interval=f"{100 * settings.confidence:g} % percentile bootstrap over speakers (over recordings in sets of "
+            f"fewer than {MIN_SPEAKERS} known speakers)",
             bootstrap_samples=settings.bootstrap_samples,
+            min_speakers=MIN_SPEAKERS,
             seed=self.seed,
         )
 
@@ -96,7 +106,7 @@ class Predictions:
         if not count:
             return None
         interval = bootstrap_interval(
-            wanted.counts(rows), settings.bootstrap_samples, settings.confidence, self.seed
+            wanted.counts(rows), settings.bootstrap_samples, settings.confidence, self.seed, clusters(rows)[1]
         )
         constant = wanted.constant(rows)
         return Figure(
@@ -108,12 +118,25 @@ class Predictions:
         )
 
 
+def clusters(rows: pl.DataFrame) -> tuple[str, list[str]]:
+    """What the bootstrap over these rows draws, speakers or recordings, and the name of each row's.
+
+    Speakers where at least MIN_SPEAKERS are known, a recording of an unknown one by itself; else recordings.
+    """
+    known = ~pl.col("speaker").is_in(UNKNOWN)
+    if rows.filter(known)["speaker"].n_unique() < MIN_SPEAKERS:
+        return "recordings", rows["recording"].to_list()
+    name = pl.when(known).then(pl.format("speaker {}", "speaker")).otherwise("recording")
+    return "speakers", rows.select(name.alias("name"))["name"].to_list()
+
+
 def summarise(predictions: Predictions, settings: Evaluation) -> dict:
     """Metrics with intervals for each kind of audio, split and task, and the protocol they were measured by.
 
-    {protocol, speed, <audio>: {<split>: {<task>: {n, seconds, <metric>: {value, low, high, n}}}}}; rates are
-    fractions, not percent. A metric that says nothing about a set is left out; `n` of a metric is the rows that
-    it is about; `floor` beside it is the best constant answer.
+    {protocol, speed, <audio>: {<split>: {<task>: {n, seconds, clusters, unit, <metric>: {value, low, high, n}}}}};
+    rates are fractions, not percent. The bootstrap of a set draws from so many `clusters`, which are its `unit`. A
+    metric that says nothing about a set is left out; `n` of a metric is the rows that it is about; `floor` beside it
+    is the best constant answer.
     """
     summary: dict = {"protocol": asdict(predictions.protocol(settings)), "speed": None}
     if predictions.speed is not None:
@@ -121,7 +144,10 @@ def summarise(predictions: Predictions, settings: Evaluation) -> dict:
         summary["speed"] = {"real_time_factor": factor, **asdict(predictions.speed)}
     for keys, rows in predictions.frame.group_by("audio", "split", "task", maintain_order=True):
         audio, split, task = (str(key) for key in keys)
-        scores: dict = {"n": len(rows), "seconds": float(rows["seconds"].sum())}
+        unit, names = clusters(rows)
+        scores: dict = {
+            "n": len(rows), "seconds": float(rows["seconds"].sum()), "clusters": len(set(names)), "unit": unit,
+        }  # fmt: skip
         for name in metrics_of(task):
             figure = predictions.figure(name, rows, settings)
             if figure is not None:

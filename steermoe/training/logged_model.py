@@ -81,7 +81,7 @@ def save(adapter: Path, folder: Path, base_models: str, run_id: str, model: Any)
 def register_champion(client: "MlflowClient", run: Any | None, entry: Entry) -> None:
     """Register the winner's model, and give it the alias unless the champion so far is better.
 
-    Champions are compared where both were measured on the same test sets by the same protocol.
+    Champions are compared where both were chosen by the same measure.
 
     Raises:
         ValueError: no model of this adapter was logged.
