@@ -65,7 +65,7 @@ def main(
             sections.training(compared),
             sections.seed_noise(compared, configs),
             sections.steering(uses),
-            sections.preservation(*results.read_preservation(evaluations, names)),
+            sections.preservation(compared, configs, results.read_text_tasks(evaluations, names)),
             sections.worst_cases(scored),
             published.published(compared, settings.published),
         ],

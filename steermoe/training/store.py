@@ -235,7 +235,7 @@ def open_store(root: Path) -> "MlflowClient":
         address, file = os.environ.get("MLFLOW_TRACKING_URI"), root / "mlflow.db"
         if not address and not file.exists():
             _make(file)
-        client = MlflowClient(address or f"sqlite:///{file}")
+        client = MlflowClient(address or sqlite_address(file))
         client.search_experiments(max_results=1)
         return client
 
@@ -247,9 +247,16 @@ def _make(file: Path) -> None:
     temporary = file.with_name(f"{file.name}.new")
     for left in (temporary, temporary.with_name(f"{temporary.name}-journal")):
         left.unlink(missing_ok=True)
-    store = SqlAlchemyStore(f"sqlite:///{temporary}", (file.parent / "mlartifacts").as_uri())
+    store = SqlAlchemyStore(sqlite_address(temporary), (file.parent / "mlartifacts").as_uri())
     store.engine.dispose()
     temporary.replace(file)
+
+
+def sqlite_address(file: Path) -> str:
+    """The address of an SQLite file, whatever characters its path has (`%`, `?`, `#` mean something in addresses)."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(file)).render_as_string()
 
 
 @contextmanager

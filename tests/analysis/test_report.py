@@ -12,7 +12,7 @@ from steermoe.analysis.published import PUBLISHED, published
 from steermoe.analysis.report import markdown, p_value, printed
 from steermoe.config import Evaluation
 from steermoe.corpora import reader
-from steermoe.evaluation.results import read_json, read_results
+from steermoe.evaluation.results import read_results, read_text_tasks
 from steermoe.evaluation.significance import Difference
 
 ARMS = ["linear", "steermoe", "lora", "steermoe-seed2"]
@@ -165,18 +165,22 @@ def test_p_values_end_where_the_resamples_do(
     assert p_value(Difference(-0.1, -0.2, 0.0, p, is_bound, corrected)) == text
 
 
-def test_preservation_tells_what_changed(evaluations: Path) -> None:
-    checks = {arm: [read_json(evaluations / arm / "synthetic" / "preservation.json")] for arm in ARMS}
-    tasks = read_json(evaluations / "baseline" / "synthetic" / "text_tasks.json")
-    first, second = tables("\n".join(sections.preservation(checks, tasks)))
-    assert first[2] == ["linear", "identical", "identical", "identical (9 prompts)"]
-    assert first[4] == ["lora", "identical", "identical", "**CHANGED** by at most 0.25 (9 prompts)"]
-    assert second[2] == ["the frozen LLM", "repeat", "98.0", "[94.0, 100.0]", "50"]
-    checks["lora"][0] |= {"adapted": True, "text_tasks": tasks}
-    first, second = tables("\n".join(sections.preservation(checks, tasks)))
-    assert first[4][3] == "changed by its adapters, by at most 0.25 (9 prompts)"
-    assert [line[0] for line in second[2:]] == ["the frozen LLM", "lora"]
-    assert sections.preservation({}, {}) == []
+def test_preservation_tells_whose_weights_are_the_same(
+    comparison: Comparison, evaluations: Path, tiny_arm
+) -> None:
+    configs = {"linear": tiny_arm("linear"), "lora": tiny_arm("linear+llm_lora")}
+    tasks = read_text_tasks(evaluations, ARMS)
+    assert tasks.keys() == {"baseline"}
+    lines = sections.preservation(comparison, configs, tasks | {"lora": tasks["baseline"]})
+    assert "same before and after training: linear, steermoe, lora." in lines[2]
+    assert lines[4].endswith("by design: lora.")
+    [table] = tables("\n".join(lines))
+    assert table[2] == ["the frozen LLM", "repeat", "98.0", "[94.0, 100.0]", "50"]
+    assert [line[0] for line in table[2:]] == ["the frozen LLM", "lora"]
+    changed = comparison.timing["lora"] | {"frozen": {"llm": {"before": "1a", "after": "2b"}}}
+    other = replace(comparison, timing=comparison.timing | {"lora": changed})
+    assert "lora" not in sections.preservation(other, {}, {})[2]
+    assert sections.preservation(replace(comparison, timing={}), {}, {}) == []
 
 
 def test_steering_has_a_line_a_layer() -> None:
