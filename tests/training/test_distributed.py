@@ -69,7 +69,9 @@ def _tampered(arm: str, shards: list[Path], out: Path, root: Path, way: str) -> 
         if self.args.process_index == self.args.world_size - 1:
             weights = self.adapted.frozen_parts()["llm"]
             tensor: Any = weights[sorted(weights)[0]]
-            getattr(tensor, "ds_tensor", tensor).data.view(-1)[0] += 1e-2
+            for held in (tensor, getattr(tensor, "ds_tensor", None)):  # ZeRO-3 keeps small tensors whole, too
+                if held is not None and held.numel():
+                    held.data.view(-1)[0] += 1e-2
 
     AdapterTrainer.train = tampering
     try:

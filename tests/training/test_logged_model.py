@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import soundfile
@@ -14,7 +15,7 @@ from mlflow import MlflowClient
 from steermoe import SteerMoE
 from steermoe.audio.synthesis import RATE, Synthesizer, Voice
 from steermoe.config import ArmConfig
-from steermoe.training.store import open_store
+from steermoe.training.store import open_store, sqlite_address
 from steermoe.training.tracking import Tracker
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def project(fresh_store, tmp_path, monkeypatch) -> Path:
     """A project with the repository's base models, and a store of its own."""
     for variable in ("DVC_EXP_NAME", "STEERMOE_EXECUTION", "STEERMOE_BASE_MODELS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
-    root = tmp_path / "project"
+    root = tmp_path / "a%20#project ?ü%"  # characters that mean something in addresses
     root.mkdir()
     shutil.copy(fresh_store / "mlflow.db", root)
     (root / "pretrained").symlink_to(ROOT / "pretrained")
@@ -87,7 +88,7 @@ def test_the_champion_is_loaded_elsewhere_and_hears_speech(project, tmp_path, mo
             [sys.executable, "-c", SCRIPT, "models:/steermoe-mini@champion", "anna.wav", QUESTION],
             cwd=elsewhere,
             env=os.environ
-            | {"MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}", "PYTHONPATH": str(ROOT)}
+            | {"MLFLOW_TRACKING_URI": sqlite_address(project / "mlflow.db"), "PYTHONPATH": str(ROOT)}
             | settings,
             capture_output=True,
             text=True,
@@ -112,7 +113,8 @@ def test_a_logged_model_is_the_adapter_and_nothing_of_what_is_frozen(project):
     assert experiment is not None
     [logged] = client.search_logged_models([experiment.experiment_id])
     assert (logged.name, logged.status) == ("linear", "READY")
-    folder = Path(logged.artifact_location.removeprefix("file://"))
+    folder = Path(unquote(logged.artifact_location.removeprefix("file://")))
+    assert folder.is_relative_to(project)
     weights = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".pkl")]
     assert [path.relative_to(folder).as_posix() for path in weights] == [
         "artifacts/linear/adapter.safetensors"
