@@ -56,7 +56,7 @@ def evaluated(root: Path, name: str) -> Path:
     return model
 
 
-def compared(root: Path, winner: str, model: Path, error: float, measured_on: str = "clean:8") -> None:
+def compared(root: Path, winner: str, model: Path, error: float, measured_on: str = "dev:8") -> None:
     tracker = Tracker("mini", root)
     tracker.attach_execution({winner: model})
     tracker.crown(winner, model, error, measured_on)
@@ -148,7 +148,7 @@ def test_a_kill_amid_the_log_of_a_model_leaves_one(project, monkeypatch, where):
     assert output.model_id == logged.model_id
 
 
-def test_the_alias_goes_to_the_lowest_error_on_the_same_test_sets(project):
+def test_the_alias_goes_to_the_lowest_error_by_the_same_measure(project):
     models = {name: evaluated(project, name) for name in ("linear", "steermoe", "lora")}
     compared(project, "linear", models["linear"], 0.3)
     assert champion(project) == "linear"
@@ -158,5 +158,5 @@ def test_the_alias_goes_to_the_lowest_error_on_the_same_test_sets(project):
     assert champion(project) == "steermoe"
     compared(project, "lora", models["lora"], 0.25)  # a second time: no further version
     assert len(open_store(project).search_model_versions("name = 'steermoe-mini'")) == 3
-    compared(project, "lora", models["lora"], 0.25, "clean:8 other:8")  # which says nothing about the other
+    compared(project, "lora", models["lora"], 0.25, "dev:8 other:8")  # which says nothing about the other
     assert champion(project) == "lora"
