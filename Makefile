@@ -49,7 +49,7 @@ ui: $(READY) ## look at the runs in MLflow, in a browser
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
 
 flows: $(WHOLE) ## start Prefect: server, deployments and a worker (docs/scale.md)
-	$(PY) -m flows start
+	$(PY) -m flows start $(if $(JOIN),--join)
 
 flows-stop: $(WHOLE) ## stop them; what runs goes on after the next start
 	$(PY) -m flows stop

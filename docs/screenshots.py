@@ -25,6 +25,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import Page, sync_playwright
 
+from steermoe.training.store import sqlite_address
+
 ROOT = Path(__file__).parents[1]
 ASSISTANT = '[data-component-id="mlflow.assistant.chat_panel.close"]'  # a panel that stands open at first
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -147,7 +149,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", default="mini")
-    parser.add_argument("--store", default=f"sqlite:///{ROOT / 'mlflow.db'}")
+    parser.add_argument("--store", default=sqlite_address(ROOT / "mlflow.db"))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pictures")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

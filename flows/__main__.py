@@ -17,7 +17,10 @@ def main() -> int:
     parser.add_argument(
         "--pool", default=POOL, help="work pool, of `worker`; `start` takes that of prefect.yaml"
     )
+    parser.add_argument("--join", action="store_true", help="share the work pool of another clone")
     given = parser.parse_args()
+    if given.action == "stop" and given.join:
+        parser.error("--join has no effect on stop")
     if given.action != "worker" and given.pool != POOL:
         parser.error(f"--pool {given.pool} has no effect on {given.action}: prefect.yaml names the pool")
     root = Path.cwd()
@@ -26,10 +29,10 @@ def main() -> int:
         if given.action == "worker":
             from flows import worker
 
-            return worker.work(root, given.pool)
+            return worker.work(root, given.pool, given.join)
         from flows import service
 
-        return service.start(root, given.pool) if given.action == "start" else service.stop(root)
+        return service.start(root, given.pool, given.join) if given.action == "start" else service.stop(root)
     except ImportError as error:
         print(
             f"flows {given.action}: {error}; `make setup` or pip install 'steermoe[flows]'", file=sys.stderr

@@ -22,6 +22,7 @@ from prefect.settings import get_current_settings
 
 from flows import slots
 from flows.__main__ import ROOT_SETTING
+from flows.claim import claim
 from flows.worker import lock_of
 
 SERVER_SECONDS = 180.0
@@ -30,21 +31,22 @@ LOG, SERVER_LOG = Path(".runs") / "worker.log", Path(".runs") / "server.log"
 SERVER = Path(".runs") / f"server-{socket.gethostname()}.pid"
 
 
-def start(root: Path, pool: str) -> int:
-    """Start what does not run yet, and say how to go on.
+def start(root: Path, pool: str, joins: bool = False) -> int:
+    """Start what does not run yet, and say how to go on; `joins`: in the pool of another clone, too.
 
     Raises:
-        RuntimeError: a part that does not come up, with what it said.
+        RuntimeError: a part that does not come up, with what it said; the pool is another clone's.
     """
     api = _api()
     if not _is_healthy(api):
         _start_server(root, api)
     if not _is_there(pool):  # else it stays as it was set: limit, pause, job template
         _prefect("work-pool", "create", pool, "--type", "process")
+    claim(root, pool, joins)
     deployed = re.findall(r"Deployment '([^']+)' successfully", _prefect("deploy", "--all", "--no-prompt"))
     pid = _worker(lock_of(root, pool))
     if pid is None:
-        _start_worker(root, pool)
+        _start_worker(root, pool, joins)
         devices = ", ".join(f"GPU {device}" for device in slots.gpus()) or "no GPU"
         print(f"{slots.number()} slots ({devices}); the worker's log: {LOG}")
     else:
@@ -134,8 +136,9 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
-def _start_worker(root: Path, pool: str) -> None:
-    process = _detached(root, [sys.executable, "-m", "flows", "worker", "--pool", pool], LOG)
+def _start_worker(root: Path, pool: str, joins: bool) -> None:
+    command = [sys.executable, "-m", "flows", "worker", "--pool", pool, *(["--join"] if joins else [])]
+    process = _detached(root, command, LOG)
     deadline = time.monotonic() + STOP_SECONDS
     while _worker(lock_of(root, pool)) is None:
         if process.poll() is not None or time.monotonic() > deadline:

@@ -14,6 +14,7 @@ from uuid import uuid4
 import httpx
 
 from flows import lifetime
+from flows.claim import claim
 
 POLL_SECONDS = 5.0
 STOP_SECONDS = 20.0
@@ -25,11 +26,12 @@ def lock_of(root: Path, pool: str) -> Path:
     return root / ".runs" / f"worker-{socket.gethostname()}-{pool}.lock"
 
 
-def work(root: Path, pool: str) -> int:
+def work(root: Path, pool: str, joins: bool = False) -> int:
     """Keep a worker at work until SIGTERM or SIGINT. What runs then is ended, and goes on when a worker is back.
 
     Raises:
-        RuntimeError: the pool has a worker of this project on this machine already.
+        RuntimeError: the pool has a worker of this project on this machine already, or is another clone's and this one
+            does not join it.
     """
     file = lock_of(root, pool)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def work(root: Path, pool: str) -> int:
         try:
             while not stopped.is_set():
                 _take_up(root)
-                if process is None or process.poll() is not None:
+                if (process is None or process.poll() is not None) and _is_ours(root, pool, joins):
                     process = _begin(pool)
                 stopped.wait(POLL_SECONDS)
         finally:
@@ -70,6 +72,18 @@ def _take_up(root: Path) -> None:
         )
     except RuntimeError as error:
         print(f"what was left behind is not taken up: {error}; next try in {POLL_SECONDS:g} s", flush=True)
+
+
+def _is_ours(root: Path, pool: str, joins: bool) -> bool:
+    """Whether a worker may begin: False as long as the server cannot tell whose the pool is."""
+    try:
+        claim(root, pool, joins)
+    except httpx.HTTPError as error:
+        print(
+            f"the server does not answer ({type(error).__name__}); next try in {POLL_SECONDS:g} s", flush=True
+        )
+        return False
+    return True
 
 
 def _begin(pool: str) -> subprocess.Popen[bytes]:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from steermoe.analysis.comparison import Comparison
+    from steermoe.config import ArmConfig
     from steermoe.training.tracking import Tracker
 
 
@@ -65,7 +66,7 @@ def main(
             sections.training(compared),
             sections.seed_noise(compared, configs),
             sections.steering(uses),
-            sections.preservation(*results.read_preservation(evaluations, names)),
+            sections.preservation(compared, configs, results.read_text_tasks(evaluations, names)),
             sections.worst_cases(scored),
         ],
         pictures,
@@ -74,19 +75,25 @@ def main(
     results.write_json(out / "comparison.json", compared.to_json() | {"steering": uses})
     results.write_json(metrics, compared.headline())
     rich.print(report.printed(compared))
-    _track(Tracker(settings.profile), compared, folders, out)
+    _track(Tracker(settings.profile), compared, configs, folders, out)
 
 
-def _track(tracker: "Tracker", compared: "Comparison", folders: "Mapping[str, Path]", out: Path) -> None:
-    """The comparison in MLflow, with the best arm as the profile's champion."""
+def _track(
+    tracker: "Tracker",
+    compared: "Comparison",
+    configs: "Mapping[str, ArmConfig]",
+    folders: "Mapping[str, Path]",
+    out: Path,
+) -> None:
+    """The comparison in MLflow, with the arm of the lowest dev loss as the profile's champion."""
     from steermoe.analysis import champion
 
     tracker.attach_execution(folders)
     tracker.log_tree(compared.headline(), "eval")
     tracker.artifact(out, "comparison")
-    if errors := champion.headline_errors(compared):
-        tracker.log_tree(errors, "headline_error")
-        best = next(iter(errors))
-        tracker.crown(best, folders[best], errors[best], champion.measured_on(compared))
-    tracker.describe(f"Compared: {', '.join(folders)}\n\n{champion.table(errors)}", folders)
+    if losses := champion.dev_losses(compared, configs):
+        tracker.log_tree(losses, "dev_loss")
+        best = next(iter(losses))
+        tracker.crown(best, folders[best], losses[best], champion.judged_by(configs[best]))
+    tracker.describe(f"Compared: {', '.join(folders)}\n\n{champion.table(losses)}", folders)
     tracker.finish()

@@ -23,7 +23,7 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
         for name in ("encoder", "text-only", "constant"):
             results.write_skipped(out / name, reason)
         return
-    from steermoe.evaluation import decoders, floors, preservation
+    from steermoe.evaluation import decoders, floors, text_tasks
     from steermoe.evaluation.evaluator import measure
     from steermoe.evaluation.predictions import remarks, summarise
     from steermoe.models.steermoe import SteerMoE
@@ -34,7 +34,7 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
     # Any arm will do: only the frozen parts are used here, and those are the profile's, as prompts are everyone's.
     shared = {"encoder": settings.encoder, "llm": settings.llm, "prompts": settings.prompts}
     model = SteerMoE.from_config(settings.arm(settings.reference).model_copy(update=shared)).to(device)
-    tasks = preservation.text_tasks(model, settings.evaluation, settings.generation, seed)
+    tasks = text_tasks.text_tasks(model, settings.evaluation, settings.generation, seed)
     if tasks is not None:
         results.write_json(out / results.TEXT_TASKS, tasks)
     section = settings.corpora[corpus]

@@ -24,21 +24,18 @@ def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = P
     with processes.shared(processes.count(settings.training.distributed)) as is_ours:
         if not is_ours:
             return
-        from steermoe.evaluation import preservation
         from steermoe.evaluation.evaluator import evaluate
         from steermoe.evaluation.predictions import remarks, summarise
+        from steermoe.evaluation.text_tasks import text_tasks
         from steermoe.models.steermoe import SteerMoE
         from steermoe.training.tracking import Tracker
 
         is_first = processes.world().rank == 0
         loaded = SteerMoE.from_pretrained(model).to(processes.device())
-        if is_first:
-            kept = preservation.check(loaded, model)
-            if kept["adapted"]:  # what the adapters inside the LLM cost it
-                kept["text_tasks"] = preservation.text_tasks(
-                    loaded, settings.evaluation, settings.generation, settings.seed
-                )
-            results.write_json(out / results.PRESERVATION, kept)
+        if is_first and loaded.config.llm_lora is not None:  # what the adapters inside the LLM cost it
+            scores = text_tasks(loaded, settings.evaluation, settings.generation, settings.seed)
+            if scores is not None:
+                results.write_json(out / results.TEXT_TASKS, scores)
         rows = read_rows(shards, settings.corpora[corpus].test)
         evaluation = settings.evaluation.of(corpus)
         predictions = evaluate(loaded, rows, evaluation, settings.generation, settings.seed)

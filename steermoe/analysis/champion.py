@@ -1,47 +1,35 @@
-"""Which arm wins a comparison: the one with the lowest error, meaned over the test sets."""
+"""Which arm is registered as the best: the one with the lowest dev loss. Test sets are for the report alone."""
 
-import math
+import hashlib
+from collections.abc import Mapping
 
-from steermoe.analysis.comparison import Comparison, Row
-from steermoe.evaluation.metrics import metrics_of
+from steermoe.analysis.comparison import Comparison
+from steermoe.config import ArmConfig
 
 
-def headline_errors(compared: Comparison) -> dict[str, float]:
-    """The headline error of every arm that trained something, lowest first; controls and baselines have none.
+def dev_losses(compared: Comparison, arms: Mapping[str, ArmConfig]) -> dict[str, float]:
+    """The dev loss of the weights that each arm's training kept, lowest first.
 
-    It is the mean over the test sets of the task's first metric that the set has (WER, or CER where a language has
-    no words; of questions 1 - accuracy), each set counting the same.
-
-    Returns:
-        {} where nothing was scored.
+    Of the arms that train something and are judged as the reference is: by the same dev splits, LLM and prompts. The
+    losses of others do not compare.
     """
-    rows = [row for row in compared.rows if row.kind == "arm" and row.trainable != 0]
-    found = {row.system: _errors(compared, row) for row in rows}
-    means = {arm: math.fsum(errors) / len(errors) for arm, errors in found.items() if errors}
-    return dict(sorted(means.items(), key=lambda item: item[1]))
+    wanted = judged_by(arms[compared.reference])
+    found = {
+        arm: timing["best_dev_loss"]
+        for arm, timing in compared.timing.items()
+        if judged_by(arms[arm]) == wanted and any(timing["trainable_parameters"].values())
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def measured_on(compared: Comparison) -> str:
-    """Test sets and protocol in a line: errors with the same line compare."""
-    sets = [f"{place.corpus}/{place.split}/{place.task}:{place.n}" for place in compared.sets if place.task]
-    protocol = compared.protocol
-    return " ".join([*sets, *(str(protocol.get(name)) for name in ("normalizer", "decoding"))])
+def judged_by(arm: ArmConfig) -> str:
+    """What an arm's dev loss is measured by, in a line: losses with the same line compare."""
+    splits = ", ".join(f"{corpus}/{name}" for corpus, names in arm.dev_splits.items() for name in names)
+    asked = hashlib.sha256((arm.llm.model_dump_json() + arm.prompts.model_dump_json()).encode())
+    return f"dev loss on {splits}, LLM and prompts {asked.hexdigest()[:12]}"
 
 
-def table(errors: dict[str, float]) -> str:
-    """The errors as Markdown."""
-    lines = ["| arm | headline error |", "| --- | --- |"]
-    return "\n".join([*lines, *(f"| {arm} | {error:.2%} |" for arm, error in errors.items())])
-
-
-def _errors(compared: Comparison, row: Row) -> list[float]:
-    errors = []
-    for place in compared.sets:
-        if not place.task:  # a corpus that was not to be had
-            continue
-        for name, metric in metrics_of(place.task).items():
-            cell = compared.cell(row, place, name)
-            if cell is not None:
-                errors.append(cell.value if metric.lower_is_better else 1 - cell.value)
-                break
-    return errors
+def table(losses: Mapping[str, float]) -> str:
+    """The losses as Markdown."""
+    lines = ["| arm | dev loss |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {arm} | {loss:.4f} |" for arm, loss in losses.items())])

@@ -4,8 +4,9 @@ Reads what evaluation wrote (layout: steermoe/evaluation/results.py) and trainin
 computes nothing anew but paired differences against the reference arm.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import polars as pl
 from steermoe.config import Evaluation
 from steermoe.corpora import reader
 from steermoe.evaluation.metrics import METRICS, metrics_of
+from steermoe.evaluation.predictions import clusters
 from steermoe.evaluation.results import Result, read_json, read_results
-from steermoe.evaluation.significance import Difference, paired_bootstrap
+from steermoe.evaluation.significance import Difference, holm, paired_bootstrap
 
 BASELINES = {  # system of the baseline stage -> its name in tables
     "baseline/encoder": "encoder's own decoder",
@@ -31,12 +33,17 @@ CONTROLS = {  # rows of evaluation.controls -> their names in tables
 
 @dataclass(frozen=True)
 class Set:
-    """Rows that are scored together. A corpus that was not to be had is one set without split and task."""
+    """Rows that are scored together. A corpus that was not to be had is one set without split and task.
+
+    `clusters` and `unit`: how many of what its bootstrap draws from.
+    """
 
     corpus: str
     split: str = ""
     task: str = ""
     n: int = 0
+    clusters: int = 0
+    unit: str = ""
 
     @property
     def title(self) -> str:
@@ -62,7 +69,8 @@ class Row:
 class Cell:
     """A metric of a system on a set, as a fraction with its interval.
 
-    `against`: this arm minus the reference arm on the same utterances; None for the reference itself.
+    `against`: this arm minus the reference arm on the same rows, its p-value corrected for all of the comparison's;
+    None for the reference itself.
     """
 
     system: str
@@ -104,6 +112,11 @@ class Comparison:
             if (cell.system, cell.audio, cell.corpus, cell.split, cell.task, cell.metric) == wanted:
                 return cell
         return None
+
+    @property
+    def tests(self) -> int:
+        """How many p-values there are, for which each is corrected."""
+        return sum(cell.against is not None for cell in self.cells)
 
     @cached_property
     def _most(self) -> dict[tuple[str, ...], int]:
@@ -182,7 +195,7 @@ def compare(
         reference=reference,
         rows=rows,
         sets=table_sets(corpora, shown, missing),
-        cells=[cell for row in rows for cell in cells_of(row, shown, reference, settings, seed)],
+        cells=corrected([cell for row in rows for cell in cells_of(row, shown, reference, settings, seed)]),
         protocol=protocol(shown[reference]),
         speeds={arm: speeds for arm in arms if (speeds := speed_of(shown[arm]))},
         timing=times,
@@ -223,7 +236,8 @@ def table_sets(
             sets[corpus, "", ""] = Set(corpus)
         for of in shown.values():
             for split, task, scores in scored(of[corpus], "own") if corpus in of else ():
-                sets.setdefault((corpus, split, task), Set(corpus, split, task, scores["n"]))
+                place = Set(corpus, split, task, scores["n"], scores["clusters"], scores["unit"])
+                sets.setdefault((corpus, split, task), place)
     return list(sets.values())
 
 
@@ -240,11 +254,22 @@ def cells_of(
                     continue
                 against = None
                 if row.kind == "arm" and row.system != reference:
-                    against = difference(result, shown[reference][corpus], place, metric, settings, seed)
+                    draws = [seed, zlib.crc32(f"{row.system} {corpus} {split} {task} {metric}".encode())]
+                    against = difference(result, shown[reference][corpus], place, metric, settings, draws)
                 found = (scores[metric][bound] for bound in ("value", "low", "high"))
                 where = (row.system, row.audio, corpus, split, task, metric)
                 cells.append(Cell(*where, scores[metric]["n"], *found, against=against))
     return cells
+
+
+def corrected(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with the p-values of all their differences corrected together."""
+    tested = [cell.against for cell in cells if cell.against is not None]
+    values = iter(holm([against.p for against in tested]))
+    return [
+        cell if cell.against is None else replace(cell, against=replace(cell.against, corrected=next(values)))
+        for cell in cells
+    ]
 
 
 def scored(result: Result, audio: str) -> Iterator[tuple[str, str, dict]]:
@@ -255,7 +280,7 @@ def scored(result: Result, audio: str) -> Iterator[tuple[str, str, dict]]:
 
 
 def difference(
-    result: Result, reference: Result, place: Set, metric: str, settings: Evaluation, seed: int
+    result: Result, reference: Result, place: Set, metric: str, settings: Evaluation, seed: Sequence[int]
 ) -> Difference:
     """Paired bootstrap of two arms on one set; ValueError where they were evaluated on other utterances."""
     chosen = {"audio": "own", "split": place.split, "task": place.task}
@@ -267,7 +292,7 @@ def difference(
         )
     counts = METRICS[metric].counts
     return paired_bootstrap(
-        counts(ours), counts(theirs), settings.bootstrap_samples, settings.confidence, seed
+        counts(ours), counts(theirs), settings.bootstrap_samples, settings.confidence, seed, clusters(ours)[1]
     )
 
 

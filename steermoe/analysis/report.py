@@ -1,5 +1,6 @@
 """The comparison as text: one table for the terminal, and a Markdown report with all tables and pictures."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -8,6 +9,7 @@ from rich.table import Table
 from steermoe.analysis.comparison import Comparison, Row, Set
 from steermoe.corpora import reader
 from steermoe.evaluation.metrics import METRICS
+from steermoe.evaluation.significance import Difference
 
 NONE = "-"
 NOT_AVAILABLE = "not available"
@@ -27,7 +29,7 @@ class Printed:
         self.styles = [None if row.kind == "arm" else "dim" for row in comparison.rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield "Error rates and accuracy in %, with intervals; p: against the reference arm"
+        yield "Error rates and accuracy in %, with intervals; p: against the reference arm, corrected (Holm)"
         for columns in self.groups(options.max_width):
             table = Table(show_lines=True)
             room = options.max_width - 1 - sum(self.width(column) + BORDER for column in columns[1:])
@@ -96,7 +98,7 @@ def measure(comparison: Comparison, place: Set) -> str:
 
 
 def cell_text(comparison: Comparison, row: Row, place: Set, metric: str, newline: str) -> str:
-    """Value, interval and, for an arm, the p-value of its difference from the reference.
+    """Value, interval and, for an arm, the corrected p-value of its difference from the reference.
 
     The number of utterances too, where it is over fewer than other systems.
     """
@@ -108,7 +110,7 @@ def cell_text(comparison: Comparison, row: Row, place: Set, metric: str, newline
     text = f"{percent(cell.value)}{newline}[{percent(cell.low)}, {percent(cell.high)}]"
     if comparison.is_partial(cell):
         text = f"{text}{newline}n = {cell.n}"
-    return text if cell.against is None else f"{text}{newline}p {p_value(cell.against.p)}"
+    return text if cell.against is None else f"{text}{newline}p {p_value(cell.against)}"
 
 
 def markdown(comparison: Comparison, sections: Sequence[Lines], pictures: Mapping[str, str]) -> str:
@@ -135,11 +137,14 @@ def how_measured(comparison: Comparison) -> Lines:
             f"Rates in %, normaliser `{protocol['normalizer']}`; decoding: {protocol['decoding']}. "
             f"In brackets: {protocol['interval']}, {protocol['bootstrap_samples']} resamples, "
             f"seed {protocol['seed']}. `p`: paired bootstrap against `{comparison.reference}` on the same "
-            "utterances, two-sided, not corrected for the number of comparisons. "
-            "Intervals and p-values speak for other utterances, not for other training seeds; "
-            "an interval without width means that all utterances agree, not that the value is certain."
+            f"utterances, two-sided, corrected for all {comparison.tests} comparisons of this report (Holm); "
+            "`≤`: no resample was as far off, so only this bound is known. "
+            "Where recordings are resampled, intervals and p-values do not cover new speakers; they never cover other "
+            "training seeds. An interval without width means that all utterances agree, not that the value is certain."
         )
-    counts = ", ".join(f"{p.title} ({p.task}): {p.n}" for p in comparison.sets if p.task)
+    counts = ", ".join(
+        f"{p.title} ({p.task}): {p.n} ({p.clusters} {p.unit})" for p in comparison.sets if p.task
+    )
     lines += ["", f"Utterances: {counts or 'none'}.", ""]
     if any(map(comparison.is_partial, comparison.cells)):
         lines += [
@@ -186,7 +191,7 @@ def differences(comparison: Comparison) -> Lines:
         if cell.against is not None:
             points = [f"{100 * x:+.1f}" for x in (cell.against.value, cell.against.low, cell.against.high)]
             name = f"{cell.corpus} {cell.split}"
-            found = [points[0], f"[{points[1]}, {points[2]}]", p_value(cell.against.p), str(cell.n)]
+            found = [points[0], f"[{points[1]}, {points[2]}]", p_value(cell.against), str(cell.n)]
             body.append([cell.system, name, METRICS[cell.metric].title, *found])
     if not body:
         return ["There is no other arm."]
@@ -209,8 +214,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def p_value(p: float) -> str:
-    """Three decimals; below that only the bound."""
+def p_value(difference: Difference) -> str:
+    """The corrected p-value with three decimals; as a bound, never rounded down, where no more is known."""
+    p = difference.p if difference.corrected is None else difference.corrected
+    if difference.is_bound:
+        return f"≤ {math.ceil(round(1e4 * p, 6)) / 1e4:g}"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

@@ -1,14 +1,14 @@
 """Sections of the report beside the tables: seed noise, steering, preservation, worst cases."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from steermoe.analysis.comparison import BASELINES, Comparison, scored, worst
 from steermoe.analysis.report import NONE, Lines, markdown_table, number, percent
 from steermoe.config import ArmConfig
 from steermoe.evaluation.metrics import METRICS
 from steermoe.evaluation.predictions import remarks
-from steermoe.evaluation.results import Result
+from steermoe.evaluation.results import BASELINE, Result
 
 WORST = 3  # utterances shown for each arm and set
 
@@ -96,46 +96,34 @@ def steering(uses: Mapping[str, dict]) -> Lines:
     return ["## Steering", "", explained, *lines]
 
 
-def preservation(checks: Mapping[str, Sequence[dict]], text_tasks: Mapping[str, dict]) -> Lines:
-    """Whether encoder and LLM are what they were, and what the LLM can do with text."""
+def preservation(
+    comparison: Comparison, configs: Mapping[str, ArmConfig], text_tasks: Mapping[str, dict]
+) -> Lines:
+    """Whether training left encoder and LLM as they were, and what the LLM can do with text."""
+    hashes = {
+        arm: timing["frozen"].values() for arm, timing in comparison.timing.items() if "frozen" in timing
+    }
+    same = [arm for arm, of in hashes.items() if all(each["before"] == each["after"] for each in of)]
+    adapted = [arm for arm in comparison.arms if arm in configs and configs[arm].llm_lora is not None]
     lines = []
-    for arm, found in checks.items():
-        weights = [[check["weights"][part]["identical"] for check in found] for part in ("encoder", "llm")]
-        verdicts = ["identical" if all(values) else "**CHANGED**" for values in weights]
-        lines.append([arm, *verdicts, _logits(found)])
-    scores = {"the frozen LLM": text_tasks} if text_tasks else {}
-    scores |= {arm: found[0]["text_tasks"] for arm, found in checks.items() if found[0].get("text_tasks")}
-    if not lines and not scores:
-        return []
-    text = ["## Preservation", ""]
-    if lines:
-        text += [
-            "Weights: SHA-256 of the frozen tensors after training against a fresh copy of the base model. "
-            "Logits: those of the arm's LLM on fixed text prompts against the fresh copy's, bit by bit. Arms that "
-            "train adapters inside the LLM change its logits by design; what that costs its text tasks stands below.",
-            "",
-            *markdown_table(["arm", "encoder weights", "LLM weights", "LLM text logits"], lines),
+    if same:
+        lines += [
+            f"SHA-256 of the frozen weights in memory, same before and after training: {', '.join(same)}.",
             "",
         ]
-    if scores:
-        body = [
-            [system, task, percent(s["value"]), f"[{percent(s['low'])}, {percent(s['high'])}]", str(s["n"])]
-            for system, found in scores.items()
-            for task, s in found["tasks"].items()
-        ]
+    if adapted:
+        lines += [f"Adapters inside the LLM change its answers to text, by design: {', '.join(adapted)}.", ""]
+    if text_tasks:
+        body = []
+        for name, found in text_tasks.items():
+            for task, score in found["tasks"].items():
+                value, low, high = (percent(score[bound]) for bound in ("value", "low", "high"))
+                llm = "the frozen LLM" if name == BASELINE else name
+                body.append([llm, task, value, f"[{low}, {high}]", str(score["n"])])
         header = ["LLM", "held-out text task", "exact match %", "interval", "n"]
-        protocols = dict.fromkeys(str(found["protocol"]) for found in scores.values())
-        text += [*markdown_table(header, body), "", f"Protocol: {'; '.join(protocols)}."]
-    return text
-
-
-def _logits(found: Sequence[dict]) -> str:
-    logits = [check["logits"] for check in found]
-    count = max(check["prompts"] for check in logits)
-    if all(check["identical"] == check["prompts"] for check in logits):
-        return f"identical ({count} prompts)"
-    change = f"by at most {max(check['largest_change'] for check in logits):.3g} ({count} prompts)"
-    return f"changed by its adapters, {change}" if found[0]["adapted"] else f"**CHANGED** {change}"
+        protocols = dict.fromkeys(str(found["protocol"]) for found in text_tasks.values())
+        lines += [*markdown_table(header, body), "", f"Protocol: {'; '.join(protocols)}."]
+    return ["## Preservation", "", *lines] if lines else []
 
 
 def worst_cases(results: Mapping[str, Mapping[str, Result]]) -> Lines:

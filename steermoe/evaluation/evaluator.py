@@ -125,6 +125,8 @@ def measure(
         raise ValueError("nothing to evaluate: no rows in the given splits")
     parts, speed = [], None
     frame, normalize = with_defaults(frame), normalizer(settings.normalizer)
+    same = "video" if "video" in frame.columns else "audio"
+    frame = frame.with_columns(pl.col("source_id").first().over(same).alias("recording"))
     answered: dict[int, str] = {}
     for kind in audio:
         heard = (AUDIO | VIDEO)[kind](frame, seed)
@@ -145,7 +147,8 @@ def measure(
         counts = count_errors(heard["target"].to_list(), hypotheses, normalize, languages)
         parts.append(
             heard.select(
-                "source_id", "split", "language", "task", "prompt", pl.lit(kind).alias("audio"), "heard", "seconds",
+                "source_id", "speaker", "recording", "split", "language", "task", "prompt",
+                pl.lit(kind).alias("audio"), "heard", "seconds",
                 pl.col("target").alias("reference"), pl.Series("hypothesis", hypotheses, pl.String),
             )
             .hstack(pl.DataFrame(counts))

@@ -14,6 +14,8 @@ UNUSUAL = {  # expressions over the columns of `Predictions.frame`
     "references_beyond_limit": ~pl.col("target_fits"),
     "answers_cut": pl.col("cut"),
 }
+MIN_SPEAKERS = 10  # a bootstrap over fewer clusters gives intervals that are too narrow
+UNKNOWN = ("unknown", "none")  # what corpora call a speaker that they do not know or have
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a figure came about: what is counted as equal, how texts were decoded, and what its interval is."""
+    """How a figure came about: what is counted as equal, how texts were decoded, and what its interval is.
+
+    `min_speakers`: see `clusters`.
+    """
 
     normalizer: str
     decoding: str
     interval: str
     bootstrap_samples: int
+    min_speakers: int
     seed: int
 
 
@@ -73,7 +79,8 @@ class Figure(Interval):
 class Predictions:
     """`frame` has a row for each utterance and kind of audio, in the order of the evaluated frame.
 
-    Columns: source_id, split, language, task, prompt, audio (row of controls.AUDIO or VIDEO), heard (source_id of
+    Columns: source_id, speaker, recording (source_id of the first row about the same audio or, where there are videos,
+    the same video), split, language, task, prompt, audio (row of controls.AUDIO or VIDEO), heard (source_id of
     the audio that was fed), seconds (of that audio), reference, hypothesis, errors, words, char_errors, chars,
     exact, those of `answers.COLUMNS`, target_fits (the reference and its end token are no longer than an answer may
     be), cut (the answer ended at that limit); both are null where the system has no limit in tokens of the LLM. All
@@ -91,8 +98,10 @@ class Predictions:
         return Protocol(
             normalizer=self.normalizer,
             decoding=self.decoding,
-            interval=f"{100 * settings.confidence:g} % percentile bootstrap over utterances",
+            interval=f"{100 * settings.confidence:g} % percentile bootstrap over speakers (over recordings in sets of "
+            f"fewer than {MIN_SPEAKERS} known speakers)",
             bootstrap_samples=settings.bootstrap_samples,
+            min_speakers=MIN_SPEAKERS,
             seed=self.seed,
         )
 
@@ -107,7 +116,9 @@ class Predictions:
         count, counts = wanted.rows(rows), wanted.counts(rows)
         if not counts[1].any():
             return None
-        interval = bootstrap_interval(counts, settings.bootstrap_samples, settings.confidence, self.seed)
+        interval = bootstrap_interval(
+            counts, settings.bootstrap_samples, settings.confidence, self.seed, clusters(rows)[1]
+        )
         constant = wanted.constant(rows)
         return Figure(
             **asdict(interval),
@@ -118,12 +129,25 @@ class Predictions:
         )
 
 
+def clusters(rows: pl.DataFrame) -> tuple[str, list[str]]:
+    """What the bootstrap over these rows draws, speakers or recordings, and the name of each row's.
+
+    Speakers where at least MIN_SPEAKERS are known, a recording of an unknown one by itself; else recordings.
+    """
+    known = ~pl.col("speaker").is_in(UNKNOWN)
+    if rows.filter(known)["speaker"].n_unique() < MIN_SPEAKERS:
+        return "recordings", rows["recording"].to_list()
+    name = pl.when(known).then(pl.format("speaker {}", "speaker")).otherwise("recording")
+    return "speakers", rows.select(name.alias("name"))["name"].to_list()
+
+
 def summarise(predictions: Predictions, settings: Evaluation) -> dict:
     """Metrics with intervals for each kind of audio, split and task, and the protocol they were measured by.
 
-    {protocol, speed, <audio>: {<split>: {<task>: {n, seconds, <metric>: {value, low, high, n}}}}}; rates are
-    fractions, not percent. A metric that says nothing about a set is left out; `n` of a metric is the rows that
-    it is about; `floor` beside it is the best constant answer. The protocol also has `texts` (see `remarks`).
+    {protocol, speed, <audio>: {<split>: {<task>: {n, seconds, clusters, unit, <metric>: {value, low, high, n}}}}};
+    rates are fractions, not percent. The bootstrap of a set draws from so many `clusters`, which are its `unit`. A
+    metric that says nothing about a set is left out; `n` of a metric is the rows that it is about; `floor` beside it
+    is the best constant answer. The protocol also has `texts` (see `remarks`).
     """
     protocol = asdict(predictions.protocol(settings)) | {"texts": _texts(predictions.frame)}
     summary: dict = {"protocol": protocol, "speed": None}
@@ -132,7 +156,10 @@ def summarise(predictions: Predictions, settings: Evaluation) -> dict:
         summary["speed"] = {"real_time_factor": factor, **asdict(predictions.speed)}
     for keys, rows in predictions.frame.group_by("audio", "split", "task", maintain_order=True):
         audio, split, task = (str(key) for key in keys)
-        scores: dict = {"n": len(rows), "seconds": float(rows["seconds"].sum())}
+        unit, names = clusters(rows)
+        scores: dict = {
+            "n": len(rows), "seconds": float(rows["seconds"].sum()), "clusters": len(set(names)), "unit": unit,
+        }  # fmt: skip
         for name in metrics_of(task):
             figure = predictions.figure(name, rows, settings)
             if figure is not None:

@@ -4,8 +4,7 @@
 <evaluations>/baseline/<corpus>/<system>/       encoder (its own decoder), constant, text-only
     metrics.json         what `summarise` returns, or {"skipped": <reason>} where the corpus was not to be had
     predictions.parquet  the rows of `Predictions.frame`
-<evaluations>/<arm>/<corpus>/preservation.json  what `preservation.check` returns
-<evaluations>/baseline/<corpus>/text_tasks.json what `preservation.text_tasks` returns
+<evaluations>/<arm or baseline>/<corpus>/text_tasks.json  what `text_tasks` returns for the LLM, of arms that change it
 """
 
 import json
@@ -20,7 +19,7 @@ from steermoe.evaluation.predictions import Predictions, Protocol
 
 BASELINE = "baseline"
 METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
-PRESERVATION, TEXT_TASKS = "preservation.json", "text_tasks.json"
+TEXT_TASKS = "text_tasks.json"
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,7 @@ def write_json(path: Path, value: dict) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_preservation(evaluations: Path, arms: Sequence[str]) -> tuple[dict[str, list[dict]], dict]:
-    """What `preservation.check` found for each arm, one a corpus, and the scores of the LLM's text tasks.
-
-    The scores are the same on every corpus, and empty where the LLM brings no tasks.
-    """
-    checks = {
-        arm: [read_json(path) for path in sorted(evaluations.glob(f"{arm}/*/{PRESERVATION}"))] for arm in arms
-    }
-    scores = sorted(evaluations.glob(f"{BASELINE}/*/{TEXT_TASKS}"))
-    return {arm: found for arm, found in checks.items() if found}, read_json(scores[0]) if scores else {}
+def read_text_tasks(evaluations: Path, arms: Sequence[str]) -> dict[str, dict]:
+    """The scores of the LLM's text tasks, of BASELINE and of the arms that have some: the same on every corpus."""
+    found = {name: sorted(evaluations.glob(f"{name}/*/{TEXT_TASKS}")) for name in (BASELINE, *arms)}
+    return {name: read_json(paths[0]) for name, paths in found.items() if paths}

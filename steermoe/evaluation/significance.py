@@ -1,12 +1,13 @@
-"""Bootstrap over utterances for metrics that are ratios of sums (WER, CER, accuracy).
+"""Bootstrap over clusters of rows for metrics that are ratios of sums (WER, CER, accuracy).
 
-The interval is the percentile bootstrap (Efron & Tibshirani 1993, chapter 13; for WER: Bisani & Ney 2004):
-whole utterances are drawn with replacement, the ratio is computed anew for each draw. It speaks for other
-utterances of the same kind, not for other training seeds; utterances of one speaker are taken as independent.
-Where all utterances agree (0 or 100 % exact match) the interval has no width: that is not certainty.
+The interval is the percentile bootstrap (Efron & Tibshirani 1993, chapter 13; for WER: Bisani & Ney 2004). Rows that
+share a speaker or a recording are not independent, so whole clusters are drawn with replacement (Cameron & Miller
+2015, section VI) and the ratio of their sums is computed anew for each draw. The interval covers other clusters of the
+same kind, not other training seeds. Where all clusters agree (0 or 100 % exact match) it has no width: that is not
+certainty.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from steermoe.evaluation.metrics import Counts
 
 CHUNK = 4_000_000  # drawn indices held at once
+Seed = int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -27,53 +29,95 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """A minus B, its interval, and the two-sided p-value of the hypothesis that there is none."""
+    """A minus B, its interval, and the two-sided p-value of the hypothesis that there is none.
+
+    `is_bound`: no draw was as far off, so that `p` is only known to be no larger than this. `corrected`: `p` after
+    `holm`, None before.
+    """
 
     p: float
+    is_bound: bool
+    corrected: float | None = None
 
 
-def bootstrap_interval(counts: Counts, samples: int, confidence: float, seed: int) -> Interval:
-    """Ratio of the sums of `counts` with its percentile interval; ValueError where the denominator is 0."""
-    value = ratio(counts)
-    drawn = np.concatenate([ratios(counts, rows) for rows in resamples(len(counts[0]), samples, seed)])
+def bootstrap_interval(
+    counts: Counts, samples: int, confidence: float, seed: Seed, clusters: Sequence[str] | None = None
+) -> Interval:
+    """Ratio of the sums of `counts` with its percentile interval.
+
+    Args:
+        counts: (rows,) numerators and denominators.
+        samples: how many resamples are drawn.
+        confidence: of the interval, 0 to 1.
+        seed: of the draws.
+        clusters: the cluster of each row; None: each row by itself.
+
+    Raises:
+        ValueError: the denominators sum to 0.
+    """
+    value, parts = ratio(counts), summed(counts, clusters)
+    drawn = np.concatenate([ratios(parts, rows) for rows in resamples(len(parts[0]), samples, seed)])
     return Interval(value, *bounds(drawn, confidence))
 
 
-def paired_bootstrap(a: Counts, b: Counts, samples: int, confidence: float, seed: int) -> Difference:
-    """Difference of two systems' ratios on the same utterances, in the same order.
+def paired_bootstrap(
+    a: Counts, b: Counts, samples: int, confidence: float, seed: Seed, clusters: Sequence[str] | None = None
+) -> Difference:
+    """Difference of two systems' ratios on the same rows, in the same order.
 
     Both are resampled by the same draws (Koehn 2004). The p-value is that of the draws' distribution shifted
     to mean "no difference": the share of draws at least as far from the measured difference as that is from
     zero (Efron & Tibshirani 1993, section 16.4), counting the measurement itself: at least 1 / (samples + 1).
+    A single cluster says nothing about others: its p-value is 1.
     """
     if len(a[0]) != len(b[0]):
-        raise ValueError(
-            f"paired comparison of {len(a[0])} with {len(b[0])} utterances; they must be the same"
-        )
+        raise ValueError(f"paired comparison of {len(a[0])} with {len(b[0])} rows; they must be the same")
     value = ratio(a) - ratio(b)
+    ours, theirs = summed(a, clusters), summed(b, clusters)
+    count = len(ours[0])
     drawn = np.concatenate(
-        [ratios(a, rows) - ratios(b, rows) for rows in resamples(len(a[0]), samples, seed)]
+        [ratios(ours, rows) - ratios(theirs, rows) for rows in resamples(count, samples, seed)]
     )
     # Equal sums in another order differ in the last bits; such draws are as far off, not nearer.
-    beyond = np.abs(drawn - value) >= abs(value) - 1e-12
-    p = (1 + int(np.count_nonzero(beyond[np.isfinite(drawn)]))) / (1 + int(np.isfinite(drawn).sum()))
-    return Difference(value, *bounds(drawn, confidence), p)
+    beyond = int(np.count_nonzero(np.abs(drawn - value)[np.isfinite(drawn)] >= abs(value) - 1e-12))
+    p = (1 + beyond) / (1 + int(np.isfinite(drawn).sum())) if count > 1 else 1.0
+    return Difference(value, *bounds(drawn, confidence), p, is_bound=count > 1 and not beyond)
 
 
-def resamples(utterances: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers drawn with replacement, in chunks of (draws, utterances); a function of its arguments."""
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): the chance of one false finding among all stays as stated."""
+    values = np.array(p)
+    order = np.argsort(values)
+    factors = np.arange(len(values), 0, -1)
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1)
+    return corrected.tolist()
+
+
+def summed(counts: Counts, clusters: Sequence[str] | None) -> Counts:
+    """The counts of each cluster, in the order in which the clusters first appear."""
+    if clusters is None:
+        return counts
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    of = [numbers[name] for name in clusters]
+    numerator, denominator = (np.bincount(of, weights=part) for part in counts)
+    return numerator, denominator
+
+
+def resamples(count: int, samples: int, seed: Seed) -> Iterator[np.ndarray]:
+    """Numbers below `count`, drawn with replacement in chunks of (draws, count); a function of its arguments."""
     rng = np.random.default_rng(seed)
-    step = max(1, CHUNK // max(1, utterances))
+    step = max(1, CHUNK // max(1, count))
     for start in range(0, samples, step):
-        yield rng.integers(utterances, size=(min(step, samples - start), utterances))
+        yield rng.integers(count, size=(min(step, samples - start), count))
 
 
 def ratio(counts: Counts) -> float:
-    """Sum of numerators over sum of denominators."""
+    """Sum of numerators over sum of denominators; ValueError where that is 0."""
     numerator, denominator = counts
     total = float(denominator.sum())
     if total == 0:
-        raise ValueError(f"no rate over {len(numerator)} utterances: their references hold no words")
+        raise ValueError(f"no rate over {len(numerator)} rows: their references hold no words")
     return float(numerator.sum()) / total
 
 

@@ -1,8 +1,8 @@
 """What is never trained: loading it, and proving that it did not change."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -102,14 +102,27 @@ def load_extractor(kind: Any, path: str, setting: str) -> Any:
     return kind.from_dict(settings)
 
 
+Whole = Callable[[torch.Tensor], AbstractContextManager[Any]]
+
+
 def digest(weights: dict[str, torch.Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of tensors, whatever their order and device."""
-    total = hashlib.sha256()
+    return list(digests(weights).values())[-1]
+
+
+def digests(weights: dict[str, torch.Tensor], whole: Whole = nullcontext) -> dict[str, str]:
+    """SHA-256 of each tensor and all before it, by name: the last is the `digest` of all.
+
+    `whole` gives a context in which a tensor is whole, should its pieces lie in several processes.
+    """
+    total, found = hashlib.sha256(), {}
     for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+        with whole(weights[name]):
+            tensor = weights[name].detach().cpu().contiguous()
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        found[name] = total.hexdigest()
+    return found
 
 
 def frozen_weights(module: nn.Module) -> dict[str, torch.Tensor]:

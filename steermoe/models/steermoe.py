@@ -178,10 +178,14 @@ class SteerMoE(Branch):
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def frozen_hashes(self) -> dict[str, str]:
-        """SHA-256 of the weights of encoder, LLM and, where there is one, video encoder now, adapters aside."""
-        frozen = {"encoder": self.encoder.model, "llm": self.llm}
-        frozen |= {} if self.video is None else {"video": self.video.encoder.model}
-        return {part: digest(frozen_weights(model)) for part, model in frozen.items()}
+        """SHA-256 of the weights of `frozen_parts` now."""
+        return {part: digest(weights) for part, weights in self.frozen_parts().items()}
+
+    def frozen_parts(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The weights of encoder, LLM and, where there is one, video encoder, adapters aside."""
+        parts = {"encoder": self.encoder.model, "llm": self.llm}
+        parts |= {} if self.video is None else {"video": self.video.encoder.model}
+        return {part: frozen_weights(model) for part, model in parts.items()}
 
     def train(self, mode: bool = True) -> Self:
         """Switch what is trained; the frozen models stay in evaluation mode."""

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from steermoe import __version__
 from steermoe.config import of_the_hub
-from steermoe.evaluation.results import METRICS, PRESERVATION, read_json, read_result
+from steermoe.evaluation.results import METRICS, read_result
 from steermoe.models.adapter import Merged
 from steermoe.models.steermoe import SteerMoE
 
@@ -118,20 +118,9 @@ def _table(folder: Path) -> str:
         f"In %; normaliser `{protocol['normalizer']}`; decoding: {protocol['decoding']}; intervals: "
         f"{protocol['interval']}, {protocol['bootstrap_samples']} resamples, seed {protocol['seed']}.",
     ]
-    if (folder / PRESERVATION).is_file():
-        lines.append(_preserved(read_json(folder / PRESERVATION)))
     return "\n\n".join(lines)
 
 
 def _row(split: str, task: str, metric: str, figure: Mapping[str, Any]) -> str:
     value, low, high = (f"{100 * figure[key]:.1f}" for key in ("value", "low", "high"))
     return f"| {split} | {task} | {metric} | {value} | [{low}, {high}] | {figure['n']} |"
-
-
-def _preserved(found: Mapping[str, Any]) -> str:
-    same = all(part["identical"] for part in found["weights"].values())
-    logits = found["logits"]
-    return (
-        f"Frozen weights {'are' if same else 'are NOT'} those of the base models; "
-        f"{logits['identical']} of {logits['prompts']} text prompts have bit-identical logits with the adapter."
-    )

@@ -12,6 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -111,6 +112,12 @@ class Zero:
             with deepspeed.zero.GatheredParameters([parameter]):
                 found[name] = parameter.detach().to("cpu", copy=True)
         return found
+
+    def whole(self, tensor: torch.Tensor) -> AbstractContextManager[Any]:
+        """A context in which a tensor of the model is whole. All processes must enter it."""
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([tensor]) if hasattr(tensor, "ds_id") else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """What `AdamW.state_dict` gives without sharding. All processes must call this."""

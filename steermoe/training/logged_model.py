@@ -70,7 +70,7 @@ def save(adapter: Path, folder: Path, base_models: str, run_id: str, model: Any)
                 model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id
             ),
             python_model=str(CODE),
-            artifacts={"adapter": str(adapter)},
+            artifacts={"adapter": adapter.resolve().as_uri()},  # a plain path is unquoted like an address
             signature=signature,
             input_example=pd.DataFrame({"audio": ["recording.wav"], "question": ["who is speaking?"]}),
             pip_requirements=[f"{name}=={version(name)}" for name in NEEDED],
@@ -81,7 +81,7 @@ def save(adapter: Path, folder: Path, base_models: str, run_id: str, model: Any)
 def register_champion(client: "MlflowClient", run: Any | None, entry: Entry) -> None:
     """Register the winner's model, and give it the alias unless the champion so far is better.
 
-    Champions are compared where both were measured on the same test sets by the same protocol.
+    Champions are compared where both were chosen by the same measure.
 
     Raises:
         ValueError: no model of this adapter was logged.

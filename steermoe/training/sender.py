@@ -90,7 +90,7 @@ class Sender:
         self.journal.close(remove=not self.journal.pending())
 
     def _try(self) -> None:
-        from steermoe.training.store import Store
+        from steermoe.training.store import DeletedError, Store
 
         try:
             if self._sample is not None and (
@@ -103,7 +103,9 @@ class Sender:
                 self._send_left_behind(self._store)
             self._deliver(self._store, self.journal)
         except Exception as error:  # whatever it is: the stage goes on
-            if not self._is_lost:
+            if isinstance(error, DeletedError):
+                self._tell_once(str(error))
+            elif not self._is_lost:
                 self._tell(
                     f"it cannot be reached ({_first_line(error)}); what is logged is kept and sent later"
                 )
@@ -116,12 +118,16 @@ class Sender:
             self._sent.notify_all()
 
     def _send_left_behind(self, store: "Store") -> None:
+        from steermoe.training.store import DeletedError
+
         for journal in Journal.left_behind(self.journal.folder.parent):
             try:
                 count = len(journal.pending())
                 self._deliver(store, journal)
                 if count:
                     self._tell(f"sent {count} entries that an earlier stage had left")
+            except DeletedError as error:  # of this journal's run; it must not hold up the others
+                self._tell_once(str(error))
             finally:
                 journal.close(remove=not journal.pending())
 
@@ -141,6 +147,11 @@ class Sender:
                         self._tell(f"it refused {kind!r} ({_first_line(error)}); that is left out")
                     self._told.add(kind)
                 journal.advance(some)
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._tell(message)
+        self._told.add(message)
 
     def _tell(self, message: str) -> None:
         where = os.environ.get("MLFLOW_TRACKING_URI") or self.root / "mlflow.db"

@@ -39,6 +39,10 @@ class UnreachableError(RuntimeError):
     """The store does not answer, or not as it should: worth another try later."""
 
 
+class DeletedError(UnreachableError):
+    """The run or its experiment was deleted: nothing can be logged into it until somebody restores it."""
+
+
 class Store:
     """The store that `MLFLOW_TRACKING_URI` names, else mlflow.db and mlartifacts in `root`, made if need be.
 
@@ -56,14 +60,39 @@ class Store:
 
         Raises:
             UnreachableError: nothing is known to have been done; try again, doing it twice does no harm.
+            DeletedError: the same, once what was deleted is restored.
             ValueError: the store refuses the entries and will refuse them again.
         """
-        with told_apart():
-            if entries[0]["do"] == "metrics":
-                self._metrics(entries, position)
-                return
-            for entry in entries:
-                DEEDS[entry["do"]](self, entry, folder, position)
+        try:
+            with told_apart():
+                if entries[0]["do"] == "metrics":
+                    self._metrics(entries, position)
+                    return
+                for entry in entries:
+                    DEEDS[entry["do"]](self, entry, folder, position)
+        except ValueError:
+            with told_apart():
+                self._check_deleted(entries[0]["profile"], folder, position)
+            raise
+
+    def _check_deleted(self, profile: str, folder: Path, position: Position) -> None:
+        """Raise DeletedError where the experiment is deleted, or the run that entries belong to."""
+        command, experiment = None, self.client.get_experiment_by_name(f"steermoe/{profile}")
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
+            what = f"its experiment {experiment.name}"
+            command = f"experiments restore --experiment-id {experiment.experiment_id}"
+        elif position.run is not None and self.client.get_run(position.run).info.lifecycle_stage == "deleted":
+            what, command = f"the run {position.run}", f"runs restore --run-id {position.run}"
+        if command is not None:
+            where = (
+                ""
+                if os.environ.get("MLFLOW_TRACKING_URI")
+                else f"MLFLOW_TRACKING_URI='{self.client.tracking_uri}' "
+            )
+            raise DeletedError(
+                f"{what} was deleted; `{where}mlflow {command}` brings it back, and what was logged is sent then; "
+                f"it is kept in {folder}, which you may delete instead"
+            )
 
     # runs
 
@@ -235,7 +264,7 @@ def open_store(root: Path) -> "MlflowClient":
         address, file = os.environ.get("MLFLOW_TRACKING_URI"), root / "mlflow.db"
         if not address and not file.exists():
             _make(file)
-        client = MlflowClient(address or f"sqlite:///{file}")
+        client = MlflowClient(address or sqlite_address(file))
         client.search_experiments(max_results=1)
         return client
 
@@ -247,9 +276,16 @@ def _make(file: Path) -> None:
     temporary = file.with_name(f"{file.name}.new")
     for left in (temporary, temporary.with_name(f"{temporary.name}-journal")):
         left.unlink(missing_ok=True)
-    store = SqlAlchemyStore(f"sqlite:///{temporary}", (file.parent / "mlartifacts").as_uri())
+    store = SqlAlchemyStore(sqlite_address(temporary), (file.parent / "mlartifacts").as_uri())
     store.engine.dispose()
     temporary.replace(file)
+
+
+def sqlite_address(file: Path) -> str:
+    """The address of an SQLite file, whatever characters its path has (`%`, `?`, `#` mean something in addresses)."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(file)).render_as_string()
 
 
 @contextmanager

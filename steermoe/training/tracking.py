@@ -152,8 +152,8 @@ class Tracker:
         Args:
             arm: its arm.
             model: folder of the adapter.
-            error: what it was chosen by.
-            measured_on: names test sets and protocol; a champion with a lower error on the same stays champion.
+            error: what it was chosen by, on dev data.
+            measured_on: what that was measured by; a champion with a lower error by the same stays champion.
         """
         tags = {"steermoe.arm": arm, "steermoe.error": repr(error), "steermoe.measured_on": measured_on}
         self._write("champion", arm=arm, adapter=adapter_digest(model), tags=tags)

@@ -4,7 +4,7 @@ import functools
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from steermoe.data.skipped import skipped_reason
 from steermoe.data.staging import Staging, code_digest, project_root, write_text
 from steermoe.models import adapter
 from steermoe.models.attention import ShortAttention
+from steermoe.models.frozen import digests
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import divergence
 from steermoe.training import history as log
@@ -29,10 +30,12 @@ from steermoe.training.checkpoints import discard_leftovers, last_checkpoint
 from steermoe.training.fingerprint import digest, fingerprint, training_key
 from steermoe.training.frozen_features import frozen_features
 from steermoe.training.heap import keep_freed_memory
-from steermoe.training.processes import ONE_PROCESS, PreemptedError, begin_together, check, world
+from steermoe.training.processes import ONE_PROCESS, PreemptedError, begin_together, check, gathered, world
 from steermoe.training.teacher import Teacher
 from steermoe.training.tracking import Tracker
 from steermoe.training.trainer import AdapterTrainer
+
+CHANGED = "frozen_changed"  # beside the checkpoints: names the first frozen weight that training changed
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,13 @@ def train(
     Returns:
         best_dev_loss, best_step, steps (trained), stopped_early, train_rows, dropped_rows, dev_rows,
         trainable_parameters (a count a part), seconds_per_step (median), wall_seconds, processes, strategy,
-        fingerprint.
+        fingerprint, frozen (SHA-256 of each frozen model in memory, before and after).
 
     Raises:
         ValueError: a corpus or its rows are missing, or the arm's teacher is not to be had or does not fit it.
         StagingBusyError: as of `Staging`; it waits for another process that trains this arm.
+        FrozenChangedError: a frozen weight is not what it was before training; nothing is written, and the
+            checkpoints are not taken up again.
         DivergedError: the loss is no longer finite; diverged.json beside the checkpoints names the rows.
         PreemptedError: SIGTERM came; a checkpoint is written, and the same call goes on from there.
     """
@@ -100,13 +105,15 @@ def train(
         warn_of_long_targets(arm.name, data.train, model.tokenizer, max_new_tokens)
     teacher = Teacher.of(model)
     taught = None if teacher is None else teacher_files(teacher.section.teacher)
-    key = training_key(arm, data.digest, model.frozen_hashes(), taught)
+    before = {part: digests(weights) for part, weights in model.frozen_parts().items()}
+    key = training_key(arm, data.digest, _last(before), taught)
     features = (root or project_root(), feature_cache_gb)
     options = {"teacher": teacher, "workers": workers, "features": features, "distributed": distributed}
     made = functools.partial(_trained, model, arm, data, **options)
     if world().rank:
         begin_together()  # the first may have to wait for another training
-        return _results(made(None, None), data, key)
+        trainer = made(None, None)
+        return _results(trainer, data, key, _unchanged(trainer, before))
     with Staging(out, key, root) as staging:
         resumes = last_checkpoint(staging.scratch) is not None
         with _tracking(tracker, arm, fingerprint(key), data, resumes) as tracked:
@@ -115,8 +122,9 @@ def train(
                     tracked.log_inputs(shards[0].parent, splits, context)
             begin_together()
             trainer = made(staging.scratch, tracked)
-            results = _results(trainer, data, key)
-            _write_adapter(staging.files, trainer, model, key)
+            frozen = _unchanged(trainer, before)
+            results = _results(trainer, data, key, frozen)
+            adapter.write(staging.files, adapter.Adapter(arm, frozen, trainer.best_weights))
             table = log.to_csv(log.table(trainer.state.log_history))
             write_text(history or staging.part("history.csv"), table)
             if timing is not None:
@@ -154,11 +162,40 @@ def _tracking(
     tracker.finish("FINISHED")
 
 
-def _write_adapter(folder: Path, trainer: AdapterTrainer, model: SteerMoE, key: Mapping[str, Any]) -> None:
-    if trainer.is_sharded:  # the frozen weights are in pieces, and were hashed before
-        adapter.write(folder, adapter.Adapter(trainer.arm, key["frozen"], trainer.best_weights))
-    else:
-        model.save_pretrained(folder)
+class FrozenChangedError(RuntimeError):
+    """Training changed a weight that must stay as it is; `first` names part and tensor."""
+
+    def __init__(self, run: Path, first: str) -> None:
+        super().__init__(
+            f"{run}: the frozen weights changed during this training (first: {first}), so its adapter does not belong "
+            "to them and is not written; find the code that writes into frozen weights, delete this folder, train anew"
+        )
+
+
+def _unchanged(trainer: AdapterTrainer, before: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """SHA-256 of each frozen model in memory; all processes must call this.
+
+    Raises:
+        FrozenChangedError: it is not that of before training, in some process.
+    """
+    whole = trainer.zero.whole if trainer.zero is not None else nullcontext
+    after = {part: digests(weights, whole) for part, weights in trainer.adapted.frozen_parts().items()}
+    # Each hash covers the tensors before it, so the first that differs names what changed.
+    changed = [
+        f"{part}, {name}" for part, of in before.items() for name in of if of[name] != after[part].get(name)
+    ]
+    found = {rank: names for rank, names in gathered({world().rank: changed}).items() if names}
+    if found:
+        first = found[min(found)][0]
+        if trainer.args.should_save:
+            write_text(trainer.run / CHANGED, first)
+        raise FrozenChangedError(trainer.run, first)
+    return _last(after)
+
+
+def _last(hashes: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The digest of all tensors of each part."""
+    return {part: list(of.values())[-1] for part, of in hashes.items()}
 
 
 def _track_results(tracker: Tracker, results: Mapping[str, Any], out: Path) -> None:
@@ -247,6 +284,8 @@ def _trained(
         if trainer.args.should_save:
             discard_leftovers(trainer.run)
             _note_code(trainer.run)
+    if (trainer.run / CHANGED).exists():
+        raise FrozenChangedError(trainer.run, (trainer.run / CHANGED).read_text())
     checkpoint = last_checkpoint(trainer.run)
     if checkpoint is not None:
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -298,7 +337,9 @@ def _note_code(run: Path) -> None:
     note.write_text(now)
 
 
-def _results(trainer: AdapterTrainer, data: TrainingData, key: Mapping[str, Any]) -> dict[str, Any]:
+def _results(
+    trainer: AdapterTrainer, data: TrainingData, key: Mapping[str, Any], frozen: Mapping[str, str]
+) -> dict[str, Any]:
     best = log.best(trainer.state.log_history)
     assert best is not None
     return {
@@ -315,4 +356,5 @@ def _results(trainer: AdapterTrainer, data: TrainingData, key: Mapping[str, Any]
         "processes": trainer.args.world_size,
         "strategy": trainer.distributed.strategy,
         "fingerprint": fingerprint(key),
+        "frozen": {part: {"before": key["frozen"][part], "after": digest} for part, digest in frozen.items()},
     }

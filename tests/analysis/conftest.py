@@ -67,10 +67,6 @@ def evaluations(
         found = measure(knowing(utterances, arm, skill), utterances, settings, 1, ("own", "shuffled"))
         write_result(root / arm / "synthetic", found, summarise(found, settings))
         write_skipped(root / arm / "digits", "no archive")
-        same = arm != "lora"
-        logits = {"prompts": 9, "identical": 9 if same else 8, "largest_change": 0.0 if same else 0.25}
-        check = {"weights": {"encoder": {"identical": True}, "llm": {"identical": True}}, "logits": logits}
-        write_json(root / arm / "synthetic" / "preservation.json", check | {"adapted": False})
     spoken = utterances.filter(task="transcribe")
     for name, rows in (("encoder", spoken), ("text-only", utterances), ("constant", utterances)):
         found = measure(knowing(rows, name, 0.97 if name == "encoder" else 0.1), rows, settings, 1)
@@ -82,10 +78,11 @@ def evaluations(
 
 @pytest.fixture(scope="session")
 def timing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What training measured, for all arms but one."""
+    """What training measured, for all arms but one; on dev the order of the arms is another than on test."""
     root = tmp_path_factory.mktemp("timing")
-    for arm in list(SKILLS)[:3]:
+    for arm, loss in {"steermoe": 0.5, "linear": 0.3, "lora": 0.4}.items():
         parts = {"projection": 1000, "router": 200} if arm == "steermoe" else {"projection": 1000}
         found = {"trainable_parameters": parts, "seconds_per_step": 0.25, "steps": 100, "best_step": 80}
+        found |= {"best_dev_loss": loss, "frozen": {"llm": {"before": "1a", "after": "1a"}}}
         (root / f"{arm}.json").write_text(json.dumps(found))
     return root

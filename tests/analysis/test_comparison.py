@@ -1,15 +1,16 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from steermoe.analysis.comparison import Comparison, compare, worst
+from steermoe.analysis.comparison import Comparison, cells_of, compare, worst
 from steermoe.config import Evaluation
 from steermoe.evaluation.metrics import METRICS
 from steermoe.evaluation.results import read_result, write_result, write_skipped
-from steermoe.evaluation.significance import paired_bootstrap
+from steermoe.evaluation.significance import holm, paired_bootstrap
 
 ARMS = ["linear", "steermoe", "lora"]
 CORPORA = ["synthetic", "digits"]
@@ -64,12 +65,34 @@ def test_differences_are_the_paired_bootstraps(
         cell = comparison.cell(rows[arm], place, "wer")
         assert cell is not None and cell.against is not None
         ours, theirs = (METRICS["wer"].counts(frames[name]) for name in (arm, "linear"))
-        assert cell.against == paired_bootstrap(
-            ours, theirs, settings.bootstrap_samples, settings.confidence, seed=1
-        )
+        plain = paired_bootstrap(ours, theirs, 4000, settings.confidence, seed=0)
+        found = cell.against
+        assert found.value == plain.value and found.high == pytest.approx(plain.high, abs=0.02)
         assert cell.against.value < 0 and cell.against.p < 0.05
     reference = comparison.cell(rows["linear"], place, "wer")
     assert reference is not None and reference.against is None
+
+
+def test_p_values_are_corrected_for_all_comparisons_of_the_table(comparison: Comparison) -> None:
+    tested = [cell.against for cell in comparison.cells if cell.against is not None]
+    assert comparison.tests == len(tested) == 2 * (3 + 1 + 3)  # arms x metrics of the sets
+    assert [each.corrected for each in tested] == holm([each.p for each in tested])
+    assert all(each.corrected is not None and each.corrected >= each.p for each in tested)
+
+
+def test_comparisons_draw_independently(comparison: Comparison, evaluations: Path) -> None:
+    """Two equal comparisons have other resamples: their intervals differ a little."""
+    result = {arm: read_result(evaluations / arm / "synthetic") for arm in ARMS}
+    twice = {"linear": {"synthetic": result["linear"]}} | {a: {"synthetic": result["lora"]} for a in "ab"}
+    rows = [row for row in comparison.rows if row.system == "lora" and row.audio == "own"]
+    settings = Evaluation(
+        normalizer="folded", batch_seconds=5, bootstrap_samples=200, confidence=0.95, normalizers={}
+    )
+    first, second = (
+        cells_of(replace(rows[0], system=name), twice, "linear", settings, 1)[0].against for name in "ab"
+    )
+    assert first is not None and second is not None
+    assert first.value == second.value and first.low != second.low
 
 
 def test_controls_and_baselines_are_not_tested_against_the_reference(comparison: Comparison) -> None:

@@ -10,7 +10,8 @@ from steermoe.analysis import sections
 from steermoe.analysis.comparison import Comparison, compare
 from steermoe.analysis.report import markdown, p_value, printed
 from steermoe.config import Evaluation
-from steermoe.evaluation.results import read_json, read_results
+from steermoe.evaluation.results import read_results, read_text_tasks
+from steermoe.evaluation.significance import Difference
 
 ARMS = ["linear", "steermoe", "lora", "steermoe-seed2"]
 USE = {
@@ -48,7 +49,7 @@ def test_every_number_of_the_main_table_is_the_comparisons(comparison: Compariso
         assert cell is not None
         expected = f"{100 * cell.value:.1f}<br>[{100 * cell.low:.1f}, {100 * cell.high:.1f}]"
         if cell.against is not None:
-            expected += f"<br>p {p_value(cell.against.p)}"
+            expected += f"<br>p {p_value(cell.against)}"
         assert line[2] == expected
         assert (line[1] != "-") == (row.trainable is not None)
     assert lines[0][5] == "-"  # the encoder's own decoder answers no questions
@@ -104,10 +105,10 @@ def test_the_protocol_stands_above_the_numbers(comparison: Comparison) -> None:
         "200 resamples",
         "seed 1",
         "against `linear`",
-        "not corrected",
+        "all 21 comparisons of this report (Holm)",
     ):
         assert part in before
-    assert "synthetic clean (transcribe): 60" in before
+    assert "synthetic clean (transcribe): 60 (60 recordings)" in before
     assert "Corpus `digits` is not available: no archive" in before
     assert "batches of 5 audio seconds" in before and "`LLM without audio`: as text-only does." in before
 
@@ -133,22 +134,40 @@ def test_pictures_are_linked_with_what_they_show(comparison: Comparison) -> None
     assert "![error rates](wer.png)" in markdown(comparison, [], {"wer.png": "error rates"})
 
 
-def test_p_values_end_where_the_resamples_do() -> None:
-    assert p_value(0.0004) == "< 0.001" and p_value(0.0496) == "0.050" and p_value(1.0) == "1.000"
+@pytest.mark.parametrize(
+    ("p", "is_bound", "corrected", "text"),
+    [
+        (0.0004, False, None, "< 0.001"),
+        (0.01, False, 0.0496, "0.050"),
+        (1.0, False, 1.0, "1.000"),
+        (1 / 1000, True, None, "≤ 0.001"),
+        (1 / 1001, True, None, "≤ 0.001"),
+        (1 / 10001, True, None, "≤ 0.0001"),
+        (1 / 10001, True, 132 / 10001, "≤ 0.0132"),
+    ],
+)
+def test_p_values_end_where_the_resamples_do(
+    p: float, is_bound: bool, corrected: float | None, text: str
+) -> None:
+    assert p_value(Difference(-0.1, -0.2, 0.0, p, is_bound, corrected)) == text
 
 
-def test_preservation_tells_what_changed(evaluations: Path) -> None:
-    checks = {arm: [read_json(evaluations / arm / "synthetic" / "preservation.json")] for arm in ARMS}
-    tasks = read_json(evaluations / "baseline" / "synthetic" / "text_tasks.json")
-    first, second = tables("\n".join(sections.preservation(checks, tasks)))
-    assert first[2] == ["linear", "identical", "identical", "identical (9 prompts)"]
-    assert first[4] == ["lora", "identical", "identical", "**CHANGED** by at most 0.25 (9 prompts)"]
-    assert second[2] == ["the frozen LLM", "repeat", "98.0", "[94.0, 100.0]", "50"]
-    checks["lora"][0] |= {"adapted": True, "text_tasks": tasks}
-    first, second = tables("\n".join(sections.preservation(checks, tasks)))
-    assert first[4][3] == "changed by its adapters, by at most 0.25 (9 prompts)"
-    assert [line[0] for line in second[2:]] == ["the frozen LLM", "lora"]
-    assert sections.preservation({}, {}) == []
+def test_preservation_tells_whose_weights_are_the_same(
+    comparison: Comparison, evaluations: Path, tiny_arm
+) -> None:
+    configs = {"linear": tiny_arm("linear"), "lora": tiny_arm("linear+llm_lora")}
+    tasks = read_text_tasks(evaluations, ARMS)
+    assert tasks.keys() == {"baseline"}
+    lines = sections.preservation(comparison, configs, tasks | {"lora": tasks["baseline"]})
+    assert "same before and after training: linear, steermoe, lora." in lines[2]
+    assert lines[4].endswith("by design: lora.")
+    [table] = tables("\n".join(lines))
+    assert table[2] == ["the frozen LLM", "repeat", "98.0", "[94.0, 100.0]", "50"]
+    assert [line[0] for line in table[2:]] == ["the frozen LLM", "lora"]
+    changed = comparison.timing["lora"] | {"frozen": {"llm": {"before": "1a", "after": "2b"}}}
+    other = replace(comparison, timing=comparison.timing | {"lora": changed})
+    assert "lora" not in sections.preservation(other, {}, {})[2]
+    assert sections.preservation(replace(comparison, timing={}), {}, {}) == []
 
 
 def test_steering_has_a_line_a_layer() -> None:

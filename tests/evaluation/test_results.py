@@ -5,7 +5,7 @@ import pytest
 
 from steermoe.config import Evaluation
 from steermoe.evaluation.evaluator import System, batchwise, measure
-from steermoe.evaluation.predictions import Predictions, summarise
+from steermoe.evaluation.predictions import Predictions, clusters, summarise
 from steermoe.evaluation.results import (
     figures,
     read_json,
@@ -117,3 +117,41 @@ def test_samples_are_some_of_every_split_and_the_same_each_time(predictions: Pre
     assert {split: splits.count(split) for split in splits} == {"clean": 5, "other": 5}
     assert (columns, rows) == samples(predictions.frame, seed=1, count=5)
     assert {row[0] for row in rows} <= set(predictions.frame["source_id"])
+
+
+@pytest.mark.parametrize(("speakers", "unit", "clusters"), [(12, "speakers", 12), (9, "recordings", 36)])
+def test_repeated_questions_about_a_recording_do_not_narrow_an_interval(
+    utterances: pl.DataFrame, settings: Evaluation, speakers: int, unit: str, clusters: int
+) -> None:
+    rows = pl.concat([utterances.filter(task="transcribe")[:12]] * 3).with_row_index("n").with_columns(
+        pl.format("{}-{}", "source_id", "n").alias("source_id"),
+        pl.lit("clean").alias("split"),
+        pl.format("s{}", pl.col("n") % speakers).alias("speaker"),
+        pl.format("{}", "n").cast(pl.Binary).alias("audio"),
+    ).drop("n")  # fmt: skip
+    thrice = pl.concat(
+        [rows.with_columns(pl.format("{}-{}", "source_id", pl.lit(n)).alias("source_id")) for n in range(3)]
+    )
+    system = System(batchwise(lambda batch: ["the cat"] * len(batch)), "one text", "none")
+    once, more = (
+        summarise(measure(system, frame, settings, seed=1), settings)["own"]["clean"]["transcribe"]
+        for frame in (rows, thrice)
+    )
+    assert (once["unit"], once["clusters"]) == (more["unit"], more["clusters"]) == (unit, clusters)
+    bounds = [[each["wer"][name] for name in ("value", "low", "high")] for each in (once, more)]
+    assert bounds[0] == bounds[1] and bounds[0][1] < bounds[0][2] and more["wer"]["n"] == 3 * once["wer"]["n"]
+
+
+def test_rows_of_unknown_speakers_are_clusters_by_recording(predictions: Predictions) -> None:
+    frame = predictions.frame[:13].with_columns(
+        pl.Series("speaker", [*(f"s{n}" for n in range(10)), "unknown", "unknown", "none"])
+    )
+    unit, names = clusters(frame)
+    assert unit == "speakers" and len(set(names)) == 13
+    assert clusters(frame.with_columns(pl.lit("unknown").alias("speaker")))[0] == "recordings"
+
+
+def test_rows_about_one_video_are_one_recording(utterances: pl.DataFrame, settings: Evaluation) -> None:
+    seen = utterances.with_columns((pl.int_range(18) // 3).cast(pl.String).cast(pl.Binary).alias("video"))
+    system = System(batchwise(lambda batch: [""] * len(batch)), "none", "none")
+    assert measure(system, seen, settings, seed=1).frame["recording"].n_unique() == 6

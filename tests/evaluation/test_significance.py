@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from steermoe.evaluation.metrics import Counts
-from steermoe.evaluation.significance import bootstrap_interval, paired_bootstrap, resamples
+from steermoe.evaluation.significance import bootstrap_interval, holm, paired_bootstrap, resamples
 
 
 def errors(rng: np.random.Generator, utterances: int, rate: float) -> Counts:
@@ -62,6 +62,7 @@ def test_a_real_difference_is_found_and_signed() -> None:
     )
     assert forward.high < 0 and forward.p == pytest.approx(1 / 1000)
     assert backward.value == -forward.value and backward.p == forward.p
+    assert forward.is_bound and backward.is_bound
     assert backward.low == pytest.approx(-forward.high) and backward.high == pytest.approx(-forward.low)
 
 
@@ -95,10 +96,52 @@ def test_draws_without_words_are_left_out() -> None:
 
 
 def test_no_reference_words_at_all_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no rate over 2 utterances"):
+    with pytest.raises(ValueError, match="no rate over 2 rows"):
         bootstrap_interval((np.ones(2), np.zeros(2)), 10, 0.95, seed=0)
 
 
 def test_pairs_must_be_of_one_length() -> None:
-    with pytest.raises(ValueError, match="comparison of 3 with 2 utterances"):
+    with pytest.raises(ValueError, match="comparison of 3 with 2 rows"):
         paired_bootstrap((np.ones(3), np.ones(3)), (np.ones(2), np.ones(2)), 10, 0.95, seed=0)
+
+
+def test_rows_repeated_within_their_clusters_change_nothing() -> None:
+    rng = np.random.default_rng(9)
+    a, b = pair(rng, 0.2, 0.3, utterances=60)
+    clusters = [f"c{number // 3}" for number in range(60)]
+    c, d = ((np.repeat(errors, 3), np.repeat(words, 3)) for errors, words in (a, b))
+    again = [name for name in clusters for _ in range(3)]
+    assert bootstrap_interval(a, 500, 0.95, 0, clusters) == bootstrap_interval(c, 500, 0.95, 0, again)
+    assert paired_bootstrap(a, b, 500, 0.95, 0, clusters) == paired_bootstrap(c, d, 500, 0.95, 0, again)
+
+
+def test_rows_each_in_a_cluster_of_their_own_are_rows() -> None:
+    counts = errors(np.random.default_rng(10), 40, 0.3)
+    names = [f"r{-number}" for number in range(40)]
+    assert bootstrap_interval(counts, 300, 0.95, 0, names) == bootstrap_interval(counts, 300, 0.95, 0)
+
+
+def test_cluster_intervals_cover_the_truth_where_rows_are_alike_within() -> None:
+    """30 speakers of 8 rows each, whose error rates differ: intervals over rows cover it far too seldom."""
+    rng = np.random.default_rng(11)
+    speakers = [f"s{number // 8}" for number in range(240)]
+    covered = {"rows": 0, "speakers": 0}
+    for seed in range(150):
+        rates = np.repeat(rng.beta(2, 6, 30), 8)  # their mean is 0.25
+        counts = rng.binomial(6, rates).astype(float), np.full(240, 6.0)
+        for unit, clusters in (("rows", None), ("speakers", speakers)):
+            found = bootstrap_interval(counts, 200, 0.9, seed, clusters)
+            covered[unit] += found.low <= 0.25 <= found.high
+    assert covered["rows"] < 0.7 * 150 < 0.82 * 150 < covered["speakers"]
+
+
+def test_one_cluster_finds_nothing() -> None:
+    a, b = pair(np.random.default_rng(12), 0.1, 0.9, utterances=20)
+    found = paired_bootstrap(a, b, 100, 0.95, 0, ["clip"] * 20)
+    assert found.value < -0.5 and found.p == 1 and not found.is_bound
+
+
+def test_holm_is_that_of_r() -> None:
+    """Of R's `p.adjust(c(0.01, 0.04, 0.03, 0.005, 0.8), "holm")`."""
+    assert holm([0.01, 0.04, 0.03, 0.005, 0.8]) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.8])
+    assert holm([]) == [] and holm([0.5, 0.9]) == [1.0, 1.0]

@@ -1,5 +1,6 @@
 """Flows on a real server with a real worker: parallel arms, faults, and what one sees of them."""
 
+import copy
 import dataclasses
 import fcntl
 import os
@@ -205,12 +206,33 @@ def test_starting_again_leaves_the_pool_as_it_was_set(toy: Project) -> None:
     pool = "work_pools/steermoe"
     template = toy.ask("GET", pool)["base_job_template"]
     template["variables"]["properties"]["stream_output"]["default"] = False
-    toy.ask("PATCH", pool, concurrency_limit=3, is_paused=True, base_job_template=template)
+    mark = toy.ask("GET", pool)["description"]
+    described = {"description": f"of the lab {mark}"}
+    toy.ask("PATCH", pool, concurrency_limit=3, is_paused=True, base_job_template=template, **described)
     toy.shell("python", "-m", "flows", "start")
     found = toy.ask("GET", pool)
     toy.ask("PATCH", pool, concurrency_limit=None, is_paused=False)
     assert (found["concurrency_limit"], found["is_paused"]) == (3, True)
-    assert found["base_job_template"] == template
+    assert found["base_job_template"] == template and found["description"] == f"of the lab {mark}"
+
+
+def test_another_clone_does_not_take_its_runs_unless_it_joins(toy: Project, tmp_path: Path) -> None:
+    toy.shell("git", "clone", "--quiet", str(toy.root), str(tmp_path / "clone"))
+    other = copy.copy(toy)
+    other.root = tmp_path / "clone"
+    pool, deployment = (
+        toy.ask("GET", "work_pools/steermoe"),
+        toy.ask("GET", "deployments/name/ablations/mini"),
+    )
+    for action in ("start", "worker"):
+        said = other.shell("python", "-m", "flows", action, code=1)
+        assert f"belongs to the project in {toy.root}" in said and "JOIN=1" in said
+    join = (
+        "from pathlib import Path; from flows.claim import claim; claim(Path.cwd(), 'steermoe', joins=True)"
+    )
+    other.shell("python", "-c", join)
+    assert toy.ask("GET", "work_pools/steermoe")["description"] == pool["description"]
+    assert toy.ask("GET", "deployments/name/ablations/mini")["updated"] == deployment["updated"]
 
 
 def test_only_its_own_deaths_count_against_a_run(toy: Project) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipeline import baseline
 from steermoe import config
 from steermoe.data import shards, skipped
-from steermoe.evaluation import decoders, floors, preservation
+from steermoe.evaluation import decoders, floors, text_tasks
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import processes
 
@@ -38,7 +38,7 @@ def test_all_is_where_the_gpu_is_and_asked_as_every_arm(
     monkeypatch.setattr(processes, "device", lambda: "cuda:0")
     monkeypatch.setattr(SteerMoE, "from_config", build)
     monkeypatch.setattr(decoders, "own_decoder", decoder)
-    for module, name in ((preservation, "text_tasks"), (floors, "constant"), (skipped, "skipped_reason")):
+    for module, name in ((text_tasks, "text_tasks"), (floors, "constant"), (skipped, "skipped_reason")):
         monkeypatch.setattr(module, name, lambda *_: None)
     monkeypatch.setattr(shards, "read_rows", lambda *_: pl.DataFrame(schema={"task": pl.String}))
     monkeypatch.setattr(floors, "text_only", lambda model, *_: found.update(asked=model))

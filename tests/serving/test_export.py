@@ -168,7 +168,8 @@ def test_a_card_has_figures_with_their_protocol(tiny_arm: Callable[..., Any], tm
     model = SteerMoE.from_config(tiny_arm("steering"))
     figure = {"value": 0.125, "low": 0.1, "high": 0.15, "n": 40}
     protocol = {
-        "normalizer": "folded", "decoding": "greedy", "interval": "95 %", "bootstrap_samples": 100, "seed": 3,
+        "normalizer": "folded", "decoding": "greedy", "interval": "95 %", "bootstrap_samples": 100,
+        "min_speakers": 10, "seed": 3,
     }  # fmt: skip
     folder = tmp_path / "synthetic"
     folder.mkdir()

@@ -19,7 +19,7 @@ from steermoe.models.generation import GREEDY
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import callbacks
 from steermoe.training.processes import ONE_PROCESS, PREEMPTED, PreemptedError
-from steermoe.training.train import train
+from steermoe.training.train import FrozenChangedError, train
 from steermoe.training.trainer import AdapterTrainer
 
 pytestmark = pytest.mark.slow
@@ -58,6 +58,33 @@ def _engine_of(trainer: AdapterTrainer) -> dict:
         "frozen_optimized": sum(id(p) in optimized for p in frozen),
         "states": sum(s["exp_avg"].numel() for s in engine.basic_optimizer.state.values()),
     }
+
+
+def _tampered(arm: str, shards: list[Path], out: Path, root: Path, way: str) -> None:
+    """A training in which another process than the first changes a frozen weight, or its piece of one."""
+    real = AdapterTrainer.train
+
+    def tampering(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        if self.args.process_index == self.args.world_size - 1:
+            weights = self.adapted.frozen_parts()["llm"]
+            tensor: Any = weights[sorted(weights)[0]]
+            for held in (tensor, getattr(tensor, "ds_tensor", None)):  # ZeRO-3 keeps small tensors whole, too
+                if held is not None and held.numel():
+                    held.data.view(-1)[0] += 1e-2
+
+    AdapterTrainer.train = tampering
+    try:
+        train(ArmConfig.from_json(arm), shards, out, root, distributed=section(way))
+    except FrozenChangedError:
+        raise SystemExit(7) from None
+
+
+@pytest.mark.parametrize("way", ["ddp", "zero2", "zero3"])
+def test_a_frozen_weight_changed_in_any_process_is_found_by_all(way, together, shards, quick_arm, tmp_path):
+    arguments = quick_arm("steering").to_json(), shards, tmp_path / "out", tmp_path, way
+    assert together(2, _tampered, *arguments) == [7, 7]
+    assert not (tmp_path / "out").exists()
 
 
 def _train(arm: str, shards: list[Path], out: Path, root: Path, way: str | None, until: int | None) -> None:
@@ -136,6 +163,11 @@ def test_the_curve_is_that_of_one_process(way, together, reference, shards, quic
         together(count, _train, arm.to_json(), shards, tmp_path / "out", tmp_path, way, None) == [0] * count
     )
     assert_alike(tmp_path / "out", reference("steering"))
+    configs = [
+        json.loads((folder / "config.json").read_text())
+        for folder in (tmp_path / "out", reference("steering"))
+    ]
+    assert configs[0]["frozen"] == configs[1]["frozen"]
     engines = [json.loads((tmp_path / f"engine-{rank}.json").read_text()) for rank in range(count)]
     for engine in engines:
         assert engine.items() >= IN_FORCE[way].items()

@@ -280,6 +280,35 @@ def test_what_the_store_refuses_is_told_and_holds_up_nothing(root, arms, capsys)
     assert runs(root)[0].data.tags["after"] == "it"
 
 
+@pytest.mark.parametrize("what", ["experiment", "run"])
+def test_what_was_deleted_loses_nothing_and_the_command_that_restores_it_is_told(root, arms, capsys, what):
+    def logged(profile: str, arm: str) -> Tracker:
+        tracker = Tracker(profile, root)
+        tracker.start(arms[arm], arm, "data")
+        return tracker
+
+    tracker, client = logged("mini", "linear"), open_store(root)
+    tracker.log({"x": 0.0}, step=0)
+    run = tracker.run_id
+    assert run is not None
+    experiment = client.get_run(run).info.experiment_id
+    identity = {"experiment": experiment, "run": run}[what]
+    getattr(client, f"delete_{what}")(identity)
+    tracker.log({"x": 1.0}, step=1)
+    tracker.mark_adapter(adapter(root / "model"))
+    tracker.finish()
+    assert f"mlflow {what}s restore --{what}-id {identity}" in capsys.readouterr().out
+    for profile, arm in (("mini", "lora"), ("other", "steermoe")):  # begun after it
+        logged(profile, arm).finish()
+    assert len(runs(root, "other")) == 1  # what is kept holds up nothing else
+    getattr(client, f"restore_{what}")(identity)
+    logged("other", "lora").finish()
+    assert [point.value for point in client.get_metric_history(run, "x")] == [0.0, 1.0]
+    assert "steermoe.logged_model" in client.get_run(run).data.tags
+    assert {each.info.run_name for each in runs(root)} == {"linear", "lora"}
+    assert [path.name for path in (root / JOURNALS).iterdir()] == ["workspace"]
+
+
 def test_a_copy_that_is_gone_holds_up_nothing(root, arms, tmp_path, monkeypatch, capsys):
     (tmp_path / "curve.png").write_bytes(b"png")
     tracker = Tracker("mini", root)

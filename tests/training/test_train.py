@@ -17,12 +17,12 @@ from steermoe.config import ArmConfig, Video
 from steermoe.data import staging, video
 from steermoe.data.shards import read_rows, write_shards
 from steermoe.data.staging import Staging, StagingBusyError
-from steermoe.models import attention
+from steermoe.models import adapter, attention
 from steermoe.models.llm import load_llm
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import callbacks, checkpoints
 from steermoe.training import train as training
-from steermoe.training.train import read_data, train, warn_of_long_targets
+from steermoe.training.train import FrozenChangedError, read_data, train, warn_of_long_targets
 from steermoe.training.trainer import AdapterTrainer, DivergedError
 
 OUTPUTS = ("adapter.safetensors", "config.json", "history.csv")
@@ -58,8 +58,8 @@ KILLS: dict[str, tuple] = {  # where: what to patch, and the steps that are left
     "amid the files of a checkpoint": (5, checkpoints, "write_tree", False, None, 4),
     "before a checkpoint has its name": (2, checkpoints, "commit_checkpoint", True, None, 4),
     "before older checkpoints are gone": (2, checkpoints, "discard_leftovers", True, None, 2),
-    "before the outputs": (1, SteerMoE, "save_pretrained", True, None, 0),
-    "amid the outputs": (1, SteerMoE, "save_pretrained", False, None, 0),
+    "before the outputs": (1, adapter, "write", True, None, 0),
+    "amid the outputs": (1, adapter, "write", False, None, 0),
     "before the outputs have their place": (1, Staging, "publish", True, None, 0),
     "before the work is retired": (1, Staging, "retire", True, None, 0),
     "before the work is removed": (1, staging, "_remove", True, _is_retired, 0),
@@ -145,6 +145,34 @@ def test_outputs_hold_the_best_weights_and_a_row_an_evaluation(shards, quick_arm
     assert sum(tensor.numel() for tensor in weights.values()) == sum(results["trainable_parameters"].values())
 
 
+@pytest.mark.parametrize("part", ["encoder", "llm"])
+def test_a_frozen_weight_that_training_changed_is_named_and_nothing_is_written(
+    part, shards, quick_arm, tmp_path, monkeypatch
+):
+    real = AdapterTrainer.train
+
+    def tampering(self: AdapterTrainer, *args: object, **kwargs: object) -> None:
+        real(self, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+        weights = self.adapted.frozen_parts()[part]
+        weights[sorted(weights)[3]].view(-1)[0] += 1e-3
+
+    arm = quick_arm("steering")
+    tensor = sorted(SteerMoE.from_config(arm).frozen_parts()[part])[3]
+    with monkeypatch.context() as patched, pytest.raises(FrozenChangedError, match=f"{part}, {tensor}"):
+        patched.setattr(AdapterTrainer, "train", tampering)
+        train(arm, shards, tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(FrozenChangedError, match=tensor):  # its checkpoints are no base for another try
+        train(arm, shards, tmp_path / "out", tmp_path)
+
+
+def test_the_hashes_before_and_after_are_told_and_are_the_adapters(shards, quick_arm, tmp_path):
+    results = train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
+    saved = adapter.read(tmp_path / "out").frozen
+    assert results["frozen"] == {part: {"before": of, "after": of} for part, of in saved.items()}
+    assert saved == SteerMoE.from_pretrained(tmp_path / "out").frozen_hashes()
+
+
 def _fail(*args: object, **kwargs: object) -> None:
     raise RuntimeError("no further today")
 
@@ -158,7 +186,7 @@ def test_patience_ends_a_training_and_the_best_is_kept(shards, quick_arm, tmp_pa
     shutil.copy(shards[0] / "train-00000.parquet", folder)
     arm = quick_arm("linear", steps=60, warmup_steps=0, patience=2, schedule="constant_with_warmup")
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="no further"):
-        patched.setattr(SteerMoE, "save_pretrained", _fail)
+        patched.setattr(adapter, "write", _fail)
         train(arm, [folder], tmp_path / "out", tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(AdapterTrainer, "train", _fail)  # stopped is stopped: a resume trains no step more
@@ -204,7 +232,7 @@ def test_a_training_that_stops_short_is_an_error_and_resumes(
 
 def test_other_code_that_resumes_is_told(shards, quick_arm, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="no further"):
-        patched.setattr(SteerMoE, "save_pretrained", _fail)
+        patched.setattr(adapter, "write", _fail)
         train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
     monkeypatch.setattr(training, "code_digest", lambda *packages: "other")
     train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
