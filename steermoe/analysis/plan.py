@@ -195,7 +195,7 @@ def _activations(
     longest = encoder.max_seconds if setup.padded else None
     seconds = corpus.mean_seconds if longest is None else longest
     heard = clip(seconds, encoder, sections, corpus.prompt_tokens, corpus.target_tokens)
-    clips = max(1, math.floor(setup.batch_seconds / corpus.mean_seconds))
+    clips = max(1, math.floor(setup.batch_seconds / seconds))
     return clips * activations(heard, encoder, llm, sections, BYTES[setup.llm_dtype])
 
 

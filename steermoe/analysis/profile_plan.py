@@ -95,10 +95,10 @@ def _arm(
     setup = plan.Setup(gpu, gpus, seconds, arm.encoder.dtype, arm.llm.dtype, arm.encoder.window == "full")
     audio = hours.heard(arm.train_splits)
     clips = audio.clips or 1
-    trained = arm.training.steps * seconds * gpus / 3600
-    corpus = plan.Corpus(
-        audio.hours, trained / audio.hours, audio.hours * 3600 / clips, PROMPT_TOKENS, audio.target_tokens
-    )
+    mean = audio.hours * 3600 / clips
+    cost = (encoder.max_seconds or mean) if setup.padded else mean  # of a clip, as batches count it
+    epochs = arm.training.epochs or arm.training.steps * (seconds / cost) * gpus / clips
+    corpus = plan.Corpus(audio.hours, epochs, mean, PROMPT_TOKENS, audio.target_tokens)
     teacher = TeacherShape.of(arm)
     found = plan.plan(encoder, llm, audit.Sections.of(arm), corpus, setup, teacher)
     case = found.cases[0] if setup.padded else next(c for c in found.cases if c.name == "not padded")

@@ -6,7 +6,7 @@ a floor that never listens. All run through the same loop, so that their rows an
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -37,11 +37,15 @@ Respond = Callable[[Iterable[pl.DataFrame]], Iterator[tuple[int, str]]]
 
 @dataclass(frozen=True)
 class System:
-    """What is evaluated. `decoding` and `device` tell the reader of the report how its texts came about."""
+    """What is evaluated. `decoding` and `device` tell the reader of the report how its texts came about.
+
+    `window`: seconds that every utterance is padded to (`Encoder.window_seconds`).
+    """
 
     respond: Respond
     decoding: str
     device: str
+    window: float = field(default=0.0, kw_only=True)
 
 
 def evaluate(
@@ -79,7 +83,8 @@ def adapter(model: SteerMoE, generation: Generation, seed: int) -> System:
         for found in model.generate_all(map(inputs, batches), generation, seed):
             yield found.row, model.tokenizer.decode(found.ids, skip_special_tokens=True).strip()
 
-    return System(respond, describe(generation, seed), str(model.device))
+    window = model.encoder.window_seconds
+    return System(respond, describe(generation, seed), str(model.device), window=window)
 
 
 class _Beginning:
@@ -116,7 +121,7 @@ def measure(
         asked = heard.select(name for name in ASKED if name in heard.columns).hash_rows().to_list()
         new = [row for row, question in enumerate(asked) if question not in answered]
         start = time.perf_counter()
-        texts = respond_to_all(system.respond, heard[new], settings.batch_seconds, f"{kind} audio")
+        texts = respond_to_all(system, heard[new], settings.batch_seconds, f"{kind} audio")
         wall = time.perf_counter() - start
         fresh = dict(zip(new, texts, strict=True))
         hypotheses = [fresh[row] if row in fresh else answered[asked[row]] for row in range(len(heard))]
@@ -149,17 +154,17 @@ def batchwise(respond: Callable[[pl.DataFrame], Sequence[str]]) -> Respond:
     return respond_to_batches
 
 
-def respond_to_all(respond: Respond, frame: pl.DataFrame, batch_seconds: float, title: str) -> list[str]:
+def respond_to_all(system: System, frame: pl.DataFrame, batch_seconds: float, title: str) -> list[str]:
     """One text a row, in the order of the rows, whatever the batches were.
 
     Several processes take turns at the batches, and each gets the texts of all.
     """
     if frame.is_empty():
         return []
-    batches = bucketed_batches(frame["seconds"].to_list(), batch_seconds, seed=None, epoch=0)
+    batches = bucketed_batches(frame["seconds"].to_list(), batch_seconds, None, 0, system.window)
     own = batches[world().rank :: world().size]
     rows = [row for batch in own for row in batch]
-    answers = respond(frame[batch] for batch in own)
+    answers = system.respond(frame[batch] for batch in own)
     answers = track(answers, title, total=len(rows), disable=world().rank > 0)
     texts = gathered({rows[number]: text for number, text in answers})
     if len(texts) != len(frame):

@@ -4,18 +4,14 @@ import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from transformers import TrainerState, set_seed
 
 from steermoe.config import ArmConfig, Distributed
 from steermoe.data.adapters import teacher_files
 from steermoe.data.dataset import UtteranceDataset
-from steermoe.data.shards import read_rows, shards_of
-from steermoe.data.skipped import skipped_reason
 from steermoe.data.staging import Staging, code_digest, project_root, write_text
 from steermoe.models import adapter
 from steermoe.models.attention import ShortAttention
@@ -24,24 +20,14 @@ from steermoe.training import divergence
 from steermoe.training import history as log
 from steermoe.training.callbacks import Tracking
 from steermoe.training.checkpoints import discard_leftovers, last_checkpoint
-from steermoe.training.fingerprint import digest, fingerprint, training_key
+from steermoe.training.fingerprint import fingerprint, training_key
 from steermoe.training.frozen_features import frozen_features
 from steermoe.training.heap import keep_freed_memory
 from steermoe.training.processes import ONE_PROCESS, PreemptedError, begin_together, check, world
+from steermoe.training.rows import TrainingData, check_lengths, read_data
 from steermoe.training.teacher import Teacher
 from steermoe.training.tracking import Tracker
 from steermoe.training.trainer import AdapterTrainer
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Rows that are trained on and rows that choose the best checkpoint, and the digest of their shards."""
-
-    train: pl.DataFrame
-    dev: pl.DataFrame
-    dropped: int  # training rows longer than training.max_seconds
-    digest: str
-    folders: Mapping[str, Path]  # of the shards of each corpus
 
 
 def train(
@@ -83,15 +69,17 @@ def train(
         fingerprint.
 
     Raises:
-        ValueError: a corpus or its rows are missing, or the arm's teacher is not to be had or does not fit it.
+        ValueError: a corpus or its rows are missing, rows are longer than a limit, or the arm's teacher is not
+            to be had or does not fit it.
         StagingBusyError: as of `Staging`; it waits for another process that trains this arm.
         DivergedError: the loss is no longer finite; diverged.json beside the checkpoints names the rows.
         PreemptedError: SIGTERM came; a checkpoint is written, and the same call goes on from there.
     """
     check(distributed)
     set_seed(arm.seed)
-    model = SteerMoE.from_config(arm)
     data = read_data(arm, shards)
+    model = SteerMoE.from_config(arm)
+    check_lengths(arm, data, model.encoder)
     teacher = Teacher.of(model)
     taught = None if teacher is None else teacher_files(teacher.section.teacher)
     key = training_key(arm, data.digest, model.frozen_hashes(), taught)
@@ -162,45 +150,6 @@ def _track_results(tracker: Tracker, results: Mapping[str, Any], out: Path) -> N
     tracker.mark_adapter(out)
 
 
-def read_data(arm: ArmConfig, shards: Sequence[Path]) -> TrainingData:
-    """The rows of `arm`'s splits.
-
-    Raises:
-        ValueError: a corpus has no folder, or there is nothing to train on or to choose a checkpoint by.
-    """
-    folders = {folder.name: folder for folder in shards}
-    train, train_files = _rows(folders, arm.train_splits)
-    dev, dev_files = _rows(folders, arm.dev_splits)
-    for rows, splits in ((train, arm.train_splits), (dev, arm.dev_splits)):
-        if rows.is_empty():
-            raise ValueError(
-                f"{arm.name}: no rows in {splits} of {[str(p) for p in shards]}; run preprocess first"
-            )
-    kept = train.filter(pl.col("seconds") <= arm.training.max_seconds)
-    dropped = len(train) - len(kept)
-    if dropped and not world().rank:
-        limit = f"training.max_seconds ({arm.training.max_seconds:g})"
-        print(f"{arm.name}: {dropped} of {len(train)} training rows are longer than {limit}: dropped")
-    return TrainingData(kept, dev, dropped, digest(train_files + dev_files), folders)
-
-
-def _rows(
-    folders: Mapping[str, Path], splits: Mapping[str, Sequence[str]]
-) -> tuple[pl.DataFrame, list[Path]]:
-    frames, files = [], []
-    for corpus, names in splits.items():
-        if not names:
-            continue
-        if corpus not in folders:
-            raise ValueError(f"no shards of corpus {corpus!r}; given are {sorted(folders)}")
-        folder = folders[corpus]
-        frames.append(read_rows(folder, names).with_columns(pl.lit(corpus).alias("corpus")))
-        if skipped_reason(folder) is None:
-            files += [path for split in names for path in shards_of(folder, split)]
-    # Rows of a corpus without videos have none beside those of one with.
-    return (pl.concat(frames, how="diagonal") if frames else pl.DataFrame()), files
-
-
 def _trained(
     model: SteerMoE,
     arm: ArmConfig,
@@ -224,6 +173,8 @@ def _trained(
     callbacks = [Tracking(tracker)] if tracker is not None else []
     locate = functools.partial(divergence.locate, data.train, data.folders)
     trainer = AdapterTrainer(model, arm, train, dev, run, workers, callbacks, distributed, locate, teacher)
+    if arm.training.epochs is not None and trainer.args.should_save:
+        print(f"{arm.name}: {arm.training.epochs} epochs are {trainer.args.max_steps} steps")
     with trainer.accelerator.main_process_first():
         if trainer.args.should_save:
             discard_leftovers(trainer.run)
@@ -263,7 +214,7 @@ def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
     # Who started this got SIGTERM too, perhaps, and takes no result any more: its checkpoint is the result then.
     if trainer.is_complete and not (trainer.preemption.requested and trainer.args.world_size == 1):
         return
-    steps = f"step {trainer.state.global_step} of {trainer.arm.training.steps}"
+    steps = f"step {trainer.state.global_step} of {trainer.args.max_steps}"
     if trainer.stops:
         raise PreemptedError(f"{trainer.arm.name}: ended by SIGTERM at {steps}; {repeat}")
     raise RuntimeError(f"{trainer.arm.name}: training ended at {steps}; {repeat}")
@@ -286,7 +237,7 @@ def _results(trainer: AdapterTrainer, data: TrainingData, key: Mapping[str, Any]
         "best_dev_loss": best["dev_loss"],
         "best_step": best["step"],
         "steps": trainer.state.global_step,
-        "stopped_early": trainer.state.global_step < trainer.arm.training.steps,
+        "stopped_early": trainer.state.global_step < trainer.args.max_steps,
         "train_rows": len(data.train),
         "dropped_rows": data.dropped,
         "dev_rows": len(data.dev),

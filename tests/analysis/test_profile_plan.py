@@ -39,10 +39,19 @@ def test_the_main_arm_is_ten_epochs_of_460_hours() -> None:
     assert arm.memory > whole.memory["plain"][0]  # clips of 30 s have more activations than those of 12.6
 
 
-def test_more_devices_hear_as_much_more() -> None:
+def test_more_devices_share_the_same_epochs() -> None:
     one, four = (planned(["steermoe"], gpus=count).arms[0] for count in (1, 4))
-    assert four.corpus.epochs == pytest.approx(4 * one.corpus.epochs)
-    assert four.device_hours[0] == pytest.approx(4 * one.device_hours[0])
+    assert four.corpus.epochs == one.corpus.epochs == 10
+    assert four.device_hours[0] == pytest.approx(one.device_hours[0])
+
+
+def test_the_plan_of_steps_counts_whole_windows() -> None:
+    settings = config.preview(PARAMS, "paper", ["steermoe"])
+    arm = settings.arm("steermoe")
+    training = arm.training.model_copy(update={"steps": 3000, "epochs": None})
+    settings.arms["steermoe"] = arm.model_copy(update={"training": training})
+    [found] = plan_profile(settings, GPUS["h200"], 1, "plain", None, 1e15).arms
+    assert found.corpus.epochs == pytest.approx(3000 * 4 / found.corpus.clips)  # 120 s are 4 windows
 
 
 def test_disk_is_that_of_the_corpora_in_force() -> None:
