@@ -16,9 +16,11 @@ def arguments(
     """
     for name, most in (("warmup_steps", steps - 1), ("eval_every", steps)):
         if (found := getattr(training, name)) > most:
+            length = (
+                f"{steps} steps" if training.epochs is None else f"{training.epochs} epochs ({steps} steps)"
+            )
             raise ValueError(
-                f"training.{name}: found {found}; legal: at most {most}, as training.epochs "
-                f"({training.epochs}) are {steps} steps"
+                f"training.{name}: found {found}; legal: at most {most}, as {length} are trained"
             )
     cuda = torch.cuda.is_available()
     if training.precision == "float16" and not cuda:

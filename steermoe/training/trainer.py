@@ -23,13 +23,14 @@ from steermoe.models.steermoe import SteerMoE
 from steermoe.training import divergence, history
 from steermoe.training.arguments import arguments
 from steermoe.training.batches import Shares, StepBatches, counted_tokens, share, steps_of
-from steermoe.training.callbacks import EarlyStopping, ProgressLines, StepTimer, StopOnRequest
+from steermoe.training.callbacks import EarlyStopping, StepTimer, StopOnRequest
 from steermoe.training.deepspeed import Zero
 from steermoe.training.divergence import DivergedError, Locate
 from steermoe.training.objective import Objective
 from steermoe.training.parameter_groups import adamw, current_rates
 from steermoe.training.preemption import Preemption
 from steermoe.training.processes import ONE_PROCESS
+from steermoe.training.progress import ProgressLines
 from steermoe.training.resumable import ResumableTrainer
 from steermoe.training.teacher import Teacher
 
@@ -178,7 +179,8 @@ class AdapterTrainer(ResumableTrainer):
         self._indices = inputs["indices"]
         output = model(**inputs)
         loss, self._taught = output.loss, output.distillation
-        broken, total = float(not math.isfinite(loss.item())), 0.0
+        self.progress.loss = loss.item()
+        broken, total = float(not math.isfinite(self.progress.loss)), 0.0
         if self.args.world_size > 1:
             tokens = counted_tokens(inputs).item()
             taught = 0.0 if self._taught is None else self._taught.item() * tokens
@@ -244,7 +246,8 @@ class AdapterTrainer(ResumableTrainer):
         """Mean loss a target token, and token accuracy, over the dev splits, all processes together."""
         self.objective.eval()
         totals = torch.zeros(3, dtype=torch.float64, device=self.args.device)
-        for batch in self.get_eval_dataloader():
+        batches = self.get_eval_dataloader()
+        for number, batch in enumerate(batches, 1):
             if self._is_asked_to_stop():
                 self.control.should_training_stop = True
                 return {}  # the resumed training begins with this evaluation
@@ -254,6 +257,7 @@ class AdapterTrainer(ResumableTrainer):
             tokens = float(counted_tokens(inputs))
             correct = float(output.num_correct) if tokens else 0.0
             totals += totals.new_tensor([float(output.loss) * tokens, tokens, correct])
+            self.progress.evaluating(self.state, number, len(batches))
         loss, tokens, correct = cast(torch.Tensor, self.accelerator.reduce(totals, "sum")).tolist()
         metrics = {"dev_loss": loss / tokens, "dev_token_accuracy": correct / tokens}
         self.log(metrics)
