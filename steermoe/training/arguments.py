@@ -15,13 +15,10 @@ def arguments(
         ValueError: float16 without a GPU, or under ZeRO; warm-up or the first evaluation come after the last step.
     """
     for name, most in (("warmup_steps", steps - 1), ("eval_every", steps)):
-        if (found := getattr(training, name)) > most:
-            length = (
-                f"{steps} steps" if training.epochs is None else f"{training.epochs} epochs ({steps} steps)"
-            )
-            raise ValueError(
-                f"training.{name}: found {found}; legal: at most {most}, as {length} are trained"
-            )
+        found = getattr(training, name)
+        if training.epochs is not None and found > most:  # of steps, the schema knows
+            length = f"{training.epochs} epochs are {steps} steps"
+            raise ValueError(f"training.{name}: found {found}; legal: at most {most}, as {length}")
     cuda = torch.cuda.is_available()
     if training.precision == "float16" and not cuda:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerState, set_seed
 
 from steermoe.config import ArmConfig, Distributed
-from steermoe.data.adapters import teacher_files
+from steermoe.data.adapters import adapters_of
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.staging import Staging, code_digest, project_root, write_text
 from steermoe.models import adapter
@@ -23,6 +23,7 @@ from steermoe.training.checkpoints import discard_leftovers, last_checkpoint
 from steermoe.training.fingerprint import fingerprint, training_key
 from steermoe.training.frozen_features import frozen_features
 from steermoe.training.heap import keep_freed_memory
+from steermoe.training.initial import begin_with
 from steermoe.training.processes import ONE_PROCESS, PreemptedError, begin_together, check, world
 from steermoe.training.rows import TrainingData, check_lengths, read_data
 from steermoe.training.teacher import Teacher
@@ -69,8 +70,8 @@ def train(
         fingerprint.
 
     Raises:
-        ValueError: a corpus or its rows are missing, rows are longer than a limit, or the arm's teacher is not
-            to be had or does not fit it.
+        ValueError: a corpus or its rows are missing, rows are longer than a limit, or the arm's teacher or
+            the adapter that it begins with is not to be had or does not fit it.
         StagingBusyError: as of `Staging`; it waits for another process that trains this arm.
         DivergedError: the loss is no longer finite; diverged.json beside the checkpoints names the rows.
         PreemptedError: SIGTERM came; a checkpoint is written, and the same call goes on from there.
@@ -80,9 +81,9 @@ def train(
     data = read_data(arm, shards)
     model = SteerMoE.from_config(arm)
     check_lengths(arm, data, model.encoder)
-    teacher = Teacher.of(model)
-    taught = None if teacher is None else teacher_files(teacher.section.teacher)
-    key = training_key(arm, data.digest, model.frozen_hashes(), taught)
+    teacher, frozen = Teacher.of(model), model.frozen_hashes()
+    begin_with(model, frozen)
+    key = training_key(arm, data.digest, frozen, adapters_of(arm.training))
     features = (root or project_root(), feature_cache_gb)
     options = {"teacher": teacher, "workers": workers, "features": features, "distributed": distributed}
     made = functools.partial(_trained, model, arm, data, **options)

@@ -15,7 +15,7 @@ from steermoe.config import ArmConfig, Distillation
 from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training import callbacks
+from steermoe.training import progress
 from steermoe.training.checkpoints import last_checkpoint
 from steermoe.training.objective import Objective
 from steermoe.training.teacher import Teacher

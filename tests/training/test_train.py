@@ -20,7 +20,7 @@ from steermoe.data.shards import read_rows, write_shards
 from steermoe.data.staging import Staging, StagingBusyError
 from steermoe.models import attention
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training import callbacks, checkpoints
+from steermoe.training import callbacks, checkpoints, progress
 from steermoe.training import train as training
 from steermoe.training.train import read_data, train
 from steermoe.training.trainer import AdapterTrainer, DivergedError
