@@ -97,7 +97,7 @@ def _arm(
     clips = audio.clips or 1
     mean = audio.hours * 3600 / clips
     cost = (encoder.max_seconds or mean) if setup.padded else mean  # of a clip, as batches count it
-    epochs = arm.training.epochs or arm.training.steps * (seconds / cost) * gpus / clips
+    epochs = arm.training.epochs or (arm.training.steps or 0) * (seconds / cost) * gpus / clips
     corpus = plan.Corpus(audio.hours, epochs, mean, PROMPT_TOKENS, audio.target_tokens)
     teacher = TeacherShape.of(arm)
     found = plan.plan(encoder, llm, audit.Sections.of(arm), corpus, setup, teacher)

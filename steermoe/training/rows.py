@@ -76,13 +76,18 @@ def check_lengths(arm: ArmConfig, data: TrainingData, encoder: Encoder) -> None:
                 f"{arm.name}: the encoder takes at most {longest:g} s; {len(over)} of {len(rows)} {use} rows are "
                 f"longer, the longest is {_named(over, longest=True)}; {cure}"
             )
-        frames = encoder.features(waveform.load(rows["audio"][rows["seconds"].arg_min()])).shape[1]
+        frames = encoder.features(
+            waveform.load(rows["audio"][int(rows["seconds"].to_numpy().argmin())])
+        ).shape[1]
         if int(encoder.output_lengths(torch.tensor(frames))) < 1:
             raise ValueError(
                 f"{arm.name}: a {use} row is too short for a single frame of the encoder: {_named(rows)}; "
                 "remove it from the corpus, or pad it with silence"
             )
-    batch, least = arm.training.batch_seconds, max(encoder.window_seconds, min(data.train["seconds"]))
+    batch, least = (
+        arm.training.batch_seconds,
+        max(encoder.window_seconds, float(data.train["seconds"].to_numpy().min())),
+    )
     if batch < least:
         reason = f"the shortest training row is {_named(data.train)}"
         if encoder.window_seconds:
@@ -95,8 +100,8 @@ def check_lengths(arm: ArmConfig, data: TrainingData, encoder: Encoder) -> None:
 
 def _named(rows: pl.DataFrame, longest: bool = False) -> str:
     """The shortest row, or the longest: `corpus/split/id (2.31 s)`."""
-    seconds = rows["seconds"]
-    place = seconds.arg_max() if longest else seconds.arg_min()
+    seconds = rows["seconds"].to_numpy()
+    place = int(seconds.argmax() if longest else seconds.argmin())
     corpus, split, name = (rows[column][place] for column in ("corpus", "split", "source_id"))
     return f"{corpus}/{split}/{name} ({seconds[place]:.2f} s)"
 
