@@ -38,7 +38,7 @@ def project(folder: Path, processes: int, arm: Path, steps: int) -> None:
         )
         yaml.dump(profile, path)
     resolved = json.loads(arm.read_text())
-    resolved["training"] |= {"steps": steps, "eval_every": steps, "warmup_steps": 1}
+    resolved["training"] |= {"steps": steps, "epochs": None, "eval_every": steps, "warmup_steps": 1}
     (folder / "arm.json").write_text(json.dumps(resolved))
 
 

@@ -12,7 +12,7 @@ def main(
     import json
 
     from steermoe import config
-    from steermoe.data.adapters import teacher_files
+    from steermoe.data.adapters import adapters_of
     from steermoe.data.base_models import sha256
     from steermoe.data.shards import shards_of
     from steermoe.data.skipped import skipped_reason
@@ -38,7 +38,7 @@ def main(
             part: json.loads((base / "arms" / name / f"{part}.json").read_text())
             for part in ("encoder", "llm", *(["video"] if arm.video is not None else []))
         }
-        distillation = arm.training.distillation
-        teacher = {} if distillation is None else {"teacher": teacher_files(distillation.teacher)}
         write_text(out / f"{name}.json", arm.to_json())
-        write_text(inputs / f"{name}.json", json.dumps(models | used | teacher, indent=1) + "\n")
+        write_text(
+            inputs / f"{name}.json", json.dumps(models | used | adapters_of(arm.training), indent=1) + "\n"
+        )

@@ -30,5 +30,5 @@ LoaderWorkers = Annotated[int, typer.Option(help="processes that load data; 0: n
 FeatureCache = Annotated[
     float, typer.Option(min=0, help="gigabytes of outputs of an untrained encoder that are kept; 0: none")
 ]
-Steps = Annotated[int, typer.Option(help="optimizer steps of every trial")]
+Steps = Annotated[int, typer.Option(min=1, help="optimizer steps of every trial")]
 Names = Annotated[str | None, typer.Option(help="names of arms, with commas; default: the arms in force")]

@@ -248,9 +248,11 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
             },
             "video": None,
             "training": {
-                "steps": 6, "batch_seconds": 4.0, "max_seconds": 4.0, "warmup_steps": 1, "schedule": "cosine",
+                "steps": 6, "epochs": None, "batch_seconds": 4.0, "max_seconds": 4.0, "warmup_steps": 1,
+                "schedule": "cosine",
                 "weight_decay": 0.01, "clip": 1.0, "steering_clip": 1.0, "precision": "float32",
-                "gradient_checkpointing": False, "eval_every": 2, "patience": 5, "distillation": None,
+                "gradient_checkpointing": False, "eval_every": 2, "patience": 5, "init_from": None,
+                "distillation": None,
                 "learning_rates": rates,
             },
             "train_splits": {"tiny": ["train"]},

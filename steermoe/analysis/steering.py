@@ -70,8 +70,9 @@ def collect(
     totals = [Totals(place.experts) for place in steering.places]
     seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     with steering.observed(lambda index, hidden, gates: seen.append((index, hidden, gates))):
-        for rows_of_batch in bucketed_batches(rows["seconds"].to_list(), batch_seconds, seed=None, epoch=0):
-            batch = collate([dataset[row] for row in rows_of_batch])
+        window = model.encoder.window_seconds
+        for chosen in bucketed_batches(rows["seconds"].to_list(), batch_seconds, None, 0, window):
+            batch = collate([dataset[row] for row in chosen])
             features, lengths = (batch[name].to(model.device) for name in ("features", "feature_lengths"))
             model.hear(features, lengths)
             for index, hidden, gates in seen:

@@ -193,9 +193,13 @@ class Distillation(Section):
 
 
 class TrainingSchedule(Section):
-    """How long and how an arm is trained, whatever its method."""
+    """How long and how an arm is trained, whatever its method.
 
-    steps: Count
+    One of `steps` and `epochs` is null; `init_from` is the folder or hub id of a trained adapter, or null.
+    """
+
+    steps: Count | None
+    epochs: Count | None
     batch_seconds: Positive
     max_seconds: Positive
     warmup_steps: Annotated[int, Field(ge=0)]
@@ -207,13 +211,24 @@ class TrainingSchedule(Section):
     gradient_checkpointing: bool
     eval_every: Count
     patience: Count
+    init_from: Text | None
     distillation: Distillation | None
+
+    @field_validator("epochs")
+    @classmethod
+    def _instead_of_steps(cls, epochs: int | None, info: ValidationInfo) -> int | None:
+        if "steps" in info.data and (info.data["steps"] is None) == (epochs is None):
+            legal = "a whole number >= 1 where training.steps is null"
+            raise illegal(
+                legal if epochs is None else "null where training.steps is a number (set one of them)"
+            )
+        return epochs
 
     @field_validator("warmup_steps", "eval_every")
     @classmethod
     def _within_steps(cls, value: int, info: ValidationInfo) -> int:
-        steps, warms = info.data.get("steps", value + 1), info.field_name == "warmup_steps"
-        if value > steps - warms:
+        steps, warms = info.data.get("steps"), info.field_name == "warmup_steps"
+        if steps is not None and value > steps - warms:
             raise illegal(f"{'below' if warms else 'at most'} training.steps, which is {steps}")
         return value
 

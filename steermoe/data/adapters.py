@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from steermoe.config import Training
 from steermoe.data.base_models import FETCHED, sha256
 
 WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
@@ -29,19 +30,27 @@ def adapter_folder(source: str | Path) -> Path:
         ) from error
 
 
-def teacher_files(teacher: str) -> dict[str, str]:
-    """SHA-256 of the files of the adapter that `training.distillation.teacher` names, by name.
+def adapters_of(training: Training) -> dict[str, dict[str, str]]:
+    """SHA-256 of the files of the adapters that a training reads: of its `teacher`, of `init_from`; {} without any.
 
     Raises:
         ValueError: there is no such adapter.
     """
-    setting = "training.distillation.teacher"
+    found = {}
+    if training.distillation is not None:
+        found["teacher"] = _hashes(training.distillation.teacher, "training.distillation.teacher")
+    if training.init_from is not None:
+        found["init_from"] = _hashes(training.init_from, "training.init_from")
+    return found
+
+
+def _hashes(source: str, setting: str) -> dict[str, str]:
     try:
-        folder = adapter_folder(teacher)
+        folder = adapter_folder(source)
     except ValueError as error:
         raise ValueError(f"{setting}: found {error}") from error
     if missing := [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]:
         raise ValueError(
-            f"{setting}: found {teacher!r}, which lacks {' and '.join(missing)}; legal: an adapter"
+            f"{setting}: found {source!r}, which lacks {' and '.join(missing)}; legal: an adapter"
         )
     return {name: sha256(folder / name) for name in (WEIGHTS, CONFIG)}

@@ -19,6 +19,8 @@ class HubCtcDecoder:
     have no mask; without batches there is none.
     """
 
+    window = 0.0  # every utterance is as long as its audio
+
     def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None:
         model: Any = AutoModelForCTC.from_pretrained(section.path, dtype=getattr(torch, section.dtype))
         self.model = model.eval()

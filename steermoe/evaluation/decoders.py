@@ -38,6 +38,7 @@ class Decoder(Protocol):
     """A row of DECODERS, built from the encoder's section, how to decode, the seed of sampling and a device."""
 
     decoding: str
+    window: float  # seconds that every utterance is padded to; 0 where it is as long as its audio
 
     def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None: ...
 
@@ -65,7 +66,7 @@ class CtcDecoder:
         folder = Path(section.path)
         # The head was trained on the whole encoder, whatever the arms use of it.
         self.encoder = load_encoder(section.model_copy(update={"layers": "all"})).to(device)
-        self.features = self.encoder.features
+        self.features, self.window = self.encoder.features, self.encoder.window_seconds
         self.device = device
         self.head = {name: tensor.to(device) for name, tensor in load_file(folder / CTC_HEAD).items()}
         self.units: list[str] = json.loads((folder / CTC_UNITS).read_text(encoding="utf-8"))
@@ -116,6 +117,7 @@ class WhisperDecoder:
         self.model = model.eval()
         self.model.to(device)
         self.extractor = AutoFeatureExtractor.from_pretrained(section.path)
+        self.window = float(self.extractor.chunk_length)
         self.tokenizer = AutoTokenizer.from_pretrained(section.path)
         # Four positions are taken: start, language, task, no timestamps.
         room = self.model.config.max_target_positions - 4
@@ -217,7 +219,7 @@ def own_decoder(
             [waveform.load(audio) for audio in rows["audio"]], with_defaults(rows)["language"].to_list()
         )
 
-    return OwnDecoder(batchwise(respond), decoder.decoding, device, decoder.knows)
+    return OwnDecoder(batchwise(respond), decoder.decoding, device, decoder.knows, window=decoder.window)
 
 
 def decodable(system: OwnDecoder, rows: pl.DataFrame) -> tuple[OwnDecoder, pl.DataFrame, str]:

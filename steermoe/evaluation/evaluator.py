@@ -44,6 +44,7 @@ class System:
     Attributes:
         room: the LLM's tokenizer and the most tokens of an answer; None where that is no limit, or not known.
         seconds: of longer audio only so much is encoded; None: all of it.
+        window: seconds that every utterance is padded to (`Encoder.window_seconds`).
     """
 
     respond: Respond
@@ -51,6 +52,7 @@ class System:
     device: str
     room: tuple[Any, int] | None = field(default=None, kw_only=True)
     seconds: float | None = field(default=None, kw_only=True)
+    window: float = field(default=0.0, kw_only=True)
 
 
 class CutText(str):
@@ -94,8 +96,9 @@ def adapter(model: SteerMoE, generation: Generation, seed: int) -> System:
             yield found.row, CutText(text) if len(found.ids) >= generation.max_new_tokens else text
 
     room = (model.tokenizer, generation.max_new_tokens)
-    seconds = model.encoder.max_seconds
-    return System(respond, describe(generation, seed), str(model.device), room=room, seconds=seconds)
+    seconds, window = model.encoder.max_seconds, model.encoder.window_seconds
+    decoding, device = describe(generation, seed), str(model.device)
+    return System(respond, decoding, device, room=room, seconds=seconds, window=window)
 
 
 class _Beginning:
@@ -134,7 +137,7 @@ def measure(
         asked = heard.select(name for name in ASKED if name in heard.columns).hash_rows().to_list()
         new = [row for row, question in enumerate(asked) if question not in answered]
         start = time.perf_counter()
-        texts = respond_to_all(system.respond, heard[new], settings.batch_seconds, f"{kind} audio")
+        texts = respond_to_all(system, heard[new], settings.batch_seconds, f"{kind} audio")
         wall = time.perf_counter() - start
         fresh = dict(zip(new, texts, strict=True))
         hypotheses = [fresh[row] if row in fresh else answered[asked[row]] for row in range(len(heard))]
@@ -180,17 +183,17 @@ def batchwise(respond: Callable[[pl.DataFrame], Sequence[str]]) -> Respond:
     return respond_to_batches
 
 
-def respond_to_all(respond: Respond, frame: pl.DataFrame, batch_seconds: float, title: str) -> list[str]:
+def respond_to_all(system: System, frame: pl.DataFrame, batch_seconds: float, title: str) -> list[str]:
     """One text a row, in the order of the rows, whatever the batches were.
 
     Several processes take turns at the batches, and each gets the texts of all.
     """
     if frame.is_empty():
         return []
-    batches = bucketed_batches(frame["seconds"].to_list(), batch_seconds, seed=None, epoch=0)
+    batches = bucketed_batches(frame["seconds"].to_list(), batch_seconds, None, 0, system.window)
     own = batches[world().rank :: world().size]
     rows = [row for batch in own for row in batch]
-    answers = respond(frame[batch] for batch in own)
+    answers = system.respond(frame[batch] for batch in own)
     answers = track(answers, title, total=len(rows), disable=world().rank > 0)
     texts = gathered({rows[number]: text for number, text in answers})
     if len(texts) != len(frame):

@@ -55,7 +55,9 @@ def answer_all(
     ids = encode_texts(model.tokenizer, *texts)
     waveforms = [a if isinstance(a, np.ndarray) else waveform.load(a) for a in audio]
     seconds = [len(samples) / waveform.RATE for samples in waveforms]
-    batches = bucketed_batches(seconds, batch_seconds, seed=None, epoch=0)
+    encoder = getattr(model, "encoder", None)  # an exported model has a graph instead
+    window = 0.0 if encoder is None else encoder.window_seconds
+    batches = bucketed_batches(seconds, batch_seconds, seed=None, epoch=0, window=window)
 
     def inputs(rows: Sequence[int]) -> Inputs:
         items: list[Item] = [

@@ -29,8 +29,8 @@ def load_llm(section: config.Llm) -> tuple[CausalLM, Any]:
     it stops at the tokenizer's end token too, and at the token that ends a turn in its chat template.
 
     Raises:
-        ValueError: it cannot be loaded, its tokenizer has no end token, or its logits are not its output
-            embeddings applied to its last hidden states, scaled and capped as its configuration declares
+        ValueError: it cannot be loaded, its tokenizer has no end token or does not fit it, or its logits are not
+            its output embeddings applied to its last hidden states, scaled and capped as its configuration declares
             (then our loss would not be the model's).
     """
     section = located(section, "llm")
@@ -47,7 +47,7 @@ def keep_stops(llm: CausalLM, tokenizer: Any, path: str) -> None:
     """Leave of an LLM's generation settings its end tokens, with those of the tokenizer and its chat template.
 
     Raises:
-        ValueError: the tokenizer has no end token.
+        ValueError: the tokenizer has no end token, or tokens that the LLM has no embeddings for.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(f"llm.path: the tokenizer of {path!r} has no eos_token; answers could not end")
@@ -57,6 +57,21 @@ def keep_stops(llm: CausalLM, tokenizer: Any, path: str) -> None:
         stops.add(end_of_turn(tokenizer))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     llm.generation_config = GenerationConfig(eos_token_id=sorted(stops), pad_token_id=pad)
+    _check_vocabulary(llm, tokenizer, path)
+
+
+def _check_vocabulary(llm: CausalLM, tokenizer: Any, path: str) -> None:
+    """Check that every token has an embedding; a table may have more rows than there are tokens."""
+    rows = llm.get_input_embeddings().num_embeddings
+    ends = llm.generation_config
+    special = {"an end token": max(ends.eos_token_id), "the padding token": ends.pad_token_id}
+    for what, largest in {"a token": max(tokenizer.get_vocab().values()), **special}.items():
+        if largest >= rows:
+            raise ValueError(
+                f"llm.path: the tokenizer and the weights of {path!r} do not belong together: the tokenizer has "
+                f"{len(tokenizer)} tokens, and {what} has the id {largest}; the embedding table has {rows} rows; use "
+                "the model's own tokenizer, or enlarge the table (resize_token_embeddings) and save the model"
+            )
 
 
 def load_tokenizer(path: str) -> Any:
@@ -172,12 +187,15 @@ def _narrowed(feed_forward: torch.nn.Module | None, wanted: Rows | None) -> Iter
 
 
 def decoder_layers(llm: CausalLM) -> list[torch.nn.Module]:
-    """The LLM's layers: the longest list of modules in it."""
+    """The LLM's layers, in order."""
     return list(_layer_list(llm))
 
 
 def _layer_list(llm: CausalLM) -> torch.nn.ModuleList:
-    return max((module for module in llm.modules() if isinstance(module, torch.nn.ModuleList)), key=len)
+    """The longest list of modules that is in no other list: experts are lists inside the layers."""
+    found = {name: module for name, module in llm.named_modules() if isinstance(module, torch.nn.ModuleList)}
+    outermost = (m for name, m in found.items() if not any(name.startswith(f"{other}.") for other in found))
+    return max(outermost, key=len)
 
 
 def keep_decoder_layers(llm: CausalLM, depth: Depth) -> None:

@@ -205,7 +205,7 @@ class SteerMoE(Branch):
 
     @torch.no_grad()
     def gates(self, audio: str | Path | np.ndarray) -> list[np.ndarray]:
-        """The gates of a recording: an array (frames, experts) for each of `steering.places`.
+        """The gates of a recording: an array (frames, experts) for each of `steering.places`, without padding.
 
         Raises:
             ValueError: the model has no steering, or the recording cannot be read.
@@ -217,7 +217,7 @@ class SteerMoE(Branch):
         seen: list[np.ndarray] = []
         with self.steering.observed(lambda _, hidden, gates: seen.append(gates[0].float().cpu().numpy())):
             self.hear(features, torch.tensor([features.shape[2]], device=self.device))
-        return seen
+        return [gates[: int(self.lengths_of(len(gates))[0])] for gates in seen]
 
     # forward
 

@@ -24,7 +24,7 @@ model = SteerMoE.from_pretrained("{name}")
 print(model.transcribe("speech.wav"))
 ```
 
-Set up to train on {training}, {steps:,} steps at most, seed {seed}, with steermoe {version}.
+Set up to train on {training}, {length} at most, seed {seed}, with steermoe {version}.
 
 ## Evaluation
 
@@ -60,7 +60,7 @@ def model_card(
     Raises:
         ValueError: there are no evaluations in the folder, or they have no protocol.
     """
-    arm = model.config
+    arm, steps = model.config, model.config.training.steps
     named = {"encoder": arm.encoder.path, "llm": arm.llm.path}
     if merged is not None:
         named = {"encoder": merged.encoder, "llm": merged.llm}
@@ -77,7 +77,7 @@ def model_card(
         name=name,
         what=_what(model, named, merged),
         training=", ".join(f"{corpus} ({', '.join(splits)})" for corpus, splits in arm.train_splits.items()),
-        steps=arm.training.steps,
+        length=f"{arm.training.epochs} epochs" if steps is None else f"{steps:,} steps",
         seed=arm.seed,
         version=__version__,
         evaluation=evaluation,

@@ -147,9 +147,8 @@ class Listener:
                 first = round(stretch.start / RATE * rate)
                 last = min(width, first + max(1, round(stretch.seconds * rate)))
                 for whole, gates in zip(found, model.gates(stretch.samples), strict=True):
-                    valid = int(model.lengths_of(len(gates))[0])
                     # Where frames are joined within the encoder, one stands for several from there on.
-                    frames = np.linspace(0, valid, last - first, endpoint=False).astype(int)
+                    frames = np.linspace(0, len(gates), last - first, endpoint=False).astype(int)
                     whole[first:last] = gates[frames]
         return Seen(samples, found, self.places)
 

@@ -6,12 +6,19 @@ from transformers import TrainingArguments
 from steermoe.config import Distributed, Training
 
 
-def arguments(training: Training, seed: int, workers: int, distributed: Distributed) -> TrainingArguments:
+def arguments(
+    training: Training, steps: int, seed: int, workers: int, distributed: Distributed
+) -> TrainingArguments:
     """The Trainer's own settings; what it must not do by itself is switched off.
 
     Raises:
-        ValueError: float16 without a GPU, or under ZeRO.
+        ValueError: float16 without a GPU, or under ZeRO; warm-up or the first evaluation come after the last step.
     """
+    for name, most in (("warmup_steps", steps - 1), ("eval_every", steps)):
+        found = getattr(training, name)
+        if training.epochs is not None and found > most:  # of steps, the schema knows
+            length = f"{training.epochs} epochs are {steps} steps"
+            raise ValueError(f"training.{name}: found {found}; legal: at most {most}, as {length}")
     cuda = torch.cuda.is_available()
     if training.precision == "float16" and not cuda:
         raise ValueError(
@@ -26,7 +33,7 @@ def arguments(training: Training, seed: int, workers: int, distributed: Distribu
     found = TrainingArguments(
         output_dir=".",  # never written to: see `AdapterTrainer._get_output_dir`
         seed=seed,
-        max_steps=training.steps,
+        max_steps=steps,
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup_steps,
         max_grad_norm=training.clip,

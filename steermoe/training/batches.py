@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from steermoe.config import Training
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.dataset import Item
 
@@ -35,6 +36,21 @@ class Shares(Dataset[Item]):
         return {**item, "index": index}
 
 
+def steps_of(training: Training, seconds: Sequence[float], seed: int, window: float = 0.0) -> int:
+    """Optimizer steps of a training: as many as it says, or all batches of its epochs, whose numbers differ a little.
+
+    Args:
+        training: its section.
+        seconds: length of every training row.
+        seed: of the order of the rows.
+        window: as of `bucketed_batches`.
+    """
+    if training.steps is not None:
+        return training.steps
+    epochs = range(training.epochs or 0)
+    return sum(len(bucketed_batches(seconds, training.batch_seconds, seed, e, window)) for e in epochs)
+
+
 class StepBatches(Sampler[list[int]]):
     """The rows of one process through a whole training: a list of indices a step, epoch after epoch.
 
@@ -43,27 +59,36 @@ class StepBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, seconds: Sequence[float], budget: float, seed: int, steps: int, rank: int, world: int
+        self,
+        seconds: Sequence[float],
+        budget: float,
+        seed: int,
+        steps: int,
+        rank: int,
+        world: int,
+        window: float = 0.0,
     ) -> None:
-        self._order = (list(seconds), budget, seed)
+        if not seconds:
+            raise ValueError("no rows to make batches of")
+        self._order = (list(seconds), budget, seed, window)
         self._steps, self._rank, self._world = steps, rank, world
 
     def __len__(self) -> int:
         return self._steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        seconds, budget, seed = self._order
+        seconds, budget, seed, window = self._order
         given, epoch = 0, 0
         while given < self._steps:
-            for batch in bucketed_batches(seconds, budget, seed, epoch)[: self._steps - given]:
+            for batch in bucketed_batches(seconds, budget, seed, epoch, window)[: self._steps - given]:
                 yield share(batch, self._rank, self._world)
                 given += 1
             epoch += 1
 
     def audio_seconds(self) -> Iterator[float]:
         """Seconds of audio that all processes together have read after each step, padding aside."""
-        seconds, budget, seed = self._order
+        seconds, budget, seed, window = self._order
         total = 0.0
-        for batch in StepBatches(seconds, budget, seed, self._steps, 0, 1):
+        for batch in StepBatches(seconds, budget, seed, self._steps, 0, 1, window):
             total += sum(seconds[row] for row in batch)
             yield total

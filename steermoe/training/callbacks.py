@@ -1,13 +1,11 @@
-"""What happens beside the steps of a training: stopping early, timing, progress on the terminal, tracking."""
+"""What happens beside the steps of a training: stopping early, timing, tracking."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
@@ -32,7 +30,7 @@ class MetricLog(Protocol):
 
 
 class EarlyStopping(TrainerCallback):
-    """Stops after `patience` evaluations without a lower loss, and closes the log at the last step.
+    """Stops after `patience` evaluations without a lower loss; the last step is logged and evaluated, too.
 
     It keeps no count of its own: the log tells, so that a resumed training decides as an undisturbed one.
     """
@@ -45,7 +43,7 @@ class EarlyStopping(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         if state.global_step >= state.max_steps:
-            control.should_log = True
+            control.should_log = control.should_evaluate = True
         return control
 
     @override
@@ -103,45 +101,6 @@ class StepTimer(TrainerCallback):
     def median(self) -> float:
         """Median seconds of a step."""
         return round(statistics.median(self.seconds), 5) if self.seconds else 0.0
-
-
-class ProgressLines(TrainerCallback):
-    """A bar on a terminal, and a line an evaluation everywhere."""
-
-    def __init__(self, name: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, transient=True, disable=not sys.stdout.isatty())
-        self._task = self._progress.add_task(name)
-        self._name = name
-
-    @override
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
-        self._progress.update(self._task, total=state.max_steps, completed=state.global_step)
-        self._progress.start()
-        if state.global_step:
-            self._print(state, f"{self._name}: resumed at step {state.global_step} of {state.max_steps}")
-
-    @override
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
-        self._progress.update(self._task, completed=state.global_step)
-
-    @override
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
-        row = history.table(state.log_history)[-1]
-        trained = "" if row["train_loss"] is None else f"  train loss {row['train_loss']:.4f}"
-        self._print(
-            state,
-            f"{self._name}: step {row['step']}/{state.max_steps}{trained}  dev loss {row['dev_loss']:.4f}  "
-            f"dev token accuracy {row['dev_token_accuracy']:.1%}",
-        )
-
-    def close(self) -> None:
-        """Take the bar off the terminal."""
-        self._progress.stop()
-
-    def _print(self, state: TrainerState, line: str) -> None:
-        if state.is_world_process_zero:
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class Tracking(TrainerCallback):

@@ -13,7 +13,10 @@ FORMAT = 2  # of the checkpoints; a higher number makes older ones unread
 
 
 def training_key(
-    arm: ArmConfig, data: str, frozen: Mapping[str, str], teacher: Mapping[str, str] | None = None
+    arm: ArmConfig,
+    data: str,
+    frozen: Mapping[str, str],
+    adapters: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the result but the code, as JSON.
 
@@ -24,15 +27,15 @@ def training_key(
         arm: the resolved configuration.
         data: digest of the shards (`digest`).
         frozen: hashes of the frozen weights (`SteerMoE.frozen_hashes`).
-        teacher: hashes of the adapter that the arm learns from (`teacher_files`); None without one.
+        adapters: hashes of the adapters that the training reads (`adapters_of`).
     """
-    key = {
+    return {
         "checkpoint": FORMAT,
         "arm": json.loads(arm.to_json()),
         "data": data,
         "frozen": dict(frozen),
+        **{name: dict(files) for name, files in (adapters or {}).items()},
     }
-    return key if teacher is None else key | {"teacher": dict(teacher)}
 
 
 def fingerprint(key: Mapping[str, Any]) -> str:

@@ -156,7 +156,7 @@ class ResumableTrainer(Trainer):
     def is_complete(self) -> bool:
         """All steps are done, or patience ran out."""
         exhausted = history.evaluations_since_best(self.state.log_history) >= self.arm.training.patience
-        return self.state.global_step >= self.arm.training.steps or exhausted
+        return self.state.global_step >= self.args.max_steps or exhausted
 
     @torch.no_grad()
     def load_trained(self, weights: dict[str, torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from steermoe.config import ArmConfig
+from steermoe.config import ArmConfig, Training
 from steermoe.data.staging import write_text
 from steermoe.training.divergence import DivergedError
 from steermoe.training.train import train
@@ -58,19 +58,32 @@ def search(
 
 
 def short(arm: ArmConfig, steps: int, multiplier: float) -> ArmConfig:
-    """`arm` with its rates times `multiplier`, and with warm-up and evaluations to suit `steps`."""
+    """`arm` with its rates times `multiplier`, and with warm-up and evaluations to suit `steps`.
+
+    The warm-up keeps its share of the steps; of an arm that is trained for epochs, it is a tenth of them at most.
+
+    Raises:
+        ValueError: there are no steps.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: found {steps}; legal: at least 1")
     training = arm.training
-    part = steps / training.steps
+    if training.steps is None:
+        warmup = min(training.warmup_steps, steps // 10)
+    else:
+        warmup = min(round(training.warmup_steps * (steps / training.steps)), steps - 1)
     changed = {
         "steps": steps,
-        "warmup_steps": round(training.warmup_steps * part),
+        "epochs": None,
+        "warmup_steps": warmup,
         "eval_every": min(training.eval_every, max(1, steps // 4)),
         # Rounded to what one would write: 0.3 * 1e-3 is 0.0003 and not 0.00029999999999999997.
         "learning_rates": {
             name: float(f"{rate * multiplier:.6g}") for name, rate in training.learning_rates.items()
         },
     }
-    return arm.model_copy(update={"training": training.model_copy(update=changed)})
+    shortened = Training.model_validate(training.model_dump() | changed)  # a copy would not be checked
+    return arm.model_copy(update={"training": shortened})
 
 
 def choose(trials: Sequence[dict[str, Any]], method: str) -> dict[str, Any]:

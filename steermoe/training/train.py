@@ -2,22 +2,16 @@
 
 import functools
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from transformers import TrainerState, set_seed
 
 from steermoe.config import ArmConfig, Distributed
-from steermoe.data.adapters import teacher_files
+from steermoe.data.adapters import adapters_of
 from steermoe.data.dataset import UtteranceDataset
-from steermoe.data.limits import target_tokens
-from steermoe.data.shards import read_rows, shards_of
-from steermoe.data.skipped import skipped_reason
 from steermoe.data.staging import Staging, code_digest, project_root, write_text
 from steermoe.models import adapter
 from steermoe.models.attention import ShortAttention
@@ -27,26 +21,17 @@ from steermoe.training import divergence
 from steermoe.training import history as log
 from steermoe.training.callbacks import Tracking
 from steermoe.training.checkpoints import discard_leftovers, last_checkpoint
-from steermoe.training.fingerprint import digest, fingerprint, training_key
+from steermoe.training.fingerprint import fingerprint, training_key
 from steermoe.training.frozen_features import frozen_features
 from steermoe.training.heap import keep_freed_memory
+from steermoe.training.initial import begin_with
 from steermoe.training.processes import ONE_PROCESS, PreemptedError, begin_together, check, gathered, world
+from steermoe.training.rows import TrainingData, check_lengths, read_data, warn_of_long_targets
 from steermoe.training.teacher import Teacher
 from steermoe.training.tracking import Tracker
 from steermoe.training.trainer import AdapterTrainer
 
 CHANGED = "frozen_changed"  # beside the checkpoints: names the first frozen weight that training changed
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Rows that are trained on and rows that choose the best checkpoint, and the digest of their shards."""
-
-    train: pl.DataFrame
-    dev: pl.DataFrame
-    dropped: int  # training rows longer than training.max_seconds
-    digest: str
-    folders: Mapping[str, Path]  # of the shards of each corpus
 
 
 def train(
@@ -90,7 +75,8 @@ def train(
         fingerprint, frozen (SHA-256 of each frozen model in memory, before and after).
 
     Raises:
-        ValueError: a corpus or its rows are missing, or the arm's teacher is not to be had or does not fit it.
+        ValueError: a corpus or its rows are missing, rows are longer than a limit, or the arm's teacher or
+            the adapter that it begins with is not to be had or does not fit it.
         StagingBusyError: as of `Staging`; it waits for another process that trains this arm.
         FrozenChangedError: a frozen weight is not what it was before training; nothing is written, and the
             checkpoints are not taken up again.
@@ -99,14 +85,16 @@ def train(
     """
     check(distributed)
     set_seed(arm.seed)
-    model = SteerMoE.from_config(arm)
     data = read_data(arm, shards)
+    model = SteerMoE.from_config(arm)
+    check_lengths(arm, data, model.encoder)
     if max_new_tokens is not None and not world().rank:
         warn_of_long_targets(arm.name, data.train, model.tokenizer, max_new_tokens)
     teacher = Teacher.of(model)
-    taught = None if teacher is None else teacher_files(teacher.section.teacher)
     before = {part: digests(weights) for part, weights in model.frozen_parts().items()}
-    key = training_key(arm, data.digest, _last(before), taught)
+    frozen = _last(before)
+    begin_with(model, frozen)
+    key = training_key(arm, data.digest, frozen, adapters_of(arm.training))
     features = (root or project_root(), feature_cache_gb)
     options = {"teacher": teacher, "workers": workers, "features": features, "distributed": distributed}
     made = functools.partial(_trained, model, arm, data, **options)
@@ -205,58 +193,6 @@ def _track_results(tracker: Tracker, results: Mapping[str, Any], out: Path) -> N
     tracker.mark_adapter(out)
 
 
-def read_data(arm: ArmConfig, shards: Sequence[Path]) -> TrainingData:
-    """The rows of `arm`'s splits.
-
-    Raises:
-        ValueError: a corpus has no folder, or there is nothing to train on or to choose a checkpoint by.
-    """
-    folders = {folder.name: folder for folder in shards}
-    train, train_files = _rows(folders, arm.train_splits)
-    dev, dev_files = _rows(folders, arm.dev_splits)
-    for rows, splits in ((train, arm.train_splits), (dev, arm.dev_splits)):
-        if rows.is_empty():
-            raise ValueError(
-                f"{arm.name}: no rows in {splits} of {[str(p) for p in shards]}; run preprocess first"
-            )
-    kept = train.filter(pl.col("seconds") <= arm.training.max_seconds)
-    dropped = len(train) - len(kept)
-    if dropped and not world().rank:
-        limit = f"training.max_seconds ({arm.training.max_seconds:g})"
-        print(f"{arm.name}: {dropped} of {len(train)} training rows are longer than {limit}: dropped")
-    return TrainingData(kept, dev, dropped, digest(train_files + dev_files), folders)
-
-
-def warn_of_long_targets(name: str, rows: pl.DataFrame, tokenizer: Any, most: int) -> None:
-    """Say on standard error how many targets are longer than an answer of `most` tokens, and which is the longest."""
-    tokens = target_tokens(tokenizer, rows["target"].to_list())
-    if beyond := sum(count > most for count in tokens):
-        longest = max(range(len(tokens)), key=tokens.__getitem__)
-        print(
-            f"{name}: {beyond} of {len(rows)} training rows have a target that generation.max_new_tokens "
-            f"({most}) would cut; the longest is {rows['source_id'][longest]!r} of {tokens[longest]} tokens, end "
-            "token included. Raise the limit, or leave such rows out by preprocessing.max_tokens",
-            file=sys.stderr,
-        )
-
-
-def _rows(
-    folders: Mapping[str, Path], splits: Mapping[str, Sequence[str]]
-) -> tuple[pl.DataFrame, list[Path]]:
-    frames, files = [], []
-    for corpus, names in splits.items():
-        if not names:
-            continue
-        if corpus not in folders:
-            raise ValueError(f"no shards of corpus {corpus!r}; given are {sorted(folders)}")
-        folder = folders[corpus]
-        frames.append(read_rows(folder, names).with_columns(pl.lit(corpus).alias("corpus")))
-        if skipped_reason(folder) is None:
-            files += [path for split in names for path in shards_of(folder, split)]
-    # Rows of a corpus without videos have none beside those of one with.
-    return (pl.concat(frames, how="diagonal") if frames else pl.DataFrame()), files
-
-
 def _trained(
     model: SteerMoE,
     arm: ArmConfig,
@@ -280,6 +216,8 @@ def _trained(
     callbacks = [Tracking(tracker)] if tracker is not None else []
     locate = functools.partial(divergence.locate, data.train, data.folders)
     trainer = AdapterTrainer(model, arm, train, dev, run, workers, callbacks, distributed, locate, teacher)
+    if arm.training.epochs is not None and trainer.args.should_save:
+        print(f"{arm.name}: {arm.training.epochs} epochs are {trainer.args.max_steps} steps")
     with trainer.accelerator.main_process_first():
         if trainer.args.should_save:
             discard_leftovers(trainer.run)
@@ -321,7 +259,7 @@ def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
     # Who started this got SIGTERM too, perhaps, and takes no result any more: its checkpoint is the result then.
     if trainer.is_complete and not (trainer.preemption.requested and trainer.args.world_size == 1):
         return
-    steps = f"step {trainer.state.global_step} of {trainer.arm.training.steps}"
+    steps = f"step {trainer.state.global_step} of {trainer.args.max_steps}"
     if trainer.stops:
         raise PreemptedError(f"{trainer.arm.name}: ended by SIGTERM at {steps}; {repeat}")
     raise RuntimeError(f"{trainer.arm.name}: training ended at {steps}; {repeat}")
@@ -346,7 +284,7 @@ def _results(
         "best_dev_loss": best["dev_loss"],
         "best_step": best["step"],
         "steps": trainer.state.global_step,
-        "stopped_early": trainer.state.global_step < trainer.arm.training.steps,
+        "stopped_early": trainer.state.global_step < trainer.args.max_steps,
         "train_rows": len(data.train),
         "dropped_rows": data.dropped,
         "dev_rows": len(data.dev),

@@ -22,14 +22,15 @@ from steermoe.models.steering import Steering
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import divergence, history
 from steermoe.training.arguments import arguments
-from steermoe.training.batches import Shares, StepBatches, counted_tokens, share
-from steermoe.training.callbacks import EarlyStopping, ProgressLines, StepTimer, StopOnRequest
+from steermoe.training.batches import Shares, StepBatches, counted_tokens, share, steps_of
+from steermoe.training.callbacks import EarlyStopping, StepTimer, StopOnRequest
 from steermoe.training.deepspeed import Zero
 from steermoe.training.divergence import DivergedError, Locate
 from steermoe.training.objective import Objective
 from steermoe.training.parameter_groups import adamw, current_rates
 from steermoe.training.preemption import Preemption
 from steermoe.training.processes import ONE_PROCESS
+from steermoe.training.progress import ProgressLines
 from steermoe.training.resumable import ResumableTrainer
 from steermoe.training.teacher import Teacher
 
@@ -73,6 +74,8 @@ class AdapterTrainer(ResumableTrainer):
         self._whole = {}
         self._indices = torch.tensor([], dtype=torch.int64)  # rows of the step under way
         self._taught: torch.Tensor | None = None  # what the teacher added to its loss
+        window = model.encoder.window_seconds
+        steps = steps_of(arm.training, train[1], arm.seed, window)
         self.timer = StepTimer()
         self.progress = ProgressLines(arm.name)
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -82,7 +85,7 @@ class AdapterTrainer(ResumableTrainer):
         ] = {}  # of the step under way, as its gradients are clipped
         super().__init__(
             model=self.objective,
-            args=arguments(arm.training, arm.seed, workers, distributed),
+            args=arguments(arm.training, steps, arm.seed, workers, distributed),
             data_collator=collate,
             train_dataset=Shares(train[0]),
             eval_dataset=Shares(dev[0]),
@@ -103,13 +106,14 @@ class AdapterTrainer(ResumableTrainer):
         training, args = self.arm.training, self.args
         batches = StepBatches(
             self._seconds["train"], training.batch_seconds, self.arm.seed, args.max_steps,
-            args.process_index, args.world_size,
+            args.process_index, args.world_size, self.adapted.encoder.window_seconds,
         )  # fmt: skip
         return self._loader(cast(Dataset, self.train_dataset), batches)
 
     @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        batches = bucketed_batches(self._seconds["dev"], self.arm.training.batch_seconds, seed=None, epoch=0)
+        budget, window = self.arm.training.batch_seconds, self.adapted.encoder.window_seconds
+        batches = bucketed_batches(self._seconds["dev"], budget, seed=None, epoch=0, window=window)
         mine = [share(batch, self.args.process_index, self.args.world_size) for batch in batches]
         return self._loader(cast(Dataset, self.eval_dataset), mine)
 
@@ -175,7 +179,8 @@ class AdapterTrainer(ResumableTrainer):
         self._indices = inputs["indices"]
         output = model(**inputs)
         loss, self._taught = output.loss, output.distillation
-        broken, total = float(not math.isfinite(loss.item())), 0.0
+        self.progress.loss = loss.item()
+        broken, total = float(not math.isfinite(self.progress.loss)), 0.0
         if self.args.world_size > 1:
             tokens = counted_tokens(inputs).item()
             taught = 0.0 if self._taught is None else self._taught.item() * tokens
@@ -241,7 +246,8 @@ class AdapterTrainer(ResumableTrainer):
         """Mean loss a target token, and token accuracy, over the dev splits, all processes together."""
         self.objective.eval()
         totals = torch.zeros(3, dtype=torch.float64, device=self.args.device)
-        for batch in self.get_eval_dataloader():
+        batches = self.get_eval_dataloader()
+        for number, batch in enumerate(batches, 1):
             if self._is_asked_to_stop():
                 self.control.should_training_stop = True
                 return {}  # the resumed training begins with this evaluation
@@ -251,6 +257,7 @@ class AdapterTrainer(ResumableTrainer):
             tokens = float(counted_tokens(inputs))
             correct = float(output.num_correct) if tokens else 0.0
             totals += totals.new_tensor([float(output.loss) * tokens, tokens, correct])
+            self.progress.evaluating(self.state, number, len(batches))
         loss, tokens, correct = cast(torch.Tensor, self.accelerator.reduce(totals, "sum")).tolist()
         metrics = {"dev_loss": loss / tokens, "dev_token_accuracy": correct / tokens}
         self.log(metrics)
@@ -261,7 +268,7 @@ class AdapterTrainer(ResumableTrainer):
 
     def _is_asked_to_stop(self) -> bool:
         """All processes agree. With the last step done, there is nothing that a stop would leave for later."""
-        if not self.is_in_train or self.state.global_step >= self.arm.training.steps:
+        if not self.is_in_train or self.state.global_step >= self.args.max_steps:
             return False
         if not self._stops:
             asked = float(self.preemption.requested)
@@ -270,10 +277,12 @@ class AdapterTrainer(ResumableTrainer):
 
     @property
     def _owes_evaluation(self) -> bool:
-        """The checkpoint resumed from was written where an evaluation was due, which a stop prevented."""
-        step = self.state.global_step
+        """An evaluation is due that was not done: of the adapter that the training begins with, or one that a stop
+        prevented."""
+        step, training = self.state.global_step, self.arm.training
         done = [entry["step"] for entry in history.evaluations(self.state.log_history)]
-        return step > 0 and step % self.arm.training.eval_every == 0 and step not in done
+        is_due = step % training.eval_every == 0 and (step > 0 or training.init_from is not None)
+        return is_due and step not in done
 
     @override
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:

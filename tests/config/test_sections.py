@@ -184,6 +184,16 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
         100_000,
         "training.eval_every: found 100000; legal: at most training.steps, which is {steps}",
     ),
+    (
+        "mini:training.epochs",
+        3,
+        "training.epochs: found 3; legal: null where training.steps is a number (set one of them)",
+    ),
+    (
+        "mini:training.steps",
+        None,
+        "training.epochs: found null; legal: a whole number >= 1 where training.steps is null",
+    ),
     ("mini:training.precision", 16, "training.precision: found 16; legal: one of float32, bfloat16, float16"),
     (
         "mini:training.schedule",

@@ -1,25 +1,37 @@
-"""A teacher is told from others by its files."""
+"""The adapters that a training reads are told from others by their files."""
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from steermoe.data.adapters import CONFIG, WEIGHTS, teacher_files
+from steermoe.config import Training
+from steermoe.data.adapters import CONFIG, WEIGHTS, adapters_of
 
 
-def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
+@pytest.fixture(params=["teacher", "init_from"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def reading(kind: str, source: str, tiny_arm: Any) -> Training:
+    lesson = {"teacher": source, "logits": 1.0, "temperature": 2.0, "hidden": 0.0}
+    changes = {"training.init_from": source} if kind == "init_from" else {"training.distillation": lesson}
+    return tiny_arm("linear", changes).training
+
+
+def test_hashes_are_those_of_the_files(kind: str, tiny_arm: Any, tmp_path: Path) -> None:
     for name in (WEIGHTS, CONFIG, "README.md"):
         (tmp_path / name).write_bytes(name.encode())
     expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in (WEIGHTS, CONFIG)}
-    assert teacher_files(str(tmp_path)) == expected
+    assert adapters_of(reading(kind, str(tmp_path), tiny_arm)) == {kind: expected}
+    assert adapters_of(tiny_arm("linear").training) == {}
 
 
-def test_what_is_no_adapter_is_told(tmp_path: Path) -> None:
+def test_what_is_no_adapter_is_told(kind: str, tiny_arm: Any, tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text("{}")
-    with pytest.raises(
-        ValueError, match=r"distillation\.teacher: found '.*', which lacks adapter\.safetensors; "
-    ):
-        teacher_files(str(tmp_path))
-    with pytest.raises(ValueError, match=r"distillation\.teacher: found .*nowhere/a/b: neither a folder nor"):
-        teacher_files(f"{tmp_path}/nowhere/a/b")
+    with pytest.raises(ValueError, match=rf"{kind}: found '.*', which lacks adapter\.safetensors; "):
+        adapters_of(reading(kind, str(tmp_path), tiny_arm))
+    with pytest.raises(ValueError, match=rf"{kind}: found .*nowhere/a/b: neither a folder nor"):
+        adapters_of(reading(kind, f"{tmp_path}/nowhere/a/b", tiny_arm))

@@ -69,6 +69,16 @@ def test_buckets_are_narrow(speech: list[float]):
     assert np.median(ratios) < BUCKET_RATIO
 
 
+@pytest.mark.parametrize("seed", [None, 1])
+def test_every_utterance_costs_the_window_at_least(speech: list[float], seed: int | None):
+    batches = bucketed_batches(speech, 125, seed, 0, window=30.0)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(speech)))
+    assert [len(batch) for batch in batches].count(4) >= len(batches) - 1 and max(map(len, batches)) == 4
+    assert bucketed_batches(speech, 125, seed, 0, window=min(speech)) == bucketed_batches(
+        speech, 125, seed, 0
+    )
+
+
 def test_an_utterance_over_the_budget_is_alone():
     for epoch in range(5):
         batches = [sorted(batch) for batch in bucketed_batches([1, 1, 50, 1], 10, 0, epoch)]

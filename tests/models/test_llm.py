@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from steermoe.config import Llm
 from steermoe.models.generation import answer_texts, decode
-from steermoe.models.llm import hidden_states, load_llm, logits
+from steermoe.models.llm import decoder_layers, hidden_states, load_llm, logits
 from steermoe.models.sequence import pack
 
 PROMPTS = ["the cat sings", "please transcribe the audio: one two three two one", "red"]
@@ -98,6 +98,35 @@ def test_a_tokenizer_without_an_end_token_is_refused(tmp_path: Path, tiny_llm_di
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no eos_token"):
         load_llm(section(tmp_path))
+
+
+@pytest.mark.parametrize("what", ["tokens", "end", "padding"])
+def test_tokens_beyond_the_embedding_table_are_refused(what: str, tmp_path: Path, tiny_llm_dir: Path) -> None:
+    llm = AutoModelForCausalLM.from_pretrained(tiny_llm_dir)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm_dir)
+    rows = llm.config.vocab_size
+    if what == "end":
+        llm.generation_config.eos_token_id = [0, rows]
+    else:
+        tokenizer.add_tokens([f"<extra {n}>" for n in range(3)])
+    if what == "padding":
+        tokenizer.pad_token = "<extra 2>"
+    llm.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"llm\.path.*{len(tokenizer)} tokens.*{rows} rows"):
+        load_llm(section(tmp_path))
+    llm.resize_token_embeddings(rows + 64)  # a table that is larger than the vocabulary is fine
+    llm.save_pretrained(tmp_path)
+    assert len(load_llm(section(tmp_path))[1]) == len(tokenizer)
+
+
+def test_layers_are_not_their_experts(save_tiny_llm: Any, tmp_path: Path) -> None:
+    sizes = {"num_experts": 8, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+    llm, _ = load_llm(section(save_tiny_llm(tmp_path, "qwen2_moe", **sizes)))
+    assert decoder_layers(llm) == list(llm.model.layers)
+    for layer in llm.model.layers:  # as of architectures whose experts are a list
+        layer.mlp.experts = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(8))
+    assert decoder_layers(llm) == list(llm.model.layers)
 
 
 def test_pickled_weights_are_refused(tmp_path: Path, tiny_llm_dir: Path) -> None:

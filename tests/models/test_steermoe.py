@@ -304,6 +304,19 @@ def test_recordings_are_transcribed_one_or_many(model: SteerMoE, tmp_path: Path,
         model.transcribe(np.zeros(16000 * 5, np.float32))
 
 
+@pytest.mark.parametrize("window", ["unpadded", "full"])
+@pytest.mark.parametrize(("after", "frames"), [(None, [50, 50, 50, 50]), (0, [50, 13, 13, 13])])
+def test_gates_are_those_of_the_audio_whatever_the_window(
+    window: str, after: int | None, frames: list[int], tiny_arm: Callable[..., Any]
+) -> None:
+    changes = {"encoder.window": window, "bridge.after": after, "steering.post_encoder": True}
+    model = SteerMoE.from_config(tiny_arm("steering", changes))
+    second = np.random.default_rng(3).normal(0, 0.1, 16_000).astype(np.float32)
+    assert [len(gates) for gates in model.gates(second)] == frames
+    answer = model.ask(second, return_gates=True)
+    assert answer.gates is not None and [len(gates) for gates in answer.gates] == frames
+
+
 def test_an_answer_brings_its_gates_where_they_are_wanted(tiny_arm: Callable[..., Any]) -> None:
     model = SteerMoE.from_config(tiny_arm("steering"))
     samples = np.random.default_rng(3).normal(0, 0.1, 16_000).astype(np.float32)

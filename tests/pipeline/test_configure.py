@@ -1,4 +1,4 @@
-"""What `configure` writes of an arm that learns from a teacher: a changed teacher changes the arm's inputs."""
+"""What `configure` writes of an arm that reads an adapter: a changed adapter changes the arm's inputs."""
 
 import json
 import shutil
@@ -8,7 +8,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.configure import main
-from steermoe.data.adapters import CONFIG, WEIGHTS, teacher_files
+from steermoe.data.adapters import CONFIG, WEIGHTS
+from steermoe.data.base_models import sha256
 from steermoe.data.skipped import write_skipped
 
 ROOT = Path(__file__).parents[2]
@@ -16,14 +17,16 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with one arm of a teacher and one without, no models and no shards."""
+    """A project of an arm with a teacher, one that begins with it and one without, no models and no shards."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     shutil.copytree(ROOT / "pretrained/adapters/linear", tmp_path / "teacher")
     yaml = YAML()
     values = yaml.load(ROOT / "params.yaml")
     lesson = {"teacher": str(tmp_path / "teacher"), "logits": 1.0, "temperature": 2.0, "hidden": 0.0}
     values["arms"]["taught"] = {"method": "linear", "overrides": {"training.distillation": lesson}}
-    values["compare"] = ["taught", "linear"]
+    more = {"training.init_from": str(tmp_path / "teacher")}
+    values["arms"]["begun"] = {"method": "linear", "overrides": more}
+    values["compare"] = ["taught", "begun", "linear"]
     yaml.dump(values, tmp_path / "params.yaml")
     for arm in values["compare"]:
         for part in ("encoder", "llm"):
@@ -41,11 +44,12 @@ def written(project: Path) -> dict[str, str]:
 
 def test_the_inputs_of_an_arm_know_its_teacher(project: Path) -> None:
     before = written(project)
-    assert json.loads(before["taught"])["teacher"] == teacher_files(str(project / "teacher"))
-    assert "teacher" not in json.loads(before["linear"])
+    hashes = {name: sha256(project / "teacher" / name) for name in (WEIGHTS, CONFIG)}
+    assert json.loads(before["taught"])["teacher"] == json.loads(before["begun"])["init_from"] == hashes
+    assert not {"teacher", "init_from"} & json.loads(before["linear"]).keys()
     (project / "teacher" / WEIGHTS).write_bytes(b"others")
     after = written(project)
-    assert after["linear"] == before["linear"] and after["taught"] != before["taught"]
+    assert [name for name in before if before[name] == after[name]] == ["linear"]
 
 
 def test_a_teacher_that_is_missing_is_told(project: Path) -> None:

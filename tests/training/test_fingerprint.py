@@ -22,7 +22,7 @@ def test_everything_that_decides_the_result_is_in_the_fingerprint():
         training_key(arm, "other data", HASHES),
         training_key(arm, "data", HASHES | {"llm": "other"}),
     ]
-    others += [training_key(arm, "data", HASHES, {"adapter.safetensors": digest}) for digest in "ab"]
+    others += [training_key(arm, "data", HASHES, {"init_from": {"adapter.safetensors": d}}) for d in "ab"]
     assert len({base, *map(fingerprint, others)}) == 6
 
 

@@ -4,7 +4,10 @@ import csv
 import json
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from pipeline import search as command
 from steermoe.training import search as searching
 from steermoe.training.search import choose, search, short
 from steermoe.training.trainer import DivergedError
@@ -45,6 +48,25 @@ def test_a_short_arm_keeps_the_shape_of_its_schedule(quick_arm):
     shortened = short(arm, steps=100, multiplier=0.3).training
     assert (shortened.steps, shortened.warmup_steps, shortened.eval_every) == (100, 10, 25)
     assert shortened.learning_rates == {"projection": 3e-4}
+    assert (one := short(arm, 1, 1.0).training).steps == 1 and (one.warmup_steps, one.eval_every) == (0, 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        short(arm, 0, 1.0)
+    of_epochs = quick_arm("linear", steps=None, epochs=3, warmup_steps=100, eval_every=200)
+    shortened = short(of_epochs, 50, 1.0).training
+    assert (shortened.steps, shortened.epochs, shortened.warmup_steps, shortened.eval_every) == (
+        50,
+        None,
+        5,
+        12,
+    )
+
+
+@pytest.mark.parametrize("steps", ["0", "-3"])
+def test_the_command_refuses_no_steps(steps, tmp_path):
+    app = typer.Typer()
+    app.command()(command.main)
+    found = CliRunner().invoke(app, ["--shards", str(tmp_path), "--out", str(tmp_path), "--steps", steps])
+    assert found.exit_code == 2 and "'--steps'" in found.output and "equal to 1" in found.output
 
 
 def test_a_diverged_trial_loses_and_a_method_without_another_is_an_error(quick_arm, tmp_path, monkeypatch):

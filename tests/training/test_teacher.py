@@ -15,7 +15,7 @@ from steermoe.config import ArmConfig, Distillation
 from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training import callbacks
+from steermoe.training import progress
 from steermoe.training.checkpoints import last_checkpoint
 from steermoe.training.objective import Objective
 from steermoe.training.teacher import Teacher
@@ -155,7 +155,7 @@ def test_a_training_with_a_teacher_resumes_to_the_same_bytes(
     arm = student(method, BOTH, precision="bfloat16")
     train(arm, shards, tmp_path / "whole", tmp_path, feature_cache_gb=1)
     with monkeypatch.context() as patched:
-        patched.setattr(callbacks.ProgressLines, "on_step_end", interrupt)
+        patched.setattr(progress.ProgressLines, "on_step_end", interrupt)
         with pytest.raises(RuntimeError, match="ended at step 3 of 6"):
             train(arm, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)
     train(arm, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)

@@ -15,14 +15,16 @@ from safetensors.torch import load_file
 
 from steermoe.config import ArmConfig, Video
 from steermoe.data import staging, video
+from steermoe.data.batching import bucketed_batches
 from steermoe.data.shards import read_rows, write_shards
 from steermoe.data.staging import Staging, StagingBusyError
 from steermoe.models import adapter, attention
 from steermoe.models.llm import load_llm
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training import callbacks, checkpoints
+from steermoe.training import callbacks, checkpoints, progress
 from steermoe.training import train as training
-from steermoe.training.train import FrozenChangedError, read_data, train, warn_of_long_targets
+from steermoe.training.rows import read_data, warn_of_long_targets
+from steermoe.training.train import FrozenChangedError, train
 from steermoe.training.trainer import AdapterTrainer, DivergedError
 
 OUTPUTS = ("adapter.safetensors", "config.json", "history.csv")
@@ -220,7 +222,7 @@ def test_a_training_that_stops_short_is_an_error_and_resumes(
         return control
 
     with monkeypatch.context() as patched:
-        patched.setattr(callbacks.ProgressLines, "on_step_end", interrupt)
+        patched.setattr(progress.ProgressLines, "on_step_end", interrupt)
         with pytest.raises(RuntimeError, match="ended at step 3 of 6"):
             train(quick_arm("steering"), shards, tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
@@ -245,6 +247,29 @@ def test_rows_that_are_missing_are_named(shards, quick_arm, tmp_path):
         train(arm.model_copy(update={"train_splits": {"songs": ["train"]}}), shards, tmp_path, tmp_path)
     with pytest.raises(ValueError, match="no rows in"):
         train(arm.model_copy(update={"dev_splits": {"tones": []}}), shards, tmp_path, tmp_path)
+
+
+def test_all_rows_over_max_seconds_are_refused_before_the_first_step(shards, quick_arm, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"training\.max_seconds: found 0\.1; all 24 .* tones/train/train-000 \(0\.20 s\)"
+    ):
+        train(quick_arm("linear", max_seconds=0.1), shards, tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_of_epochs_reads_every_row_so_often_and_is_evaluated_at_its_end(
+    shards, quick_arm, tmp_path, capsys
+):
+    arm = quick_arm("linear", steps=None, epochs=2, eval_every=5)
+    results = train(arm, shards, tmp_path / "out", tmp_path)
+    seconds = read_data(arm, shards).train["seconds"].to_list()
+    counts = [len(bucketed_batches(seconds, 3.0, arm.seed, epoch)) for epoch in range(2)]
+    assert results["steps"] == sum(counts) and results["steps"] % 5
+    assert f"2 epochs are {sum(counts)} steps" in capsys.readouterr().out
+    rows = (tmp_path / "out" / "history.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == [5, 10, sum(counts)]
+    with pytest.raises(ValueError, match=r"eval_every: found 99.* at most 12, as 2 epochs"):
+        train(quick_arm("linear", steps=None, epochs=2, eval_every=99), shards, tmp_path / "other", tmp_path)
 
 
 def test_rows_over_max_seconds_are_dropped_and_counted(shards, quick_arm, tmp_path, capsys):
@@ -295,7 +320,7 @@ def test_the_work_folder_is_held_while_training(shards, quick_arm, tmp_path, mon
             Staging(tmp_path / "out", json.loads((folder / "key.json").read_text()), tmp_path)
         held.append(folder)
 
-    monkeypatch.setattr(callbacks.ProgressLines, "on_train_begin", look)
+    monkeypatch.setattr(progress.ProgressLines, "on_train_begin", look)
     train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
     assert held
 

@@ -57,6 +57,11 @@ class Encoder(nn.Module, ABC):
         """The longest input; None: no limit."""
         return None if self.max_frames is None else self.max_frames / self.frames_per_second
 
+    @property
+    def window_seconds(self) -> float:
+        """Seconds that every utterance is padded to, and costs at least; 0 where it is as long as its audio."""
+        return (self.max_seconds or 0.0) if self.window == "full" else 0.0
+
     @abstractmethod
     def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
         """Encoder frames of utterances of so many feature frames."""

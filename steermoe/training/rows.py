@@ -1,0 +1,139 @@
+"""The rows of a training: which are trained on, which choose the best checkpoint, and whether they can be used."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from steermoe.audio import waveform
+from steermoe.config import ArmConfig
+from steermoe.data.limits import target_tokens
+from steermoe.data.shards import read_rows, shards_of
+from steermoe.data.skipped import skipped_reason
+from steermoe.models.encoders.encoder import Encoder
+from steermoe.training.fingerprint import digest
+from steermoe.training.processes import world
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows that are trained on and rows that choose the best checkpoint, and the digest of their shards."""
+
+    train: pl.DataFrame
+    dev: pl.DataFrame
+    dropped: int  # training rows longer than training.max_seconds
+    digest: str
+    folders: Mapping[str, Path]  # of the shards of each corpus
+
+
+def read_data(arm: ArmConfig, shards: Sequence[Path]) -> TrainingData:
+    """The rows of `arm`'s splits, without the training rows over `training.max_seconds`.
+
+    Raises:
+        ValueError: a corpus has no folder, or there is nothing to train on or to choose a checkpoint by.
+    """
+    folders = {folder.name: folder for folder in shards}
+    train, train_files = _rows(folders, arm.train_splits)
+    dev, dev_files = _rows(folders, arm.dev_splits)
+    for rows, splits in ((train, arm.train_splits), (dev, arm.dev_splits)):
+        if rows.is_empty():
+            raise ValueError(
+                f"{arm.name}: no rows in {splits} of {[str(p) for p in shards]}; run preprocess, and if it was "
+                "run, see which rows it left out (left_out.jsonl beside the shards)"
+            )
+    limit = arm.training.max_seconds
+    kept = train.filter(pl.col("seconds") <= limit)
+    dropped = len(train) - len(kept)
+    if kept.is_empty():
+        raise ValueError(
+            f"{arm.name}: training.max_seconds: found {limit:g}; all {dropped} training rows are longer, the "
+            f"shortest is {_named(train)}; raise training.max_seconds, or cut the recordings into shorter ones"
+        )
+    if dropped and not world().rank:
+        print(
+            f"{arm.name}: {dropped} of {len(train)} training rows are longer than training.max_seconds "
+            f"({limit:g}): dropped"
+        )
+    return TrainingData(kept, dev, dropped, digest(train_files + dev_files), folders)
+
+
+def check_lengths(arm: ArmConfig, data: TrainingData, encoder: Encoder) -> None:
+    """Check before the first step that the encoder takes every row, and that `training.batch_seconds` can hold one.
+
+    Raises:
+        ValueError: a row is too long or too short for the encoder, or no row fits into a batch.
+    """
+    longest = encoder.max_seconds
+    cures = {
+        "training": f"set training.max_seconds to at most {longest}, or cut the recordings into shorter ones",
+        "dev": f"set preprocessing.max_seconds to at most {longest} and run preprocess again",
+    }
+    for (use, cure), rows in zip(cures.items(), (data.train, data.dev), strict=True):
+        over = rows.filter(pl.col("seconds") > longest) if longest is not None else rows.clear()
+        if longest is not None and len(over):
+            raise ValueError(
+                f"{arm.name}: the encoder takes at most {longest:g} s; {len(over)} of {len(rows)} {use} rows are "
+                f"longer, the longest is {_named(over, longest=True)}; {cure}"
+            )
+        frames = encoder.features(
+            waveform.load(rows["audio"][int(rows["seconds"].to_numpy().argmin())])
+        ).shape[1]
+        if int(encoder.output_lengths(torch.tensor(frames))) < 1:
+            raise ValueError(
+                f"{arm.name}: a {use} row is too short for a single frame of the encoder: {_named(rows)}; "
+                "remove it from the corpus, or pad it with silence"
+            )
+    batch, least = (
+        arm.training.batch_seconds,
+        max(encoder.window_seconds, float(data.train["seconds"].to_numpy().min())),
+    )
+    if batch < least:
+        reason = f"the shortest training row is {_named(data.train)}"
+        if encoder.window_seconds:
+            reason = f"with encoder.window full every row costs {encoder.window_seconds:g} s"
+        raise ValueError(
+            f"{arm.name}: training.batch_seconds: found {batch:g}, which no batch can keep to: {reason}; "
+            f"legal: at least {least:g}"
+        )
+
+
+def warn_of_long_targets(name: str, rows: pl.DataFrame, tokenizer: Any, most: int) -> None:
+    """Say on standard error how many targets are longer than an answer of `most` tokens, and which is the longest."""
+    tokens = target_tokens(tokenizer, rows["target"].to_list())
+    if beyond := sum(count > most for count in tokens):
+        longest = max(range(len(tokens)), key=tokens.__getitem__)
+        print(
+            f"{name}: {beyond} of {len(rows)} training rows have a target that generation.max_new_tokens "
+            f"({most}) would cut; the longest is {rows['source_id'][longest]!r} of {tokens[longest]} tokens, end "
+            "token included. Raise the limit, or leave such rows out by preprocessing.max_tokens",
+            file=sys.stderr,
+        )
+
+
+def _named(rows: pl.DataFrame, longest: bool = False) -> str:
+    """The shortest row, or the longest: `corpus/split/id (2.31 s)`."""
+    seconds = rows["seconds"].to_numpy()
+    place = int(seconds.argmax() if longest else seconds.argmin())
+    corpus, split, name = (rows[column][place] for column in ("corpus", "split", "source_id"))
+    return f"{corpus}/{split}/{name} ({seconds[place]:.2f} s)"
+
+
+def _rows(
+    folders: Mapping[str, Path], splits: Mapping[str, Sequence[str]]
+) -> tuple[pl.DataFrame, list[Path]]:
+    frames, files = [], []
+    for corpus, names in splits.items():
+        if not names:
+            continue
+        if corpus not in folders:
+            raise ValueError(f"no shards of corpus {corpus!r}; given are {sorted(folders)}")
+        folder = folders[corpus]
+        frames.append(read_rows(folder, names).with_columns(pl.lit(corpus).alias("corpus")))
+        if skipped_reason(folder) is None:
+            files += [path for split in names for path in shards_of(folder, split)]
+    # Rows of a corpus without videos have none beside those of one with.
+    return (pl.concat(frames, how="diagonal") if frames else pl.DataFrame()), files

@@ -1,0 +1,43 @@
+"""Rows that cannot be used are named before the first step."""
+
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from steermoe.models.encoders import load_encoder
+from steermoe.training.batches import StepBatches
+from steermoe.training.rows import check_lengths, read_data
+
+
+def test_batches_of_no_rows_are_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        StepBatches([], 4.0, seed=3, steps=9, rank=0, world=1)
+
+
+@pytest.mark.parametrize("use", ["train", "dev"])
+@pytest.mark.parametrize(("found", "message"), [(5.5, "at most 4 s; 2 of"), (None, "too short")])
+def test_rows_that_the_encoder_does_not_take(use, found, message, shards, quick_arm):
+    """`found`: seconds of two rows; None: one has no sound at all."""
+    arm = quick_arm("linear")
+    encoder, data = load_encoder(arm.encoder), read_data(arm, shards)
+    check_lengths(arm, data, encoder)
+    rows = getattr(data, use)
+    if found is None:
+        encoder.output_lengths = lambda lengths_B: lengths_B * 0  # of utterances of a few samples
+        named = rows.sort("seconds")["source_id"][0]
+    else:
+        changed = pl.when(pl.int_range(pl.len()) < 2).then(found).otherwise("seconds").alias("seconds")
+        data, named = replace(data, **{use: rows.with_columns(changed)}), f"{use}-000 \\(5.50 s\\)"
+    if found is None and use == "dev":
+        named = "train"  # is looked at first
+    with pytest.raises(ValueError, match=f"{message}.*{named}"):
+        check_lengths(arm, data, encoder)
+
+
+@pytest.mark.parametrize(("window", "least"), [("unpadded", "0.2"), ("full", "4")])
+def test_a_batch_that_no_row_fits_into(window, least, shards, quick_arm):
+    arm = quick_arm("linear", batch_seconds=0.19 if window == "unpadded" else 3.9)
+    encoder = load_encoder(arm.encoder.model_copy(update={"window": window}))
+    with pytest.raises(ValueError, match=f"training.batch_seconds: found .*at least {least}$"):
+        check_lengths(arm, read_data(arm, shards), encoder)
