@@ -69,7 +69,9 @@ class Limits:
 
     @cached_property
     def _tokens(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self.tokenizer))
+        tokenizer = Tokenizer.from_file(str(self.tokenizer))
+        tokenizer.encode_special_tokens = True  # control tokens in a target are plain text, as in training
+        return tokenizer
 
     def exceeded(self, row: Mapping[str, Any]) -> str | None:
         """Why a row is dropped; None where it is not."""
