@@ -115,7 +115,7 @@ class Limits:
 
 
 def _listed(items: Sequence[LeftOut]) -> str:
-    lines = [f"\n  {item.source_id} ({item.split}): {item.reason}" for item in items[:SHOWN]]
+    lines = [f"\n  {item.source_id:.100} ({item.split}): {item.reason:.300}" for item in items[:SHOWN]]
     return "".join(lines) + (f"\n  and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
 
 

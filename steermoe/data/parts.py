@@ -159,6 +159,11 @@ def _make(job: Job, parent: int) -> Made:
                 continue
             try:
                 row = _recorded(row)
+            except FileNotFoundError as error:
+                raise ShardError(
+                    f"{row['audio']}: the recording of {row['source_id']!r} is not there any more; bring it back, or "
+                    "run the download stage anew (by force)"
+                ) from error
             except waveform.AudioError as error:
                 left_out.append(LeftOut(row["source_id"], row["split"], "rejected", str(error)))
                 continue
