@@ -1,11 +1,19 @@
 """The user's own recordings: a folder of audio with a table of transcripts, or a .txt beside every recording.
 
-A table (csv, tsv, jsonl or parquet, in the folder) has a column `audio` or `path` (of the recording, from the
+A table (csv, tsv, json, jsonl or parquet, in the folder) has a column `audio` or `path` (of the recording, from the
 folder), and `text`; and, as wanted, `id`, `split` (train, dev, test), `speaker`, `language`, `task` (transcribe,
 answer, caption) and `question`. Of a row with a question, `text` is the answer, of a caption the caption, and
 `transcript`, if there is such a column, what is said. A row that says no language is in `corpora.folder.language`.
+Cells hold text or nothing (empty, null, NaN); a number or a list is refused. A column that looks like one of these
+is refused, others are listed. The column `audio` of a parquet table may hold the recordings themselves, as the
+library `datasets` writes them ({"bytes", "path"}).
+
 Without a table, each recording's text stands in `<name>.txt` beside it, and its split is the folder `train`,
-`dev` or `test` that it is in. Where nothing says the split, exactly one must be in use.
+`dev` or `test` that it is in. Where nothing says the split, exactly one must be in use. Recordings are known by
+their suffix, other files by their content; links to folders are followed, hidden files passed over.
+
+What is left out (transcripts without a recording, recordings in no row, splits not in use) is reported on standard
+error and listed in `left_out.json`. Texts are UTF-8, and cleaned as `steermoe.data.text` says.
 """
 
 import json
