@@ -86,10 +86,14 @@ class Limits:
         return None
 
     def check_rejected(self, left_out: Sequence[LeftOut], kept: Mapping[str, int]) -> None:
-        """See that no more was rejected than is allowed; `kept` is the number of rows in each split's shards.
+        """See that no more was rejected than is allowed, and that something is left of every split.
+
+        Args:
+            left_out: of all splits.
+            kept: the number of rows in each split's shards.
 
         Raises:
-            RejectedError: with the first of those rejected.
+            RejectedError: with the first of those rejected, or left out of a split of which nothing is left.
         """
         rejected = [item for item in left_out if item.kind == "rejected"]
         unexpected = [i for i in rejected if i.split in self.whole and i.source_id not in self.unreadable]
@@ -112,6 +116,11 @@ class Limits:
                 f"{len(others)} of {seen} utterances cannot be used, allowed is a share of "
                 f"{self.max_rejected:g} (preprocessing.max_rejected); mend the source" + _listed(others)
             )
+        for split in (split for split, count in kept.items() if not count):
+            if gone := [item for item in left_out if item.split == split and split not in self.whole]:
+                raise RejectedError(
+                    f"split {split!r}: all {len(gone)} utterances are left out" + _listed(gone)
+                )
 
 
 def _listed(items: Sequence[LeftOut]) -> str:
