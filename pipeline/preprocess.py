@@ -1,5 +1,6 @@
 """Turn one corpus into checked shards."""
 
+import sys
 from pathlib import Path
 
 from pipeline.options import Out, Params, Source, Workers
@@ -12,6 +13,7 @@ def main(
     from steermoe import config, corpora
     from steermoe.data.base_models import located
     from steermoe.data.limits import LEFT_OUT, Limits, tokenizer_file
+    from steermoe.data.overlap import overlap
     from steermoe.data.preprocess import preprocess
 
     loaded = config.load(params)
@@ -32,3 +34,5 @@ def main(
         if found["rejected"]:
             line += f"; {found['rejected']} left out as unusable, see {LEFT_OUT}"
         print(line)
+    if "splits" in summary and (shared := overlap(out, settings.train, settings.test)):
+        print(f"WARNING {corpus}: {shared}", file=sys.stderr)

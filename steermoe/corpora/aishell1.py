@@ -13,11 +13,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from steermoe.config import Aishell1
-from steermoe.corpora import index, sources
+from steermoe.corpora import index, sources, tables
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
 from steermoe.corpora.places import locate
+from steermoe.corpora.recordings import hidden
 from steermoe.corpora.sources import Source
 from steermoe.data.staging import write_text
 
@@ -87,7 +88,7 @@ def read_transcripts(path: Path, besides: Collection[str] = ()) -> dict[str, str
     if not path.is_file():
         raise ArchiveError(f"{path}: no such file of transcripts")
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in tables.read_lines(path):
         name, words = [*line.split(maxsplit=1), "", ""][:2]
         if name in besides:
             continue
@@ -105,7 +106,7 @@ def normalise(words: str) -> str:
 def entries(fetched: Path, split: str, transcripts: dict[str, str], missing: list[str]) -> Iterator[Entry]:
     """The utterances of a split, in order; names of recordings without transcript are added to `missing`."""
     folder = locate(fetched)(f"{ROOT}/wav/{split}")
-    for path in sorted(folder.glob("*/*.wav")):
+    for path in sorted(path for path in folder.glob("*/*.wav") if not hidden(path.name)):
         words = transcripts.get(path.stem)
         if words is None:
             missing.append(path.stem)

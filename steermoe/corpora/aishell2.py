@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from steermoe.config import Aishell2
-from steermoe.corpora import index, sources
+from steermoe.corpora import index, recordings, sources, tables
 from steermoe.corpora.aishell1 import read_transcripts
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
@@ -87,16 +87,16 @@ def entries(folder: Path, split: str, left_out: list[str]) -> Iterator[Entry]:
     """
     inside = folder_of(split)
     transcripts = read_transcripts(folder / inside / "trans.txt", BAD)
-    recordings = _recordings(folder / inside)
-    whole = transcripts.keys() & recordings.keys()
+    heard = _recordings(folder / inside)
+    whole = transcripts.keys() & heard.keys()
     if split == "train":
-        left_out += sorted((transcripts.keys() | recordings.keys()) - whole)
-    elif untold := sorted(recordings.keys() - whole):
+        left_out += sorted((transcripts.keys() | heard.keys()) - whole)
+    elif untold := sorted(heard.keys() - whole):
         raise ArchiveError(f"{folder / inside / 'trans.txt'}: no transcript of {', '.join(untold[:5])}")
     elif unheard := sorted(transcripts.keys() - whole):
         raise ArchiveError(f"{folder / inside}: no recording {unheard[0]}.wav, of trans.txt")
     for name in sorted(whole):
-        words, path = transcripts[name], recordings[name]
+        words, path = transcripts[name], heard[name]
         yield Entry(name, f"{inside}/{path}", "zh", Path(path).parent.name or "unknown", words)
 
 
@@ -104,9 +104,10 @@ def _recordings(folder: Path) -> dict[str, str]:
     """Utterances and paths of their recordings in the folder."""
     listed = folder / "wav.scp"
     if not listed.is_file():
-        return {path.stem: path.relative_to(folder).as_posix() for path in folder.glob("wav/**/*.wav")}
+        found = recordings.files(folder / "wav") if (folder / "wav").is_dir() else ()
+        return {path.stem: path.relative_to(folder).as_posix() for path in found if path.suffix == ".wav"}
     found = {}
-    for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in tables.read_lines(listed):
         name, _, path = line.partition("\t")
         if not path.strip() or Path(path).is_absolute() or ".." in Path(path).parts:
             raise ArchiveError(f"{listed}, line {number}: found {line!r:.80}, expected `utterance<tab>path`")

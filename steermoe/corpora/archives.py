@@ -62,7 +62,11 @@ def extract_nested(folder: Path, max_ratio: int, max_files: int) -> int:
     Returns:
         how many there were.
     """
-    inner = sorted(path for path in folder.iterdir() if path.is_file() and is_archive(path))
+    inner = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and is_archive(path) and not path.name.startswith(".")
+    )
     for path in inner:
         extract(path, folder, most_unpacked(path, max_ratio), max_files)
         path.unlink()

@@ -17,6 +17,7 @@ from steermoe.audio import waveform
 from steermoe.config import Digits
 from steermoe.corpora import archives, downloads
 from steermoe.corpora.card import Card
+from steermoe.corpora.recordings import hidden
 from steermoe.corpora.sources import WORK
 from steermoe.data.staging import write_text
 
@@ -170,7 +171,7 @@ def plan(settings: Digits, source: Path, part: Part) -> list[list[Recording]]:
 def recordings(source: Path) -> list[Recording]:
     """All recordings in a fetched source, by speaker, digit and index."""
     found = []
-    for path in (source / "recordings").glob("*.wav"):
+    for path in (p for p in (source / "recordings").glob("*.wav") if not hidden(p.name)):
         match = _NAME.fullmatch(path.name)
         if match is None:
             raise archives.ArchiveError(f"{path}: expected a name like 7_jackson_32.wav")
@@ -181,6 +182,7 @@ def recordings(source: Path) -> list[Recording]:
 def _recordings_in(unpacked: Path, archive: Path) -> list[Recording]:
     """The recordings in an unpacked archive, checked: every digit of every speaker in both official parts."""
     folders = [path for path in unpacked.rglob("recordings") if path.is_dir()]
+    folders = [path for path in folders if not any(map(hidden, path.relative_to(unpacked).parts))]
     found = recordings(folders[0].parent) if len(folders) == 1 else []
     if not found:
         raise archives.ArchiveError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from steermoe.corpora.archives import SUFFIXES, ArchiveError
+from steermoe.corpora.recordings import hidden
 from steermoe.data.staging import project_root
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def obtain(url: str, mirror: str | None, work: Path, max_bytes: int) -> Path:
     place = project_root() / mirror
     found = [place] if place.is_file() else []
     if place.is_dir():
-        found = sorted(path for path in place.iterdir() if path.name.endswith(SUFFIXES))
+        found = sorted(
+            path for path in place.iterdir() if path.name.endswith(SUFFIXES) and not hidden(path.name)
+        )
     if len(found) != 1:
         listed = ", ".join(path.name for path in found) or (
             "none" if place.exists() else "no such file or folder"

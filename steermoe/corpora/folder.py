@@ -1,31 +1,41 @@
 """The user's own recordings: a folder of audio with a table of transcripts, or a .txt beside every recording.
 
-A table (csv, tsv, jsonl or parquet, in the folder) has a column `audio` or `path` (of the recording, from the
+A table (csv, tsv, json, jsonl or parquet, in the folder) has a column `audio` or `path` (of the recording, from the
 folder), and `text`; and, as wanted, `id`, `split` (train, dev, test), `speaker`, `language`, `task` (transcribe,
 answer, caption) and `question`. Of a row with a question, `text` is the answer, of a caption the caption, and
 `transcript`, if there is such a column, what is said. A row that says no language is in `corpora.folder.language`.
+Cells hold text or nothing (empty, null, NaN); a number or a list is refused. A column that looks like one of these
+is refused, others are listed. The column `audio` of a parquet table may hold the recordings themselves, as the
+library `datasets` writes them ({"bytes", "path"}).
+
 Without a table, each recording's text stands in `<name>.txt` beside it, and its split is the folder `train`,
-`dev` or `test` that it is in. Where nothing says the split, exactly one must be in use.
+`dev` or `test` that it is in. Where nothing says the split, exactly one must be in use. Recordings are known by
+their suffix, other files by their content; links to folders are followed, hidden files passed over.
+
+What is left out (transcripts without a recording, recordings in no row, splits not in use) is reported on standard
+error and listed in `left_out.json`. Texts are UTF-8, and cleaned as `steermoe.data.text` says.
 """
 
+import json
 import re
-from collections.abc import Iterator
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from steermoe.config import LANGUAGE_TAG, Folder
-from steermoe.corpora import index, sources, tables
+from steermoe.corpora import columns, index, recordings, sources, tables
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
-from steermoe.data.staging import project_root
+from steermoe.corpora.places import EMBEDDED
+from steermoe.data.staging import project_root, write_bytes, write_text
+from steermoe.data.text import TextError
 
 SPLITS = Folder.SPLITS
-SUFFIXES = (
-    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif"),
-    *(".m4a", ".mp4", ".webm", ".mkv", ".mka"),
-    *(".aac", ".wma", ".amr"),  # which are not decoded, but listed as such
-)
+COLUMNS = ("audio", "path", "text", "id", "split", "speaker", "language", "task", "question", "transcript")
+SHOWN = 5  # names in a message
 CARD = Card(
     name="a folder of yours",
     hours=None,
@@ -43,75 +53,157 @@ parts, rows = index.parts, index.rows
 
 
 def fetch(settings: Folder, dest: Path) -> None:
-    """Note where the folder is, and list the splits in use.
+    """Note where the folder is, and list the splits in use; what is left out is reported, and in left_out.json.
 
     Raises:
         ArchiveError: the folder or the table is not there or not as expected, a recording or a transcript is
-            missing.
+            missing, or nothing is left of a split.
     """
     folder = project_root() / settings.path
     if not folder.is_dir():
         raise ArchiveError(f"corpora.folder.path: {settings.path!r} ({folder}) is no folder")
     found: dict[str, list[Entry]] = {split: [] for split in settings.used}
-    pairs = _pairs(folder, settings) if settings.table is None else _table(folder, settings)
+    left_out: list[str] = []
+    if settings.table is None:
+        pairs = _pairs(folder, settings, left_out)
+    else:
+        pairs = _table(folder, settings, dest / "data" / EMBEDDED, left_out)
     for split, entry in pairs:
         if split in found:
             found[split].append(entry)
+        else:
+            left_out.append(f"{entry.audio}: of split {split}, which is not in use (corpora.folder.{split})")
+    shown = f"{len(left_out)} left out (left_out.json): {_some(left_out)}" if left_out else ""
     for split, entries in found.items():
+        if not entries:
+            raise ArchiveError(
+                f"split {split!r}: no utterances in it; {folder} has none, {shown or 'nothing else'}"
+            )
         index.write_index(dest, split, entries)
+    if left_out:
+        write_text(dest / "left_out.json", json.dumps(left_out, indent=1, ensure_ascii=False) + "\n")
+        print(f"folder: {shown}", file=sys.stderr)
     sources.use_folder("folder", folder.resolve(), dest)
 
 
-def _table(folder: Path, settings: Folder) -> Iterator[tuple[str, Entry]]:
+def _table(
+    folder: Path, settings: Folder, embedded: Path, left_out: list[str]
+) -> Iterator[tuple[str, Entry]]:
     assert settings.table is not None
-    path = folder / settings.table
-    for number, row in tables.read_table(path, ["text"]):
+    path, listed = folder / settings.table, set[str]()
+    for number, row in tables.read_table(path, ["text"], known=COLUMNS):
         place = f"{path}, line {number}"
-        audio = _text(row, "audio") or _text(row, "path")
-        if not audio:
-            raise ArchiveError(f"{place}: no column `audio` or `path`, or nothing in it")
-        if PurePosixPath(audio).is_absolute() or ".." in PurePosixPath(audio).parts:
-            raise ArchiveError(f"{place}: found {audio!r}, expected a path from the folder, inside of it")
-        if not (folder / audio).is_file():
-            raise ArchiveError(f"{place}: no recording {folder / audio}")
-        text, question = _text(row, "text"), _text(row, "question")
-        if not text:
-            raise ArchiveError(f"{place}: no text of {folder / audio}")
-        task = _text(row, "task") or ("answer" if question else "transcribe")
-        if task not in ("transcribe", "answer", "caption") or (task == "answer") != bool(question):
-            raise ArchiveError(
-                f"{place}: found task {task!r} {'with' if question else 'without'} a question; legal: "
-                "transcribe and caption without, answer with one"
-            )
-        spoken = task == "transcribe"
-        yield (
-            _split(_text(row, "split"), settings, place),
-            Entry(
-                id=_text(row, "id") or f"{number:07d}-{PurePosixPath(audio).stem}",
-                audio=audio,
-                language=_language(_text(row, "language"), settings, place),
-                speaker=_text(row, "speaker") or "unknown",
-                transcript=text if spoken else _text(row, "transcript"),
-                task=task,
-                question=question,
-                answer="" if spoken else text,
-            ),
+        audio = _recording(row, folder, embedded / f"{number:07d}", place)
+        listed.add(audio)
+        yield _row(row, audio, number, settings, place)
+    if unlisted := [name for name in _recordings(folder) if name not in listed]:
+        left_out += [f"{name}: in no row of {settings.table}" for name in unlisted]
+
+
+def _recordings(folder: Path) -> Iterator[str]:
+    for path in recordings.files(folder):
+        if path.suffix.lower() in recordings.SUFFIXES:
+            yield path.relative_to(folder).as_posix()
+
+
+def _row(row: dict[str, Any], audio: str, number: int, settings: Folder, place: str) -> tuple[str, Entry]:
+    text, question = columns.text(row, "text", place), columns.optional(row, "question", place)
+    if not text or text in columns.WRITTEN:
+        raise ArchiveError(
+            f"{place}: no text of {audio}{f': found {text!r}, a missing value' if text else ''}"
         )
+    task = columns.optional(row, "task", place) or ("answer" if question else "transcribe")
+    if task not in ("transcribe", "answer", "caption") or (task == "answer") != bool(question):
+        raise ArchiveError(
+            f"{place}: found task {task!r} {'with' if question else 'without'} a question; legal: "
+            "transcribe and caption without, answer with one"
+        )
+    spoken = task == "transcribe"
+    return (
+        _split(columns.optional(row, "split", place), settings, place),
+        Entry(
+            id=columns.optional(row, "id", place) or f"{number:07d}-{PurePosixPath(audio).stem}",
+            audio=audio,
+            language=_language(columns.optional(row, "language", place), settings, place),
+            speaker=columns.optional(row, "speaker", place) or "unknown",
+            transcript=text if spoken else columns.optional(row, "transcript", place),
+            task=task,
+            question=question,
+            answer="" if spoken else text,
+        ),
+    )
 
 
-def _pairs(folder: Path, settings: Folder) -> Iterator[tuple[str, Entry]]:
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
-        audio = path.relative_to(folder)
-        beside = path.with_suffix(".txt")
-        if not beside.is_file():
-            raise ArchiveError(f"{path}: no transcript; expected {beside}, or a table (corpora.folder.table)")
-        text = " ".join(beside.read_text(encoding="utf-8").split())
-        if not text:
-            raise ArchiveError(f"{beside}: empty, expected what is said in {path.name}")
-        named = audio.parts[0] if len(audio.parts) > 1 and audio.parts[0] in SPLITS else ""
-        split = _split(named, settings, str(path))
-        language = _language("", settings, str(path))
-        yield split, Entry(audio.with_suffix("").as_posix(), audio.as_posix(), language, "unknown", text)
+def _recording(row: dict[str, Any], folder: Path, embedded: Path, place: str) -> str:
+    """The path of a row's recording in the corpus; a recording that the table holds is written to `embedded`."""
+    for column in ("audio", "path"):
+        value = row.get(column)
+        if isinstance(value, dict) and value.keys() == {
+            "bytes",
+            "path",
+        }:  # as the library `datasets` writes it
+            if value["bytes"] is not None:
+                target = embedded.with_suffix(PurePosixPath(value["path"] or "").suffix)
+                write_bytes(target, value["bytes"])
+                return f"{EMBEDDED}/{target.name}"
+            row = row | {column: value["path"]}
+    audio = columns.path(row, "audio", place) or columns.path(row, "path", place)
+    if not audio:
+        raise ArchiveError(f"{place}: no column `audio` or `path`, or nothing in it")
+    if PurePosixPath(audio).is_absolute() or ".." in PurePosixPath(audio).parts:
+        raise ArchiveError(f"{place}: found {audio!r:.200}, expected a path from the folder, inside of it")
+    # Some systems compose the letters of file names, others do not.
+    forms = (audio, unicodedata.normalize("NFC", audio), unicodedata.normalize("NFD", audio))
+    there = next((form for form in forms if (folder / form).is_file()), None)
+    if there is None:
+        raise ArchiveError(f"{place}: no recording {folder / audio}")
+    return there
+
+
+def _pairs(folder: Path, settings: Folder, left_out: list[str]) -> Iterator[tuple[str, Entry]]:
+    everything = list(recordings.files(folder))
+    transcripts = {path.with_suffix(""): path for path in everything if path.suffix.lower() == ".txt"}
+    alone = set(transcripts.values())
+    untold, others = list[Path](), dict[Path, str]()
+    for path in (path for path in everything if path.suffix.lower() != ".txt"):
+        if not recordings.is_recording(path):
+            others[path.with_suffix("")] = path.name
+            continue
+        beside = transcripts.get(path.with_suffix(""))
+        if beside is None:
+            untold.append(path)
+            continue
+        alone.discard(beside)
+        yield _pair(path, beside, folder, settings)
+    if untold:
+        raise ArchiveError(
+            f"{untold[0]}: no transcript; expected {untold[0].with_suffix('.txt')}, or a table "
+            f"(corpora.folder.table); without one are {len(untold)}: {_some([path.name for path in untold])}"
+        )
+    for path in sorted(alone):
+        beside = others.get(path.with_suffix(""))
+        found = f", but {beside}, which has no audio" if beside else ""
+        left_out.append(f"{path.relative_to(folder)}: no recording beside it{found}")
+
+
+def _pair(path: Path, beside: Path, folder: Path, settings: Folder) -> tuple[str, Entry]:
+    if not path.is_file():
+        raise ArchiveError(f"{path}: not a file, or a link to nothing")
+    try:
+        text = recordings.transcript(beside)
+    except TextError as error:
+        raise ArchiveError(str(error)) from error
+    if not text:
+        raise ArchiveError(f"{beside}: empty, expected what is said in {path.name}")
+    audio = path.relative_to(folder)
+    named = audio.parts[0].lower() if len(audio.parts) > 1 and audio.parts[0].lower() in SPLITS else ""
+    split, language = _split(named, settings, str(path)), _language("", settings, str(path))
+    return split, Entry(audio.with_suffix("").as_posix(), audio.as_posix(), language, "unknown", text)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _language(named: str, settings: Folder, place: str) -> str:
@@ -127,13 +219,11 @@ def _split(named: str, settings: Folder, place: str) -> str:
     if named:
         return named
     if len(settings.used) != 1:
+        advice = (
+            "put it into a folder train, dev or test" if settings.table is None else "add a column `split`"
+        )
         raise ArchiveError(
             f"{place}: nothing says its split, and {len(settings.used)} are in use "
-            f"({', '.join(settings.used)}); add a column `split`, or use one split only"
+            f"({', '.join(settings.used)}); {advice}"
         )
     return settings.used[0]
-
-
-def _text(row: dict[str, Any], column: str) -> str:
-    value = row.get(column)
-    return "" if value is None else " ".join(str(value).split())

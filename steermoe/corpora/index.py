@@ -9,7 +9,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from steermoe.config import Limited
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.places import locate
 from steermoe.data.staging import written_whole
+from steermoe.data.text import TextError, clean
 
 PART_ROWS = 500  # utterances a part
 
@@ -67,7 +68,7 @@ class Part:
 
 
 def write_index(fetched: Path, split: str, entries: Iterable[Entry]) -> int:
-    """List the utterances of a split.
+    """List the utterances of a split, with their texts cleaned (`steermoe.data.text`).
 
     Returns:
         how many there are.
@@ -78,7 +79,7 @@ def write_index(fetched: Path, split: str, entries: Iterable[Entry]) -> int:
     seen: set[str] = set()
     path = fetched / "index" / f"{split}.jsonl"
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for entry in entries:
+        for entry in map(_cleaned, entries):
             if entry.id in seen:
                 raise ArchiveError(f"split {split!r}: {entry.id!r} ({entry.audio}) is there twice")
             if not entry.target and not entry.fault:
@@ -90,6 +91,22 @@ def write_index(fetched: Path, split: str, entries: Iterable[Entry]) -> int:
         if not seen:
             raise ArchiveError(f"split {split!r}: no utterances in it")
     return len(seen)
+
+
+def _cleaned(entry: Entry) -> Entry:
+    """The entry with clean texts, or a fault where one is no text; a question keeps its lines, which list choices."""
+    try:
+        return replace(
+            entry,
+            transcript=clean(entry.transcript),
+            question="\n".join(map(clean, entry.question.split("\n"))).strip(),
+            answer=clean(entry.answer),
+            answers=tuple(map(clean, entry.answers)),
+            choices=tuple(map(clean, entry.choices)),
+        )
+    except TextError as error:
+        empty = replace(entry, transcript="", question="", answer="", answers=(), choices=())
+        return replace(empty, fault=entry.fault or str(error))
 
 
 def parts(settings: Limited, source: Path) -> list[Part]:

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from steermoe.config import LibriSpeech
-from steermoe.corpora import index, sources
+from steermoe.corpora import index, sources, tables
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
 from steermoe.corpora.places import locate
+from steermoe.corpora.recordings import hidden
 from steermoe.corpora.sources import Source
 
 SPLITS = LibriSpeech.SPLITS
@@ -72,13 +73,13 @@ def entries(fetched: Path, split: str) -> Iterator[Entry]:
             neither.
     """
     folder = locate(fetched)(f"{ROOT}/{split}")
-    for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
+    for chapter in sorted(p for p in folder.glob("*/*") if p.is_dir() and not hidden(p.name)):
         speaker = chapter.parent.name
         listed = chapter / f"{speaker}-{chapter.name}.trans.txt"
-        recordings = {path.stem for path in chapter.glob("*.flac")}
+        recordings = {path.stem for path in chapter.glob("*.flac") if not hidden(path.name)}
         if not listed.is_file():
             raise ArchiveError(f"{listed}: no such file, for {len(recordings)} recordings beside it")
-        for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in tables.read_lines(listed):
             name, _, words = line.partition(" ")
             if not words.strip():
                 raise ArchiveError(

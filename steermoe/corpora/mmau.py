@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from steermoe.config import Mmau
-from steermoe.corpora import choices, index, sources, tables
+from steermoe.corpora import choices, columns, index, sources, tables
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
 from steermoe.corpora.places import locate
@@ -61,16 +61,18 @@ def entries(fetched: Path, answer: str) -> Iterator[Entry]:
     table = place(TABLE.holds)
     for number, row in tables.read_table(table, ("id", "audio_id", "question", "choices", "answer")):
         listed = f"{table}, line {number}"
-        audio = place.recording(f"{AUDIO.holds}/{PurePosixPath(row['audio_id']).name}", listed)
-        fault = choices.fault(row["answer"], row["choices"])
+        audio_id = columns.path(row, "audio_id", listed)
+        audio = place.recording(f"{AUDIO.holds}/{PurePosixPath(audio_id).name}", listed)
+        right, offered = columns.text(row, "answer", listed), columns.texts(row, "choices", listed)
+        fault = choices.fault(right or None, offered)
         yield Entry(
-            str(row["id"]),
+            columns.identifier(row, "id", listed),
             audio,
             "en",
             "none",
             task="answer",
-            question=choices.ask(row["question"].strip(), row["choices"]),
-            answer="" if fault else choices.right(row["answer"], row["choices"], answer, listed),
-            choices=choices.offered(row["choices"], answer),
+            question=choices.ask(columns.text(row, "question", listed), offered),
+            answer="" if fault else choices.right(right, offered, answer, listed),
+            choices=choices.offered(offered, answer),
             fault=f"{TABLE.holds}, line {number}: {fault}" if fault else "",
         )

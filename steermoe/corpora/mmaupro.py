@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from steermoe.config import MmauPro
-from steermoe.corpora import choices, hub, index, sources, tables
+from steermoe.corpora import choices, columns, hub, index, sources, tables
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
 from steermoe.corpora.places import locate
@@ -72,33 +72,33 @@ def entries(fetched: Path, answer: str, left_out: Counter[str]) -> Iterator[Entr
     place = locate(fetched)
     table = place(TABLE)
     for number, row in tables.read_table(table, ("id", "audio_path", "question", "choices", "answer")):
-        offered = list(row["choices"] or [])
-        fault = _fault(row, offered)
+        listed = f"{table}, line {number}"
+        offered, right = columns.texts(row, "choices", listed), columns.text(row, "answer", listed)
+        recordings = columns.texts(row, "audio_path", listed)
+        fault = _fault(recordings, right, offered)
         if fault:
             left_out[fault] += 1
             continue
-        listed = f"{table}, line {number}"
         offered = offered if len(offered) > 1 else []
-        right = row["answer"].strip()
         yield Entry(
-            str(row["id"]),
-            place.recording(row["audio_path"][0], listed),
+            columns.identifier(row, "id", listed),
+            place.recording(recordings[0], listed),
             "en",
             "none",
             task="answer",
-            question=choices.ask(row["question"].strip(), offered),
-            answer=choices.right(row["answer"], offered, answer, listed) if offered else right,
+            question=choices.ask(columns.text(row, "question", listed), offered),
+            answer=choices.right(right, offered, answer, listed) if offered else right,
             choices=choices.offered(offered, answer),
         )
 
 
-def _fault(row: dict, offered: list[str]) -> str | None:
+def _fault(recordings: list[str], right: str, offered: list[str]) -> str | None:
     """Why a question is not taken."""
-    if len(row["audio_path"] or []) != 1:
+    if len(recordings) != 1:
         return "several recordings"
-    if not (row["answer"] or "").strip():
+    if not right:
         return "no answer"
-    return "the answer is none of the choices" if len(offered) > 1 and row["answer"] not in offered else None
+    return "the answer is none of the choices" if len(offered) > 1 and right not in offered else None
 
 
 def _source(base: str, path: str, holds: str, size: int | None, checksum: str | None) -> Source:

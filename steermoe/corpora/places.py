@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from steermoe.corpora.archives import ArchiveError
 
 NOTE = "source.json"
+EMBEDDED = ".embedded"  # folder of the recordings that a table itself holds; in `data/` of every corpus
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Places:
 
     def __call__(self, path: str) -> Path:
         """The path of a file or folder of the corpus."""
+        if path.startswith(f"{EMBEDDED}/"):
+            return self.data / path
         for holds, place in self.elsewhere.items():
             if not holds:
                 return place / path

@@ -14,6 +14,7 @@ from steermoe.config import Prompts
 from steermoe.data import video
 from steermoe.data.prompts import Prompt, encode_prompt, end_token
 from steermoe.data.rows import VIDEO
+from steermoe.data.tokens import target_ids
 
 COLUMNS = ("source_id", "task", "prompt", "target", "audio")
 
@@ -77,9 +78,9 @@ class UtteranceDataset(Dataset[Item]):
         return len(self._audio)
 
     def __getitem__(self, index: int) -> Item:
-        """Raises ValueError naming the utterance whose audio cannot be used."""
+        """Raises ValueError naming the utterance whose audio or target cannot be used."""
         prompt = self._prompt_of(index)
-        target = self._tokenizer.encode(self._targets[index], add_special_tokens=False)
+        target = self._target_of(index)
         item: Item = {
             "features": self._features_of(index),
             "prefix_ids": prompt.prefix,
@@ -90,6 +91,12 @@ class UtteranceDataset(Dataset[Item]):
         if self._video_features is not None:
             item["video"] = self._video_features(self._frames_of(index))
         return item
+
+    def _target_of(self, index: int) -> list[int]:
+        try:
+            return target_ids(self._tokenizer, self._targets[index])
+        except ValueError as error:
+            raise ValueError(f"utterance {self._ids[index]!r} (row {index}): {error}") from error
 
     def _features_of(self, index: int) -> torch.Tensor:
         if index not in self._cache:

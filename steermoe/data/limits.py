@@ -69,7 +69,9 @@ class Limits:
 
     @cached_property
     def _tokens(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self.tokenizer))
+        tokenizer = Tokenizer.from_file(str(self.tokenizer))
+        tokenizer.encode_special_tokens = True  # control tokens in a target are plain text, as in training
+        return tokenizer
 
     def exceeded(self, row: Mapping[str, Any]) -> str | None:
         """Why a row is dropped; None where it is not."""
@@ -84,10 +86,14 @@ class Limits:
         return None
 
     def check_rejected(self, left_out: Sequence[LeftOut], kept: Mapping[str, int]) -> None:
-        """See that no more was rejected than is allowed; `kept` is the number of rows in each split's shards.
+        """See that no more was rejected than is allowed, and that something is left of every split.
+
+        Args:
+            left_out: of all splits.
+            kept: the number of rows in each split's shards.
 
         Raises:
-            RejectedError: with the first of those rejected.
+            RejectedError: with the first of those rejected, or left out of a split of which nothing is left.
         """
         rejected = [item for item in left_out if item.kind == "rejected"]
         unexpected = [i for i in rejected if i.split in self.whole and i.source_id not in self.unreadable]
@@ -110,10 +116,15 @@ class Limits:
                 f"{len(others)} of {seen} utterances cannot be used, allowed is a share of "
                 f"{self.max_rejected:g} (preprocessing.max_rejected); mend the source" + _listed(others)
             )
+        for split in (split for split, count in kept.items() if not count):
+            if gone := [item for item in left_out if item.split == split and split not in self.whole]:
+                raise RejectedError(
+                    f"split {split!r}: all {len(gone)} utterances are left out" + _listed(gone)
+                )
 
 
 def _listed(items: Sequence[LeftOut]) -> str:
-    lines = [f"\n  {item.source_id} ({item.split}): {item.reason}" for item in items[:SHOWN]]
+    lines = [f"\n  {item.source_id:.100} ({item.split}): {item.reason:.300}" for item in items[:SHOWN]]
     return "".join(lines) + (f"\n  and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
 
 

@@ -27,6 +27,8 @@ from steermoe.data.rows import ShardError, ShardWriter
 from steermoe.data.schemas import audio_fault, validate_shard
 from steermoe.data.shards import shard_name
 
+REPEAT = "repeat the command to go on from here\n"
+
 
 class PartError(RuntimeError):
     """A part of a corpus could not be made."""
@@ -124,11 +126,9 @@ def _answer(receiver: Connection, job: Job, process: BaseProcess) -> Made:
     if fault is not None:
         raise ShardError(fault)
     if failure is None and (made is None or process.exitcode != 0):
-        failure = f"its process died (exit code {process.exitcode}; -9 is often a lack of memory)"
+        failure = f"{REPEAT}its process died (exit code {process.exitcode}; -9 is often a lack of memory)"
     if made is None or failure is not None:
-        raise PartError(
-            f"{job.corpus}: part {job.name} failed; repeat the command to go on from here\n{failure}"
-        )
+        raise PartError(f"{job.corpus}: part {job.name} failed; {failure}")
     return made
 
 
@@ -139,8 +139,11 @@ def _work(sender: Connection, job: Job, parent: int) -> None:
         answer = (_make(job, parent), None, None)
     except ShardError as error:
         answer = (None, None, str(error))
+    except FileNotFoundError as error:
+        advice = "is not there any more; bring it back, or run the download stage anew, by force"
+        answer = (None, f"{error.filename} {advice}", None)
     except Exception:  # the parent raises it, whatever it is
-        answer = (None, traceback.format_exc(), None)
+        answer = (None, REPEAT + traceback.format_exc(), None)
     sender.send(answer)
     sender.close()
 

@@ -1,11 +1,13 @@
 """What the LLM is asked, per task, and in which format: `[prefix ; audio ; suffix ; answer]`."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
 from steermoe.config import Prompts
+from steermoe.data.tokens import control_ids, encode, plain
 
 TASKS = ("transcribe", "answer", "caption", "summarize", "emotion")
 PLACE = "AudioStandsHere"  # goes through any chat template as it is
@@ -63,20 +65,23 @@ def prompt_texts(
         prompts: format, system turn and templates.
         tokenizer: the LLM's.
         task: one of TASKS.
-        question: as in `render`.
+        question: as in `render`; control tokens in it stay plain text (see `steermoe.data.tokens`).
         tools: function definitions (JSON schema) that an answer may call.
 
     Raises:
         ValueError: unknown task; no chat template, one that fails or loses the audio's place; tools with
             format `plain`, or with a template that does not show them.
     """
-    return texts_around(prompts, tokenizer, render(prompts, task, question), tools)
+    return texts_around(prompts, tokenizer, render(prompts, task, plain(tokenizer, question)), tools)
 
 
 def texts_around(
     prompts: Prompts, tokenizer: Any, asked: str, tools: Sequence[dict] | None = None
 ) -> tuple[str, str]:
-    """`prompt_texts` of what is asked in words of one's own; `asked` stands where the rendered template does."""
+    """`prompt_texts` of what is asked in words of one's own; `asked` stands where the rendered template does.
+
+    Control tokens in `asked` are read as such, unless `steermoe.data.tokens.plain` has marked them.
+    """
     if prompts.format == "plain":
         if tools is not None:
             raise ValueError(
@@ -104,7 +109,7 @@ def encode_prompt(
 
 def encode_texts(tokenizer: Any, before: str, behind: str) -> Prompt:
     """Token ids of the texts before and behind the audio, each encoded by itself."""
-    return Prompt(_ids(tokenizer, before), _ids(tokenizer, behind))
+    return Prompt(encode(tokenizer, before), encode(tokenizer, behind))
 
 
 def conversation(
@@ -115,7 +120,8 @@ def conversation(
     In a user's turn the recordings stand before the text, as in training. Without a text they are to be written
     down (`prompts.transcribe`); once there was a recording, a text is a question (`prompts.answer`); before that, it
     stands as it is. Format `plain` joins turns by line breaks, without a word on who speaks; format `chat` is
-    the chat template, with `prompts.system` unless the conversation begins with a system turn.
+    the chat template, with `prompts.system` unless the conversation begins with a system turn. Control tokens in
+    the turns' texts are marked as plain text (see `steermoe.data.tokens`).
 
     Raises:
         ValueError: as `prompt_texts`; or a system turn with format `plain`.
@@ -123,7 +129,7 @@ def conversation(
     rendered, heard = [], False
     for turn in turns:
         heard = heard or turn.recordings > 0
-        text = turn.text
+        text = plain(tokenizer, turn.text)
         if turn.role == "user" and heard:
             task = "answer" if text else "transcribe"
             text = PLACE * turn.recordings + render(prompts, task, text)
@@ -167,9 +173,8 @@ def end_of_turn(tokenizer: Any) -> int:
         ValueError: there is no chat template, or it fails.
     """
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
-    behind = _ids(tokenizer, _chat(tokenizer, turns).rpartition(PLACE)[2])
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    special |= set(tokenizer.all_special_ids)
+    behind = encode(tokenizer, _chat(tokenizer, turns).rpartition(PLACE)[2])
+    special = control_ids(tokenizer)
     return next((token for token in behind if token in special), tokenizer.eos_token_id)
 
 
@@ -181,7 +186,10 @@ def _chat(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template, which prompts.format chat needs; "
             "use an instruction-tuned LLM or prompts.format plain"
         )
-    shown = None if tools is None else list(tools)
+    # Through JSON, so that the names of parameters are marked, too.
+    shown = (
+        None if tools is None else json.loads(plain(tokenizer, json.dumps(list(tools), ensure_ascii=False)))
+    )
     try:
         return tokenizer.apply_chat_template(
             turns,
@@ -198,7 +206,3 @@ def _chat(
             f"{tokenizer.name_or_path}: the chat template takes no turns {roles}: {error} (prompts.system: null "
             "leaves the system turn out)"
         ) from error
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)

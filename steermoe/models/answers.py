@@ -16,6 +16,7 @@ from steermoe.data.batching import bucketed_batches
 from steermoe.data.collator import collate
 from steermoe.data.dataset import Item
 from steermoe.data.prompts import encode_texts, render, texts_around
+from steermoe.data.tokens import plain
 from steermoe.models.inputs import Inputs
 from steermoe.models.tools import Answer, check_tools, read_answer
 
@@ -50,7 +51,8 @@ def answer_all(
     if tools is not None:
         check_tools(tools)
     task = "transcribe" if question is None else "answer"
-    asked = render(model.config.prompts, task, question or "") if prompt is None else prompt
+    words = plain(model.tokenizer, question or "")
+    asked = render(model.config.prompts, task, words) if prompt is None else prompt
     texts = texts_around(model.config.prompts, model.tokenizer, asked, tools)
     ids = encode_texts(model.tokenizer, *texts)
     waveforms = [a if isinstance(a, np.ndarray) else waveform.load(a) for a in audio]

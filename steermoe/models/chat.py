@@ -21,6 +21,7 @@ import torch
 from steermoe.audio import waveform
 from steermoe.config import Generation
 from steermoe.data.prompts import Turn, conversation
+from steermoe.data.tokens import encode
 from steermoe.models.generation import decode
 from steermoe.models.tools import Answer, check_tools, read_answer
 
@@ -48,7 +49,7 @@ def chat(
         check_tools(tools)
     turns, recordings = read_messages(messages)
     texts = conversation(model.config.prompts, model.tokenizer, turns, tools)
-    ids = [model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    ids = [encode(model.tokenizer, text) for text in texts]
     parts = [_text(model, ids[0])]
     for samples, behind in zip(recordings, ids[1:], strict=True):
         parts += [_audio(model, samples, ids[-1]), _text(model, behind)]

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from steermoe.data.tokens import unmarked
+
 SHOWN = 120  # characters of what the LLM wrote, in errors
 TYPES: dict[str, tuple[type, ...]] = {  # of JSON schema
     "string": (str,),
@@ -94,7 +96,7 @@ def read_answer(ids: list[int], tokenizer: Any, tools: Sequence[dict] | None, op
     written = tokenizer.decode(ids, skip_special_tokens=False).strip()
     if getattr(tokenizer, "response_template", None) is not None:
         try:
-            message = tokenizer.parse_response(written, prefix=opening, tools=list(tools))
+            message = tokenizer.parse_response(written, prefix=unmarked(opening), tools=list(tools))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return Answer(text, errors=(f"found {written[:SHOWN]!r}, which cannot be read: {error}",))
         found = [_function(call) for call in message.get("tool_calls") or []]

@@ -30,6 +30,7 @@ from steermoe.audio import blocks as audio_blocks
 from steermoe.audio.segmentation import Segmenter, Stretch
 from steermoe.audio.waveform import RATE, AudioError, source_name
 from steermoe.config import Generation
+from steermoe.data.tokens import plain
 from steermoe.models.answers import BATCH_SECONDS, answer_all
 from steermoe.models.generation import GREEDY
 from steermoe.models.steermoe import SteerMoE
@@ -111,10 +112,10 @@ class Recognizer:
         self.silence = silence
         usual = ON_CPU if model.device.type == "cpu" else BATCH_SECONDS
         self.batch_seconds = usual if batch_seconds is None else batch_seconds
-        self.prompt = prompt
+        self.prompt = None if prompt is None else plain(model.tokenizer, prompt)
         if context is not None:
-            asked = model.config.prompts.transcribe if prompt is None else prompt
-            self.prompt = CONTEXT.replace("{context}", context) + asked
+            asked = model.config.prompts.transcribe if self.prompt is None else self.prompt
+            self.prompt = CONTEXT.replace("{context}", plain(model.tokenizer, context)) + asked
         self.longest = longest(model)
 
     def transcript(self, recording: Recording) -> Transcript:

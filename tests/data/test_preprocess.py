@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from steermoe.data.limits import Limits
+from steermoe.data.limits import LeftOut, Limits, RejectedError
 from steermoe.data.parts import PartError
 from steermoe.data.preprocess import preprocess
 from steermoe.data.rows import ShardError
@@ -200,3 +200,11 @@ def test_a_skipped_corpus_stays_skipped(
     assert read_rows(tmp_path / "out", ["train"]).is_empty()
     assert "SKIPPED out: no network" in capsys.readouterr().err
     assert not settings.log.exists()
+
+
+def test_something_must_be_left_of_a_split():
+    gone = [LeftOut(f"row {i}", "train", "dropped", "target of 99 tokens " * 50) for i in range(20)]
+    with pytest.raises(RejectedError, match=r"split 'train': all 20 utterances are left out") as caught:
+        Limits().check_rejected(gone, {"train": 0, "test": 4})
+    assert len(str(caught.value)) < 4000
+    Limits().check_rejected(gone, {"train": 1, "test": 4})

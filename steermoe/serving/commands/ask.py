@@ -52,11 +52,15 @@ def main(
     from steermoe.serving import opening
 
     opened = opening.open_model(model, device)
-    asked = prompt
-    if asked is None:
+    from steermoe.data.tokens import plain
+
+    if prompt is not None:
+        asked = plain(opened.tokenizer, prompt)
+    else:
         from steermoe.data.prompts import render
 
-        asked = render(opened.config.prompts, task or "answer", question or "")
+        words = plain(opened.tokenizer, question or "")
+        asked = render(opened.config.prompts, task or "answer", words)
     from steermoe.audio import waveform
 
     with opening.opened_recording(Path(recording)) as source:
