@@ -59,7 +59,16 @@ def fetch(settings: Folder, dest: Path) -> None:
             found[split].append(entry)
     for split, entries in found.items():
         index.write_index(dest, split, entries)
-    sources.use_folder("folder", folder.resolve(), dest)
+    sources.use_folder("folder", folder.resolve(), dest, _files(folder, settings, found))
+
+
+def _files(folder: Path, settings: Folder, found: dict[str, list[Entry]]) -> list[str]:
+    """The files that a listing is of: recordings, and the table or what is beside them."""
+    audio = {entry.audio for entries in found.values() for entry in entries}
+    if settings.table is not None:
+        return [settings.table, *sorted(audio)]
+    texts = {PurePosixPath(path).with_suffix(".txt").as_posix() for path in audio}
+    return sorted(audio | texts)
 
 
 def _table(folder: Path, settings: Folder) -> Iterator[tuple[str, Entry]]:
