@@ -52,7 +52,12 @@ def digests(place: Path, names: Iterable[str] | None = None) -> dict[str, str]:
     Returns:
         by name; without those that are not there.
     """
-    memory = project_root() / ".runs" / "files" / f"{hashlib.sha256(str(place.resolve()).encode()).hexdigest()}.json"
+    memory = (
+        project_root()
+        / ".runs"
+        / "files"
+        / f"{hashlib.sha256(str(place.resolve()).encode()).hexdigest()}.json"
+    )
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -113,8 +118,8 @@ def check(fetched: Path) -> None:
     if faults:
         others = f", and {len(faults) - 1} others" if len(faults) > 1 else ""
         raise ChangedError(
-            f"{faults[0]}{others}, since the corpus was listed in {fetched}: texts and recordings may no longer belong "
-            "together. Nothing was written; `make repro` (or `dvc repro`) lists the corpus again"
+            f"{faults[0]}{others}, since the corpus was listed in {fetched}: texts and recordings may no longer "
+            "belong together. Nothing was written; `make repro` (or `dvc repro`) lists the corpus again"
         )
 
 

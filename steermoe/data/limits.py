@@ -84,11 +84,19 @@ class Limits:
         return None
 
     def check_rejected(self, left_out: Sequence[LeftOut], kept: Mapping[str, int]) -> None:
-        """See that no more was rejected than is allowed; `kept` is the number of rows in each split's shards.
+        """See that no more was left out than is allowed; `kept` is the number of rows in each split's shards.
 
         Raises:
-            RejectedError: with the first of those rejected.
+            RejectedError: with the first of those left out.
         """
+        for split, count in kept.items():
+            gone = [item for item in left_out if item.split == split]
+            if not count and any(item.kind == "dropped" for item in gone):
+                raise RejectedError(
+                    f"nothing is left of split {split!r}: all of its {len(gone)} utterances were left out; raise "
+                    "preprocessing.max_seconds (and training.max_seconds) or preprocessing.max_tokens, or cut the "
+                    "recordings into shorter ones" + _listed(gone)
+                )
         rejected = [item for item in left_out if item.kind == "rejected"]
         unexpected = [i for i in rejected if i.split in self.whole and i.source_id not in self.unreadable]
         if unexpected:
