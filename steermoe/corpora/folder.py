@@ -5,7 +5,8 @@ folder), and `text`; and, as wanted, `id`, `split` (train, dev, test), `speaker`
 answer, caption) and `question`. Of a row with a question, `text` is the answer, of a caption the caption, and
 `transcript`, if there is such a column, what is said. A row that says no language is in `corpora.folder.language`.
 Without a table, each recording's text stands in `<name>.txt` beside it, and its split is the folder `train`,
-`dev` or `test` that it is in. Where nothing says the split, exactly one must be in use.
+`dev` or `test` that it is in. Where no recording says its split, all are shared out over those in use (see
+`splits`); where only some do, that is an error.
 """
 
 import re
@@ -18,6 +19,7 @@ from steermoe.corpora import index, sources, tables
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
+from steermoe.corpora.splits import share_out
 from steermoe.data.staging import project_root
 
 SPLITS = Folder.SPLITS
@@ -49,20 +51,35 @@ def fetch(settings: Folder, dest: Path) -> None:
         ArchiveError: the folder or the table is not there or not as expected, a recording or a transcript is
             missing.
     """
+    folder, found = project_root() / settings.path, listed(settings)
+    for split, entries in found.items():
+        index.write_index(dest, split, entries)
+    sources.use_folder("folder", folder.resolve(), dest, _files(settings, found))
+
+
+def listed(settings: Folder) -> dict[str, list[Entry]]:
+    """The rows of each split in use.
+
+    Raises:
+        ArchiveError: as `fetch`.
+    """
     folder = project_root() / settings.path
     if not folder.is_dir():
         raise ArchiveError(f"corpora.folder.path: {settings.path!r} ({folder}) is no folder")
-    found: dict[str, list[Entry]] = {split: [] for split in settings.used}
-    pairs = _pairs(folder, settings) if settings.table is None else _table(folder, settings)
-    for split, entry in pairs:
-        if split in found:
-            found[split].append(entry)
-    for split, entries in found.items():
-        index.write_index(dest, split, entries)
-    sources.use_folder("folder", folder.resolve(), dest, _files(folder, settings, found))
+    pairs = list(_pairs(folder, settings) if settings.table is None else _table(folder, settings))
+    silent = [entry for split, entry in pairs if not split]
+    if len(silent) == len(pairs):
+        return share_out(silent, settings.used, settings.seed)
+    if silent:
+        raise ArchiveError(
+            f"{folder / silent[0].audio}: nothing says its split, as of {len(silent)} of {len(pairs)} recordings; "
+            f"legal: a split ({', '.join(SPLITS)}, by folder or column) of all of them, or of none, which shares "
+            "them out"
+        )
+    return {split: [entry for of, entry in pairs if of == split] for split in settings.used}
 
 
-def _files(folder: Path, settings: Folder, found: dict[str, list[Entry]]) -> list[str]:
+def _files(settings: Folder, found: dict[str, list[Entry]]) -> list[str]:
     """The files that a listing is of: recordings, and the table or what is beside them."""
     audio = {entry.audio for entries in found.values() for entry in entries}
     if settings.table is not None:
@@ -94,7 +111,7 @@ def _table(folder: Path, settings: Folder) -> Iterator[tuple[str, Entry]]:
             )
         spoken = task == "transcribe"
         yield (
-            _split(_text(row, "split"), settings, place),
+            _split(_text(row, "split"), place),
             Entry(
                 id=_text(row, "id") or f"{number:07d}-{PurePosixPath(audio).stem}",
                 audio=audio,
@@ -118,7 +135,7 @@ def _pairs(folder: Path, settings: Folder) -> Iterator[tuple[str, Entry]]:
         if not text:
             raise ArchiveError(f"{beside}: empty, expected what is said in {path.name}")
         named = audio.parts[0] if len(audio.parts) > 1 and audio.parts[0] in SPLITS else ""
-        split = _split(named, settings, str(path))
+        split = _split(named, str(path))
         language = _language("", settings, str(path))
         yield split, Entry(audio.with_suffix("").as_posix(), audio.as_posix(), language, "unknown", text)
 
@@ -130,17 +147,10 @@ def _language(named: str, settings: Folder, place: str) -> str:
     return found
 
 
-def _split(named: str, settings: Folder, place: str) -> str:
+def _split(named: str, place: str) -> str:
     if named and named not in SPLITS:
         raise ArchiveError(f"{place}: found split {named!r}, legal: {', '.join(SPLITS)}")
-    if named:
-        return named
-    if len(settings.used) != 1:
-        raise ArchiveError(
-            f"{place}: nothing says its split, and {len(settings.used)} are in use "
-            f"({', '.join(settings.used)}); add a column `split`, or use one split only"
-        )
-    return settings.used[0]
+    return named
 
 
 def _text(row: dict[str, Any], column: str) -> str:
