@@ -25,7 +25,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup repro ablations profile ui flows flows-stop test lint clean
+.PHONY: help setup repro ablations profile own ui flows flows-stop test lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ ablations: $(READY) ## put every arm of params.yaml in force (it stays so), and 
 
 profile: $(READY) ## put a profile in force: make profile PROFILE=mini
 	$(PY) -m pipeline profile $(PROFILE)
+
+own: $(READY) ## write a profile for your recordings: make own NAME=mine FOLDER=path LANGUAGE=en (docs/own-data.md)
+	$(PY) -m pipeline own $(NAME) "$(FOLDER)" --language $(or $(LANGUAGE),und)
 
 ui: $(READY) ## look at the runs in MLflow, in a browser
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1

@@ -16,6 +16,7 @@ STAGES = {
     "ablate": "compare the arms: table, pictures, report",
     "search": "choose learning rates for a method on the development splits",
     "show": "print the comparison of the profile in force",
+    "own": "write a profile for a folder of recordings, and switch to it",
     "profile": "switch to another profile",
 }
 

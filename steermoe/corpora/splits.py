@@ -24,7 +24,9 @@ def share_out(entries: Sequence[Entry], splits: Sequence[str], seed: int) -> dic
         groups = {entry: entry.audio for entry in entries}
     ranked = sorted(set(groups.values()), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     if len(ranked) < len(splits):
-        raise ArchiveError(f"{len(ranked)} recordings, at least one is needed for each of {', '.join(splits)}")
+        raise ArchiveError(
+            f"{len(ranked)} recordings, at least one is needed for each of {', '.join(splits)}"
+        )
     rest = "train" if "train" in splits else splits[-1]
     whole = len(ranked)
     of: dict[str, str] = {}
