@@ -11,9 +11,7 @@ import typer
 
 from pipeline.options import Params
 
-Table = Annotated[
-    str | None, typer.Option(help="table in the folder (csv, tsv, jsonl, json, parquet); default: .txt files")
-]
+Table = Annotated[str | None, typer.Option(help="table in the folder; default: .txt files")]
 Language = Annotated[str, typer.Option(help="a BCP 47 tag such as en or zh-CN")]
 Base = Annotated[str, typer.Option(help="the profile that models and training are taken from")]
 Encoder = Annotated[str | None, typer.Option(help="folder or hub id of another Whisper encoder")]
@@ -100,12 +98,10 @@ def _listed(section: dict[str, Any]) -> dict[str, Any]:
     from steermoe.corpora import folder
 
     found = folder.listed(config.Folder(**section))
-    if not any(found.values()):
-        raise ValueError(f"{section['path']}: no recordings; legal: {', '.join(folder.SUFFIXES)}")
     if empty := [split for split, entries in found.items() if not entries]:
         raise ValueError(
-            f"{section['path']}: no recordings in split {' and '.join(empty)}; put some there, or leave the splits away "
-            "(no folders train, dev, test; no column `split`): then they are shared out"
+            f"{section['path']}: no recordings in split {' and '.join(empty)}; put some there, or leave the "
+            "splits away (no folders train, dev, test; no column `split`): then they are shared out"
         )
     return found
 
@@ -161,33 +157,36 @@ def _report(lengths: dict[str, dict[str, float]], listed: dict[str, Any], most: 
             f"WARNING: {len(too_long['train'])} recordings of train are longer than {most:g} s, and are left out"
         )
     for split, least in FEW.items():
-        if (total := sum(lengths[split].values())) < least:
-            print(
-                f"WARNING: {split} has {total:.0f} s; below some {least / 60:.0f} minutes its figures are mostly chance"
-            )
+        total = sum(lengths[split].values())
+        if total < least:
+            print(f"WARNING: {split} has {total:.0f} s; below {least / 60:.0f} min figures are mostly chance")
     shipped = [part for part in ("encoder", "llm") if str(tree[part]["path"]).startswith(SHIPPED)]
     if shipped:
         print(
-            f"WARNING: the {' and the '.join(shipped)} of the mini profile know some 150 words of synthetic speech. They "
-            "show that everything runs, and cannot learn a person's speech: for that, set encoder.path and llm.path (or "
-            "--encoder, --llm) to real models, such as openai/whisper-small and Qwen/Qwen2.5-0.5B-Instruct"
+            f"WARNING: the {' and the '.join(shipped)} of the mini profile know some 150 words of synthetic "
+            "speech. They show that everything runs, and cannot learn a person's speech: for that, set encoder.path "
+            "and llm.path (or --encoder, --llm) to real models, such as openai/whisper-small and "
+            "Qwen/Qwen2.5-0.5B-Instruct"
         )
 
 
 def _scale(tree: Any, section: dict[str, Any], lengths: dict[str, dict[str, float]], most: float) -> None:
     """Make the profile of another corpus the folder's: its data, and a training that fits their size."""
-    kept = [seconds for seconds in lengths["train"].values() if seconds <= most]
-    limit = float(min(most, ceil(max(max(kept), *lengths["dev"].values(), *lengths["test"].values()))))
+    seconds = [seconds for seconds in lengths["train"].values() if seconds <= most]
+    longest = max(*seconds, *lengths["dev"].values(), *lengths["test"].values())
     training = tree["training"]
-    batch = max(limit, min(training["batch_seconds"], ceil(sum(kept) / 4)))
-    steps = min(training["steps"], max(FEWEST_STEPS, EPOCHS * ceil(sum(kept) / batch)))
-    training.update(steps=steps, batch_seconds=batch, max_seconds=limit)
+    batch = max(ceil(longest), min(training["batch_seconds"], ceil(sum(seconds) / 4)))
+    steps = min(training["steps"], max(FEWEST_STEPS, EPOCHS * ceil(sum(seconds) / batch)))
+    training.update(steps=steps, batch_seconds=batch, max_seconds=float(most))
     training.update(warmup_steps=steps // 10, eval_every=max(1, steps // 6), distillation=None)
     if "init_from" in training:
         training["init_from"] = None
-    tree["preprocessing"].update(max_seconds=limit, unreadable={})
+    tree["preprocessing"].update(max_seconds=float(most), unreadable={})
     tree["selection"].update(train=None, dev=None)
     tree.update(corpora={"folder": section}, arms={}, published=[], rehearsal=None)
+    tree.yaml_set_start_comment(
+        f"Recordings in {section['path']}; see docs/own-data.md. An empty value is null.\n\n"
+    )
 
 
 def _room_for_texts(tree: Any, listed: dict[str, Any], max_new_tokens: int) -> None:
@@ -214,9 +213,8 @@ def _read(file: Path) -> Any:
     from ruamel.yaml import YAML
 
     if not file.is_file():
-        raise ValueError(
-            f"{file}: no such file; profiles: {', '.join(sorted(p.stem for p in file.parent.glob('*.yaml')))}"
-        )
+        profiles = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
+        raise ValueError(f"{file}: no such file; profiles: {profiles}")
     return YAML().load(file.read_text(encoding="utf-8"))
 
 

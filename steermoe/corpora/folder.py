@@ -67,6 +67,10 @@ def listed(settings: Folder) -> dict[str, list[Entry]]:
     if not folder.is_dir():
         raise ArchiveError(f"corpora.folder.path: {settings.path!r} ({folder}) is no folder")
     pairs = list(_pairs(folder, settings) if settings.table is None else _table(folder, settings))
+    if not pairs:
+        raise ArchiveError(
+            f"{folder / (settings.table or '')}: no recordings in it; read are {', '.join(SUFFIXES)}"
+        )
     silent = [entry for split, entry in pairs if not split]
     if len(silent) == len(pairs):
         return share_out(silent, settings.used, settings.seed)
