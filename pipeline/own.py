@@ -94,10 +94,18 @@ def _section(folder: Path, table: str | None, language: str) -> dict[str, Any]:
 
 def _listed(section: dict[str, Any]) -> dict[str, Any]:
     """The rows of every split, as the corpus reads them."""
+    from pydantic import ValidationError
+
     from steermoe import config
+    from steermoe.config.problems import located
     from steermoe.corpora import folder
 
-    found = folder.listed(config.Folder(**section))
+    try:
+        settings = config.Folder(**section)
+    except ValidationError as error:
+        lines = [f"{path}{line}" for path, line in located(error, config.Folder.model_json_schema())]
+        raise config.ConfigError(lines) from error
+    found = folder.listed(settings)
     if empty := [split for split, entries in found.items() if not entries]:
         raise ValueError(
             f"{section['path']}: no recordings in split {' and '.join(empty)}; put some there, or leave the "
