@@ -17,6 +17,7 @@ COMPILED := 'import steermoe.training.train, steermoe.evaluation.evaluator, stee
 CHOSEN := $(shell cat $(READY) 2>/dev/null)
 TORCH ?= $(CHOSEN)
 PROFILE ?=
+OPTIONS ?=# of `make own`, such as --language en
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -25,7 +26,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup repro ablations profile ui flows flows-stop test lint clean
+.PHONY: help setup repro ablations profile own ui flows flows-stop test lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ ablations: $(READY) ## put every arm of params.yaml in force (it stays so), and 
 
 profile: $(READY) ## put a profile in force: make profile PROFILE=mini
 	$(PY) -m pipeline profile $(PROFILE)
+
+own: $(READY) ## write a profile for your recordings: make own NAME=mine FOLDER=path (docs/own-data.md)
+	$(PY) -m pipeline own "$(NAME)" "$(FOLDER)" $(OPTIONS)
 
 ui: $(READY) ## look at the runs in MLflow, in a browser
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1

@@ -5,6 +5,7 @@ import sys
 
 STAGES = {
     "rehearse": "make what stands in for models and archives, where the profile is a rehearsal",
+    "stamp": "note the state of what the profile reads from outside the repository",
     "base": "find or fetch the frozen models, and write down what they are",
     "download": "fetch a corpus from its source, a mirror, or write its recipe",
     "preprocess": "turn a corpus into checked parquet shards",
@@ -15,6 +16,7 @@ STAGES = {
     "ablate": "compare the arms: table, pictures, report",
     "search": "choose learning rates for a method on the development splits",
     "show": "print the comparison of the profile in force",
+    "own": "write a profile for a folder of recordings, and switch to it",
     "profile": "switch to another profile",
 }
 

@@ -19,8 +19,8 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
     from steermoe.data.staging import write_text
 
     settings = config.load(params)
-    users = {"": _models(settings)}
-    users |= {f"arms/{name}": _models(settings.arm(name)) for name in settings.compare}
+    users = {"": models_of(settings)}
+    users |= {f"arms/{name}": models_of(settings.arm(name)) for name in settings.compare}
     sections = {
         (section.path, section.revision): (section, setting)
         for models in users.values()
@@ -48,7 +48,7 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
         write_text(out / name.lstrip("/"), json.dumps(model, indent=1) + "\n")
 
 
-def _models(chosen: Any) -> dict[str, Any]:
+def models_of(chosen: Any) -> dict[str, Any]:
     """The sections of the frozen models of a profile or of an arm; `video` where there is such a branch."""
     video = {} if chosen.video is None else {"video": chosen.video.encoder}
     return {"encoder": chosen.encoder, "llm": chosen.llm} | video

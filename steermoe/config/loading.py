@@ -11,12 +11,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from steermoe.config.arms import Arm, ArmConfig, Overrides, Settings, arm_config
-from steermoe.config.corpora import Corpus
+from steermoe.config.corpora import Corpora, Corpus
 from steermoe.config.language import Generation, Prompts
 from steermoe.config.lock import Lock, lock_file, pinned, pinned_video, read_lock
 from steermoe.config.method import Bridge, Lora, Steering
 from steermoe.config.params import Params
-from steermoe.config.problems import ConfigError, located, problem
+from steermoe.config.problems import ConfigError, located, problem, section_form
 from steermoe.config.profile import OVERRIDDEN, Profile, Rehearsal, overridden, unserved
 from steermoe.config.sections import (
     Encoder,
@@ -229,6 +229,15 @@ def _corpora_differ(params: Path, values: dict[str, Any], sizes: dict[str, Any])
         return []
     if named == [name for name in there if name in named]:
         return []
+    schema = Corpora.model_json_schema()
+    lacking = [name for name in named if name not in there and name in Corpora.model_fields]
+    if lacking:
+        return [
+            f"configs/{values['profile']}.yaml: corpora: no section {name}, which {params}: corpora names; add "
+            f"`{name}: {section_form(name, schema)}`, or take the name out of {params.name}"
+            + ("; `python -m pipeline own` writes a profile for a folder" if name == "folder" else "")
+            for name in lacking
+        ]
     legal = (
         f"[{', '.join(map(str, there))}], those of configs/{values['profile']}.yaml in their order, or some"
     )

@@ -80,6 +80,12 @@ def located(error: ValidationError, schema: dict[str, Any]) -> list[tuple[str, s
     return pairs
 
 
+def section_form(name: str, schema: dict[str, Any]) -> str:
+    """The section `name` as it is written, with what is legal in the place of values."""
+    keys = _at(schema, [name])["properties"]
+    return f"{{{', '.join(f'{key}: <{_words(node, schema)}>' for key, node in keys.items())}}}"
+
+
 def _at(schema: dict[str, Any], steps: Sequence[int | str]) -> dict[str, Any]:
     node = _resolved(schema, schema)
     for step in steps:

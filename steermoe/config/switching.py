@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.representer import RoundTripRepresenter
 
 from steermoe.config.loading import Config, checked, needed, profile_file, read
 
@@ -91,25 +90,12 @@ def _switched(
     return changes
 
 
-class _NullInWords(RoundTripRepresenter):
-    """Writes `null` where ruamel would leave the place empty."""
-
-
-_NullInWords.add_representer(
-    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-)
-
-
 def _rewrite(params: Path, changes: dict[str, Any]) -> None:
     checked(params, read(params) | changes)
     yaml = YAML()
-    yaml.preserve_quotes, yaml.width, yaml.Representer = True, 4096, _NullInWords
+    yaml.default_flow_style = False  # as `dvc exp run -S` writes it
     tree = yaml.load(params.read_text(encoding="utf-8"))
-    for name, value in changes.items():
-        if isinstance(value, list) and isinstance(tree.get(name), list):
-            tree[name][:] = value  # in place: the comment hangs on the list
-        else:
-            tree[name] = value
+    tree.update(changes)
     text = io.StringIO()
     yaml.dump(tree, text)
     whole = params.with_name(f".{params.name}.{os.getpid()}")

@@ -9,8 +9,9 @@ is refused, others are listed. The column `audio` of a parquet table may hold th
 library `datasets` writes them ({"bytes", "path"}).
 
 Without a table, each recording's text stands in `<name>.txt` beside it, and its split is the folder `train`,
-`dev` or `test` that it is in. Where nothing says the split, exactly one must be in use. Recordings are known by
-their suffix, other files by their content; links to folders are followed, hidden files passed over.
+`dev` or `test` that it is in. Where no recording says its split, all are shared out over those in use (see
+`splits`); where only some do, that is an error. Recordings are known by their suffix, other files by their content;
+links to folders are followed, hidden files passed over.
 
 What is left out (transcripts without a recording, recordings in no row, splits not in use) is reported on standard
 error and listed in `left_out.json`. Texts are UTF-8, and cleaned as `steermoe.data.text` says.
@@ -30,6 +31,7 @@ from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
 from steermoe.corpora.places import EMBEDDED
+from steermoe.corpora.splits import share_out
 from steermoe.data.staging import project_root, write_bytes, write_text
 from steermoe.data.text import TextError
 
@@ -60,30 +62,69 @@ def fetch(settings: Folder, dest: Path) -> None:
             missing, or nothing is left of a split.
     """
     folder = project_root() / settings.path
-    if not folder.is_dir():
-        raise ArchiveError(f"corpora.folder.path: {settings.path!r} ({folder}) is no folder")
-    found: dict[str, list[Entry]] = {split: [] for split in settings.used}
-    left_out: list[str] = []
-    if settings.table is None:
-        pairs = _pairs(folder, settings, left_out)
-    else:
-        pairs = _table(folder, settings, dest / "data" / EMBEDDED, left_out)
-    for split, entry in pairs:
-        if split in found:
-            found[split].append(entry)
-        else:
-            left_out.append(f"{entry.audio}: of split {split}, which is not in use (corpora.folder.{split})")
-    shown = f"{len(left_out)} left out (left_out.json): {_some(left_out)}" if left_out else ""
+    found, left_out = listed(settings, dest / "data" / EMBEDDED)
     for split, entries in found.items():
-        if not entries:
-            raise ArchiveError(
-                f"split {split!r}: no utterances in it; {folder} has none, {shown or 'nothing else'}"
-            )
         index.write_index(dest, split, entries)
     if left_out:
         write_text(dest / "left_out.json", json.dumps(left_out, indent=1, ensure_ascii=False) + "\n")
-        print(f"folder: {shown}", file=sys.stderr)
-    sources.use_folder("folder", folder.resolve(), dest)
+        print(f"folder: {_left_out(left_out)} (all in left_out.json)", file=sys.stderr)
+    sources.use_folder("folder", folder.resolve(), dest, _files(settings, found))
+
+
+def listed(settings: Folder, embedded: Path) -> tuple[dict[str, list[Entry]], list[str]]:
+    """List the rows of each split in use, and what of the folder is left out.
+
+    Args:
+        settings: of the corpus.
+        embedded: folder that recordings are written to that a table itself holds.
+
+    Raises:
+        ArchiveError: as `fetch`.
+    """
+    folder = project_root() / settings.path
+    if not folder.is_dir():
+        raise ArchiveError(f"corpora.folder.path: {settings.path!r} ({folder}) is no folder")
+    left_out: list[str] = []
+    if settings.table is None:
+        pairs = list(_pairs(folder, settings, left_out))
+    else:
+        pairs = list(_table(folder, settings, embedded, left_out))
+    silent = [entry for split, entry in pairs if not split]
+    if silent and len(silent) < len(pairs):
+        raise ArchiveError(
+            f"{folder / silent[0].audio}: nothing says its split, as of {len(silent)} of {len(pairs)} recordings; "
+            f"legal: a split ({', '.join(SPLITS)}, by folder or column) of all of them, or of none, which shares "
+            "them out"
+        )
+    if silent:
+        return share_out(silent, settings.used, settings.seed), sorted(left_out)
+    left_out += [
+        f"{entry.audio}: of split {split}, which is not in use (corpora.folder.{split})"
+        for split, entry in pairs
+        if split not in settings.used
+    ]
+    found = {split: [entry for of, entry in pairs if of == split] for split in settings.used}
+    if empty := [split for split, entries in found.items() if not entries]:
+        others = f"; {_left_out(left_out)}" if left_out else ""
+        raise ArchiveError(
+            f"split {empty[0]!r}: no utterances in it; {folder} has {len(pairs)} in other splits{others}; "
+            f"put some there, or leave the splits away (no folders {', '.join(SPLITS)}, no column `split`): then all "
+            "recordings are shared out"
+        )
+    return found, sorted(left_out)
+
+
+def _left_out(names: Sequence[str]) -> str:
+    return f"{len(names)} left out: {_some(names)}"
+
+
+def _files(settings: Folder, found: dict[str, list[Entry]]) -> list[str]:
+    """The files that a listing is of: recordings, and the table or what is beside them."""
+    audio = {entry.audio for entries in found.values() for entry in entries}
+    if settings.table is not None:
+        return [settings.table, *sorted(audio)]
+    texts = {PurePosixPath(path).with_suffix(".txt").as_posix() for path in audio}
+    return sorted(audio | texts)
 
 
 def _table(
@@ -120,7 +161,7 @@ def _row(row: dict[str, Any], audio: str, number: int, settings: Folder, place: 
         )
     spoken = task == "transcribe"
     return (
-        _split(columns.optional(row, "split", place), settings, place),
+        _split(columns.optional(row, "split", place), place),
         Entry(
             id=columns.optional(row, "id", place) or f"{number:07d}-{PurePosixPath(audio).stem}",
             audio=audio,
@@ -197,7 +238,7 @@ def _pair(path: Path, beside: Path, folder: Path, settings: Folder) -> tuple[str
         raise ArchiveError(f"{beside}: empty, expected what is said in {path.name}")
     audio = path.relative_to(folder)
     named = audio.parts[0].lower() if len(audio.parts) > 1 and audio.parts[0].lower() in SPLITS else ""
-    split, language = _split(named, settings, str(path)), _language("", settings, str(path))
+    split, language = _split(named, str(path)), _language("", settings, str(path))
     return split, Entry(audio.with_suffix("").as_posix(), audio.as_posix(), language, "unknown", text)
 
 
@@ -213,17 +254,7 @@ def _language(named: str, settings: Folder, place: str) -> str:
     return found
 
 
-def _split(named: str, settings: Folder, place: str) -> str:
+def _split(named: str, place: str) -> str:
     if named and named not in SPLITS:
         raise ArchiveError(f"{place}: found split {named!r}, legal: {', '.join(SPLITS)}")
-    if named:
-        return named
-    if len(settings.used) != 1:
-        advice = (
-            "put it into a folder train, dev or test" if settings.table is None else "add a column `split`"
-        )
-        raise ArchiveError(
-            f"{place}: nothing says its split, and {len(settings.used)} are in use "
-            f"({', '.join(settings.used)}); {advice}"
-        )
-    return settings.used[0]
+    return named

@@ -7,7 +7,7 @@ user's own unpacked copy), `source.json`, which says what is where, and `<corpus
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -28,7 +28,8 @@ from steermoe.corpora.downloads import (
     size_of,
 )
 from steermoe.corpora.places import NOTE
-from steermoe.data.staging import project_root, tree_digest, write_text
+from steermoe.data import filestate
+from steermoe.data.staging import project_root, write_text
 
 PARALLEL = 4  # files at a time: downloads wait for servers, and unpacking and hashing leave Python's lock
 MAX_BYTES = 2**42  # of a file whose size is not published
@@ -107,16 +108,17 @@ def fetch(corpus: str, sources: Sequence[Source], settings: Archived, dest: Path
         "places": {e.source.holds: str(e.place) if e.place else None for e in errands},
         "verified": sorted(e.source.path for e in errands if not e.place and e.source.checksum),
         "unpublished": sorted(e.source.path for e in errands if not e.place and not e.source.checksum),
-        "as_it_lies": {e.source.holds: _digest_of(e.place) for e in errands if e.place},
     }
     if digests:
         checksums.write_lock(dest / f"{corpus}.lock", corpus, digests)
+    filestate.note(dest, {errand.place: None for errand in errands if errand.place})
     write_text(dest / NOTE, json.dumps(note, indent=1) + "\n")
 
 
-def use_folder(corpus: str, folder: Path, dest: Path) -> None:
-    """Note that a corpus is used as it lies in `folder`."""
-    note = {"corpus": corpus, "places": {"": str(folder)}, "as_it_lies": {"": tree_digest(folder)}}
+def use_folder(corpus: str, folder: Path, dest: Path, names: Iterable[str] | None = None) -> None:
+    """Note that a corpus is used as it lies in `folder`: the files `names` of it, or all."""
+    filestate.note(dest, {folder: names})
+    note = {"corpus": corpus, "places": {"": str(folder)}}
     write_text(dest / NOTE, json.dumps(note, indent=1) + "\n")
 
 
@@ -282,8 +284,3 @@ def _identity(errand: Errand) -> list[str | int | None]:
         return [errand.url, errand.source.checksum]
     status = errand.archive.stat()
     return [str(errand.archive), status.st_size, status.st_mtime_ns]
-
-
-def _digest_of(place: Path | None) -> str:
-    assert place is not None
-    return tree_digest(place) if place.is_dir() else checksums.verify(place, None).sha256

@@ -117,9 +117,11 @@ class Limits:
                 f"{self.max_rejected:g} (preprocessing.max_rejected); mend the source" + _listed(others)
             )
         for split in (split for split, count in kept.items() if not count):
-            if gone := [item for item in left_out if item.split == split and split not in self.whole]:
+            if gone := [item for item in left_out if item.split == split]:
                 raise RejectedError(
-                    f"split {split!r}: all {len(gone)} utterances are left out" + _listed(gone)
+                    f"nothing is left of split {split!r}: all of its {len(gone)} utterances were left out; raise "
+                    "preprocessing.max_seconds (and training.max_seconds) or preprocessing.max_tokens, or cut the "
+                    "recordings into shorter ones" + _listed(gone)
                 )
 
 

@@ -165,6 +165,11 @@ def _make(job: Job, parent: int) -> Made:
             except waveform.AudioError as error:
                 left_out.append(LeftOut(row["source_id"], row["split"], "rejected", str(error)))
                 continue
+            except OSError as error:
+                raise ShardError(
+                    f"row {row['source_id']!r}: its recording {row['audio']} cannot be read ({error}); put it back, "
+                    "or correct the corpus, and run `make repro` (or `dvc repro`), which lists the corpus again"
+                ) from error
             if reason := job.limits.exceeded(row):
                 left_out.append(LeftOut(row["source_id"], row["split"], "dropped", reason))
             elif shard.has_room(row):

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from steermoe.data import filestate
 from steermoe.data import limits as left
 from steermoe.data.limits import LeftOut, Limits
 from steermoe.data.parts import Job, Made, in_processes
@@ -69,6 +70,7 @@ def preprocess(
         PartError: a part failed or its process died; the message holds its traceback.
         ShardError: a part's rows are not utterances, or two have the same id; a recording is larger than a shard.
         RejectedError: more is rejected than `limits` allow. What was made stays for the next try.
+        ChangedError: files that the corpus uses as they lie have changed since it was fetched.
         StagingBusyError: as of `Staging`; it waits for another process that makes the same shards.
     """
     limits = limits or Limits()
@@ -87,6 +89,7 @@ def preprocess(
             staging.commit()
             print(f"SKIPPED {out.name}: {reason}", file=sys.stderr)
             return {"skipped": reason}
+        filestate.check(source)
         parts = corpus.parts(settings, source)
         jobs = [
             Job(corpus.__name__, settings, source, part, staging.scratch, limits, shard_bytes)
@@ -104,6 +107,7 @@ def preprocess(
         limits.check_rejected(left_out, {s: found["rows"] for s, found in summary["splits"].items()})
         write_text(staging.part(left.LEFT_OUT), left.to_lines(left_out))
         write_text(staging.part(SUMMARY), json.dumps(summary, indent=1) + "\n")
+        filestate.check(source)  # nothing was changed while it was read
         staging.commit()
     return summary
 

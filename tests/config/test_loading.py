@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
 from steermoe import config
@@ -80,17 +81,18 @@ def test_missing_file(tmp_path: Path) -> None:
         config.load(tmp_path / "params.yaml")
 
 
-def test_switch_profile_changes_two_lines_and_keeps_comments(edit: Edit, params: Path) -> None:
+def test_switch_profile_changes_its_lines_and_keeps_the_rest(edit: Edit, params: Path) -> None:
     shutil.copy(ROOT / "configs" / "mini.yaml", params.parent / "configs" / "words.yaml")
     edit({"words:corpora.digits": ...})
     before = params.read_text().splitlines()
     config.switch_profile(params, "words")
     loaded = config.load(params)
     assert (loaded.profile, list(loaded.corpora)) == ("words", ["synthetic"])
-    after = params.read_text().splitlines()
-    changed = [line for line in difflib.ndiff(before, after) if line.startswith("+ ")]
-    assert [line.split()[1] for line in changed] == ["profile:", "corpora:"]
-    assert all("#" in line for line in changed)
+    changed = [line for line in difflib.ndiff(before, params.read_text().splitlines()) if line[0] in "+-"]
+    assert [line.partition("#")[0].strip() for line in changed] == [
+        *("- profile: mini", "+ profile: words", "- - digits")
+    ]
+    assert "#" in changed[1]
     config.switch_profile(params, "mini")
     assert params.read_text().splitlines() == before
     assert sorted(file.name for file in params.parent.iterdir()) == ["configs", "params.yaml"]
@@ -107,16 +109,33 @@ def test_switch_to_a_wrong_profile_leaves_params_alone(edit: Edit, params: Path)
     assert params.read_bytes() == before
 
 
-def test_put_in_force_changes_one_line(params: Path) -> None:
+def test_put_in_force_changes_one_list(params: Path) -> None:
     before = params.read_text().splitlines()
     every = list(config.load(params).arms)
     config.put_in_force(params, every)
     assert config.load(params).compare == every
-    changed = [
-        line for line in difflib.ndiff(before, params.read_text().splitlines()) if line.startswith("+ ")
-    ]
-    assert [line.split()[1] for line in changed] == ["compare:"]
-    assert "#" in changed[0]
+    changed = [line for line in difflib.ndiff(before, params.read_text().splitlines()) if line[0] in "+-"]
+    assert changed == [f"+ - {name}" for name in every if name not in ("steermoe", "linear", "lora")]
     with pytest.raises(config.ConfigError, match="nearest: linear"):
         config.put_in_force(params, ["liner"])
     assert config.load(params).compare == every
+
+
+@pytest.mark.parametrize(
+    ("file", "setting", "line"),
+    [
+        ("params.yaml", "steering.num_experts=16", "num_experts: 16"),
+        *((path.relative_to(ROOT).as_posix(), "training.steps=9876543", "steps: 9876543")
+          for path in sorted((ROOT / "configs").glob("*.yaml"))),
+    ],
+)  # fmt: skip
+def test_a_setting_of_an_experiment_changes_one_line(
+    params: Path, file: str, setting: str, line: str
+) -> None:
+    """`dvc exp run -S` writes files in a form of its own: that is the form of ours."""
+    path = params.parent / file
+    before = path.read_text().splitlines()
+    apply_overrides(str(path), [setting])
+    after = path.read_text().splitlines()
+    (changed,) = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert changed.partition("#")[0].strip() == line

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from steermoe import config, corpora
 from steermoe.config.problems import located
 from steermoe.corpora.archives import ArchiveError
+from steermoe.corpora.index import Entry
+from steermoe.corpora.splits import share_out
 
 ROWS = [
     {"audio": "a/one.wav", "text": "Pitch 500", "split": "train", "speaker": "ann", "question": ""},
@@ -65,10 +67,8 @@ def test_text_beside_each_recording(own: Path, fetched: Any, section: Any, pitch
     ]
     (own / "three.mp3").write_bytes(tone(700, format="MP3"))
     (own / "three.txt").write_text("Pitch 700")
-    with pytest.raises(ArchiveError, match=r"three\.mp3: nothing says its split, and 2 are in use"):
+    with pytest.raises(ArchiveError, match=r"three\.mp3: nothing says its split, as of 1 of 3 recordings"):
         fetched("folder", settings(section, None))
-    only = settings(section, None, train=[])
-    assert {row["transcript"] for row in fetched("folder", only)} == {"Pitch 500", "Pitch 700"}
 
 
 @pytest.mark.parametrize("suffix", ["oga", "m4a", "MP4", "webm", "mkv", "mka", "aac"])
@@ -89,7 +89,7 @@ def test_no_kind_of_recording_is_passed_over(own: Path, section: Any, root: Path
         ({"audio": "../secret.wav"}, r"found '\.\./secret\.wav', expected a path from the folder"),
         ({"audio": "/tmp/secret.wav"}, "expected a path from the folder, inside of it"),
         ({"split": "tset"}, "found split 'tset', legal: train, dev, test"),
-        ({"split": None}, "nothing says its split"),
+        ({"split": None}, r"one\.wav: nothing says its split, as of 1 of 3"),
         ({"task": "sing"}, "found task 'sing' without a question; legal: transcribe and caption without"),
         ({"task": "answer"}, "found task 'answer' without a question"),
         ({"task": "caption", "question": "Who?"}, "found task 'caption' with a question"),
@@ -301,3 +301,37 @@ def test_names_composed_in_another_way(own: Path, fetched: Any, section: Any):
     rows = [ROWS[0], ROWS[1] | {"audio": "\xe9.flac"}]
     (own / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(fetched("folder", settings(section, "t.jsonl"))) == 2
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(3, (1, 1, 1)), (20, (14, 2, 4)), (100, (70, 10, 20))])
+def test_recordings_without_splits_are_shared_out(count: int, sizes: tuple[int, ...]):
+    entries = [Entry(str(n), f"{n}.wav", "en", "unknown", "told") for n in range(count)]
+    found = share_out(entries, ["train", "dev", "test"], 1)
+    assert tuple(len(found[split]) for split in ("train", "dev", "test")) == sizes
+    assert sorted(map(id, entries)) == sorted(id(entry) for split in found.values() for entry in split)
+    assert share_out(entries[::-1], ["train", "dev", "test"], 1) == {s: e[::-1] for s, e in found.items()}
+    with pytest.raises(ArchiveError, match="2 recordings, at least one is needed"):
+        share_out(entries[:2], ["train", "dev", "test"], 1)
+
+
+def test_no_recording_and_no_speaker_is_in_two_splits():
+    asked = [Entry(str(n), f"{n % 8}.wav", "en", "unknown", "told") for n in range(16)]
+    voices = [Entry(str(n), f"{n}.wav", "en", f"voice {n % 12}", "told") for n in range(60)]
+    folders = [Entry(str(n), f"{n % 12}/{n}.wav", "en", "unknown", "told") for n in range(60)]
+    for entries, group in (
+        (asked, lambda e: e.audio),
+        (voices, lambda e: e.speaker),
+        (folders, lambda e: e.audio.partition("/")[0]),
+    ):
+        of: dict[str, set[str]] = {}
+        for split, rows in share_out(entries, ["train", "dev", "test"], 1).items():
+            for row in rows:
+                of.setdefault(group(row), set()).add(split)
+        assert all(len(splits) == 1 for splits in of.values())
+
+
+def test_a_folder_without_splits_can_be_used_whole(own: Path, fetched: Any, section: Any):
+    for name in ("a/one", "two"):
+        (own / f"{name}.txt").write_text("told")
+    assert len(fetched("folder", settings(section, None, train=[]))) == 2
+    assert [row["split"] for row in fetched("folder", settings(section, None))] == ["train", "test"]

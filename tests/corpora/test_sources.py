@@ -88,7 +88,6 @@ def test_downloaded_verified_unpacked_and_noted(served: Any, settings: Any, dest
         "places": {"held/first": None, "held/second": None},
         "verified": ["first.tar", "second.tar"],
         "unpublished": [],
-        "as_it_lies": {},
     }
     lock = json.loads((dest / "two.lock").read_text())
     assert lock["files"]["first.tar"] == {"bytes": len(FIRST), "sha256": hashlib.sha256(FIRST).hexdigest()}
@@ -292,7 +291,7 @@ def test_a_change_in_an_unpacked_mirror_is_noticed(settings: Any, root: Path, fi
         folder = root / f"dest-{number}"
         folder.mkdir()
         sources.fetch("one", one, settings(mirror="mirror"), folder)
-        notes.append((folder / "source.json").read_text())
+        notes.append((folder / "files.json").read_text())
         if number == 1:
             (mirror / "held/first/a").write_bytes(b"other")
     assert notes[0] == notes[1] != notes[2]

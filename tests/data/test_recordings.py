@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from steermoe.audio import waveform
 from steermoe.audio.waveform import RATE
+from steermoe.data import filestate
 from steermoe.data.limits import Limits, RejectedError, tokenizer_file
-from steermoe.data.parts import PartError
 from steermoe.data.preprocess import preprocess
 from steermoe.data.rows import ShardError, ShardWriter
 from steermoe.data.shards import read_rows
@@ -251,11 +251,11 @@ def test_finished_shards_of_a_part_are_kept(recordings: Any, source: Path, tmp_p
     settings, limits, out = recordings.Settings(part_rows=99), Limits(max_rejected=0.1), tmp_path / "out"
     last = source / "train" / "zz_last.wav"
     last.symlink_to(source / "later.wav")
-    with pytest.raises(PartError, match=r"zz_last\.wav"):
+    with pytest.raises(ShardError, match=r"zz_last\.wav"):
         preprocess(recordings, settings, source, out, limits, 1, most)
     made = {path.name: path.stat().st_ino for path in tmp_path.glob(".runs/*/files/train-*.parquet")}
     assert len(made) > 1 and not out.exists()
-    with pytest.raises(PartError, match=r"part train-00000_0000\d\.parquet failed(.|\n)*zz_last\.wav"):
+    with pytest.raises(ShardError, match=r"zz_last\.wav"):
         preprocess(recordings, settings, source, out, limits, 1, most)
     assert made == {path.name: path.stat().st_ino for path in tmp_path.glob(".runs/*/files/train-*.parquet")}
 
@@ -273,7 +273,7 @@ def test_a_recording_larger_than_a_shard_is_named(recordings: Any, source: Path,
 def test_a_missing_file_is_no_bad_file(recordings: Any, source: Path, tmp_path: Path):
     """It would be the reader's mistake, or half a source."""
     (source / "train" / "gone.flac").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(PartError, match=r"gone\.flac"):
+    with pytest.raises(ShardError, match=r"gone\.flac cannot be read .*lists the corpus again"):
         preprocess(recordings, recordings.Settings(), source, tmp_path / "out", Limits(max_rejected=0.9))
 
 
@@ -282,3 +282,25 @@ def test_a_source_that_changes_is_made_anew(recordings: Any, source: Path, tmp_p
     preprocess(recordings, recordings.Settings(), source, out)
     shutil.copy(source / "train" / "plain.flac", source / "train" / "more.flac")
     assert preprocess(recordings, recordings.Settings(), source, out)["splits"]["train"]["rows"] == 9
+
+
+def test_a_split_of_which_nothing_is_left_is_an_error(recordings: Any, source: Path, tmp_path: Path):
+    limits = Limits(max_seconds=0.1, whole=["test"])
+    message = (
+        r"nothing is left of split 'train': all of its 8 (.|\n)*preprocessing\.max_seconds(.|\n)*0\.50 s"
+    )
+    with pytest.raises(RejectedError, match=message):
+        preprocess(recordings, recordings.Settings(), source, tmp_path / "out", limits)
+
+
+def test_files_that_were_changed_since_they_were_listed_are_refused(
+    recordings: Any, source: Path, tmp_path: Path
+):
+    own = tmp_path / "own.txt"
+    own.write_text("as it was")
+    filestate.note(source, {own: None})
+    preprocess(recordings, recordings.Settings(), source, tmp_path / "out", workers=1)
+    own.write_text("corrected")
+    with pytest.raises(filestate.ChangedError, match=r"own\.txt was changed"):
+        preprocess(recordings, recordings.Settings(), source, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

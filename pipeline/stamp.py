@@ -1,0 +1,39 @@
+"""Note the state of what the profile reads from outside the repository."""
+
+from pathlib import Path
+
+from pipeline.options import Out, Params
+
+PLACES = ("path", "mirror", "lock")  # settings of a corpus that name a file or folder
+
+
+def main(out: Out, params: Params = Path("params.yaml")) -> None:
+    """Write the state of folders, archives, models and adapters into OUT, a file for each stage that reads them.
+
+    It runs in every `dvc repro`, and reads no recordings: of corpora, sizes and times are compared; of models and
+    adapters, the content of all but large files. What is not there, or on the network, has no state.
+    """
+    import json
+
+    from pipeline.base import models_of
+    from steermoe import config
+    from steermoe.data import filestate
+    from steermoe.data.staging import project_root, write_text
+
+    settings = config.load(params)
+    arms = [settings.arm(name) for name in settings.compare]
+    models = {section.path for chosen in (settings, *arms) for section in models_of(chosen).values()}
+    adapters = {arm.training.distillation.teacher for arm in arms if arm.training.distillation is not None}
+    adapters |= {getattr(arm.training, "init_from", None) or "" for arm in arms} - {""}
+    stamps = {
+        f"corpora/{name}": {
+            place: filestate.glance(project_root() / place)
+            for place in (getattr(section, key, None) for key in PLACES)
+            if place is not None
+        }
+        for name, section in settings.corpora.items()
+    }
+    for name, folders in (("models", models), ("adapters", adapters)):
+        stamps[name] = {folder: filestate.digests(Path(folder)) for folder in sorted(folders)}
+    for name, stamp in stamps.items():
+        write_text(out / f"{name}.json", json.dumps(stamp, indent=0, sort_keys=True) + "\n")

@@ -1,0 +1,153 @@
+"""A folder of recordings: the profile that is written for it, and what a change of the folder reruns."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from dvc.utils.hydra import apply_overrides
+
+from pipeline import own
+from steermoe import config
+from tests.pipeline.test_profiles import ROOT, executed, project, run  # noqa: F401
+
+RATE = 16_000
+
+
+def record(path: Path, text: str, seconds: float = 0.6) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(len(path.name) + len(text)).normal(0, 0.1, round(seconds * RATE))
+    soundfile.write(path, noise, RATE)
+    path.with_suffix(".txt").write_text(text)
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    for number in range(20):
+        record(tmp_path / "recordings" / f"said-{number:02d}.wav", f"the red house {number}")
+    return tmp_path / "recordings"
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    return tmp_path / "params.yaml"
+
+
+def test_a_profile_is_written_and_put_in_force(recordings: Path, params: Path, capsys: Any) -> None:
+    own.main("mine", recordings, language="en", params=params)
+    loaded = config.load(params)
+    folder = loaded.corpora["folder"]
+    assert isinstance(folder, config.Folder) and folder.path == str(recordings)
+    assert (loaded.profile, list(loaded.corpora)) == ("mine", ["folder"])
+    assert loaded.training.max_seconds == loaded.preprocessing.max_seconds == 8.0
+    assert loaded.training.eval_every <= loaded.training.steps <= 450
+    told = capsys.readouterr().out
+    assert re.search(r"train: 14 rows(.|\n)*dev: 2 rows(.|\n)*test: 4 rows", told)
+    assert "cannot learn a person's speech" in told and "test has 2 s" in told
+    before = (params.parent / "configs" / "mine.yaml").read_text()
+    apply_overrides(str(params.parent / "configs" / "mine.yaml"), [f"training.steps={loaded.training.steps}"])
+    assert (params.parent / "configs" / "mine.yaml").read_text() == before
+    with pytest.raises(ValueError, match="there already"):
+        own.main("mine", recordings, params=params)
+    with pytest.raises(config.ConfigError, match='language: found "en_US"; legal: a BCP 47 tag'):
+        own.main("another", recordings, language="en_US", params=params)
+    own.main("other", recordings, encoder="openai/whisper-small", llm="owner/llm", base="mine", params=params)
+    assert config.load(params).training.max_seconds == 30.0
+    assert "cannot learn" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "seconds", "message"),
+    [
+        ([], 1.0, "no recordings"),
+        (["a.wav", "b.wav"], 1.0, "2 recordings, at least one"),
+        (["train/a.wav", "test/b.wav"], 1.0, "no recordings in split dev"),
+        (["train/a.wav", "dev/b.wav", "test/c.wav"], 9.0, "2 recordings are longer than 8 s"),
+        (["train/a.wav", "dev/b.wav", "c.wav"], 1.0, "c.wav: nothing says its split"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_and_nothing_written(
+    tmp_path: Path, params: Path, names: list[str], seconds: float, message: str
+) -> None:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for name in names:
+        record(folder / name, "told", seconds)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")}
+    with pytest.raises(ValueError, match=message):
+        own.main("mine", folder, params=params)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")} == before
+
+
+def test_texts_longer_than_the_limits_raise_them(recordings: Path, params: Path) -> None:
+    (recordings / "said-00.txt").write_text("the red house " * 30)
+    own.main("mine", recordings, params=params)
+    loaded = config.load(params)
+    assert (loaded.preprocessing.max_tokens or 0) >= 90 <= loaded.generation.max_new_tokens
+
+
+def test_a_profile_without_the_section_shows_it(params: Path) -> None:
+    params.write_text(params.read_text().replace("- digits\n", "- folder\n", 1))
+    with pytest.raises(
+        config.ConfigError, match=r"mini\.yaml: corpora: no section folder.*`folder: \{train: <"
+    ):
+        config.load(params)
+
+
+def test_the_state_of_what_lies_outside(recordings: Path, params: Path, tmp_path: Path) -> None:
+    own.main("mine", recordings, llm=str(tmp_path / "llm"), params=params)
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "model.safetensors").write_text("weights")
+
+    def stamps() -> dict[str, Any]:
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "stamp",
+            "--out",
+            str(tmp_path / "stamps"),
+            "--params",
+            str(params),
+        ]
+        subprocess.run(command, check=True, cwd=ROOT)
+        return {path.stem: json.loads(path.read_text()) for path in (tmp_path / "stamps").rglob("*.json")}
+
+    before = stamps()
+    assert len(before["folder"][str(recordings)]) == 40 and stamps() == before
+    (tmp_path / "llm" / "model.safetensors").write_text("WEIGHTS")
+    (recordings / "added.wav").write_bytes(b"")
+    after = stamps()
+    assert {name for name in before if before[name] != after[name]} == {"folder", "models"}
+
+
+@pytest.mark.slow
+def test_a_change_reruns_what_depends_on_it(project: Path, recordings: Path) -> None:  # noqa: F811
+    shutil.copy(ROOT / "params.yaml", project)
+    told = run(project, "python", "-m", "pipeline", "own", "mine", str(recordings), "--language", "en")
+    assert "in force" in told
+    always = {"stamp@mine"}
+    data = {"download@mine-folder", "preprocess@mine-folder", "configure@mine"}
+    first = executed(run(project, "dvc", "repro", "configure"))
+    assert first == always | data | {"rehearse@mine", "base@mine"}
+    assert executed(run(project, "dvc", "repro", "configure")) == always
+    (recordings / "said-03.wav").touch()
+    (recordings / "notes.md").write_text("of no interest")
+    assert executed(run(project, "dvc", "repro", "configure")) == always | {"download@mine-folder"}
+    (recordings / "said-03.txt").write_text("the red house three")
+    assert executed(run(project, "dvc", "repro", "configure")) == always | data
+    record(recordings / "said-04.wav", "the red house 4", 0.7)
+    options = ("--source", "data/mine/raw/folder", "--out", "data/other")
+    stage = [sys.executable, "-m", "pipeline", "preprocess", "folder", *options]
+    refused = subprocess.run(stage, cwd=project, capture_output=True, text=True)
+    assert refused.returncode == 1 and "said-04.wav was changed" in refused.stderr
+    assert executed(run(project, "dvc", "repro", "configure")) == always | data
