@@ -229,19 +229,21 @@ def _corpora_differ(params: Path, values: dict[str, Any], sizes: dict[str, Any])
         return []
     if named == [name for name in there if name in named]:
         return []
+    anew = f"run `make profile PROFILE={values['profile']}`"
     schema = Corpora.model_json_schema()
-    lacking = [name for name in named if name not in there and name in Corpora.model_fields]
+    lacking = [name for name in Corpora.model_fields if name in named and name not in there]
     if lacking:
         return [
             f"configs/{values['profile']}.yaml: corpora: no section {name}, which {params}: corpora names; add "
-            f"`{name}: {section_form(name, schema)}`, or take the name out of {params.name}"
-            + ("; `python -m pipeline own` writes a profile for a folder" if name == "folder" else "")
+            f"`{name}: {section_form(name, schema)}`"
+            + (" (`python -m pipeline own` writes a profile for a folder)" if name == "folder" else "")
+            + f", or take the name out: {anew}"
             for name in lacking
         ]
     legal = (
         f"[{', '.join(map(str, there))}], those of configs/{values['profile']}.yaml in their order, or some"
     )
-    return [f"{problem(f'{params}: corpora', named, legal)}; run `make profile PROFILE={values['profile']}`"]
+    return [f"{problem(f'{params}: corpora', named, legal)}; {anew}"]
 
 
 def _arms(
