@@ -123,7 +123,7 @@ def _files(settings: Folder, found: dict[str, list[Entry]]) -> list[str]:
     audio = {entry.audio for entries in found.values() for entry in entries}
     if settings.table is not None:
         return [settings.table, *sorted(audio)]
-    texts = {PurePosixPath(path).with_suffix(".txt").as_posix() for path in audio}
+    texts = {PurePosixPath(path).with_suffix(end).as_posix() for path in audio for end in (".txt", ".TXT")}
     return sorted(audio | texts)
 
 

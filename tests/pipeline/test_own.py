@@ -49,6 +49,7 @@ def test_a_profile_is_written_and_put_in_force(recordings: Path, params: Path, c
     assert isinstance(folder, config.Folder) and folder.path == str(recordings)
     assert (loaded.profile, list(loaded.corpora)) == ("mine", ["folder"])
     assert loaded.training.max_seconds == loaded.preprocessing.max_seconds == 8.0
+    assert loaded.training.steps is not None
     assert loaded.training.eval_every <= loaded.training.steps <= 450
     told = capsys.readouterr().out
     assert re.search(r"train: 14 rows(.|\n)*dev: 2 rows(.|\n)*test: 4 rows", told)
@@ -68,7 +69,7 @@ def test_a_profile_is_written_and_put_in_force(recordings: Path, params: Path, c
 @pytest.mark.parametrize(
     ("names", "seconds", "message"),
     [
-        ([], 1.0, "no recordings"),
+        ([], 1.0, "no utterances"),
         (["a.wav", "b.wav"], 1.0, "2 recordings, at least one"),
         (["train/a.wav", "test/b.wav"], 1.0, "no recordings in split dev"),
         (["train/a.wav", "dev/b.wav", "test/c.wav"], 9.0, "2 recordings are longer than 8 s"),
