@@ -29,7 +29,9 @@ HOMES = {  # library -> the only files that may import it
     "peft": ["steermoe/models/lora.py"],
     "deepspeed": ["steermoe/training/deepspeed.py"],
     "dvc": [],
-    "prefect": [f"flows/{name}.py" for name in ("commands", "experiments", "lifetime", "results", "service")],
+    "prefect": [
+        f"flows/{name}.py" for name in ("claim", "commands", "experiments", "lifetime", "results", "service")
+    ],
     "fastapi": ["steermoe/serving/server.py"],
     "starlette": ["steermoe/serving/server.py", "steermoe/serving/demo.py"],
     "uvicorn": ["steermoe/serving/server.py"],

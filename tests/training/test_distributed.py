@@ -73,7 +73,7 @@ def _tampered(arm: str, shards: list[Path], out: Path, root: Path, way: str) -> 
                 if held is not None and held.numel():
                     held.data.view(-1)[0] += 1e-2
 
-    AdapterTrainer.train = tampering
+    AdapterTrainer.train = tampering  # pyright: ignore[reportAttributeAccessIssue]
     try:
         train(ArmConfig.from_json(arm), shards, out, root, distributed=section(way))
     except FrozenChangedError:

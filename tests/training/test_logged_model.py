@@ -35,11 +35,13 @@ print(json.dumps(texts))
 
 
 @pytest.fixture
-def project(fresh_store, tmp_path, monkeypatch) -> Path:
+def project(request, fresh_store, tmp_path, monkeypatch) -> Path:
     """A project with the repository's base models, and a store of its own."""
     for variable in ("DVC_EXP_NAME", "STEERMOE_EXECUTION", "STEERMOE_BASE_MODELS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
-    root = tmp_path / "a%20#project ?ü%"  # characters that mean something in addresses
+    root = tmp_path / getattr(
+        request, "param", "a #project ?ü%"
+    )  # characters that mean something in addresses
     root.mkdir()
     shutil.copy(fresh_store / "mlflow.db", root)
     (root / "pretrained").symlink_to(ROOT / "pretrained")
@@ -105,6 +107,7 @@ def test_the_champion_is_loaded_elsewhere_and_hears_speech(project, tmp_path, mo
     assert predictions(STEERMOE_BASE_MODELS=str(ROOT))[0] == [heard, said]
 
 
+@pytest.mark.parametrize("project", ["project", "a%20x%2Fy#?"], indirect=True)
 def test_a_logged_model_is_the_adapter_and_nothing_of_what_is_frozen(project):
     model = evaluated(project, "linear")
     evaluated(project, "linear")  # of another corpus: the model is there already
