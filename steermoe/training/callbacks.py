@@ -30,7 +30,7 @@ class MetricLog(Protocol):
 
 
 class EarlyStopping(TrainerCallback):
-    """Stops after `patience` evaluations without a lower loss; the last step is logged and evaluated, too.
+    """Stops after `patience` evaluations without a lower loss, and closes the log at the last step.
 
     It keeps no count of its own: the log tells, so that a resumed training decides as an undisturbed one.
     """
@@ -43,7 +43,7 @@ class EarlyStopping(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         if state.global_step >= state.max_steps:
-            control.should_log = control.should_evaluate = True
+            control.should_log = True
         return control
 
     @override
