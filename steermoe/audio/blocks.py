@@ -87,14 +87,15 @@ def _regrouped(
     run: Iterator[tuple[int, np.ndarray]], count: int, channels: int
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """The samples of a run in arrays of at least `count`, and whether they are the last, which may be fewer."""
-    waiting, length = [np.zeros((0, channels), np.float32)], 0
+    waiting: list[np.ndarray] = []
+    length = 0
     for _, samples in run:
         waiting.append(samples)
         length += len(samples)
         if length >= count:
-            yield np.concatenate(waiting), False
-            waiting, length = waiting[:1], 0
-    yield np.concatenate(waiting), True
+            yield np.concatenate(waiting) if len(waiting) > 1 else samples, False
+            waiting, length = [], 0
+    yield np.concatenate(waiting) if waiting else np.zeros((0, channels), np.float32), True
 
 
 def _frames(
@@ -121,6 +122,14 @@ def _frames(
             yield rate, samples
 
 
+class _Forward(soundfile.SoundFile):
+    """Never seeks: soundfile does so after every read, and decoders then decode a part again."""
+
+    def seekable(self) -> bool:
+        """False."""
+        return False
+
+
 def _simple(
     file: BinaryIO, part: Part, name: str, max_seconds: float, block_seconds: float, track: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -128,7 +137,7 @@ def _simple(
     if track not in (None, 1):
         raise AudioError(f"{name}: no audio track {track}; it has 1")
     try:
-        opened = soundfile.SoundFile(cast(BinaryIO, View(file, part)))
+        opened = _Forward(cast(BinaryIO, View(file, part)))
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{name}: not readable as audio ({error.error_string})") from error
     with opened:

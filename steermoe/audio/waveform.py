@@ -44,7 +44,8 @@ def load(source: Source, max_seconds: float = MAX_SECONDS, track: int | None = N
             holds samples that are not finite or of another scale.
         OSError: the file cannot be opened.
     """
-    return np.concatenate(list(blocks(source, max_seconds, track=track)))
+    found = list(blocks(source, max_seconds, track=track))
+    return np.concatenate(found) if len(found) > 1 else found[0]
 
 
 def flac_header(data: bytes) -> Header:
