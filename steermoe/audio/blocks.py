@@ -102,12 +102,8 @@ def _frames(
     file: BinaryIO, name: str, max_seconds: float, block_seconds: float, track: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Rate and samples (n, channels) of all recordings in a file, as they are decoded; within the limits."""
-    try:
-        found = parts(file)
-    except AudioError as error:
-        raise AudioError(f"{name}: {error}") from None
     seconds = 0.0
-    for part in found:
+    for part in parts(file, name):
         if part.simple:
             frames = _simple(file, part, name, max_seconds, block_seconds, track)
         else:
@@ -153,14 +149,15 @@ def _simple(
                 f"{name}: {total / rate:.1f} s by its header, allowed are at most {max_seconds:g}; cut it"
             )
         decoded, count = 0, max(1, round(block_seconds * rate))
-        while True:
+        while decoded < total:  # no further: what is behind, as tags, is not FLAC
+            wanted = min(count, total - decoded)
             try:
-                samples = opened.read(count, dtype="float32", always_2d=True)
+                samples = opened.read(wanted, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
                 raise AudioError(f"{name}: corrupt {opened.format} audio ({error.error_string})") from error
             decoded += len(samples)
             yield rate, samples
-            if len(samples) < count:
+            if len(samples) < wanted:
                 break
     if decoded != total:
         raise AudioError(f"{name}: truncated audio, {decoded} of {total} samples could be decoded")
@@ -223,6 +220,6 @@ def is_audio(path: Path) -> bool:
 
     try:
         with path.open("rb") as file:
-            return (first := parts(file)[0]).simple or containers.has_audio(file, first)
+            return (first := parts(file, str(path))[0]).simple or containers.has_audio(file, first)
     except AudioError:
         return False  # no bytes, or cut and not even named as audio

@@ -16,7 +16,21 @@ from av.stream import Disposition
 from steermoe.audio.base import AudioError, as_floats
 from steermoe.audio.parts import Part, View
 
-FORMATS = ("mov", "matroska", "ogg", "mp3", "aac", "amr", "caf", "flac", "wav", "aiff")  # FFmpeg's demuxers
+FORMATS = (
+    "mov",
+    "matroska",
+    "ogg",
+    "mp3",
+    "aac",
+    "amr",
+    "caf",
+    "flac",
+    "wav",
+    "w64",
+    "aiff",
+    "au",
+    "nistsphere",
+)
 CODECS = (
     *("aac", "alac", "opus", "vorbis", "mp3", "mp3float", "flac", "amrnb", "amrwb"),
     *("pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be"),
@@ -96,7 +110,7 @@ def _open(file: BinaryIO, part: Part, name: str) -> Any:
         found = getattr(error, "strerror", None) or error
         raise AudioError(
             f"{name}: not readable as audio ({found}); expected WAV, FLAC, AIFF, MP3, Ogg, MP4 (m4a, mov), "
-            "Matroska (WebM), AAC, AMR or CAF; convert others, for instance by "
+            "Matroska (WebM), AAC, AMR, CAF or W64; convert others, for instance by "
             "`ffmpeg -i <file> -ac 1 -ar 16000 <file>.flac`"
         ) from error
 

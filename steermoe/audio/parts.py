@@ -6,6 +6,7 @@ that a header promises were cut off, and a size that says 0 or the largest numbe
 """
 
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from typing import Any, BinaryIO, Literal
 
 from steermoe.audio.base import AudioError
 
+log = logging.getLogger(__name__)
 UNKNOWN = 0x7FFF0000  # 32-bit sizes from here on are what writers to a pipe put down, when they pass the end
+TAGS = 2**16  # bytes behind a recording that are taken for tags
 STREAMINFO = b"fLaC\0\0\0\x22"  # starts a FLAC file
 EBML, SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 SEARCHED = 2**20  # bytes read at a time in a search
@@ -32,6 +35,14 @@ class Part:
     start: int
     stop: int
     simple: bool = False
+
+
+class _Cut(Exception):
+    """The file ends before the size that a header promises."""
+
+    def __init__(self, promised: int) -> None:
+        super().__init__()
+        self.promised = promised
 
 
 class View(io.RawIOBase):
@@ -65,21 +76,28 @@ class View(io.RawIOBase):
         return len(data)
 
 
-def parts(file: BinaryIO) -> list[Part]:
+def parts(file: BinaryIO, name: str) -> list[Part]:
     """The recordings in a file, at least one.
+
+    Args:
+        file: can be sought in.
+        name: what it is called in messages.
 
     Raises:
         AudioError: the file is empty, or ends before the size that a header promises.
     """
     size = file.seek(0, os.SEEK_END)
     if not size:
-        raise AudioError("empty, 0 bytes")
+        raise AudioError(f"{name}: empty, 0 bytes")
     place = _behind_tags(file)
-    find = _finder(_at(file, place, 12))
-    found = [] if find is None else list(find(file, place, size))
-    if not found:
-        _check_mp3(file, place, size)
-    return found or [Part(place, size)]
+    find = _finder(_at(file, place, 12)) or _others
+    try:
+        found = list(find(file, place, size))
+    except _Cut as cut:
+        raise AudioError(f"{name}: truncated audio, {size} of {cut.promised} bytes are there") from None
+    if (left := size - found[-1].stop) > TAGS:
+        log.warning("%s: %d bytes behind the audio are not read; its header does not count them", name, left)
+    return found
 
 
 def _finder(start: bytes) -> Callable[[BinaryIO, int, int], Iterator[Part]] | None:
@@ -94,6 +112,8 @@ def _finder(start: bytes) -> Callable[[BinaryIO, int, int], Iterator[Part]] | No
         return _oggs
     if start[:4] == EBML:
         return _matroskas
+    if start[:4] in (b"riff", b"caff"):
+        return _w64s if start[:4] == b"riff" else _cafs
     return _mp4s if start[4:8] in BOXES else None
 
 
@@ -104,10 +124,6 @@ def _at(file: BinaryIO, place: int, count: int) -> bytes:
 
 def _number(file: BinaryIO, place: int, count: int, order: Literal["little", "big"]) -> int:
     return int.from_bytes(_at(file, place, count), order)
-
-
-def _cut(size: int, promised: int) -> AudioError:
-    return AudioError(f"truncated audio, {size} of {promised} bytes are there")
 
 
 def _behind_tags(file: BinaryIO, place: int = 0) -> int:
@@ -151,7 +167,7 @@ def _wave(file: BinaryIO, start: int, size: int) -> tuple[int, bool]:
     if (end > size and UNKNOWN <= count < 2**32) or (count == 0 and not _only_chunks(file, begin, size)):
         return size, False
     if end > size:
-        raise _cut(size, end)
+        raise _Cut(end)
     riff = start + 8 + _number(file, start + 4, 4, "little")
     return (min(riff + riff % 2, size) if riff >= end else end + count % 2), True
 
@@ -173,9 +189,31 @@ def _aiffs(file: BinaryIO, place: int, size: int) -> Iterator[Part]:
         stop = place + 8 + count + count % 2
         unknown = count == 0 or (stop > size and count >= UNKNOWN)
         if stop - count % 2 > size and not unknown:
-            raise _cut(size, stop)
-        yield Part(place, size if unknown else min(stop, size), not unknown)
+            raise _Cut(stop)
+        yield Part(place, size if unknown else min(stop, size), simple=True)
         place = size if unknown else stop
+
+
+def _w64s(file: BinaryIO, place: int, size: int) -> Iterator[Part]:
+    while _at(file, place, 4) == b"riff":
+        stop = place + _number(file, place + 16, 8, "little")
+        if stop > size or stop <= place:
+            raise _Cut(stop)
+        yield Part(place, stop)
+        place = stop
+
+
+def _cafs(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
+    """CAF files are chunks after 8 bytes; the audio's may go to the end, and then its size is -1."""
+    place = start + 8
+    while place + 12 <= size and (name := _at(file, place, 4)) != b"caff" and name.strip().isalnum():
+        count = _number(file, place + 4, 8, "big")
+        place = size if count == 2**64 - 1 else place + 12 + count
+    if place > size:
+        raise _Cut(place)
+    yield Part(start, place)
+    if _at(file, place, 4) == b"caff":
+        yield from _cafs(file, place, size)
 
 
 def _flacs(file: BinaryIO, place: int, size: int) -> Iterator[Part]:
@@ -196,7 +234,7 @@ def _oggs(file: BinaryIO, place: int, size: int) -> Iterator[Part]:
             continue
         lacing = head[27 : 27 + head[26]] if len(head) > 26 else b""
         if len(head) < 27 or len(lacing) < head[26] or place + 27 + len(lacing) + sum(lacing) > size:
-            raise _cut(size, place + 27 + len(lacing) + sum(lacing))
+            raise _Cut(place + 27 + len(lacing) + sum(lacing))
         beginning = bool(head[5] & 2)
         if beginning and not first:
             yield Part(start, place)
@@ -222,7 +260,7 @@ def _mp4s(file: BinaryIO, place: int, size: int) -> Iterator[Part]:
         if count < 8 or not name.strip().isalnum():
             break  # no box: something behind the file
         if place + count > size:
-            raise _cut(size, place + count)
+            raise _Cut(place + count)
         place += count
     yield Part(start, size)
 
@@ -234,7 +272,7 @@ def _matroskas(file: BinaryIO, place: int, size: int) -> Iterator[Part]:
         count, width = _ebml_size(file, segment + 4) if _at(file, segment, 4) == SEGMENT else (None, 0)
         stop = size if count is None else segment + 4 + width + count
         if stop > size:
-            raise _cut(size, stop)
+            raise _Cut(stop)
         if count is None:  # written to a pipe: up to the next file, if there is one
             stop = _search(file, EBML, segment, size)
         yield Part(place, stop)
@@ -249,8 +287,9 @@ def _ebml_size(file: BinaryIO, place: int) -> tuple[int | None, int]:
     return (None if value == (1 << 7 * width) - 1 else value), width
 
 
-def _check_mp3(file: BinaryIO, place: int, size: int) -> None:
-    """Raises AudioError for an MP3 file with fewer bytes than its first frame promises (Xing, Info or VBRI)."""
+def _others(file: BinaryIO, place: int, size: int) -> Iterator[Part]:
+    """One part; an MP3 file may tell in its first frame how many bytes it has (Xing, Info or VBRI)."""
+    yield Part(place, size)
     start = _at(file, place, 256)
     if start[:1] != b"\xff":
         return
@@ -263,4 +302,4 @@ def _check_mp3(file: BinaryIO, place: int, size: int) -> None:
         return
     promised = int.from_bytes(start[begin : begin + 4], "big")
     if place + promised > size:
-        raise _cut(size, place + promised)
+        raise _Cut(place + promised)

@@ -179,9 +179,11 @@ def wav(riff: int, data: int) -> bytes:
         (ID3 * 2 + MP3, 2),
         (ID3 * 400 + MP3, 2),  # as with a picture
         (b"\0\x01garbage" * 300 + MP3[FRAME:], 2),
-        (MP3 + b"TAG" + bytes(125), 2),
+        *((whole + b"TAG" + bytes(125), 2) for whole in (MP3, FLAC, OPUS, muxed("mp4", "aac"), encoded(AB, "AIFF"))),
+        (encoded(AB, "AIFF")[:4] + bytes(4) + encoded(AB, "AIFF")[8:], 2),
         *((encoded(A1, *kind) + encoded(B, *kind), 1.5) for kind in (
-            ("WAV",), ("WAV", "FLOAT"), ("AIFF",), ("FLAC",), ("MP3",), ("OGG", "OPUS"), ("OGG", "VORBIS"))),
+            ("WAV",), ("WAV", "FLOAT"), ("AIFF",), ("FLAC",), ("W64",), ("CAF",), ("MP3",),
+            ("OGG", "OPUS"), ("OGG", "VORBIS"))),
         (encoded(A1, "MP3") + ID3 + encoded(B, "MP3"), 1.5),
         (encoded(A1, "MP3")[FRAME:] + encoded(B, "MP3")[FRAME:], 1.5),
         (encoded(A1, "OGG", "VORBIS") + encoded(np.stack([B, B], 1)[::2], "OGG", "VORBIS", 8000), 1.5),
@@ -214,13 +216,18 @@ def test_lossless_formats_without_a_length_are_the_same_samples():
 
 @pytest.mark.parametrize(
     "data",
-    [WAV, FLAC, OPUS, VORBIS, MP3, encoded(AB, "AIFF"), muxed("mp4", "aac"),
-     encoded(A, "OGG", "OPUS") + OPUS, WAV + WAV],
+    [WAV, FLAC, OPUS, VORBIS, MP3, *(encoded(AB, kind) for kind in ("AIFF", "W64", "CAF", "RF64")),
+     muxed("mp4", "aac"), encoded(A, "OGG", "OPUS") + OPUS, WAV + WAV],
     ids=lambda value: "",
 )  # fmt: skip
 def test_what_is_cut_is_reported(data: bytes):
     with pytest.raises(AudioError, match=r"truncated audio|corrupt"):
         waveform.load(data[: len(data) * 7 // 10])
+
+
+def test_audio_that_the_header_does_not_count_is_reported(caplog: pytest.LogCaptureFixture):
+    assert len(waveform.load(wav(36 + 8000, 8000) + bytes(2**16))) == 4000
+    assert f"{len(WAV) - 8044 + 2**16} bytes behind the audio are not read" in caplog.text
 
 
 def test_channels_of_opposite_phase_do_not_cancel():

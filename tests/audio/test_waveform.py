@@ -113,7 +113,7 @@ MP3 = encoded(np.random.default_rng(2).uniform(-0.5, 0.5, 20_000).astype(np.floa
         (encoded(floats([0, 0.1, np.nan, 0.2]), RATE, subtype="FLOAT"), "sample 2 is nan"),
         (encoded(floats([0, np.inf]), RATE, subtype="FLOAT"), "sample 1 is inf"),
         (encoded(tone(0.1, RATE), RATE, subtype="IMA_ADPCM"), "WAV with IMA_ADPCM is not admitted"),
-        (encoded(tone(0.1, RATE), RATE, "AU"), "not readable as audio"),
+        (encoded(tone(0.1, RATE), RATE, "VOC"), "not readable as audio"),
         (b"\x00\x00\x00\x20ftypM4A " + bytes(100), "truncated audio|not readable as audio"),
         (b"0&\xb2u\x8ef\xcf\x11" + bytes(100), "not readable as audio .*convert"),
         (b"\x1aE\xdf\xa3" + bytes(100), "not readable as audio"),
