@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 UNKNOWN = 0x7FFF0000  # 32-bit sizes from here on are what writers to a pipe put down, when they pass the end
 TAGS = 2**16  # bytes behind a recording that are taken for tags
 STREAMINFO = b"fLaC\0\0\0\x22"  # starts a FLAC file
-EBML, SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
+EBML, SEGMENT, CLUSTER = b"\x1aE\xdf\xa3", b"\x18S\x80g", b"\x1fC\xb6u"
 SEARCHED = 2**20  # bytes read at a time in a search
 BOXES = b"ftyp moov mdat wide free skip pnot styp".split()
 
@@ -266,24 +266,28 @@ def _mp4s(file: BinaryIO, place: int, size: int) -> Iterator[Part]:
 
 
 def _matroskas(file: BinaryIO, place: int, size: int) -> Iterator[Part]:
-    while place < size and _at(file, place, 4) == EBML:
-        count, width = _ebml_size(file, place + 4)
-        segment = place + 4 + width + (count or 0)
-        count, width = _ebml_size(file, segment + 4) if _at(file, segment, 4) == SEGMENT else (None, 0)
-        stop = size if count is None else segment + 4 + width + count
-        if stop > size:
-            raise _Cut(stop)
-        if count is None:  # written to a pipe: up to the next file, if there is one
-            stop = _search(file, EBML, segment, size)
-        yield Part(place, stop)
-        place = stop
+    """Elements of a size each; segments and clusters that were written to a pipe have none, and are entered."""
+    start, inside = place, False
+    while place < size:
+        head = _at(file, place, 12)
+        width = 9 - head[0].bit_length()
+        name, count, more = head[:width], *_ebml_size(head[width:])
+        if not (inside or name in (EBML, SEGMENT)) or (count is None and name not in (SEGMENT, CLUSTER)):
+            break  # something behind the file
+        if name == EBML and place > start:
+            yield Part(start, place)
+            start = place
+        inside = count is None if name in (EBML, SEGMENT) else inside
+        place += width + more + (count or 0)
+    if place > size:
+        raise _Cut(place)
+    yield Part(start, size)
 
 
-def _ebml_size(file: BinaryIO, place: int) -> tuple[int | None, int]:
+def _ebml_size(data: bytes) -> tuple[int | None, int]:
     """A size (None: unknown), and how many bytes it is written in."""
-    head = _at(file, place, 8)
-    width = 9 - head[0].bit_length() if head and head[0] else 1
-    value = int.from_bytes(head[:width], "big") & (1 << 7 * width) - 1
+    width = 9 - data[0].bit_length() if data and data[0] else 1
+    value = int.from_bytes(data[:width], "big") & (1 << 7 * width) - 1
     return (None if value == (1 << 7 * width) - 1 else value), width
 
 

@@ -217,7 +217,7 @@ def test_lossless_formats_without_a_length_are_the_same_samples():
 @pytest.mark.parametrize(
     "data",
     [WAV, FLAC, OPUS, VORBIS, MP3, *(encoded(AB, kind) for kind in ("AIFF", "W64", "CAF", "RF64")),
-     muxed("mp4", "aac"), encoded(A, "OGG", "OPUS") + OPUS, WAV + WAV],
+     muxed("mp4", "aac"), muxed("webm", "libopus"), encoded(A, "OGG", "OPUS") + OPUS, WAV + WAV],
     ids=lambda value: "",
 )  # fmt: skip
 def test_what_is_cut_is_reported(data: bytes):
