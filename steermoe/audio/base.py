@@ -8,7 +8,7 @@ MAX_CHANNELS = 8
 MAX_PEAK = 4.0  # of float samples, whose full scale is 1; more is another scale, most often that of integers
 SUFFIXES = frozenset(
     ".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .m4a .m4b .mp4 .m4v .mov .3gp .3g2 .aac .amr .caf "
-    ".webm .mkv .mka .w64 .rf64".split()
+    ".webm .mkv .mka .w64 .rf64 .wma .sph .au .wv".split()
 )  # of files that are taken for audio whatever is in them; the reader decides by content alone
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from steermoe.audio.base import SUFFIXES
 from steermoe.config import LANGUAGE_TAG, Folder
 from steermoe.corpora import index, sources, tables
 from steermoe.corpora.archives import ArchiveError
@@ -21,11 +22,6 @@ from steermoe.corpora.index import Entry
 from steermoe.data.staging import project_root
 
 SPLITS = Folder.SPLITS
-SUFFIXES = (
-    *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif"),
-    *(".m4a", ".mp4", ".webm", ".mkv", ".mka"),
-    *(".aac", ".wma", ".amr"),  # which are not decoded, but listed as such
-)
 CARD = Card(
     name="a folder of yours",
     hours=None,

@@ -146,7 +146,7 @@ def _problem(error: Exception, path: Path) -> str:
     """The error in one line, with the recording's name."""
     if isinstance(error, OSError) and error.strerror:
         return f"{path}: {error.strerror}"
-    return str(error) if str(path) in str(error) else f"{path}: {error}"
+    return str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
 
 
 @contextmanager
