@@ -1,131 +1,177 @@
-"""Recordings in containers that libsndfile does not read, decoded by FFmpeg's libraries through PyAV.
+"""Recordings that FFmpeg's libraries decode, through PyAV: all but WAV, AIFF and FLAC of known length.
 
-Nothing is probed: the container is the one that the first bytes name, its codec one of a list. Input is an open
-stream and nothing else: no other file, no network address (MP4 may point to some) can be opened from it.
+Input is an open stream and nothing else: no other file, no network address (MP4 and playlists may point to some) can
+be opened from it. Only the formats and codecs listed here are, video is never decoded.
 """
 
+import logging
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from av.error import FFmpegError
+from av.error import FFmpegError, InvalidDataError
+from av.stream import Disposition
 
-NAMES = {"mov": "MP4", "matroska": "Matroska or WebM"}  # by FFmpeg's demuxer
-CODECS = ("aac", "alac", "opus", "vorbis", "mp3", "flac")
-OPTIONS = {"protocol_whitelist": "none", "enable_drefs": "0"}
-SLACK = 0.5  # seconds by which codec delay may make a recording other than as long as the container says
+from steermoe.audio.base import AudioError, as_floats
+from steermoe.audio.parts import Part, View
+
+FORMATS = (
+    "mov",
+    "matroska",
+    "ogg",
+    "mp3",
+    "aac",
+    "amr",
+    "caf",
+    "flac",
+    "wav",
+    "w64",
+    "aiff",
+    "au",
+    "nistsphere",
+)
+CODECS = (
+    *("aac", "alac", "opus", "vorbis", "mp3", "mp3float", "flac", "amrnb", "amrwb"),
+    *("pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be"),
+    *("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be", "pcm_alaw", "pcm_mulaw"),
+)
+OPTIONS = {
+    "format_whitelist": ",".join(FORMATS), "codec_whitelist": ",".join(CODECS),
+    "protocol_whitelist": "none", "enable_drefs": "0",
+}  # fmt: skip
+CLOCKED = ("mov", "matroska", "ogg")  # whose packets have times of their own
+JITTER = 0.1  # seconds by which a packet may be late before that is a gap
+RESTART = 1.0  # seconds by which a packet is early where the clock was set back
+SILENT = 1e-3  # peak, -60 dB: of a track that has no sound
+log = logging.getLogger(__name__)
 
 
-class ContainerError(ValueError):
-    """A container cannot be used: corrupt, truncated, without audio, or with a codec that is not admitted."""
+def frames(
+    file: BinaryIO, part: Part, name: str, max_seconds: float, track: int | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """An audio track as it is decoded, on the container's clock, which begins where its first track does.
 
-
-class Container:
-    """The first audio stream of a container, with what `soundfile.SoundFile` offers of reading.
+    Where the clock says that nothing was recorded (the track begins late, packets lack), there is silence. Samples are
+    never dropped: what is early follows what was before.
 
     Args:
-        stream: the file, which can be sought in.
-        demuxer: FFmpeg's for it, one of NAMES.
+        file: can be sought in.
+        part: of the file.
+        name: what it is called in messages.
+        max_seconds: longer recordings are refused.
+        track: which audio track, from 1; None: the one that the container calls the default, or the first, but
+            another where that is silent.
 
-    Attributes:
-        format, subtype: of the container and of its codec, in capitals.
-        samplerate, channels: as decoded; Hz.
-        frames: samples of each channel by the container's duration, which is exact to SLACK.
+    Yields:
+        The sampling rate in Hz, and samples (n, channels) float32 with full scale at 1.
 
     Raises:
-        ContainerError: see there.
+        AudioError: corrupt, without audio or the track, of a codec that is not admitted, or too long.
     """
-
-    def __init__(self, stream: BinaryIO, demuxer: str) -> None:
-        self._stream, self._demuxer = stream, demuxer
-        self.format = NAMES[demuxer]
-        self._left: list[np.ndarray] = []
-        self._decoded = 0
-        try:
-            seconds = self._seconds()
-            self._input, track = self._open()
-            self.subtype = track.codec_context.name.upper()
-            self._frames = self._blocks(track)
-            first = next(self._frames, None)
-        except FFmpegError as error:
-            raise ContainerError(f"not readable as audio ({self.format}: {error.strerror})") from error
-        if first is None:
-            raise ContainerError("no samples")
-        self.channels, self.samplerate = first.shape[1], self._rate
-        self.frames = round(seconds * self.samplerate)
-        self._left = [first]
-
-    def _open(self) -> tuple[Any, Any]:
-        self._stream.seek(0)
-        opened = av.open(self._stream, format=self._demuxer, options=OPTIONS)
-        if not opened.streams.audio:
-            raise ContainerError(f"{self.format} without audio")
-        track = opened.streams.audio[0]
-        if track.codec_context.name.removesuffix("float") not in CODECS:
-            raise ContainerError(
-                f"{self.format} with {track.codec_context.name} is not admitted; expected one of {', '.join(CODECS)}"
+    with _open(file, part, name) as container:
+        number = _chosen(file, part, container, name, track)
+        clocked = _kind(container) in CLOCKED
+        origin, seconds = (container.start_time or 0) / av.time_base, 0.0
+        for frame, samples in _decoded(container, number, name):
+            rate = frame.sample_rate
+            late = (
+                float(frame.pts * frame.time_base) - origin - seconds
+                if clocked and frame.pts is not None
+                else 0
             )
-        return opened, track
+            if late < -RESTART:
+                origin += late
+            if late > JITTER:
+                if seconds + late > max_seconds:
+                    raise AudioError(
+                        f"{name}: {seconds + late:.1f} s by its clock, allowed are at most {max_seconds:g}; cut it"
+                    )
+                for silence in _silence(round(late * rate), rate, samples.shape[1]):
+                    yield rate, silence
+                seconds += late
+            yield rate, samples
+            seconds += len(samples) / rate
 
-    def _seconds(self) -> float:
-        """Length by the header, else (browsers write none) by the packets' times, without decoding."""
-        opened, track = self._open()
-        with opened:
-            if track.duration is not None:
-                return float(track.duration * track.time_base)
-            if opened.duration is not None:
-                return opened.duration / av.time_base
-            ends = [
-                float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                for packet in opened.demux(track)
-                if packet.pts is not None
-            ]
-        return max(ends, default=0.0)
 
-    def _blocks(self, track: Any) -> Iterator[np.ndarray]:
-        """Samples (n, channels) as they are decoded."""
-        self._rate = 0
-        resampler = av.AudioResampler(format="fltp")
-        for frame in self._input.decode(track):
-            for part in resampler.resample(frame):
-                samples = part.to_ndarray().T
-                if self._rate and (part.sample_rate, samples.shape[1]) != (self._rate, self.channels):
-                    raise ContainerError("sampling rate or channels change within the recording")
-                self._rate = part.sample_rate
-                yield samples
+def has_audio(file: BinaryIO, part: Part) -> bool:
+    """Whether it can be opened, and has an audio track."""
+    try:
+        with _open(file, part, "") as container:
+            return bool(container.streams.audio)
+    except AudioError:
+        return False
 
-    def read(self, frames: int = -1, dtype: str = "float32", always_2d: bool = True) -> np.ndarray:
-        """The next samples (n, channels) float32, `frames` of them or all; fewer at the end.
 
-        Raises:
-            ContainerError: what is in the container is corrupt, or longer or shorter than it says.
-        """
-        slack = round(SLACK * self.samplerate)
-        count = sum(map(len, self._left))
-        try:
-            while frames < 0 or count < frames:
-                block = next(self._frames, None)
-                if block is None:
-                    break
-                self._left.append(block)
-                count += len(block)
-                if self._decoded + count > self.frames + slack:
-                    raise ContainerError(f"longer than the {self.frames / self.samplerate:.1f} s it says")
-        except FFmpegError as error:
-            raise ContainerError(f"corrupt {self.format} audio ({error.strerror})") from error
-        samples = np.concatenate(self._left) if self._left else np.zeros((0, self.channels), np.float32)
-        taken = samples if frames < 0 else samples[:frames]
-        self._left = [samples[len(taken) :]] if len(taken) < len(samples) else []
-        self._decoded += len(taken)
-        if (frames < 0 or len(taken) < frames) and self._decoded < self.frames - slack:
-            raise ContainerError(
-                f"truncated audio, {self._decoded} of {self.frames} samples could be decoded"
-            )
-        return taken
+def _open(file: BinaryIO, part: Part, name: str) -> Any:
+    try:
+        return av.open(View(file, part), options=OPTIONS)
+    except (FFmpegError, ValueError) as error:  # a plain ValueError where FFmpeg's own has no number
+        found = getattr(error, "strerror", None) or error
+        raise AudioError(
+            f"{name}: not readable as audio ({found}); expected WAV, FLAC, AIFF, MP3, Ogg, MP4 (m4a, mov), "
+            "Matroska (WebM), AAC, AMR, CAF or W64; convert others, for instance by "
+            "`ffmpeg -i <file> -ac 1 -ar 16000 <file>.flac`"
+        ) from error
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._input.close()
+def _kind(container: Any) -> str:
+    return container.format.name.split(",")[0]
+
+
+def _chosen(file: BinaryIO, part: Part, container: Any, name: str, track: int | None) -> int:
+    """Which audio track is read, from 0."""
+    tracks = container.streams.audio
+    if not tracks:
+        raise AudioError(f"{name}: {container.format.long_name} without audio")
+    if track is not None and not 1 <= track <= len(tracks):
+        raise AudioError(f"{name}: no audio track {track}; it has {len(tracks)}, counted from 1")
+    if track is not None or len(tracks) == 1:
+        return (track or 1) - 1
+    order = sorted(range(len(tracks)), key=lambda n: not tracks[n].disposition & Disposition.default)
+    chosen = next((n for n in order if _sounds(file, part, n, name)), order[0])
+    why = "" if chosen == order[0] else f", for track {order[0] + 1} is silent"
+    log.warning("%s: audio track %d of %d is read%s", name, chosen + 1, len(tracks), why)
+    return chosen
+
+
+def _sounds(file: BinaryIO, part: Part, number: int, name: str) -> bool:
+    with _open(file, part, name) as container:
+        if container.streams.audio[number].codec_context.name not in CODECS:
+            return False
+        return any(np.abs(samples).max() > SILENT for _, samples in _decoded(container, number, name))
+
+
+def _decoded(container: Any, number: int, name: str) -> Iterator[tuple[Any, np.ndarray]]:
+    """Frames of a track, and their samples (n, channels)."""
+    stream = container.streams.audio[number]
+    kind, codec = _kind(container), stream.codec_context.name
+    if codec not in CODECS:
+        raise AudioError(f"{name}: {kind} with {codec} is not admitted; expected one of {', '.join(CODECS)}")
+    good = bad = 0
+    try:
+        for packet in container.demux(stream):
+            try:
+                decoded = packet.decode()
+            except InvalidDataError:
+                if kind in CLOCKED:
+                    raise
+                bad += 1  # tags and rests of frames, as between joined files
+                continue
+            for frame in decoded:
+                good += 1
+                yield frame, _samples(frame)
+    except FFmpegError as error:
+        raise AudioError(f"{name}: corrupt {kind} audio ({error.strerror})") from error
+    if bad > max(2, good // 10):
+        raise AudioError(f"{name}: corrupt {kind} audio ({bad} of {bad + good} packets cannot be decoded)")
+
+
+def _samples(frame: Any) -> np.ndarray:
+    data = frame.to_ndarray()
+    return as_floats(data.T if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels))
+
+
+def _silence(count: int, rate: int, channels: int) -> Iterator[np.ndarray]:
+    for first in range(0, count, 10 * rate):
+        yield np.zeros((min(10 * rate, count - first), channels), np.float32)

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from steermoe.audio.waveform import RATE
+from steermoe.audio.base import RATE
+from steermoe.audio.level import LEVEL, MAX_GAIN
 
 WINDOW = 512  # samples of one probability
 CONTEXT = 64  # samples before a window that the model reads, too
 RUN = 512  # windows a run of the model, at most
 OUTPUTS = ["speech_probs", "hn", "cn"]
+HALF_LIFE = 3.0  # seconds
 HYSTERESIS = 0.15
 PAUSE = 3  # windows below the threshold at which a stretch that is too long may be cut: 96 ms
 
@@ -55,12 +57,17 @@ class Stretch:
 
 
 class VoiceActivity:
-    """Silero's model, and its state between the blocks of one recording."""
+    """Silero's model, and its state between the blocks of one recording.
+
+    It finds speech later or not at all in quiet recordings. So each window is scaled by the loudest one before,
+    which is forgotten with a half-life of HALF_LIFE.
+    """
 
     def __init__(self) -> None:
         self._session = _session()
         self._hidden = self._cell = np.zeros((1, 1, 128), np.float32)
         self._context = np.zeros(CONTEXT, np.float32)
+        self._loudest = 0.0  # rms
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         """Probabilities (n,) that somebody speaks, of samples (n * WINDOW,) that follow those before."""
@@ -69,11 +76,23 @@ class VoiceActivity:
         for first in range(0, len(windows), RUN):
             run = windows[first : first + RUN]
             before = np.concatenate([self._context[None], run[:-1, -CONTEXT:]])
-            inputs = {"input": np.hstack([before, run]), "h": self._hidden, "c": self._cell}
+            inputs = {
+                "input": np.hstack([before, run]) * self._gains(run)[:, None],
+                "h": self._hidden,
+                "c": self._cell,
+            }
             voice, self._hidden, self._cell = map(np.asarray, self._session.run(OUTPUTS, inputs))
             found.append(voice.reshape(-1))
             self._context = run[-1, -CONTEXT:]
         return np.concatenate(found)
+
+    def _gains(self, windows: np.ndarray) -> np.ndarray:
+        """What each of the next windows (n, WINDOW) is multiplied by."""
+        levels = np.sqrt(np.mean(np.square(windows), axis=1))
+        for place, level in enumerate(levels.tolist()):
+            self._loudest = max(level, self._loudest * 0.5 ** (WINDOW / RATE / HALF_LIFE))
+            levels[place] = self._loudest
+        return LEVEL / np.maximum(levels, LEVEL / MAX_GAIN)
 
 
 class Segmenter:

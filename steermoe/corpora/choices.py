@@ -17,20 +17,6 @@ def offered(choices: Sequence[str], kind: str) -> tuple[str, ...]:
     return tuple(choices) if kind == "text" else tuple(string.ascii_uppercase[: len(choices)])
 
 
-def spelled_out(question: str, options: Sequence[str]) -> list[str]:
-    """The texts of options that are letters, from the lines of `ask`, so that an answer may give either.
-
-    The options as they are where they are no letters, or where a text is a single letter itself.
-    """
-    letters = list(string.ascii_uppercase[: len(options)])
-    lines = question.splitlines()[-len(options) :]
-    texts = [
-        line[4:] for letter, line in zip(letters, lines, strict=False) if line.startswith(f"({letter}) ")
-    ]
-    are_letters = list(options) == letters and len(texts) == len(letters)
-    return texts if are_letters and all(len(text.strip()) > 1 for text in texts) else list(options)
-
-
 def fault(answer: str | None, choices: Sequence[str]) -> str | None:
     """What is wrong with an answer: it is not among the choices, or those are too many for letters; else None."""
     if answer in choices and len(choices) <= len(string.ascii_uppercase):

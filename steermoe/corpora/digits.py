@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from steermoe.audio import waveform
 from steermoe.config import Digits
@@ -189,9 +190,11 @@ def _recordings_in(unpacked: Path, archive: Path) -> list[Recording]:
             f"{archive}: expected one folder `recordings` with WAV files, found {len(folders)}"
         )
     for recording in found:
-        header = waveform.read_header(recording.path)
-        if (header.rate, header.channels) != (8000, 1):
-            raise archives.ArchiveError(f"{recording.path}: expected 8000 Hz mono, found {header}")
+        header = soundfile.info(recording.path)
+        if (header.samplerate, header.channels) != (8000, 1):
+            raise archives.ArchiveError(
+                f"{recording.path}: expected 8000 Hz mono, found {header.samplerate} Hz, {header.channels} channels"
+            )
     present = {(r.speaker, r.digit, r.index in TEST_INDICES) for r in found}
     for speaker in sorted({recording.speaker for recording in found}):
         for digit in range(len(WORDS)):

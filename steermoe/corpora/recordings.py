@@ -5,26 +5,9 @@ from collections.abc import Iterator
 from mimetypes import MimeTypes
 from pathlib import Path
 
+from steermoe.audio.base import SUFFIXES
 from steermoe.data.text import TextError, clean, read_text
 
-SUFFIXES = (  # taken for recordings whatever is in them, so that what cannot be read is reported
-    *(
-        ".wav",
-        ".wave",
-        ".flac",
-        ".mp3",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".aiff",
-        ".aif",
-        ".aifc",
-        ".caf",
-        ".sph",
-        ".au",
-    ),
-    *(".m4a", ".m4b", ".m4v", ".mp4", ".mov", ".3gp", ".webm", ".mkv", ".mka", ".aac", ".wma", ".amr"),
-)
 SYSTEM = (
     "thumbs.db",
     "desktop.ini",
@@ -57,28 +40,12 @@ def is_recording(path: Path) -> bool:
     """Whether a file is a recording by its suffix, or by what libsndfile and FFmpeg find in it."""
     if path.suffix.lower() in SUFFIXES:
         return True
+    from steermoe.audio.blocks import (
+        is_audio,  # here, for most folders have recordings of known suffixes alone
+    )
+
     picture_or_text = (_TYPES.guess_type(path.name)[0] or "").startswith(("image/", "text/"))
-    return path.is_file() and not picture_or_text and _has_audio(path)
-
-
-def _has_audio(path: Path) -> bool:
-    import av  # here, for most folders have recordings of known suffixes alone
-    import soundfile
-    from av.error import FFmpegError
-
-    from steermoe.audio.containers import OPTIONS
-
-    with path.open("rb") as file:
-        try:
-            soundfile.info(file)
-            return True
-        except (soundfile.LibsndfileError, TypeError):  # TypeError: a file named .raw
-            file.seek(0)
-        try:
-            with av.open(file, options=OPTIONS) as container:
-                return bool(container.streams.audio)
-        except (FFmpegError, ValueError):
-            return False
+    return path.is_file() and not picture_or_text and is_audio(path)
 
 
 def transcript(path: Path) -> str:

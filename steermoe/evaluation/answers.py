@@ -18,9 +18,8 @@ from typing import Any
 
 import polars as pl
 
-from steermoe.corpora.choices import spelled_out
 from steermoe.evaluation.captions import rouge_l
-from steermoe.evaluation.choosing import choice
+from steermoe.evaluation.choosing import choice, spelled_out
 from steermoe.evaluation.normalizers import Normalizer
 
 Constant = tuple[str, float]  # a text, and what it reaches

@@ -1,6 +1,7 @@
 """Which option of a multiple-choice question an answer in free text chooses."""
 
 import re
+import string
 from collections.abc import Callable, Iterator, Sequence
 
 from steermoe.evaluation.normalizers import Normalizer, typed_alike
@@ -147,3 +148,17 @@ def _mentioned(text: str, choices: Sequence[str], forms: Sequence[Form]) -> set[
                 if not _DENIED.search(read[:start]) and not _DENIED_BEHIND.match(read[end:])
             }
     return set()
+
+
+def spelled_out(question: str, options: Sequence[str]) -> list[str]:
+    """The texts of options that are letters, from the lines of `corpora.choices.ask`, so that an answer may give either.
+
+    The options as they are where they are no letters, or where a text is a single letter itself.
+    """
+    letters = list(string.ascii_uppercase[: len(options)])
+    lines = question.splitlines()[-len(options) :]
+    texts = [
+        line[4:] for letter, line in zip(letters, lines, strict=False) if line.startswith(f"({letter}) ")
+    ]
+    are_letters = list(options) == letters and len(texts) == len(letters)
+    return texts if are_letters and all(len(text.strip()) > 1 for text in texts) else list(options)

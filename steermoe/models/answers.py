@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from steermoe.audio import waveform
+from steermoe.audio.base import as_waveform
+from steermoe.audio.level import levelled
 from steermoe.config import Generation
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.collator import collate
@@ -55,7 +57,7 @@ def answer_all(
     asked = render(model.config.prompts, task, words) if prompt is None else prompt
     texts = texts_around(model.config.prompts, model.tokenizer, asked, tools)
     ids = encode_texts(model.tokenizer, *texts)
-    waveforms = [a if isinstance(a, np.ndarray) else waveform.load(a) for a in audio]
+    waveforms = [to_waveform(a, f"recording {number}") for number, a in enumerate(audio)]
     seconds = [len(samples) / waveform.RATE for samples in waveforms]
     encoder = getattr(model, "encoder", None)  # an exported model has a graph instead
     window = 0.0 if encoder is None else encoder.window_seconds
@@ -64,7 +66,7 @@ def answer_all(
     def inputs(rows: Sequence[int]) -> Inputs:
         items: list[Item] = [
             {
-                "features": model.features(waveforms[row]),
+                "features": model.features(levelled(waveforms[row])),
                 "prefix_ids": ids.prefix,
                 "prompt_ids": ids.suffix,
                 "target_ids": [],
@@ -83,6 +85,15 @@ def answer_all(
         answer = read_answer(found.ids, model.tokenizer, tools, texts[1])
         answers[order[found.row]] = replace(answer, confidence=confidence(found.log_likelihoods))
     return [answers[row] for row in range(len(waveforms))]
+
+
+def to_waveform(audio: Audio, name: str) -> np.ndarray:
+    """A recording that a caller gives, a path or an array, as a waveform (N,) float32 at 16 kHz.
+
+    Raises:
+        AudioError, OSError: as `waveform.load` and `as_waveform`.
+    """
+    return as_waveform(audio, name) if isinstance(audio, np.ndarray) else waveform.load(audio)
 
 
 def check_videos(model: SteerMoE, recordings: int, videos: Sequence[np.ndarray] | None) -> None:

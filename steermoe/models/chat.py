@@ -19,9 +19,11 @@ import numpy as np
 import torch
 
 from steermoe.audio import waveform
+from steermoe.audio.level import levelled
 from steermoe.config import Generation
 from steermoe.data.prompts import Turn, conversation
 from steermoe.data.tokens import encode
+from steermoe.models.answers import to_waveform
 from steermoe.models.generation import decode
 from steermoe.models.tools import Answer, check_tools, read_answer
 
@@ -66,7 +68,7 @@ def _text(model: SteerMoE, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _audio(model: SteerMoE, samples: np.ndarray, asked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Audio tokens (1, A, H) and their number (1,); `asked` is for bridges that read the prompt."""
-    features = model.features(samples)[None].to(model.device)
+    features = model.features(levelled(samples))[None].to(model.device)
     ids, count = _text(model, asked)
     prompt = model.llm.get_input_embeddings()(ids), count
     return model.encode(features, torch.tensor([features.shape[2]], device=model.device), *prompt)
@@ -113,7 +115,7 @@ def _content(content: Any, where: str) -> tuple[list[str], list[np.ndarray]]:
             case {"type": "input_audio", "input_audio": {"data": str(data)}}:
                 recordings.append(waveform.load(_bytes(data, f"{where}.content[{place}]")))
             case {"type": "audio", "audio": str() | Path() | np.ndarray() as audio}:
-                recordings.append(audio if isinstance(audio, np.ndarray) else waveform.load(audio))
+                recordings.append(to_waveform(audio, f"{where}.content[{place}]"))
             case _:
                 kinds = "text, input_audio (base64), audio (a path or a waveform)"
                 raise ValueError(f"{where}.content[{place}]: found {str(part)[:SHOWN]!r}, expected {kinds}")

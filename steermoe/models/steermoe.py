@@ -22,11 +22,11 @@ from torch import nn
 from transformers import Cache
 
 from steermoe import config
-from steermoe.audio import waveform
+from steermoe.audio.level import levelled
 from steermoe.config import ArmConfig, Generation
 from steermoe.data.adapters import adapter_folder
 from steermoe.models import adapter
-from steermoe.models.answers import Audio, answer_all
+from steermoe.models.answers import Audio, answer_all, to_waveform
 from steermoe.models.branch import Branch
 from steermoe.models.chat import chat
 from steermoe.models.encoders import load_encoder, load_video_encoder
@@ -212,8 +212,7 @@ class SteerMoE(Branch):
         """
         if self.steering is None:
             raise ValueError(f"method {self.config.method} has no gates; steering has")
-        samples = audio if isinstance(audio, np.ndarray) else waveform.load(audio)
-        features = self.features(samples)[None].to(self.device)
+        features = self.features(levelled(to_waveform(audio, "recording")))[None].to(self.device)
         seen: list[np.ndarray] = []
         with self.steering.observed(lambda _, hidden, gates: seen.append(gates[0].float().cpu().numpy())):
             self.hear(features, torch.tensor([features.shape[2]], device=self.device))
@@ -292,7 +291,7 @@ class SteerMoE(Branch):
         """Text of a recording (a path, or a waveform at 16 kHz), or of each of several.
 
         Args:
-            audio: one recording or several.
+            audio: one recording or several, as loud as they may be; arrays as `audio.base.as_waveform` takes them.
             question: what to answer about it; None: write down what is said.
             generation: how to decode.
             seed: of sampling.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from steermoe.audio.level import levelled
 from steermoe.audio.waveform import RATE
 from steermoe.config import Generation
 from steermoe.data.collator import collate
@@ -217,7 +218,7 @@ class Engine:
             prompt = encode_texts(self.model.tokenizer, *self._texts(job.asked))
             items.append(
                 {
-                    "features": self.model.features(job.asked.samples), "prefix_ids": prompt.prefix,
+                    "features": self.model.features(levelled(job.asked.samples)), "prefix_ids": prompt.prefix,
                     "prompt_ids": prompt.suffix, "target_ids": [], "index": row,
                 }
             )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import glob
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,8 @@ if TYPE_CHECKING:
     from steermoe.models.steermoe import LoadLlm, SteerMoE
 
 DEFAULT_MODEL = "pretrained/adapters/steermoe"
-SUFFIXES = set(".wav .flac .ogg .opus .oga .mp3 .m4a .mp4 .aif .aiff .webm .mkv .mka".split())
 STANDARD_INPUT = "-"
-MAX_INPUT_BYTES = 2**32  # from standard input, which is kept in a file while it is read
+SHOWN = 5  # files passed over that are named
 
 
 def model_name(source: str | None) -> str:
@@ -57,12 +55,7 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                raise ValueError(
-                    f"{argument}: a folder without audio; looked for {', '.join(sorted(SUFFIXES))}"
-                )
-            found += [(str(p.relative_to(path)), p) for p in inside]
+            found += [(str(p.relative_to(path)), p) for p in _inside(path, argument)]
         elif glob.has_magic(argument) and not path.exists():
             there = glob.glob(argument, recursive=True)  # noqa: PTH207  absolute ones, too
             matches = sorted(path for path in map(Path, there) if path.is_file())
@@ -76,20 +69,34 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
+def _inside(folder: Path, argument: str) -> list[Path]:
+    """The audio in a folder and the folders in it, hidden ones aside; other files are named on standard error."""
+    from steermoe.audio.blocks import is_audio
+
+    names = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    files = sorted(folder / name for name in names if not any(part.startswith(".") for part in name.parts))
+    audio = [path for path in files if is_audio(path)]
+    others = [str(path.relative_to(folder)) for path in files if path not in set(audio)]
+    if not audio:
+        raise ValueError(f"{argument}: a folder without audio; {len(files)} other files are there")
+    if others:
+        shown = ", ".join(others[:SHOWN]) + ", ..." * (len(others) > SHOWN)
+        print(
+            f"steermoe: {argument}: passed over {len(others)} files without audio: {shown}", file=sys.stderr
+        )
+    return audio
+
+
 @contextmanager
 def opened_recording(path: Path) -> "Iterator[Path | BinaryIO]":
-    """A path as it is; for `-` a file with what standard input holds, which is gone afterwards.
+    """A path as it is; standard input for `-`.
 
     Raises:
-        ValueError: standard input has more than MAX_INPUT_BYTES.
+        ValueError: standard input is closed.
     """
     if str(path) != STANDARD_INPUT:
         yield path
-        return
-    with tempfile.TemporaryFile() as file:  # libsndfile seeks, which a pipe cannot
-        while piece := sys.stdin.buffer.read(2**20):
-            file.write(piece)
-            if file.tell() > MAX_INPUT_BYTES:
-                raise ValueError(f"standard input: more than {MAX_INPUT_BYTES} bytes; give a file")
-        file.seek(0)
-        yield file
+    elif sys.stdin is None:  # the shell's <&-
+        raise ValueError("-: standard input is closed")
+    else:
+        yield sys.stdin.buffer

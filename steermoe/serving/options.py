@@ -26,3 +26,10 @@ Model = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="where it runs: cpu, cuda, cuda:1, ...; default: cuda where there is one")
 ]
+Track = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="which audio track of a video or other container; default: its own default, unless that is silent",
+    ),
+]

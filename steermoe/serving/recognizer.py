@@ -27,8 +27,9 @@ from typing import BinaryIO
 import numpy as np
 
 from steermoe.audio import blocks as audio_blocks
+from steermoe.audio.base import as_waveform
 from steermoe.audio.segmentation import Segmenter, Stretch
-from steermoe.audio.waveform import RATE, AudioError, source_name
+from steermoe.audio.waveform import RATE, source_name
 from steermoe.config import Generation
 from steermoe.data.tokens import plain
 from steermoe.models.answers import BATCH_SECONDS, answer_all
@@ -93,6 +94,7 @@ class Recognizer:
         silence: seconds without speech that end a stretch.
         batch_seconds: audio seconds a batch, padding included; None: BATCH_SECONDS, on a CPU ON_CPU.
         answer: answers batches of waveforms; as `answer_all`, which is the default.
+        track: which audio track of a container, from 1; None: its default, see `audio.containers`.
     """
 
     def __init__(
@@ -106,10 +108,11 @@ class Recognizer:
         silence: float = 0.4,
         batch_seconds: float | None = None,
         answer: Callable[..., Sequence[Answer]] = answer_all,
+        track: int | None = None,
     ) -> None:
         self._answer_all = answer
         self.model, self.words, self.generation, self.seed = model, words, generation, seed
-        self.silence = silence
+        self.silence, self.track = silence, track
         usual = ON_CPU if model.device.type == "cpu" else BATCH_SECONDS
         self.batch_seconds = usual if batch_seconds is None else batch_seconds
         self.prompt = None if prompt is None else plain(model.tokenizer, prompt)
@@ -213,7 +216,7 @@ class Recognizer:
         self, recording: Recording, index: int, state: _Open, progress: Callable[[int, float], None] | None
     ) -> Iterator[Stretch]:
         segmenter = Segmenter(self.longest, silence=self.silence)
-        for block in _blocks(recording, state.name):
+        for block in _blocks(recording, state.name, self.track):
             yield from segmenter.push(block)
             if progress is not None:
                 progress(index, segmenter.samples / RATE)
@@ -272,20 +275,13 @@ def _join(before: _Heard, behind: _Heard) -> None:
     before.words, behind.words = merged(before.words, behind.words, middle)
 
 
-def _blocks(recording: Recording, name: str) -> Iterator[np.ndarray]:
+def _blocks(recording: Recording, name: str, track: int | None) -> Iterator[np.ndarray]:
     if not isinstance(recording, np.ndarray):
-        yield from audio_blocks.blocks(recording)
+        yield from audio_blocks.blocks(recording, track=track)
         return
-    if recording.ndim != 1 or not len(recording) or not np.issubdtype(recording.dtype, np.floating):
-        raise AudioError(
-            f"{name}: an array of {recording.dtype}, shape {recording.shape}; expected floats (n,), n >= 1, "
-            f"at {RATE} Hz"
-        )
-    if not np.isfinite(recording).all():
-        raise AudioError(f"{name}: holds samples that are not finite")
-    count = round(audio_blocks.BLOCK_SECONDS * RATE)
-    for first in range(0, len(recording), count):
-        yield recording[first : first + count].astype(np.float32, copy=False)
+    samples, count = as_waveform(recording, name), round(audio_blocks.BLOCK_SECONDS * RATE)
+    for first in range(0, len(samples), count):
+        yield samples[first : first + count]
 
 
 def _name(recording: Recording, index: int) -> str:

@@ -71,8 +71,6 @@ def test_containers(tmp_path: Path, kind: str, codec: str, rate: int, channels: 
     middle = loaded[4000 + begin : 24_000 + begin] - reference[4000:24_000]
     assert np.sqrt(np.mean(middle**2)) < 0.1 * np.sqrt(np.mean(reference**2))  # but for the codec's delay
     np.testing.assert_allclose(np.concatenate(list(blocks(path, block_seconds=0.3))), loaded, atol=1e-6)
-    header = waveform.read_header(path)
-    assert (header.rate, header.channels) == (rate, channels) and abs(header.seconds - 2.3) < 0.2
 
 
 def test_a_browser_s_recording_has_no_duration():
@@ -87,10 +85,10 @@ WEBM = contained(sound(3, 48_000), 48_000, "webm", "libopus")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (M4A[:200], "MP4 without audio"),
-        (M4A[: len(M4A) // 2], "corrupt MP4 audio|truncated audio"),
+        (M4A[:200], "truncated audio"),
+        (M4A[: len(M4A) // 2], "truncated audio"),
         (WEBM[: len(WEBM) // 2], "truncated audio"),
-        (contained(sound(1, 16_000), 16_000, "matroska", "pcm_s16le"), "WebM with pcm_s16le is not admitted"),
+        (contained(sound(1, 48_000), 48_000, "matroska", "ac3"), "matroska with ac3 is not admitted"),
     ],
 )  # fmt: skip
 def test_bad_containers(data: bytes, message: str):

@@ -103,8 +103,19 @@ def test_the_stretch_that_grows_becomes_the_one_that_is_given(pieces: list[np.nd
     assert [stretch.seconds for stretch in grown] == sorted(stretch.seconds for stretch in grown)
 
 
-def test_probabilities_are_silero_s_own(pieces: list[np.ndarray]):
+@pytest.mark.parametrize("decibels", [10, -26, -50])
+def test_the_level_does_not_matter(pieces: list[np.ndarray], decibels: int):
+    samples, _ = with_gaps(pieces, 1.0)
+    samples += 1e-3 * np.random.default_rng(0).standard_normal(len(samples)).astype(np.float32)
+    quiet = np.float32(10 ** (decibels / 20)) * samples
+    for one, other in zip(stretches(samples, RATE), stretches(quiet, RATE), strict=True):
+        np.testing.assert_allclose(one.speech, other.speech, atol=0.05)
+
+
+def test_probabilities_are_silero_s_own(pieces: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
     from silero_vad import load_silero_vad
+
+    monkeypatch.setattr(VoiceActivity, "_gains", lambda _, windows: np.ones(len(windows), np.float32))
 
     threads = torch.get_num_threads()
     silero: Any = load_silero_vad(sequence=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from steermoe.serving.options import Device, Model
+from steermoe.serving.options import Device, Model, Track
 
 SHAPE = '[{"type": "function", "function": {"name": ..., "parameters": {a JSON schema}}}, ...]'
 
@@ -28,6 +28,7 @@ def main(
         typer.Option(help="a JSON file of function definitions that the answer may call; nothing is called"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="write JSON instead of text")] = False,
+    track: Track = None,
     device: Device = None,
 ) -> None:
     """Ask about a recording, or give a task; a spoken request can end in a tool call.
@@ -64,7 +65,7 @@ def main(
     from steermoe.audio import waveform
 
     with opening.opened_recording(Path(recording)) as source:
-        samples = waveform.load(source)
+        samples = waveform.load(source, track=track)
     answer = opened.ask(samples, tools=functions, prompt=asked)
     if functions is None and not as_json:
         print(answer.text)

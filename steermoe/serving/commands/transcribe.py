@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from steermoe.serving.options import Device, Model
+from steermoe.serving.options import Device, Model, Track
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,11 +51,13 @@ def main(
     silence: Annotated[
         float, typer.Option(min=0.1, max=10, help="seconds without speech that end a segment")
     ] = 0.4,
+    track: Track = None,
     device: Device = None,
 ) -> None:
     """Write down what is said in recordings of any length.
 
-    WAV, FLAC, MP3, Ogg, m4a and WebM, any rate up to 192 kHz, up to 8 channels, up to 8 hours. Recordings are cut at
+    WAV, FLAC, AIFF, MP3, Ogg, m4a, MP4, MOV, WebM, Matroska, AAC, AMR and CAF, told by their content, from pipes, too;
+    any rate up to 192 kHz, up to 8 channels, up to 8 hours. Times are on the file's clock. Recordings are cut at
     silences, and segments answered in batches by length. One that cannot be read is named, the others go on, and
     the exit code is 3.
 
@@ -81,8 +83,9 @@ def main(
     from steermoe.serving.recognizer import Recognizer
 
     recognizer = Recognizer(
-        opening.open_model(model, device), prompt=prompt, context=context, words=words, silence=silence
-    )
+        opening.open_model(model, device),
+        prompt=prompt, context=context, words=words, silence=silence, track=track,
+    )  # fmt: skip
     bad = 0
     with _progress(found) as progress:
         for place, transcript in recognizer.recordings(_opened(found), progress):
@@ -143,7 +146,7 @@ def _problem(error: Exception, path: Path) -> str:
     """The error in one line, with the recording's name."""
     if isinstance(error, OSError) and error.strerror:
         return f"{path}: {error.strerror}"
-    return str(error) if str(path) in str(error) else f"{path}: {error}"
+    return str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
 
 
 @contextmanager
