@@ -1,15 +1,15 @@
 """The tables of `steermoe plan --profile`."""
 
-from rich.console import Console
 from rich.table import Table
 
 from steermoe.analysis.plan import GB, Gpu
 from steermoe.analysis.profile_plan import ProfilePlan
+from steermoe.serving.terminal import plain_console
 
 
 def show(profile: str, found: ProfilePlan, gpu: Gpu, gpus: int, mode: str, assumptions: list[str]) -> None:
     """Print what every arm takes, the disk, and what the figures rest on."""
-    console = Console()
+    console = plain_console()
     title = f"profile {profile}: training on {gpus} device(s) of {gpu.memory / GB:.0f} GB, mode {mode}"
     table = Table(title=title, title_justify="left")
     for column in ("arm", "models", "audio hours x epochs", "device hours", "GB a device", "fits"):
@@ -35,4 +35,4 @@ def show(profile: str, found: ProfilePlan, gpu: Gpu, gpus: int, mode: str, assum
     console.print(disk)
     console.print("Assumed:", style="bold")
     for line in assumptions:
-        console.print(f"- {line}", highlight=False)
+        console.print(f"- {line}")

@@ -109,7 +109,12 @@ class ProgressLines(TrainerCallback):
     """A bar on a terminal, and a line an evaluation everywhere."""
 
     def __init__(self, name: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, transient=True, disable=not sys.stdout.isatty())
         self._task = self._progress.add_task(name)
         self._name = name

@@ -24,12 +24,11 @@ def main(model: Model = None, device: Device = None) -> None:
         steermoe chat
         printf '/audio talk.wav\\nwho is in it\\n' | steermoe chat
     """
-    from rich.console import Console
-
     from steermoe.serving import opening
+    from steermoe.serving.terminal import plain_console
 
     talk = opening.open_model(model, device)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     if sys.stdin.isatty():
         console.print(HELP)
     history: list[dict[str, Any]] = []

@@ -70,13 +70,12 @@ def _show(
     contradicted: list[str],
     ceilings: "Ceilings | None",
 ) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from steermoe.analysis.claims import HEADING
+    from steermoe.serving.terminal import plain_console
 
-    console = Console()
+    console = plain_console()
     for topic in dict.fromkeys(claim.topic for claim in chosen):
         rows = [claim for claim in chosen if claim.topic == topic]
         cited = list(dict.fromkeys(known.cited(claim) for claim in rows))
@@ -91,18 +90,18 @@ def _show(
             figure = f"{claim.value:g} {claim.unit} {claim.metric}{status}"
             system = f"{claim.system} ({place})" if place else claim.system
             number = f"[{1 + cited.index(known.cited(claim))}]"
-            table.add_row(*map(escape, (system, figure, short, claim.protocol, number)))
+            table.add_row(system, figure, short, claim.protocol, number)
         console.print(table)
         for number, source in enumerate(cited, start=1):
-            console.print(f"[{number}] {source}", markup=False, highlight=False)
+            console.print(f"[{number}] {source}")
         console.print()
     if contradicted:
         console.print("Contradicted:", style="bold")
         for line in contradicted:
-            console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"- {line}", soft_wrap=True)
     for protocol, figures in (ceilings or {}).items():
         line = (
             f"Clotho-AQA, {protocol}: {figures['items']:,} items, oracle {100 * figures['oracle']:.1f} %, "
             f"best constant answer {100 * figures['constant']:.1f} %"
         )
-        console.print(line, markup=False, highlight=False)
+        console.print(line)

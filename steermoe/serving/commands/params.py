@@ -45,9 +45,9 @@ def main(
     if as_json:
         print(json.dumps({name: _plain(audited) for name, audited in found.items()}, indent=1))
         return
-    from rich.console import Console
+    from steermoe.serving.terminal import plain_console
 
-    console = Console()
+    console = plain_console()
     for name, audited in found.items():
         _show(console, name, audited)
 
@@ -67,10 +67,10 @@ def _show(console: Any, name: str, audited: "Audit") -> None:
         table.add_column(column, justify="right" if column == "parameters" else "left")
     for kind, counts in (("frozen", audited.frozen), ("trained", audited.trained)):
         for part, count in counts.items():
-            table.add_row(part, kind, f"{count:,}", marks.get(part, "").replace("[", "\\["))
+            table.add_row(part, kind, f"{count:,}", marks.get(part, ""))
         table.add_section()
     share = f"{100 * audited.share:.3f} % of all"
-    table.add_row("all trained", share, f"{audited.total:,}", marks.get("trained", "").replace("[", "\\["))
+    table.add_row("all trained", share, f"{audited.total:,}", marks.get("trained", ""))
     console.print(table)
     for number, claim in enumerate(matching, start=1):
         again = recomputed.recompute(claim, known, None)
@@ -78,7 +78,7 @@ def _show(console: Any, name: str, audited: "Audit") -> None:
         line = (
             f"[{number}] {claim.value:g} M, {claim.status} ({known.cited(claim)}).{counts} Why: {claim.note}"
         )
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
     console.print()
 
 

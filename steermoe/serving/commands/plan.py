@@ -150,19 +150,18 @@ def _run(
 def _show(
     title: str, found: "Plan", corpus: "Corpus", setup: "Setup", mode: str, assumptions: list[str]
 ) -> None:
-    from rich.console import Console
-
     from steermoe.analysis.plan import GB
+    from steermoe.serving.terminal import plain_console
 
-    console = Console()
+    console = plain_console()
     console.print(_operations(title, found, corpus))
     console.print(_memory(found, setup, mode))
     parts = ", ".join(f"{name} {size / GB:.2f}" for name, size in found.parts.items())
-    console.print(f"mode plain, GB: {parts}", highlight=False)
+    console.print(f"mode plain, GB: {parts}")
     console.print(_disk(found))
     console.print("Assumed:", style="bold")
     for line in assumptions:
-        console.print(f"- {line}", highlight=False)
+        console.print(f"- {line}")
 
 
 def _operations(title: str, found: "Plan", corpus: "Corpus") -> "Table":

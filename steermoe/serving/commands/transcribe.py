@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from steermoe.serving.options import Device, Model
+from steermoe.serving.terminal import plain_console, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,25 +90,33 @@ def main(
             name, path = found[place]
             if isinstance(transcript, Exception):
                 bad += 1
-                print(f"steermoe: {_problem(transcript, path)}", file=sys.stderr)
+                print(f"steermoe: {printable(_problem(transcript, path))}", file=sys.stderr)
             elif files is not None:
-                _write(files[place], transcript, format)
+                try:
+                    _write(files[place], transcript, format)
+                except OSError as error:
+                    bad += 1
+                    print(f"steermoe: {printable(f'{files[place]}: {error.strerror}')}", file=sys.stderr)
             else:
                 sys.stdout.write(_shown(transcript, format, name if len(found) > 1 else None))
                 sys.stdout.flush()
     if files is not None:
-        print(f"{out}: {len(found) - bad} transcripts")
+        print(f"{printable(str(out))}: {len(found) - bad} transcripts")
     if bad:
         print(f"steermoe: {bad} of {len(found)} recordings could not be transcribed", file=sys.stderr)
         raise typer.Exit(BAD)
 
 
-def _opened(found: Sequence[tuple[str, Path]]) -> "Iterator[Path | BinaryIO]":
-    """The recordings one by one; each is closed when the next is wanted."""
+def _opened(found: Sequence[tuple[str, Path]]) -> "Iterator[Path | BinaryIO | Exception]":
+    """The recordings one by one, or why one cannot be opened; each is closed when the next is wanted."""
     from steermoe.serving import opening
 
     for _, path in found:
-        with opening.opened_recording(path) as recording:
+        with ExitStack() as stack:
+            try:
+                recording = stack.enter_context(opening.opened_recording(path))
+            except (OSError, ValueError) as error:
+                recording = error
             yield recording
 
 
@@ -135,8 +144,8 @@ def _shown(transcript: "Transcript", format: str, name: str | None) -> str:
     if name is None:
         return rendered
     if format == "text":
-        return f"{name}: {rendered}"
-    return json.dumps({"file": name} | json.loads(rendered), ensure_ascii=False) + "\n"
+        return f"{printable(name)}: {rendered}"
+    return printable(json.dumps({"file": name} | json.loads(rendered), ensure_ascii=False)) + "\n"
 
 
 def _problem(error: Exception, path: Path) -> str:
@@ -152,16 +161,21 @@ def _progress(found: Sequence[tuple[str, Path]]) -> "Iterator[Callable[[int, flo
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns: tuple[Any, ...] = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    console, shown = Console(stderr=True), sys.stdout.isatty()
+    columns: tuple[Any, ...] = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+    )
+    console, shown = plain_console(stderr=True), sys.stdout.isatty()
     with Progress(*columns, console=console, transient=True, redirect_stdout=shown) as bar:
         task = bar.add_task("", total=None)
 
         def heard(place: int, seconds: float) -> None:
-            name = f"{found[place][0]} ({place + 1} of {len(found)}): {seconds / 60:.1f} minutes read"
+            name = (
+                f"{printable(found[place][0])} ({place + 1} of {len(found)}): {seconds / 60:.1f} minutes read"
+            )
             bar.update(task, description=name)
 
         yield heard

@@ -62,7 +62,7 @@ def test_processor_time_is_limited(encode: Callable[..., bytes]) -> None:
     costly = encode(np.zeros(4 * 3600 * 4000, np.int16), 4000, "FLAC", "PCM_16")  # hours in few bytes
     assert len(costly) < 2**20
     try:  # on a busy machine the three seconds by the clock are over first
-        with pytest.raises(DecodingError, match="more than (1 s of processor time|3 s by the clock)$"):
+        with pytest.raises(DecodingError, match=r"more than (1 s of processor time|3 s by the clock)$"):
             decoder.load(costly)
     finally:
         decoder.close()
@@ -79,7 +79,7 @@ def test_a_child_that_is_killed_names_no_limit(encode: Callable[..., bytes]) -> 
                 forks = decoder._process
                 processes = [] if forks is None else psutil.Process(forks.pid).children(recursive=True)
             processes[-1].kill()
-            with pytest.raises(DecodingError, match="ended by SIGKILL$"):
+            with pytest.raises(DecodingError, match=r"ended by SIGKILL$"):
                 found.result(60)
     finally:
         decoder.close()
