@@ -49,6 +49,13 @@ def main(
     prompt: Annotated[
         str | None, typer.Option(help="the text behind the audio, instead of the adapter's own")
     ] = None,
+    max_line_width: Annotated[
+        int | None,
+        typer.Option(min=1, help="characters of a line of subtitles; longer texts have several lines"),
+    ] = None,
+    max_line_count: Annotated[
+        int | None, typer.Option(min=1, help="lines of a subtitle; longer ones become several")
+    ] = None,
     silence: Annotated[
         float, typer.Option(min=0.1, max=10, help="seconds without speech that end a segment")
     ] = 0.4,
@@ -65,6 +72,7 @@ def main(
         steermoe transcribe talk.wav
         steermoe transcribe interviews/ 'calls/*.m4a' --format srt --out subtitles
         steermoe transcribe talk.wav --format verbose_json --words
+        steermoe transcribe talk.wav --format vtt --max-line-width 42 --max-line-count 2
         steermoe transcribe - --model models/mini/steermoe < talk.flac
     """
     from steermoe.serving import opening
@@ -73,6 +81,10 @@ def main(
         raise ValueError(f"--format: found {format!r}; there are: {', '.join(SUFFIXES)}")
     if words and format != "verbose_json":
         raise ValueError(f"--words: no effect with --format {format}; use it with verbose_json")
+    if max_line_width is not None and format not in ("srt", "vtt"):
+        raise ValueError(f"--max-line-width: no effect with --format {format}; use it with srt or vtt")
+    if max_line_count is not None and max_line_width is None:
+        raise ValueError("--max-line-count: no effect without --max-line-width")
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; name a folder")
     found = opening.find_recordings(recordings)
@@ -80,14 +92,18 @@ def main(
         raise ValueError(f"--format {format}: {len(found)} recordings need files of their own: give --out")
     files = None if out is None else _files(found, out, SUFFIXES[format])
     from steermoe.serving.recognizer import Recognizer
+    from steermoe.serving.subtitles import shortened
 
     recognizer = Recognizer(
-        opening.open_model(model, device), prompt=prompt, context=context, words=words, silence=silence
-    )
+        opening.open_model(model, device), prompt=prompt, context=context,
+        words=words or max_line_width is not None, silence=silence,
+    )  # fmt: skip
     bad = 0
     with _progress(found) as progress:
         for place, transcript in recognizer.recordings(_opened(found), progress):
             name, path = found[place]
+            if max_line_width is not None and not isinstance(transcript, Exception):
+                transcript = shortened(transcript, max_line_width, max_line_count)
             if isinstance(transcript, Exception):
                 bad += 1
                 print(f"steermoe: {printable(_problem(transcript, path))}", file=sys.stderr)
