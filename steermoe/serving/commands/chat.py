@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from steermoe.serving.options import Device, Model
+from steermoe.serving.terminal import plain_console, printable
 
 HELP = """/audio FILE [QUESTION]  a recording, to be written down or with a question about it
 /reset                  forget the conversation
@@ -25,7 +26,6 @@ def main(model: Model = None, device: Device = None) -> None:
         printf '/audio talk.wav\\nwho is in it\\n' | steermoe chat
     """
     from steermoe.serving import opening
-    from steermoe.serving.terminal import plain_console
 
     talk = opening.open_model(model, device)
     console = plain_console(soft_wrap=True)
@@ -82,4 +82,4 @@ def _lines() -> Iterator[str]:
 
 
 def _problem(text: str) -> None:
-    print(f"steermoe: {text}", file=sys.stderr, flush=True)
+    print("steermoe:", printable(text), file=sys.stderr, flush=True)
