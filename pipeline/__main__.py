@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from steermoe.serving.terminal import flushed, prepare_streams
+
 STAGES = {
     "rehearse": "make what stands in for models and archives, where the profile is a rehearsal",
     "stamp": "note the state of what the profile reads from outside the repository",
@@ -45,4 +47,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    prepare_streams()
+    sys.exit(flushed(main()))

@@ -26,13 +26,13 @@ def main(
 ) -> None:
     """Write table, pictures and report into OUT, and the headline figures into METRICS."""
     import polars as pl
-    import rich
 
     from steermoe import config
     from steermoe.analysis import comparison, plots, report, sections, steering
     from steermoe.data.shards import read_rows
     from steermoe.data.staging import write_text
     from steermoe.evaluation import results
+    from steermoe.serving.terminal import plain_console
     from steermoe.training.tracking import Tracker
 
     settings = config.load(params)
@@ -74,7 +74,7 @@ def main(
     write_text(out / "report.md", text)
     results.write_json(out / "comparison.json", compared.to_json() | {"steering": uses})
     results.write_json(metrics, compared.headline())
-    rich.print(report.printed(compared))
+    plain_console().print(report.printed(compared))
     _track(Tracker(settings.profile), compared, configs, folders, out)
 
 

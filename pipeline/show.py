@@ -7,10 +7,9 @@ from pipeline.options import Params
 
 def main(params: Params = Path("params.yaml")) -> None:
     """Print the table of the last comparison, and where report, pictures and runs are."""
-    import rich
-
     from steermoe import config
     from steermoe.analysis import comparison, report
+    from steermoe.serving.terminal import plain_console
 
     settings = config.load(params)
     reports = Path("reports") / settings.profile
@@ -23,7 +22,7 @@ def main(params: Params = Path("params.yaml")) -> None:
         settings.evaluation,
         settings.seed,
     )
-    rich.print(report.printed(compared))
+    plain_console().print(report.printed(compared))
     print(
         f"report and pictures: {reports / 'comparison' / 'report.md'}\nruns: `make ui`, then the address it prints"
     )

@@ -123,9 +123,7 @@ def test_repro_compares_the_arms_in_force(project: Path) -> None:
 
 
 def test_repro_again_runs_nothing(project: Path) -> None:
-    began = time.monotonic()
     assert executed(run(project, "dvc", "repro")) == set()
-    assert time.monotonic() - began < 60  # a few seconds on an idle machine
 
 
 def test_show_prints_the_table(project: Path) -> None:

@@ -87,8 +87,10 @@ def progress_bar(name: str, total: int | None) -> Iterator[Report]:
     """A bar of bytes; the function it gives may be called by several threads."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    with Progress(TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn()) as progress:
-        task = progress.add_task("", total=total)
+    with Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    ) as progress:
+        task = progress.add_task(name, total=total)
         yield lambda more: progress.advance(task, more)
 
 

@@ -129,7 +129,7 @@ def _make_shards(staging: Staging, jobs: Sequence[Job], workers: int) -> None:
     done = sum(len(finished) for finished, _ in found)
     left_to_do = [rest for _, rest in found if rest is not None]
     columns = (
-        TextColumn(f"preprocess {staging.out.name}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("shards"),
@@ -138,7 +138,7 @@ def _make_shards(staging: Staging, jobs: Sequence[Job], workers: int) -> None:
     )
     with Progress(*columns) as progress:
         total = done + len(left_to_do)
-        bar = progress.add_task("", total=total, completed=done)
+        bar = progress.add_task(f"preprocess {staging.out.name}", total=total, completed=done)
         for job, made in in_processes(left_to_do, workers):
             write_text(_note(staging, job), json.dumps(asdict(made)))
             # A shard counts as finished once it is among the files.

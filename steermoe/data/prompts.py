@@ -21,11 +21,15 @@ SAME_DAY = (
 
 
 class Turn(NamedTuple):
-    """A turn of a conversation: who speaks (system, user, assistant), what is written, and how many recordings."""
+    """A turn of a conversation: who speaks (system, user, assistant, tool), what is written, and how many recordings.
+
+    `calls` are the calls of tools in an assistant's turn, as OpenAI's `tool_calls` with arguments as an object.
+    """
 
     role: str
     text: str
     recordings: int = 0
+    calls: tuple[dict[str, Any], ...] = ()
 
 
 class Prompt(NamedTuple):
@@ -126,7 +130,8 @@ def conversation(
     Raises:
         ValueError: as `prompt_texts`; or a system turn with format `plain`.
     """
-    rendered, heard = [], False
+    rendered: list[dict[str, Any]] = []
+    heard = False
     for turn in turns:
         heard = heard or turn.recordings > 0
         text = plain(tokenizer, turn.text)
@@ -134,11 +139,15 @@ def conversation(
             task = "answer" if text else "transcribe"
             text = PLACE * turn.recordings + render(prompts, task, text)
         rendered.append({"role": turn.role, "content": text})
+        if turn.calls:
+            rendered[-1]["tool_calls"] = list(turn.calls)
     if prompts.format == "plain":
         if tools is not None:
             texts_around(prompts, tokenizer, "", tools)  # says why not
         if any(turn.role == "system" for turn in turns):
             raise ValueError("messages: found a system turn with prompts.format plain, which has none")
+        if any(turn.calls or turn.role == "tool" for turn in turns):
+            raise ValueError("messages: found calls of tools with prompts.format plain, which has none")
         written = "\n".join(turn["content"] for turn in rendered)
     else:
         if prompts.system is not None and turns[0].role != "system":
@@ -179,7 +188,7 @@ def end_of_turn(tokenizer: Any) -> int:
 
 
 def _chat(
-    tokenizer: Any, turns: list[dict[str, str]], tools: Sequence[dict] | None = None, answering: bool = False
+    tokenizer: Any, turns: list[dict[str, Any]], tools: Sequence[dict] | None = None, answering: bool = False
 ) -> str:
     if tokenizer.chat_template is None:
         raise ValueError(

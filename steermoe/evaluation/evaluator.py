@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from rich.markup import escape
 from rich.progress import track
 
 from steermoe.audio.features import Features
@@ -194,7 +195,7 @@ def respond_to_all(system: System, frame: pl.DataFrame, batch_seconds: float, ti
     own = batches[world().rank :: world().size]
     rows = [row for batch in own for row in batch]
     answers = system.respond(frame[batch] for batch in own)
-    answers = track(answers, title, total=len(rows), disable=world().rank > 0)
+    answers = track(answers, escape(title), total=len(rows), disable=world().rank > 0)
     texts = gathered({rows[number]: text for number, text in answers})
     if len(texts) != len(frame):
         raise RuntimeError(f"{title}: {len(texts)} texts for {len(frame)} rows; a process left some out")

@@ -22,6 +22,7 @@ GREEDY = Generation(  # for a model in use, where nobody says otherwise
 )  # fmt: skip
 Watch = Callable[[list[list[int]]], Sequence[bool]]
 """Shown every row's ids after each step, padding behind an end included; says which rows are to end here."""
+LEAST_TEMPERATURE = 1e-5  # logits divided by less overflow; sampling is greedy long before
 LONGEST_CYCLE = 64  # tokens; longer cycles are not looked for
 
 
@@ -77,7 +78,8 @@ def options(generation: Generation) -> dict[str, Any]:
     if generation.min_new_tokens:
         arguments["min_new_tokens"] = generation.min_new_tokens
     if generation.strategy == "sample":
-        arguments |= {"temperature": generation.temperature, "top_p": generation.top_p or 1.0, "top_k": 0}
+        temperature = max(generation.temperature or 0.0, LEAST_TEMPERATURE)
+        arguments |= {"temperature": temperature, "top_p": generation.top_p or 1.0, "top_k": 0}
     if generation.no_repeat_ngram is not None:
         blocked = NoRepeatNGramLogitsProcessor(generation.no_repeat_ngram)
         arguments["logits_processor"] = LogitsProcessorList([blocked])

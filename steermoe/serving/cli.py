@@ -5,8 +5,10 @@ function: `steermoe --help` must be there at once.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from steermoe import __version__
+from steermoe.serving.terminal import flushed, prepare_streams, printable
 
 EXAMPLES = """Examples:
 
@@ -69,6 +72,12 @@ def root(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, as `run`, with standard streams that are usable."""
+    prepare_streams()
+    return flushed(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command; without any arguments, help.
 
     Returns:
@@ -101,12 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.filename is not None:
-            return _said(f"{error.filename}: {error.strerror}", 1)
+            return _said(f"{os.fsdecode(error.filename)}: {error.strerror}", 1)
         return _said(str(error), 1)
 
 
 def _said(problem: str, code: int) -> int:
-    print(f"steermoe: {problem}", file=sys.stderr)
+    with suppress(OSError):  # nobody reads it
+        print("steermoe:", printable(problem, kept="\n"), file=sys.stderr)
     return code
 
 

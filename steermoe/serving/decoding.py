@@ -8,6 +8,8 @@ server in a container.
 
 Frames: 8 bytes of length, then so many bytes. A request is {"max_seconds": ...} in JSON, and the file; a reply is
 frames of samples (b"s" and float32, little-endian), as they are decoded, and in the end b"e", or b"n" and a message.
+Between the process that forks and the child a third one waits for the child's end, and sends its wait status over a
+socket of its own: so the message names the limit that was exceeded, and no other.
 """
 
 import json
@@ -32,6 +34,8 @@ LENGTH = struct.Struct("<Q")
 OPEN_FILES = 16
 LONGEST_MESSAGE = 2**12
 SLACK = 2**14  # samples by which resampling may make a recording longer
+START_SECONDS = 300  # for loading the decoders; a guard against a hang, not a measure
+NO_MEMORY, BROKEN = 3, 4  # exit statuses of a child
 
 
 class DecodingError(RuntimeError):
@@ -58,23 +62,41 @@ class Decoder:
             AudioError: as `waveform.load`.
             DecodingError: it takes more than the limits, or the decoder broke down.
         """
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                self._send(theirs)
-            ours.settimeout(3.0 * self._limits.decode_seconds)
+        (ours, theirs), (end, their_end) = socket.socketpair(), socket.socketpair()
+        with ours, end:
+            with theirs, their_end:
+                self._send(theirs, their_end)
+            for connection in (ours, end):  # longer than the child's own alarm, which tells more
+                connection.settimeout(3.0 * self._limits.decode_seconds + 10)
             try:
-                _write(ours, json.dumps({"max_seconds": self._limits.max_seconds}).encode())
-                _write(ours, data)
+                with suppress(
+                    BrokenPipeError, ConnectionResetError
+                ):  # it has ended: what it said is still there
+                    _write(ours, json.dumps({"max_seconds": self._limits.max_seconds}).encode())
+                    _write(ours, data)
                 samples = self._samples(ours)
-            except (OSError, EOFError) as error:  # of timeouts, too
-                raise DecodingError(
-                    f"audio of {len(data)} bytes: decoding took more than {self._limits.decode_seconds} s of "
-                    f"processor time or {self._limits.decode_bytes >> 20} MiB, or broke down"
-                ) from error
+            except (OSError, EOFError) as error:
+                raise DecodingError(f"audio of {len(data)} bytes: {self._cause(error, end)}") from error
         if not len(samples) or not np.isfinite(samples).all():
             raise DecodingError(f"audio of {len(data)} bytes: the decoder returned no waveform")
         return samples
+
+    def _cause(self, error: Exception, end: socket.socket) -> str:
+        """Why a child gave no answer, by how it ended."""
+        seconds = self._limits.decode_seconds
+        if isinstance(error, TimeoutError):
+            return f"the decoder did not answer within {3 * seconds + 10} s"
+        try:
+            code = os.waitstatus_to_exitcode(int.from_bytes(_exactly(end, 4), "little"))
+        except (OSError, EOFError):
+            return "the decoder was ended from outside; try again"
+        known = {
+            -signal.SIGXCPU: f"decoding took more than {seconds} s of processor time",
+            -signal.SIGALRM: f"decoding took more than {3 * seconds} s by the clock",
+            NO_MEMORY: f"decoding took more than {self._limits.decode_bytes >> 20} MiB of memory",
+        }
+        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"broke down ({error})"
+        return known.get(code, f"the decoder {ended}")
 
     def _samples(self, connection: socket.socket) -> np.ndarray:
         """What a child sends; no more than the limits allow, whatever it wants to."""
@@ -96,15 +118,15 @@ class Decoder:
         with self._lock:
             self._stop()
 
-    def _send(self, theirs: socket.socket) -> None:
-        """Hand a socket to a child of its own; the process that forks is started if it is not there."""
+    def _send(self, *theirs: socket.socket) -> None:
+        """Hand sockets to a child of its own; the process that forks is started if it is not there."""
         with self._lock:
             for again in (True, False):
                 if self._control is None or self._process is None or self._process.poll() is not None:
                     self._start()
                 assert self._control is not None
                 try:
-                    socket.send_fds(self._control, [b"."], [theirs.fileno()])
+                    socket.send_fds(self._control, [b"."], [each.fileno() for each in theirs])
                     return
                 except OSError:
                     self._stop()
@@ -128,6 +150,16 @@ class Decoder:
                 command, pass_fds=[theirs.fileno()], env=kept | ours | threads, stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the server, which ends this one
             )  # fmt: skip
+        self._control.settimeout(START_SECONDS)
+        try:
+            _exactly(self._control, 1)  # it has started: loading is no part of a recording's time
+        except (OSError, EOFError) as error:
+            self._process.kill()
+            found = self._process.wait()
+            self._stop()
+            raise RuntimeError(
+                f"the process that decodes audio did not start (exit status {found})"
+            ) from error
 
     def _stop(self) -> None:
         if self._control is not None:
@@ -142,7 +174,7 @@ class Decoder:
 
 def _write(connection: socket.socket, *parts: bytes) -> None:
     connection.sendall(LENGTH.pack(sum(map(len, parts))))
-    for part in parts:
+    for part in filter(None, parts):  # sending nothing fails, too, where the other side has ended
         connection.sendall(part)
 
 
@@ -165,22 +197,43 @@ def _exactly(connection: socket.socket, length: int) -> bytearray:
 
 
 def main(arguments: list[str]) -> None:
-    """Fork for every socket that comes over the control socket, until that is closed."""
+    """Fork for the sockets that come over the control socket, until that is closed."""
     descriptor, seconds, most = (int(argument) for argument in arguments)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets children that have ended
     control = socket.socket(fileno=descriptor)
+    control.send(b".")
     while True:
-        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 2)
         if not descriptors:
             return
         if os.fork() == 0:
             control.close()
-            with suppress(BaseException):  # nobody reads tracebacks of broken recordings
-                _limit(seconds, most)
-                with socket.socket(fileno=descriptors[0]) as connection:
-                    _decode(connection)
+            with suppress(BaseException):
+                _watch(*descriptors, seconds, most)
             os._exit(0)
-        os.close(descriptors[0])
+        for each in descriptors:
+            os.close(each)
+
+
+def _watch(descriptor: int, end: int, seconds: int, most: int) -> None:
+    """Decode in a child, and send its wait status to `end`."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    child = os.fork()
+    if child:
+        os.close(descriptor)
+        os.write(end, os.waitpid(child, 0)[1].to_bytes(4, "little"))
+        return
+    os.close(end)
+    code = BROKEN
+    with suppress(BaseException):  # nobody reads tracebacks of broken recordings
+        try:
+            _limit(seconds, most)
+            with socket.socket(fileno=descriptor) as connection:
+                _decode(connection)
+            code = 0
+        except MemoryError:
+            code = NO_MEMORY
+    os._exit(code)
 
 
 def _limit(seconds: int, most: int) -> None:
@@ -188,8 +241,10 @@ def _limit(seconds: int, most: int) -> None:
     signal.alarm(3 * seconds)
     with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - nothing more is to be imported here
         mapped = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (seconds, seconds + 1)
+    )  # SIGXCPU, which names the cause, then SIGKILL
     for kind, value in (
-        (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, mapped + most),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_FSIZE, 0),

@@ -144,7 +144,8 @@ class Engine:
         self._marks = sorted({*tokenizer.all_special_tokens, *added, PLACE})
 
     def check_text(self, text: str) -> None:
-        """Raises ValueError where a text has a token in it that ends a turn, or some such."""
+        """Raises ValueError where a text has a token in it that ends a turn, or some such, or is no Unicode."""
+        text.encode()  # half a surrogate pair, as JSON may have it
         if found := next((mark for mark in self._marks if mark in text), None):
             raise ValueError(f"found {found!r}, which has a meaning of its own to the LLM; leave it out")
 

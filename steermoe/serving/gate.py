@@ -57,6 +57,8 @@ class Gate:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", identity)]
             await send(message)
 
+        if scope["method"] == "HEAD":  # is answered as GET is; the server sends no body
+            scope = {**scope, "method": "GET"}
         counted = scope["method"] == "POST"
         self.active += counted
         try:

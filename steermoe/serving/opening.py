@@ -1,6 +1,7 @@
 """What commands are given, opened: the model, and the recordings."""
 
 import glob
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,8 +46,9 @@ def open_model(source: str | None, device: str | None, load: "LoadLlm | None" = 
 def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
     """(name, path) of each recording: files as they are given, the audio in folders, what a pattern matches.
 
-    The name of a file in a folder begins at the folder; of another it is its last part. A file that is not
-    there is kept: opening it says so.
+    The name of a file in a folder begins at the folder; of another it is its last part. Where two files would
+    have one name, as many folders above them are part of their names as tell them apart. A file that is not there
+    is kept: opening it says so.
 
     Raises:
         ValueError: a folder has no audio, a pattern matches nothing, or standard input comes twice.
@@ -66,7 +68,24 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
             found.append(("stdin" if argument == STANDARD_INPUT else path.name, path))
     if list(arguments).count(STANDARD_INPUT) > 1:
         raise ValueError("-: standard input can be read once only")
-    return found
+    return _told_apart(found)
+
+
+def _told_apart(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """The same with longer names where two files share one; a file that is given twice keeps its name."""
+    names = [name for name, _ in found]
+    parts = [Path(os.path.abspath(path)).parts[1:] for _, path in found]  # noqa: PTH100  a link stays itself
+    while True:
+        files: dict[str, set[tuple[str, ...]]] = {}
+        for name, whole in zip(names, parts, strict=True):
+            files.setdefault(name, set()).add(whole)
+        longer = [
+            str(Path(*whole[-len(Path(name).parts) - 1 :])) if len(files[name]) > 1 else name
+            for name, whole in zip(names, parts, strict=True)
+        ]
+        if longer == names:
+            return [(name, path) for name, (_, path) in zip(names, found, strict=True)]
+        names = longer
 
 
 def _inside(folder: Path, argument: str) -> list[Path]:

@@ -134,14 +134,14 @@ class Recognizer:
 
     def recordings(
         self,
-        recordings: Iterable[Recording],
+        recordings: Iterable[Recording | Exception],
         progress: Callable[[int, float], None] | None = None,
     ) -> Iterator[tuple[int, Transcript | Exception]]:
         """The transcript of each recording, or what is wrong with it, as soon as it is there.
 
         Args:
             recordings: paths, bytes, binary streams, or waveforms (n,) float32 at 16 kHz; they may be generated
-                one by one.
+                one by one; in place of one that could not be opened its error.
             progress: told the number of a recording and the seconds of it that were read.
 
         Yields:
@@ -153,6 +153,8 @@ class Recognizer:
         for index, recording in enumerate(recordings):
             state = states[index] = _Open(_name(recording, index))
             try:
+                if isinstance(recording, Exception):
+                    raise recording
                 for stretch in self._stretches(recording, index, state, progress):
                     pool.append((index, state.stretches, stretch))
                     state.stretches += 1
@@ -284,8 +286,8 @@ def _blocks(recording: Recording, name: str, track: int | None) -> Iterator[np.n
         yield samples[first : first + count]
 
 
-def _name(recording: Recording, index: int) -> str:
-    return f"recording {index}" if isinstance(recording, np.ndarray) else source_name(recording)
+def _name(recording: Recording | Exception, index: int) -> str:
+    return f"recording {index}" if isinstance(recording, np.ndarray | Exception) else source_name(recording)
 
 
 def _with_last(

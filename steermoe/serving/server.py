@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from steermoe.serving import metrics, schema
 from steermoe.serving.access import own_names
@@ -43,6 +44,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="SteerMoE", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.exception_handler(RequestError)(_refused)
     app.exception_handler(HTTPException)(_http)
+    app.exception_handler(ClientDisconnect)(_left)
     app.exception_handler(Exception)(_broken)
     _watch(app, service)
 
@@ -50,14 +52,16 @@ def create_app(service: Service) -> FastAPI:
     async def transcriptions(request: Request) -> Response:
         """What is said in a recording; OpenAI's fields as a form."""
         async with request.form(
-            max_files=1, max_fields=FORM_FIELDS, max_part_size=4 * service.limits.max_text
+            max_files=2, max_fields=FORM_FIELDS, max_part_size=4 * service.limits.max_text
         ) as form:
-            schema.check_form(list(form))
+            schema.check_form([name for name, _ in form.multi_items()])
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError(400, "file: missing; send the recording as multipart/form-data", "file")
             data = await file.read()
             fields = {name: str(value) for name, value in form.items() if name != "file"}
+            if files := [name for name in fields if isinstance(form[name], UploadFile)]:
+                raise RequestError(400, f"{files[0]}: found a file, expected a text", files[0])
             granularities = tuple(str(value) for value in form.getlist("timestamp_granularities[]"))
         wanted = Wanted(service, fields, granularities)
 
@@ -78,7 +82,8 @@ def create_app(service: Service) -> FastAPI:
         turns, data = chat.turns(), chat.audio()
         tools = tuple(chat.tools) if chat.tools is not None and chat.tool_choice != "none" else None
         generation, seed = chat.generation(service.limits)
-        if sum(len(turn.text) for turn in turns) + len(json.dumps(tools)) > service.limits.max_text:
+        read = sum(len(turn.text) + len(str(turn.calls or "")) for turn in turns) + len(json.dumps(tools))
+        if read > service.limits.max_text:
             raise RequestError(
                 400, f"messages: more than {service.limits.max_text} characters of text and tools", "messages"
             )
@@ -91,7 +96,7 @@ def create_app(service: Service) -> FastAPI:
 
         reply = Reply(service.name)
         if chat.stream:
-            usage = chat.stream_options is not None and chat.stream_options.include_usage
+            usage = bool(chat.stream_options and chat.stream_options.include_usage)
             return await _stream(pieces(work), reply.delta, lambda answered: reply.last(answered, usage))
         return JSONResponse(reply.whole(await _unless_gone(request, work())))
 
@@ -193,7 +198,16 @@ async def _refused(_: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return await _refused(request, RequestError(error.status_code, message))
+    refusal = RequestError(error.status_code, message)
+    refusal.headers |= error.headers or {}
+    if refusal.headers.get("Allow") == "GET":  # the gate answers HEAD, too
+        refusal.headers["Allow"] = "GET, HEAD"
+    return await _refused(request, refusal)
+
+
+async def _left(request: Request, _: Exception) -> Response:
+    log.info("%s %s: the client left during the upload", request.method, request.url.path)
+    return await _refused(request, RequestError(499, "the client has gone"))
 
 
 async def _broken(request: Request, error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """What the server does with a request once it was read: decode, queue, answer."""
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -179,9 +180,10 @@ class Service:
         Raises:
             RequestError: as `answer`.
         """
-        texts = [turn.text for turn in question.turns or ()]
+        turns = question.turns or ()
         try:
-            for text in (*texts, str(question.tools or "")):
+            calls = json.dumps([question.tools, [turn.calls for turn in turns]], ensure_ascii=False)
+            for text in (*(turn.text for turn in turns), calls):
                 self.engine.check_text(text)
             self.engine.check(question)
         except ValueError as error:

@@ -4,9 +4,14 @@ Formats: text; json and verbose_json as in OpenAI's API; srt (SubRip); vtt (WebV
 milliseconds, tab, text).
 """
 
+import html
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
+
+BREAKS = re.compile("[\x00-\x20\x7f-\x9f\u2028\u2029]+")
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,24 @@ def clock(seconds: float, mark: str) -> str:
     return f"{hours:02d}:{minutes:02d}:{whole // 1000 % 60:02d}{mark}{whole % 1000:03d}"
 
 
+def one_line(text: str) -> str:
+    """A text without line breaks, tabs and other control characters, each run of which becomes a space."""
+    return BREAKS.sub(" ", text).strip()
+
+
+def cues(transcript: Transcript) -> Iterator[tuple[int, int, str]]:
+    """The segments that have a text as start, end (milliseconds) and text; none begins before another has ended."""
+    said = [segment for segment in transcript.segments if one_line(segment.text)]
+    starts: list[int] = []
+    for segment in said:
+        starts.append(max(round(segment.start * 1000), starts[-1] + 1 if starts else 0))
+    for segment, start, following in zip_longest(said, starts, starts[1:]):
+        end = max(round(segment.end * 1000), start + 1)
+        yield start, end if following is None else min(end, following), segment.text
+
+
 def _text(transcript: Transcript) -> str:
-    return transcript.text + "\n"
+    return one_line(transcript.text) + "\n"
 
 
 def _json(transcript: Transcript) -> str:
@@ -81,20 +102,25 @@ def _verbose(transcript: Transcript) -> str:
     return json.dumps(content, ensure_ascii=False) + "\n"
 
 
+def _cue(start: int, end: int, text: str, mark: str) -> str:
+    lines = "\n".join(filter(None, map(one_line, text.split("\n"))))
+    return f"{clock(start / 1000, mark)} --> {clock(end / 1000, mark)}\n{lines}\n\n"
+
+
 def _srt(transcript: Transcript) -> str:
-    return "".join(
-        f"{number}\n{clock(s.start, ',')} --> {clock(s.end, ',')}\n{s.text}\n\n"
-        for number, s in enumerate(transcript.segments, 1)
-    )
+    found = (
+        (start, end, text.replace("-->", "->")) for start, end, text in cues(transcript)
+    )  # no escapes there
+    return "".join(f"{number}\n{_cue(*cue, ',')}" for number, cue in enumerate(found, 1))
 
 
 def _vtt(transcript: Transcript) -> str:
-    cues = (f"{clock(s.start, '.')} --> {clock(s.end, '.')}\n{s.text}\n\n" for s in transcript.segments)
-    return "WEBVTT\n\n" + "".join(cues)
+    found = ((start, end, html.escape(text, quote=False)) for start, end, text in cues(transcript))
+    return "WEBVTT\n\n" + "".join(_cue(*cue, ".") for cue in found)
 
 
 def _tsv(transcript: Transcript) -> str:
-    lines = (f"{round(s.start * 1000)}\t{round(s.end * 1000)}\t{s.text}" for s in transcript.segments)
+    lines = (f"{start}\t{end}\t{one_line(text)}" for start, end, text in cues(transcript))
     return "\n".join(["start\tend\ttext", *lines]) + "\n"
 
 

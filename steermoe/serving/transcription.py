@@ -30,11 +30,15 @@ class Wanted:
                 f"stream: response_format {self.format} has no pieces; take json, or do not stream",
                 "stream",
             )
-        language = fields.get("language")
-        if language and language != service.language:
+        # Like OpenAI's, a hint; only what is known to be wrong is refused.
+        try:
+            self.language = schema.language_code(fields.get("language"))
+        except ValueError as error:
+            raise RequestError(400, str(error), "language") from None
+        if None not in (self.language, service.language) and self.language != service.language:
             raise RequestError(
-                400, f"language: found {language!r}; {service.name} is for "
-                f"{service.language or 'what it was trained on, which it does not know'}: leave it out", "language",
+                400, f"language: found {fields['language']!r}; {service.name} is for {service.language}: leave it out",
+                "language",
             )  # fmt: skip
         name = "timestamp_granularities[]"
         self.granularities = {
@@ -64,7 +68,7 @@ class Wanted:
             verbose["words"] = words
         if self.granularities == {"word"}:
             del verbose["segments"]
-        language = self._service.language or "und"  # ISO 639-2: undetermined
+        language = self._service.language or self.language or "und"  # ISO 639-2: undetermined
         return json.dumps({**verbose, "language": language, "usage": usage}), JSON
 
     def done(self, transcript: Transcript) -> list[Any]:

@@ -34,7 +34,12 @@ class ProgressLines(TrainerCallback):
         self, name: str, clock: Callable[[], float] = time.monotonic, terminal: bool | None = None
     ) -> None:
         self._has_bar = sys.stdout.isatty() if terminal is None else terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, transient=True, disable=not self._has_bar)
         self._task = self._progress.add_task(name)
         self._name, self._clock, self._told = name, clock, -math.inf

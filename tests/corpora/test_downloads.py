@@ -177,7 +177,7 @@ def environment() -> dict[str, str]:
 def test_killed_and_gone_on_with(place: Any, tmp_path: Path):
     place.pause = 0.05
     process = subprocess.Popen(script(place, tmp_path / "a"), env=environment(), stdout=subprocess.DEVNULL)
-    partial, deadline = tmp_path / "a.partial", time.monotonic() + 30
+    partial, deadline = tmp_path / "a.partial", time.monotonic() + 300
     while not partial.exists() or partial.stat().st_size < 150_000:
         assert process.poll() is None
         assert time.monotonic() < deadline

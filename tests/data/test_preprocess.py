@@ -104,7 +104,7 @@ preprocess(tones, settings, Path({str(source)!r}), Path({str(out)!r}), workers=2
 """
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
     process = subprocess.Popen([sys.executable, "-c", command], env=environment)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     # Both parts have begun: a worker that outlives the process would else begin its part after it.
     while not (
         list((tmp_path / ".runs").glob("*/files/train-00000.parquet")) and len(begun(settings.log)) == 2

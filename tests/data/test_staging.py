@@ -155,8 +155,8 @@ def pair(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], 
 def test_the_second_waits_and_goes_on(pair: Callable[..., Any], tmp_path: Path, end: str) -> None:
     """However the first ends; with what it left unfinished, or anew."""
     holder, waiting = pair(f"import os; {end}")
-    holder.communicate("go on\n", timeout=60)
-    output, errors = waiting.communicate("go on\n", timeout=60)
+    holder.communicate("go on\n", timeout=300)
+    output, errors = waiting.communicate("go on\n", timeout=300)
     assert (waiting.returncode, output) == (0, "held\n"), errors
     assert (tmp_path / "second" / "a").read_text() == "begun"
     assert ("made this output meanwhile" in errors) == ("commit" in end)
@@ -165,8 +165,8 @@ def test_the_second_waits_and_goes_on(pair: Callable[..., Any], tmp_path: Path, 
 
 def test_who_is_repeated_is_told_that_it_is_made(pair: Callable[..., Any], tmp_path: Path) -> None:
     holder, waiting = pair("staging.commit()", STEERMOE_REPEATED="1")
-    holder.communicate("go on\n", timeout=60)
-    _, errors = waiting.communicate(timeout=60)
+    holder.communicate("go on\n", timeout=300)
+    _, errors = waiting.communicate(timeout=300)
     assert waiting.returncode == 1
     assert f"StagingBusyError: process {holder.pid} made" in errors
     assert list((tmp_path / ".runs").iterdir()) == []
@@ -176,7 +176,7 @@ def test_who_is_repeated_is_told_that_it_is_made(pair: Callable[..., Any], tmp_p
 def test_a_signal_ends_the_wait(pair: Callable[..., Any], number: signal.Signals) -> None:
     holder, waiting = pair("staging.commit()")
     waiting.send_signal(number)
-    assert waiting.wait(timeout=20) == -number
+    assert waiting.wait(timeout=300) == -number
     assert holder.poll() is None
 
 

@@ -77,7 +77,7 @@ def finished(process: subprocess.Popen[bytes]) -> bytes:
     """The output; `communicate` would close standard input first, which ends the command."""
     assert process.stdout is not None
     output = process.stdout.read()
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     return output
 
 
@@ -111,7 +111,7 @@ def test_nothing_of_a_command_is_left(tmp_path: Path, how: str, begin: Begin) ->
         process.stdin.close()
     elif how == "interrupted":
         process.send_signal(signal.SIGINT)
-    code = process.wait(timeout=60)
+    code = process.wait(timeout=300)
     assert are_gone(processes)
     assert code == (supervise.TIME_OVER if how == "time" else supervise.TOLD)
     with slots.taken(tmp_path / ".runs", 1, lambda: True) as held:

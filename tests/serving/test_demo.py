@@ -82,7 +82,7 @@ def demo(
             pytest.fail("".join(said))
         yield SimpleNamespace(address=found[1])
         process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=60)
+        _, rest = process.communicate(timeout=300)
         assert process.returncode == 0 and "stopped" in rest and "Traceback" not in rest, rest
         assert not list(temporary.glob("steermoe-*"))  # nobody's recordings are left
     finally:

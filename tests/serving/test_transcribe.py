@@ -45,6 +45,15 @@ def test_one_file_in_every_format(call: Call, folder: Path, mini: Any):
     assert run.out == render(found, "verbose_json") and json.loads(run.out)["segments"][0]["words"]
 
 
+def test_subtitles_of_a_length(call: Call, folder: Path):
+    options = ("--format", "srt", "--max-line-width", "12", "--max-line-count", "1")
+    found = call("transcribe", str(folder / "talk.flac"), *options).out
+    plain = call("transcribe", str(folder / "talk.flac")).out
+    texts = [block.split("\n")[2:] for block in found.strip().split("\n\n")]
+    assert all(len(text) == 1 and (len(text[0]) <= 12 or " " not in text[0]) for text in texts)
+    assert " ".join(text[0] for text in texts) == plain.strip() and len(texts) > 6
+
+
 def test_progress_on_a_terminal_takes_nothing_from_a_pipe(
     call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -108,6 +117,8 @@ def test_standard_input(
     ("arguments", "message"),
     [
         (["{0}/talk.flac", "--format", "doc"], "--format: found 'doc'; there are: text, json"),
+        (["{0}/talk.flac", "--max-line-width", "9"], "--max-line-width: no effect with --format text"),
+        (["{0}/talk.flac", "--max-line-count", "9"], "--max-line-count: no effect without"),
         (["{0}/talk.flac", "--words"], "--words: no effect with --format text"),
         (["{0}/talk.flac", "{0}/short.wav", "--format", "srt"], "2 recordings need files of their own: give --out"),
         (["{0}/talk.flac", "{0}/talk.flac", "--out", "{0}/x"], "would both become"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from steermoe.serving.options import Device, Model
+from steermoe.serving.terminal import plain_console, printable
 
 HELP = """/audio FILE [QUESTION]  a recording, to be written down or with a question about it
 /reset                  forget the conversation
@@ -24,12 +25,10 @@ def main(model: Model = None, device: Device = None) -> None:
         steermoe chat
         printf '/audio talk.wav\\nwho is in it\\n' | steermoe chat
     """
-    from rich.console import Console
-
     from steermoe.serving import opening
 
     talk = opening.open_model(model, device)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     if sys.stdin.isatty():
         console.print(HELP)
     history: list[dict[str, Any]] = []
@@ -83,4 +82,4 @@ def _lines() -> Iterator[str]:
 
 
 def _problem(text: str) -> None:
-    print(f"steermoe: {text}", file=sys.stderr, flush=True)
+    print("steermoe:", printable(text), file=sys.stderr, flush=True)

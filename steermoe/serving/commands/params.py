@@ -43,9 +43,9 @@ def main(
     if as_json:
         print(json.dumps({name: audited.to_json() for name, audited in found.items()}, indent=1))
         return
-    from rich.console import Console
+    from steermoe.serving.terminal import plain_console
 
-    console = Console()
+    console = plain_console()
     for name, audited in found.items():
         _show(console, name, audited)
 

@@ -89,12 +89,12 @@ def main(
 
 def _show(title: str, found: "Plan", corpus: "Corpus", setup: "Setup", assumptions: list[str]) -> None:
     """Print one table of operations and one of memory, a column per case and a row per mode."""
-    from rich.console import Console
     from rich.table import Table
 
     from steermoe.analysis.plan import GB
+    from steermoe.serving.terminal import plain_console
 
-    console = Console()
+    console = plain_console()
     table = Table(title=title, title_justify="left")
     for column in ("case", "TFLOP/clip", "total FLOP", "hours at peak", "expected hours", "audio h/device h"):
         table.add_column(column, justify="left" if column == "case" else "right")
@@ -112,4 +112,4 @@ def _show(title: str, found: "Plan", corpus: "Corpus", setup: "Setup", assumptio
         memory.add_row(name, f"{on_device / GB:.1f}", f"{host / GB:.1f}", fits)
     console.print(memory)
     for line in assumptions:
-        console.print(f"- {line}", highlight=False)
+        console.print(f"- {line}")

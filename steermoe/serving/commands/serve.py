@@ -52,6 +52,7 @@ def main(
     check_address(host, port)  # before the model is loaded
     from steermoe.serving.limits import Limits
     from steermoe.serving.opening import model_name
+    from steermoe.serving.schema import language_code
     from steermoe.serving.server import Server
     from steermoe.serving.service import Service
 
@@ -60,7 +61,8 @@ def main(
         queue=queue, batch_rows=batch_rows, batch_seconds=batch_seconds, drain_seconds=drain_seconds,
     )  # fmt: skip
     called = name or model_name(model)
-    service = Service(_engine(model, device, llm_url, llm_model), limits, called, language)
+    spoken = language_code(language)
+    service = Service(_engine(model, device, llm_url, llm_model), limits, called, spoken)
 
     def announce(address: str) -> None:
         said = [f"steermoe: serving {called} at {address}/v1"]

@@ -80,11 +80,12 @@ def main(
 
 def _show(events: "Iterable[Event]", as_json: bool, latencies: list[float]) -> None:
     """Write the events as they come, and collect the latencies of final ones."""
-    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    console = Console(soft_wrap=True)
+    from steermoe.serving.terminal import plain_console
+
+    console = plain_console(soft_wrap=True)
     in_place = console.is_terminal and not as_json
     with Live(console=console, transient=True) if in_place else nullcontext() as line:
         for event in events:
@@ -95,7 +96,7 @@ def _show(events: "Iterable[Event]", as_json: bool, latencies: list[float]) -> N
                 print(json.dumps(_plain(event), ensure_ascii=False), flush=True)
             elif event.kind == "final" and segment.text:
                 times = f"{segment.start:7.2f} - {segment.end:7.2f}  "
-                console.print(f"{times}{segment.text}", markup=False, highlight=False)
+                console.print(f"{times}{segment.text}")
             if line is not None:
                 line.update(Text("" if event.kind == "final" else segment.text, style="dim"))
 

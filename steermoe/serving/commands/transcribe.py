@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from steermoe.serving.options import Device, Model, Track
+from steermoe.serving.terminal import plain_console, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,13 @@ def main(
     prompt: Annotated[
         str | None, typer.Option(help="the text behind the audio, instead of the adapter's own")
     ] = None,
+    max_line_width: Annotated[
+        int | None,
+        typer.Option(min=1, help="characters of a line of subtitles; longer texts have several lines"),
+    ] = None,
+    max_line_count: Annotated[
+        int | None, typer.Option(min=1, help="lines of a subtitle; longer ones become several")
+    ] = None,
     silence: Annotated[
         float, typer.Option(min=0.1, max=10, help="seconds without speech that end a segment")
     ] = 0.4,
@@ -66,6 +74,7 @@ def main(
         steermoe transcribe talk.wav
         steermoe transcribe interviews/ 'calls/*.m4a' --format srt --out subtitles
         steermoe transcribe talk.wav --format verbose_json --words
+        steermoe transcribe talk.wav --format vtt --max-line-width 42 --max-line-count 2
         steermoe transcribe - --model models/mini/steermoe < talk.flac
     """
     from steermoe.serving import opening
@@ -74,6 +83,10 @@ def main(
         raise ValueError(f"--format: found {format!r}; there are: {', '.join(SUFFIXES)}")
     if words and format != "verbose_json":
         raise ValueError(f"--words: no effect with --format {format}; use it with verbose_json")
+    if max_line_width is not None and format not in ("srt", "vtt"):
+        raise ValueError(f"--max-line-width: no effect with --format {format}; use it with srt or vtt")
+    if max_line_count is not None and max_line_width is None:
+        raise ValueError("--max-line-count: no effect without --max-line-width")
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; name a folder")
     found = opening.find_recordings(recordings)
@@ -81,36 +94,47 @@ def main(
         raise ValueError(f"--format {format}: {len(found)} recordings need files of their own: give --out")
     files = None if out is None else _files(found, out, SUFFIXES[format])
     from steermoe.serving.recognizer import Recognizer
+    from steermoe.serving.subtitles import shortened
 
     recognizer = Recognizer(
-        opening.open_model(model, device),
-        prompt=prompt, context=context, words=words, silence=silence, track=track,
+        opening.open_model(model, device), prompt=prompt, context=context,
+        words=words or max_line_width is not None, silence=silence, track=track,
     )  # fmt: skip
     bad = 0
     with _progress(found) as progress:
         for place, transcript in recognizer.recordings(_opened(found), progress):
             name, path = found[place]
+            if max_line_width is not None and not isinstance(transcript, Exception):
+                transcript = shortened(transcript, max_line_width, max_line_count)
             if isinstance(transcript, Exception):
                 bad += 1
-                print(f"steermoe: {_problem(transcript, path)}", file=sys.stderr)
+                print(f"steermoe: {printable(_problem(transcript, path))}", file=sys.stderr)
             elif files is not None:
-                _write(files[place], transcript, format)
+                try:
+                    _write(files[place], transcript, format)
+                except OSError as error:
+                    bad += 1
+                    print(f"steermoe: {printable(f'{files[place]}: {error.strerror}')}", file=sys.stderr)
             else:
                 sys.stdout.write(_shown(transcript, format, name if len(found) > 1 else None))
                 sys.stdout.flush()
     if files is not None:
-        print(f"{out}: {len(found) - bad} transcripts")
+        print(f"{printable(str(out))}: {len(found) - bad} transcripts")
     if bad:
         print(f"steermoe: {bad} of {len(found)} recordings could not be transcribed", file=sys.stderr)
         raise typer.Exit(BAD)
 
 
-def _opened(found: Sequence[tuple[str, Path]]) -> "Iterator[Path | BinaryIO]":
-    """The recordings one by one; each is closed when the next is wanted."""
+def _opened(found: Sequence[tuple[str, Path]]) -> "Iterator[Path | BinaryIO | Exception]":
+    """The recordings one by one, or why one cannot be opened; each is closed when the next is wanted."""
     from steermoe.serving import opening
 
     for _, path in found:
-        with opening.opened_recording(path) as recording:
+        with ExitStack() as stack:
+            try:
+                recording = stack.enter_context(opening.opened_recording(path))
+            except (OSError, ValueError) as error:
+                recording = error
             yield recording
 
 
@@ -138,8 +162,8 @@ def _shown(transcript: "Transcript", format: str, name: str | None) -> str:
     if name is None:
         return rendered
     if format == "text":
-        return f"{name}: {rendered}"
-    return json.dumps({"file": name} | json.loads(rendered), ensure_ascii=False) + "\n"
+        return f"{printable(name)}: {rendered}"
+    return printable(json.dumps({"file": name} | json.loads(rendered), ensure_ascii=False)) + "\n"
 
 
 def _problem(error: Exception, path: Path) -> str:
@@ -155,16 +179,21 @@ def _progress(found: Sequence[tuple[str, Path]]) -> "Iterator[Callable[[int, flo
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns: tuple[Any, ...] = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    console, shown = Console(stderr=True), sys.stdout.isatty()
+    columns: tuple[Any, ...] = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+    )
+    console, shown = plain_console(stderr=True), sys.stdout.isatty()
     with Progress(*columns, console=console, transient=True, redirect_stdout=shown) as bar:
         task = bar.add_task("", total=None)
 
         def heard(place: int, seconds: float) -> None:
-            name = f"{found[place][0]} ({place + 1} of {len(found)}): {seconds / 60:.1f} minutes read"
+            name = (
+                f"{printable(found[place][0])} ({place + 1} of {len(found)}): {seconds / 60:.1f} minutes read"
+            )
             bar.update(task, description=name)
 
         yield heard

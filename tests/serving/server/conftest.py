@@ -43,7 +43,7 @@ class Running:
 
     def connect(self, key: str | None) -> openai.OpenAI:
         client = openai.OpenAI(
-            base_url=f"{self.address}/v1", api_key=key or "none", max_retries=0, timeout=60,
+            base_url=f"{self.address}/v1", api_key=key or "none", max_retries=0, timeout=300,
             http_client=openai.DefaultHttpxClient(trust_env=False),
         )  # fmt: skip
         self._clients.append(client)
@@ -74,7 +74,7 @@ def running(
     thread.start()
     found = None
     try:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 300
         while not addresses and time.monotonic() < until:
             time.sleep(0.01)
         found = Running(server, addresses[0], service, key)

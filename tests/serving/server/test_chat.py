@@ -14,6 +14,8 @@ import numpy as np
 import openai
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from steermoe.data.collator import collate
 from steermoe.data.prompts import encode_prompt, end_of_turn
@@ -132,7 +134,13 @@ def test_what_is_sampled_depends_on_the_seed_alone(server: Running, recordings: 
         ([{"role": "user", "content": "hello"}], {}, "found 0 parts of type input_audio, expected one"),
         (["user", "user"], {}, "found 2 parts of type input_audio, expected one"),
         (["user", {"role": "assistant", "content": "so"}], {}, "the last turn is not the user's"),
-        (["user", {"role": "tool", "content": "so"}], {}, "messages[1].role: Input should be"),
+        (["user", {"role": "function", "content": "so"}], {}, "messages[1].role: Input should be"),
+        (["user", {"role": "tool", "content": "so"}], {}, "found calls of tools with prompts.format plain"),
+        (["user", {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}], {},
+         "messages[1].tool_calls[0].function.arguments: Invalid JSON"),
+        (["user", {"role": "user", "content": None}], {}, "messages[1].content: found none"),
+        (["user"], {"seed": 2**70}, "seed: Input should be less than"),
+        (["user"], {"frequency_penalty": 0.5}, "frequency_penalty: this server does not heed it"),
         (["user", {"role": "system", "content": "so"}], {}, "messages[1]: found a turn of the system, which may be"),
         ([{"role": "system", "content": "be kind"}, "user"], {}, "found a system turn with prompts.format plain"),
         (["user"], {"tools": [LAMP]}, "found tools with prompts.format plain"),
@@ -147,7 +155,14 @@ def test_what_is_sampled_depends_on_the_seed_alone(server: Running, recordings: 
         (["user"], {"stream_options": {"include_usage": True}}, "stream_options: has no effect without stream"),
         (["question <|endoftext|>"], {}, "found '<|endoftext|>', which has a meaning of its own to the LLM"),
         (["word " * 4000], {}, "more than 16000 characters"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], {}, "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], {},
+         "messages[0].content[0].type: Input should be 'text' or 'input_audio'; found 'image_url'"),
+        ([{"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "input_audio", "input_audio":
+         {"data": "", "format": "xyz"}}]}], {}, "messages[0].content[1].input_audio.format: Input should be 'wav' or"),
+        ([{"role": "user", "content": [{"type": "text"}]}], {}, "messages[0].content[0].text: missing"),
+        ([{"role": "user", "content": [{"text": "?"}]}], {}, "messages[0].content[0].type: "),
+        ([{"role": "user", "content": ["?"]}], {}, "messages[0].content[0]: Input should be"),
+        ([{"role": "user", "content": {"type": "text", "text": "?"}}], {}, "messages[0].content: Input should be a"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_named(
@@ -175,12 +190,110 @@ def test_what_cannot_be_asked_is_named(
         (b'{"model": "steermoe", "messages": []}', "messages: List should have at least 1 item"),
         (b'{"model": "x", "messages": [{"role": "user", "content": "?"}]}', "model: found 'x'"),
         (b'{"a": ' * 3000, "Invalid JSON"),
+        (b'{"model": "a", "model": "b"}', "found 'model' twice"),
+        (b'{"model": "a", "messages": [{"role": "user", "role": "user"}]}', "found 'role' twice"),
+        (b'{"model": "a", "temperature": NaN}', "found NaN"),
+        (b'{"model": "a", "seed": 1' + 5000 * b"0" + b"}", "Invalid JSON"),
+        (b'{"model": "\xe9"}', "Invalid JSON"),
     ],
 )
 def test_bodies_that_are_none(server: Running, body: bytes, said: str) -> None:
     answer = httpx.post(f"{server.address}/v1/chat/completions", content=body, trust_env=False)
     assert answer.status_code in (400, 404)
     assert said in answer.json()["error"]["message"]
+
+
+def test_a_reply_is_a_turn_of_the_next_request(server: Running, recordings: list[bytes]) -> None:
+    reply = ask(server, user(recordings[0], QUESTION)).choices[0].message
+    later = {"role": "user", "content": "what is pink?"}
+    expected = ask(
+        server, user(recordings[0], QUESTION), {"role": "assistant", "content": reply.content}, later
+    )
+    others = {
+        "name": "me", "reasoning_content": None, "annotations": [], "audio": None, "function_call": None,
+        "tool_calls": None, "tool_errors": ["x"],
+    }  # fmt: skip
+    parts = {"content": [{"type": "text", "text": reply.content, "annotations": None}]}
+    for turn in (reply, reply.model_dump(), reply.model_dump() | others, reply.model_dump() | parts):
+        found = ask(server, user(recordings[0], QUESTION), turn, later)
+        assert found.choices[0].message.content == expected.choices[0].message.content
+
+
+def test_half_a_surrogate_pair_is_no_text(server: Running, recordings: list[bytes]) -> None:
+    for field in (
+        {"messages": [user(recordings[0], "a\ud800")]},
+        {"tools": [{"type": "function", "a": "\ud800"}]},
+    ):
+        body = json.dumps({"model": NAME, "messages": [user(recordings[0])], **field})
+        answer = httpx.post(f"{server.address}/v1/chat/completions", content=body, trust_env=False)
+        assert answer.status_code == 400 and "surrogates not allowed" in answer.json()["error"]["message"]
+
+
+def test_fields_without_effect_are_passed_over(server: Running, recordings: list[bytes]) -> None:
+    expected = ask(server, user(recordings[0], QUESTION)).choices[0].message.content
+    fields = {
+        "temperature": 0, "top_p": 1, "n": 1, "stop": None, "presence_penalty": 0, "frequency_penalty": 0.0,
+        "logprobs": False, "user": "me", "metadata": {"a": "b"}, "store": True, "seed": -1, "tools": None,
+        "response_format": {"type": "text"}, "max_tokens": None, "logit_bias": {}, "stream": None,
+    }  # fmt: skip
+    assert ask(server, user(recordings[0], QUESTION), **fields).choices[0].message.content == expected
+    part = audio(recordings[0])
+    part["input_audio"]["data"] = "data:audio/wav;base64," + base64.encodebytes(recordings[0]).decode()
+    turn = {"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}
+    assert ask(server, turn).choices[0].message.content == expected
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 1e-40}, {"temperature": 5e-324}, {"temperature": 1e-5, "top_p": 1e-300}]
+)
+def test_hardly_any_temperature_is_greedy(
+    server: Running, recordings: list[bytes], fields: dict[str, float]
+) -> None:
+    expected = ask(server, user(recordings[0])).choices[0].message.content
+    assert ask(server, user(recordings[0]), seed=7, **fields).choices[0].message.content == expected
+
+
+FIELDS = (
+    "model",
+    "messages",
+    "tools",
+    "stream",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "seed",
+    "n",
+    "stop",
+    "other",
+)
+PARTS = ("role", "content", "name", "tool_calls", "text", "type", "input_audio")
+ODD = st.recursive(
+    st.sampled_from([None, True, 0, -1, 2**63, 10**400, 0.5, 1e-40, 5e-324, 1e308, "", "x", "\x00", "\ud800", "auto"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(PARTS), inner, max_size=2),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.sampled_from(FIELDS), st.sampled_from(PARTS), ODD, st.booleans())
+def test_odd_bodies_never_break_it(server: Running, name: str, part: str, value: Any, deep: bool) -> None:
+    data = wav(np.zeros(1600), 16000)
+    body: dict[str, Any] = {"model": NAME, "messages": [user(data, "?")], "max_tokens": 1}
+    (
+        body["messages"][0]
+        if part in ("role", "content", "name", "tool_calls")
+        else body["messages"][0]["content"][0]
+    )[part] = value
+    if not deep:
+        body = {"model": NAME, "messages": [user(data)], "max_tokens": 1, name: value}
+    answer = httpx.post(f"{server.address}/v1/chat/completions", content=json.dumps(body), trust_env=False)
+    assert answer.status_code in (200, 400, 404), answer.text
+    assert answer.status_code == 200 or answer.json()["error"]["message"]
 
 
 def test_audio_that_is_no_base64_or_no_audio(server: Running) -> None:
@@ -250,6 +363,17 @@ def test_a_spoken_request_can_end_in_a_call(calling: Running) -> None:
     for fields in ({}, {"tools": [LAMP], "tool_choice": "none"}):
         (choice,) = ask(calling, turn, **fields).choices
         assert (choice.finish_reason, choice.message.content) == ("stop", "one two")
+
+
+def test_a_reply_with_a_call_and_its_result_are_turns(calling: Running) -> None:
+    turn = user(wav(tone(), 16000), "which lamp?")
+    reply = ask(calling, turn, tools=[LAMP]).choices[0].message
+    result = {"role": "tool", "tool_call_id": reply.tool_calls[0].id, "content": "done"}
+    first, called, done = (
+        ask(calling, *turns, tools=[LAMP]).usage.prompt_tokens
+        for turns in ([turn], [turn, reply, {"role": "user", "content": "so?"}], [turn, reply, result])
+    )
+    assert min(called, done) > first + 10
 
 
 def test_a_call_in_a_stream(calling: Running) -> None:

@@ -1,15 +1,17 @@
 """Untrusted audio: what the process that decodes it says, what it may take, and that it goes on afterwards."""
 
-import time
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from steermoe.audio import waveform
 from steermoe.audio.blocks import blocks
-from steermoe.serving.decoding import Decoder, DecodingError
+from steermoe.serving.decoding import Decoder, DecodingError, _write
 from steermoe.serving.limits import Limits
 
 
@@ -59,13 +61,48 @@ def test_processor_time_is_limited(encode: Callable[..., bytes]) -> None:
     decoder = Decoder(Limits(decode_seconds=1, decode_bytes=2**33, max_seconds=4 * 3600.0))
     costly = encode(np.zeros(4 * 3600 * 4000, np.int16), 4000, "FLAC", "PCM_16")  # hours in few bytes
     assert len(costly) < 2**20
-    began = time.monotonic()
-    try:
-        with pytest.raises(DecodingError, match="more than 1 s of processor time"):
+    try:  # on a busy machine the three seconds by the clock are over first
+        with pytest.raises(DecodingError, match=r"more than (1 s of processor time|3 s by the clock)$"):
             decoder.load(costly)
     finally:
         decoder.close()
-    assert time.monotonic() - began < 10
+
+
+def test_a_child_that_is_killed_names_no_limit(encode: Callable[..., bytes]) -> None:
+    decoder = Decoder(Limits(decode_seconds=60, decode_bytes=2**33, max_seconds=4 * 3600.0))
+    costly = encode(np.zeros(4 * 3600 * 4000, np.int16), 4000, "FLAC", "PCM_16")
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(decoder.load, costly)
+            processes: list[psutil.Process] = []
+            while len(processes) < 2 and not found.done():  # the one that waits, and its child
+                forks = decoder._process
+                processes = [] if forks is None else psutil.Process(forks.pid).children(recursive=True)
+            processes[-1].kill()
+            with pytest.raises(DecodingError, match=r"ended by SIGKILL$"):
+                found.result(60)
+    finally:
+        decoder.close()
+
+
+def test_what_does_not_start_is_no_fault_of_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"did not start \(exit status 1\)") as error:
+        Decoder(Limits()).load(b"")
+    assert not isinstance(error.value, DecodingError)
+
+
+def test_an_empty_part_is_written_to_nobody() -> None:
+    """Whoever answered after the length of nothing may have ended."""
+    ours, theirs = socket.socketpair()
+
+    class Closing(socket.socket):
+        def sendall(self, *arguments: Any) -> None:
+            super().sendall(*arguments)
+            theirs.close()
+
+    with Closing(fileno=ours.detach()) as connection:
+        _write(connection, b"")
 
 
 def test_the_process_that_forks_is_replaced(decoder: Decoder, encode: Callable[..., bytes]) -> None:

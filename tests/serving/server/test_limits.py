@@ -30,7 +30,7 @@ class Held(Engine):
 
     def answer(self, jobs: Sequence[Job], join: Join) -> Any:
         self.batches += 1
-        assert self.go.wait(30)
+        assert self.go.wait(300)
         return super().answer(jobs, join)
 
 
@@ -46,7 +46,7 @@ def transcribe(server: Running, data: bytes) -> Any:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -90,8 +90,8 @@ def test_a_full_queue(serve: Callable[..., Any], held: Held, recordings: list[by
         assert refused.value.code == "queue_full"
         assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
         held.go.set()
-        assert first.result(30).text
-        assert all(other.result(30).text for other in others)
+        assert first.result(300).text
+        assert all(other.result(300).text for other in others)
 
 
 def test_a_long_recording_waits_for_room_instead_of_failing(
@@ -113,7 +113,7 @@ def test_decoded_audio_at_once(serve: Callable[..., Any], held: Held, recordings
         assert refused.value.code == "queue_full"
         assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
         held.go.set()
-        assert first.result(30).text == transcribe(server, recordings[0]).text
+        assert first.result(300).text == transcribe(server, recordings[0]).text
 
 
 def test_requests_at_once(serve: Callable[..., Any], held: Held, recordings: list[bytes]) -> None:
@@ -125,7 +125,7 @@ def test_requests_at_once(serve: Callable[..., Any], held: Held, recordings: lis
         assert refused.value.response.headers["retry-after"] == "1"
         assert server.get("/health/ready").status_code == 200
         held.go.set()
-        assert first.result(30).text
+        assert first.result(300).text
         assert transcribe(server, recordings[0]).text == first.result().text
 
 
@@ -135,13 +135,19 @@ def test_who_has_gone_leaves_the_queue(
     with serve(held, batch_rows=1, linger=0) as server, ThreadPoolExecutor(2) as pool:
         first = pool.submit(transcribe, server, recordings[0])
         wait_for(lambda: held.batches == 1)
-        content = {"files": {"file": ("a.wav", recordings[1])}, "data": {"model": NAME}}
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.address}/v1/audio/transcriptions", timeout=1, trust_env=False, **content)
+        content: Any = {"files": {"file": ("a.wav", recordings[1])}, "data": {"model": NAME}}
+        request = httpx.Request("POST", f"{server.address}/v1/audio/transcriptions", **content)
+        body, headers = (
+            request.read(),
+            "".join(f"{name}: {value}\r\n" for name, value in request.headers.items()),
+        )
+        with socket.create_connection((request.url.host, request.url.port or 0)) as connection:
+            connection.sendall(f"POST {request.url.path} HTTP/1.1\r\n{headers}\r\n".encode() + body)
+            wait_for(lambda: server.metric("steermoe_queue_length") == 1)
         wait_for(lambda: server.metric("steermoe_dropped_total") == 1)
         assert server.metric("steermoe_queue_length") == 0
         held.go.set()
-        assert first.result(30).text
+        assert first.result(300).text
         assert held.batches == 1
 
 

@@ -38,7 +38,7 @@ class Process:
         self.lines.extend(self.process.stderr)
 
     def said(self, pattern: str) -> str:
-        until = time.monotonic() + 90
+        until = time.monotonic() + 300
         while time.monotonic() < until:
             if found := re.search(pattern, "".join(self.lines)):
                 return found[1]

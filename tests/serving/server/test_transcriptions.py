@@ -1,5 +1,7 @@
 """`/v1/audio/transcriptions` as the official client uses it: formats, streams, fields, bad audio, many at once."""
 
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -131,6 +133,8 @@ def test_many_at_once_get_what_each_gets_alone(
     ("fields", "param", "said"),
     [
         ({"language": "fr"}, "language", "found 'fr'; steermoe is for en: leave it out"),
+        ({"language": "fr-CA"}, "language", "found 'fr-CA'"),
+        ({"language": "no language"}, "language", "expected a code such as en"),
         ({"prompt": "word " * 4000}, "prompt", "more than 16000 characters"),
         ({"temperature": 3}, "temperature", "expected a number from 0 to 1"),
         ({"response_format": "diarized_json"}, "response_format", "json, text, srt, verbose_json, vtt"),
@@ -163,6 +167,51 @@ def test_language_and_temperature_0_are_fine(
     server: Running, recordings: list[bytes], said: list[str]
 ) -> None:
     assert transcribe(server, recordings[0], language="en", temperature=0).text == said[0]
+
+
+@pytest.mark.parametrize("language", ["EN", "en-US", "en_gb", "English", "auto", ""])
+def test_a_language_may_be_written_in_any_way(
+    server: Running, recordings: list[bytes], language: str
+) -> None:
+    found = transcribe(server, recordings[0], language=language, response_format="verbose_json")
+    assert (found.language, bool(found.text)) == ("en", True)
+
+
+def test_a_language_is_a_hint_where_none_is_known(serve: Callable[..., Any], recordings: list[bytes]) -> None:
+    with serve() as server:
+        for language, told in (("en-US", "en"), ("fr", "fr"), ("auto", "und")):
+            found = transcribe(server, recordings[0], language=language, response_format="verbose_json")
+            assert (found.language, bool(found.text)) == (told, True)
+
+
+@pytest.mark.parametrize("name", ["model", "language", "response_format", "file", "prompt"])
+def test_a_field_that_is_given_twice_is_refused(server: Running, recordings: list[bytes], name: str) -> None:
+    parts: list[Any] = [("model", (None, NAME)), ("file", ("a.wav", recordings[0])), (name, (None, "en"))]
+    parts += [(name, (None, "en"))] if name not in ("model", "file") else []
+    answer = httpx.post(f"{server.address}/v1/audio/transcriptions", files=parts, trust_env=False)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, name) and "twice" in error["message"]
+
+
+def test_a_client_that_leaves_during_its_upload_is_no_failure(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path, kind in (
+        ("audio/transcriptions", "multipart/form-data; boundary=x"),
+        ("chat/completions", "text/json"),
+    ):
+        before = server.metric("steermoe_requests_total")
+        with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2]))) as connection:
+            head = f"POST /v1/{path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {kind}\r\n"
+            connection.sendall(head.encode() + b"content-length: 9000\r\n\r\n--x\r\n")
+        until = time.monotonic() + 300
+        while (
+            server.metric("steermoe_requests_total") < before + 2 and time.monotonic() < until
+        ):  # one is ours
+            time.sleep(0.01)
+    assert not [
+        record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL") or record.exc_info
+    ]
 
 
 def test_sampling_has_a_temperature(server: Running, recordings: list[bytes]) -> None:
@@ -245,3 +294,9 @@ def test_unknown_addresses_and_methods_have_the_same_errors(server: Running) -> 
     assert server.get("/v1/nothing").json()["error"]["message"] == "GET /v1/nothing: Not Found"
     answer = server.get("/v1/chat/completions")
     assert (answer.status_code, answer.json()["error"]["type"]) == (405, "invalid_request_error")
+    assert answer.headers["allow"] == "POST"
+    for path in ("/health", "/health/live", "/health/ready", "/metrics", "/v1/models", f"/v1/models/{NAME}"):
+        answer = httpx.head(server.address + path, trust_env=False)
+        assert (answer.status_code, answer.content) == (200, b"")
+        answer = httpx.post(server.address + path, trust_env=False)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
