@@ -13,6 +13,7 @@ from transformers import Cache, NoRepeatNGramLogitsProcessor, StoppingCriteria, 
 from transformers.generation.logits_process import LogitsProcessorList
 
 from steermoe.config import Generation
+from steermoe.models.exclusive import exclusive
 from steermoe.models.llm import CausalLM
 from steermoe.models.sequence import pack
 
@@ -25,6 +26,7 @@ Watch = Callable[[list[list[int]]], Sequence[bool]]
 LONGEST_CYCLE = 64  # tokens; longer cycles are not looked for
 
 
+@exclusive
 @torch.no_grad()
 def decode(
     llm: CausalLM,

@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from steermoe.models.trust import UNSURE
+
 
 @dataclass(frozen=True)
 class Word:
@@ -43,6 +45,19 @@ class Transcript:
     def text(self) -> str:
         """All that was said, single spaces between segments."""
         return " ".join(segment.text for segment in self.segments if segment.text)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against it, a line each."""
+        if not self.segments:
+            return ("no speech was understood",)
+        low = [s.confidence for s in self.segments if s.confidence is not None and s.confidence < UNSURE]
+        if not low:
+            return ()
+        return (
+            f"low confidence ({min(low):.2f} to {max(low):.2f}) in {len(low)} of {len(self.segments)} segments: "
+            "it may not be what was said",
+        )
 
 
 def render(transcript: Transcript, format: str) -> str:

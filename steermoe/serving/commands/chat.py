@@ -26,6 +26,7 @@ def main(model: Model = None, device: Device = None) -> None:
     """
     from rich.console import Console
 
+    from steermoe.models.trust import NO_SPEECH
     from steermoe.serving import opening
 
     talk = opening.open_model(model, device)
@@ -53,6 +54,8 @@ def main(model: Model = None, device: Device = None) -> None:
                 continue
             except ValueError as error:
                 _problem(str(error))
+                continue
+            if NO_SPEECH in answer.warnings:
                 continue
             history += [turn, {"role": "assistant", "content": answer.text}]
             console.print(answer.text)

@@ -63,7 +63,8 @@ def main(
     service = Service(_engine(model, device, llm_url, llm_model), limits, called, language)
 
     def announce(address: str) -> None:
-        said = [f"steermoe: serving {called} at {address}/v1"]
+        said = [] if service.notice is None else [f"steermoe: {service.notice}"]
+        said += [f"steermoe: serving {called} at {address}/v1"]
         if made_up:
             said.append(f"steermoe: API key, made up for this run: {key}")
         print(*said, sep="\n", file=sys.stderr, flush=True)
