@@ -63,10 +63,11 @@ def main(
     service = Service(_engine(model, device, llm_url, llm_model), limits, called, language)
 
     def announce(address: str) -> None:
-        said = [] if service.notice is None else [f"steermoe: {service.notice}"]
-        said += [f"steermoe: serving {called} at {address}/v1"]
+        said = [f"steermoe: serving {called} at {address}/v1"]
         if made_up:
             said.append(f"steermoe: API key, made up for this run: {key}")
+        if service.notice is not None:
+            said.append(f"steermoe: {service.notice}")
         print(*said, sep="\n", file=sys.stderr, flush=True)
 
     Server(service, host, port, key, announce).run()
