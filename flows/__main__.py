@@ -7,7 +7,6 @@ from pathlib import Path
 
 ROOT_SETTING = "STEERMOE_ROOT"  # of prefect.yaml: the folder in which flows run
 POOL = "steermoe"  # of prefect.yaml
-QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def main() -> int:
@@ -24,7 +23,7 @@ def main() -> int:
     if given.action != "worker" and given.pool != POOL:
         parser.error(f"--pool {given.pool} has no effect on {given.action}: prefect.yaml names the pool")
     root = Path.cwd()
-    os.environ.update({ROOT_SETTING: str(root)} | QUIET)
+    os.environ[ROOT_SETTING] = str(root)
     try:
         if given.action == "worker":
             from flows import worker

@@ -161,7 +161,6 @@ def environment(snapshot: Snapshot, name: str, is_repeated: bool) -> dict[str, s
         "STEERMOE_EXECUTION": snapshot.name,
         "DVC_EXP_NAME": name,
         "DVC_EXP_BASELINE_REV": snapshot.head,
-        "DVC_NO_ANALYTICS": "1",
         "PYTHONUNBUFFERED": "1",
     } | ({"STEERMOE_REPEATED": "1"} if is_repeated else {})
 

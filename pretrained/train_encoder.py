@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from pretrained import NOTICE
 from steermoe.audio import waveform
 from steermoe.audio.features import LogMel
 from steermoe.config import Encoder
@@ -108,6 +109,7 @@ def untrained(settings: dict[str, Any], folder: Path) -> Whisper:
             num_mel_bins=settings["mels"],
             max_source_positions=settings["max_seconds"] * FRAMES_PER_SECOND,
             dropout=0.0,
+            notice=NOTICE,
         )
     )
     model.save_pretrained(folder)

@@ -18,6 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from pretrained import NOTICE
 from pretrained.soft_text import KINDS, PROMPTS, Item, Reader, held_out, items, pool, soft_weights
 from steermoe.corpora import grammar
 from steermoe.models.generation import GREEDY, decode
@@ -62,6 +63,7 @@ def untrained(settings: dict[str, Any], tokenizer: Any) -> Qwen2ForCausalLM:
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
+        notice=NOTICE,
     )
     llm = Qwen2ForCausalLM(config)
     llm.generation_config = GenerationConfig(

@@ -79,6 +79,8 @@ def test_file_imports_from_above_only(path: Path) -> None:
     module = module_of(path)
     if module == "steermoe":  # the front door: opens `steermoe.SteerMoE` when asked
         return
+    if module == "flows":  # only what switches usage data off
+        return
     if module.split(".")[0] == "flows":  # knows DVC's targets, not the code behind them
         assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"steermoe", "pipeline"})
         return

@@ -21,6 +21,8 @@ RUN = 512  # windows a run of the model, at most
 OUTPUTS = ["speech_probs", "hn", "cn"]
 HALF_LIFE = 3.0  # seconds
 HYSTERESIS = 0.15
+THRESHOLD = 0.5  # probability from which it is speech
+SILENT = 1e-4  # of full scale, -80 dB: a recording that is nowhere louder is silent
 PAUSE = 3  # windows below the threshold at which a stretch that is too long may be cut: 96 ms
 
 
@@ -117,7 +119,7 @@ class Segmenter:
         margin: float = 0.16,
         overlap: float = 1.0,
         shortest: float = 0.2,
-        threshold: float = 0.5,
+        threshold: float = THRESHOLD,
     ) -> None:
         if longest < 2 * (overlap + margin):
             raise ValueError(f"longest: found {longest:g} s, legal: at least {2 * (overlap + margin):g}")
@@ -234,6 +236,28 @@ class Segmenter:
         count = max(0, before - self._first)
         del self._windows[:count], self._voice[:count]
         self._first += count
+
+
+def silent(samples: np.ndarray) -> bool:
+    """Whether a waveform (n,) is nowhere loud enough to be heard, or empty."""
+    return not len(samples) or float(np.abs(samples).max()) < SILENT
+
+
+def speaks(samples: np.ndarray) -> bool:
+    """Whether somebody speaks in a waveform (n,) at RATE, at whatever level.
+
+    Without silero-vad everything that is not silent counts as speech.
+    """
+    if silent(samples):
+        return False
+    try:
+        activity = VoiceActivity()
+    except ValueError:
+        return True
+    level = (samples * (0.5 / np.abs(samples).max())).astype(np.float32)
+    padded = np.pad(level, (0, -len(level) % WINDOW))
+    block = RUN * WINDOW
+    return any(activity(padded[i : i + block]).max() >= THRESHOLD for i in range(0, len(padded), block))
 
 
 @functools.cache  # it keeps nothing between runs, which may be of several threads

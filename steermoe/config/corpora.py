@@ -265,6 +265,8 @@ class OpenAudioBench(Archived):
     revision: Commit
 
 
+# Their questions are about sounds, too, that nobody speaks; those of a folder may be.
+SOUNDS = frozenset({"clothoaqa", "clotho", "mmau", "mmaupro", "folder"})
 LEFT_OUT: Any = None  # not a legal value, and not checked: a profile may lack a corpus
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,10 @@ from steermoe.data.collator import collate
 from steermoe.data.dataset import Item
 from steermoe.data.prompts import encode_texts, render, texts_around
 from steermoe.data.tokens import plain
+from steermoe.models.exclusive import exclusive
 from steermoe.models.inputs import Inputs
 from steermoe.models.tools import Answer, check_tools, read_answer
+from steermoe.models.trust import nothing_heard, notice, rated, say, say_once, unanswerable
 
 if TYPE_CHECKING:
     from steermoe.models.steermoe import SteerMoE
@@ -29,6 +30,39 @@ Audio = str | Path | np.ndarray
 BATCH_SECONDS = 120.0  # padding included
 
 
+@exclusive
+def answer_spoken(
+    model: SteerMoE,
+    audio: Sequence[Audio],
+    question: str | None,
+    tools: Sequence[dict] | None,
+    generation: Generation,
+    seed: int,
+    prompt: str | None = None,
+    videos: Sequence[np.ndarray] | None = None,
+) -> list[Answer]:
+    """As `answer_all`, scored; where nobody speaks the LLM is not asked, and the answer is empty.
+
+    Beside a video there may be silence. What speaks against an answer is logged, too.
+    """
+    check_videos(model, len(audio), videos)
+    waveforms = [to_waveform(a, f"recording {number}") for number, a in enumerate(audio)]
+    asked = question is not None or prompt is not None
+    heard = [
+        place for place, samples in enumerate(waveforms)
+        if videos is not None or not unanswerable(model, samples, asked)
+    ]  # fmt: skip
+    answers = [nothing_heard() for _ in waveforms]
+    given = [waveforms[place] for place in heard]
+    found = answer_all(model, given, question, tools, generation, seed, prompt, True, videos=videos)
+    for place, answer in zip(heard, found, strict=True):
+        answers[place] = answer
+    for place, (source, answer) in enumerate(zip(audio, answers, strict=True)):
+        say(answer.warnings, f"recording {place}" if isinstance(source, np.ndarray) else str(source))
+    return answers
+
+
+@exclusive
 def answer_all(
     model: SteerMoE,
     audio: Sequence[Audio],
@@ -50,6 +84,7 @@ def answer_all(
         videos: frames beside each recording.
     """
     check_videos(model, len(audio), videos)
+    say_once(notice(model))
     if tools is not None:
         check_tools(tools)
     task = "transcribe" if question is None else "answer"
@@ -83,7 +118,7 @@ def answer_all(
     answers: dict[int, Answer] = {}
     for found in model.generate_all(map(inputs, batches), generation, seed, scored):
         answer = read_answer(found.ids, model.tokenizer, tools, texts[1])
-        answers[order[found.row]] = replace(answer, confidence=confidence(found.log_likelihoods))
+        answers[order[found.row]] = rated(answer, confidence(found.log_likelihoods))
     return [answers[row] for row in range(len(waveforms))]
 
 

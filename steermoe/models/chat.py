@@ -23,9 +23,12 @@ from steermoe.audio.level import levelled
 from steermoe.config import Generation
 from steermoe.data.prompts import Turn, conversation
 from steermoe.data.tokens import encode
-from steermoe.models.answers import to_waveform
+from steermoe.models.answers import confidence, to_waveform
+from steermoe.models.exclusive import exclusive
+from steermoe.models.generating import log_likelihoods
 from steermoe.models.generation import decode
 from steermoe.models.tools import Answer, check_tools, read_answer
+from steermoe.models.trust import nothing_heard, notice, rated, say, say_once, unanswerable
 
 if TYPE_CHECKING:
     from steermoe.models.steermoe import SteerMoE
@@ -34,6 +37,7 @@ ROLES = ("system", "user", "assistant")
 SHOWN = 80  # characters of what was found, in errors
 
 
+@exclusive
 @torch.no_grad()
 def chat(
     model: SteerMoE,
@@ -50,14 +54,25 @@ def chat(
     if tools is not None:
         check_tools(tools)
     turns, recordings = read_messages(messages)
+    if recordings:
+        say_once(notice(model))
+        asked = any(turn.text for turn in turns if turn.role == "user")
+        if unanswerable(model, recordings[-1], asked):
+            say(nothing_heard().warnings, "the last recording")
+            return nothing_heard()
     texts = conversation(model.config.prompts, model.tokenizer, turns, tools)
     ids = [encode(model.tokenizer, text) for text in texts]
     parts = [_text(model, ids[0])]
     for samples, behind in zip(recordings, ids[1:], strict=True):
         parts += [_audio(model, samples, ids[-1]), _text(model, behind)]
     rows_BWH, valid_BW = model.packed(parts, "left")
-    (answer,) = decode(model.llm, rows_BWH, valid_BW, generation, seed)
-    return read_answer(answer, model.tokenizer, tools, texts[-1])
+    (found,) = decode(model.llm, rows_BWH, valid_BW, generation, seed)
+    answer = read_answer(found, model.tokenizer, tools, texts[-1])
+    if recordings:
+        (scores,) = log_likelihoods(model.llm, rows_BWH, valid_BW, [found])
+        answer = rated(answer, confidence(scores))
+        say(answer.warnings, "the answer")
+    return answer
 
 
 def _text(model: SteerMoE, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

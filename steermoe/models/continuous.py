@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, NoRepeatNGramLogitsProcessor
 
 from steermoe.config import Generation
+from steermoe.models.exclusive import exclusive
 from steermoe.models.generation import ended, repeats
 from steermoe.models.llm import CausalLM, Rows, hidden_states, logits
 from steermoe.models.prefix import attends_to_all, prefix_cache
@@ -99,6 +100,7 @@ class Slots:
         """Rows that go on."""
         return sum(not row.done for row in self.rows)
 
+    @exclusive
     @torch.no_grad()
     def read(self, prompts: Iterable[Prompt]) -> None:
         """Read prompts, and write the first token of their answers; those with one prefix are read together."""
@@ -135,6 +137,7 @@ class Slots:
         self.rows += come
         self._write(hidden_BWH[:, -1], come)
 
+    @exclusive
     @torch.no_grad()
     def step(self) -> None:
         """Write a token more of every answer that goes on."""

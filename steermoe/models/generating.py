@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from steermoe.config import Generation
 from steermoe.models.continuous import Prompt, Slots, answers, continues
+from steermoe.models.exclusive import exclusive
 from steermoe.models.generation import decode
 from steermoe.models.inputs import Inputs
 from steermoe.models.llm import CausalLM, hidden_states, logits
@@ -50,17 +51,26 @@ def generate_all(
         return
     before = 0
     for inputs in batches:
-        read, cache = model.read(inputs)
-        found = decode(model.llm, *model.packed(read, "left"), generation, seed, cache)
-        scores: list[list[float]] = [[] for _ in found]
-        if scored:
-            prefix = [] if cache is None else [(inputs.prefix_ids, inputs.prefix_lengths)]
-            scores = log_likelihoods(model.llm, *model.packed([*prefix, *read], "left"), found)
-        for row, each in enumerate(zip(found, scores, strict=True), start=before):
-            yield Generated(row, *each)
+        found = _whole_batch(model, inputs, generation, seed, scored)
+        yield from (Generated(row, *each) for row, each in enumerate(found, start=before))
         before += len(found)
 
 
+@exclusive
+def _whole_batch(
+    model: SteerMoE, inputs: Inputs, generation: Generation, seed: int, scored: bool
+) -> list[tuple[list[int], list[float]]]:
+    """Ids and log-likelihoods of the answers to a batch."""
+    read, cache = model.read(inputs)
+    found = decode(model.llm, *model.packed(read, "left"), generation, seed, cache)
+    scores: list[list[float]] = [[] for _ in found]
+    if scored:
+        prefix = [] if cache is None else [(inputs.prefix_ids, inputs.prefix_lengths)]
+        scores = log_likelihoods(model.llm, *model.packed([*prefix, *read], "left"), found)
+    return list(zip(found, scores, strict=True))
+
+
+@exclusive
 def prompts(model: SteerMoE, inputs: Inputs, keys: Iterable[Any]) -> list[Prompt]:
     """The rows of a batch, and their names."""
     rows_BWH, valid_BW = model.packed(model.behind_prefix(inputs), "right")
@@ -75,6 +85,7 @@ def _numbered(model: SteerMoE, batches: Iterable[Inputs]) -> Iterator[Prompt]:
         yield from prompts(model, inputs, itertools.islice(numbers, len(inputs.features)))
 
 
+@exclusive
 @torch.no_grad()
 def log_likelihoods(
     llm: CausalLM, rows_BWH: torch.Tensor, valid_BW: torch.Tensor, ids: Sequence[Sequence[int]]

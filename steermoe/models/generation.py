@@ -13,6 +13,7 @@ from transformers import Cache, NoRepeatNGramLogitsProcessor, StoppingCriteria, 
 from transformers.generation.logits_process import LogitsProcessorList
 
 from steermoe.config import Generation
+from steermoe.models.exclusive import exclusive
 from steermoe.models.llm import CausalLM
 from steermoe.models.sequence import pack
 
@@ -26,6 +27,7 @@ LEAST_TEMPERATURE = 1e-5  # logits divided by less overflow; sampling is greedy 
 LONGEST_CYCLE = 64  # tokens; longer cycles are not looked for
 
 
+@exclusive
 @torch.no_grad()
 def decode(
     llm: CausalLM,

@@ -15,6 +15,7 @@ from torch import nn
 
 from steermoe import config
 from steermoe.models.encoders.encoder import layer_hidden, valid_frames
+from steermoe.models.exclusive import LOCK, exclusive
 from steermoe.models.gates import Gate, load_balance, z_loss
 from steermoe.models.placement import places
 from steermoe.models.routers import make_router
@@ -95,6 +96,7 @@ class Steering(nn.Module):
         rows = self.rows[index]
         return (self.scales[index] * self.strengths[rows])[:, None] * self.vectors[rows]
 
+    @exclusive
     def strength(
         self, value: float = 1.0, layer: int | None = None, expert: int | None = None, *, post: bool = False
     ) -> None:
@@ -161,11 +163,12 @@ class Steering(nn.Module):
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The encoder as it is without steering, within the context."""
-        before, self.enabled = self.enabled, False
-        try:
-            yield
-        finally:
-            self.enabled = before
+        with LOCK:
+            before, self.enabled = self.enabled, False
+            try:
+                yield
+            finally:
+                self.enabled = before
 
     @contextmanager
     def observed(self, observer: Observer) -> Iterator[None]:
@@ -173,8 +176,9 @@ class Steering(nn.Module):
 
         `index` counts the steered places, `hidden_BSD` is what came out unsteered, padded frames included.
         """
-        before, self._observer = self._observer, observer
-        try:
-            yield
-        finally:
-            self._observer = before
+        with LOCK:
+            before, self._observer = self._observer, observer
+            try:
+                yield
+            finally:
+                self._observer = before

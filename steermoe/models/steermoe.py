@@ -26,11 +26,12 @@ from steermoe.audio.level import levelled
 from steermoe.config import ArmConfig, Generation
 from steermoe.data.adapters import adapter_folder
 from steermoe.models import adapter
-from steermoe.models.answers import Audio, answer_all, to_waveform
+from steermoe.models.answers import Audio, answer_spoken, to_waveform
 from steermoe.models.branch import Branch
 from steermoe.models.chat import chat
 from steermoe.models.encoders import load_encoder, load_video_encoder
 from steermoe.models.encoders.encoder import valid_frames
+from steermoe.models.exclusive import exclusive
 from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.generating import MOST_ROWS, Generated, generate_all
 from steermoe.models.generation import GREEDY
@@ -59,7 +60,8 @@ LoadLlm = Callable[[config.Llm], tuple[CausalLM, Any]]
 class SteerMoE(Branch):
     """The assembly, a branch for the audio with the LLM behind it.
 
-    `from_config` builds it for training, `from_pretrained` for use.
+    `from_config` builds it for training, `from_pretrained` for use. Several threads may use a model: each call
+    waits for the one before (`exclusive`).
 
     Attributes:
         config: the resolved configuration of its arm.
@@ -71,6 +73,7 @@ class SteerMoE(Branch):
 
     llm: CausalLM
 
+    @exclusive
     def __init__(self, arm: ArmConfig, load: LoadLlm = load_llm) -> None:
         encoder = load_encoder(arm.encoder)
         llm, tokenizer = load(arm.llm)
@@ -203,6 +206,7 @@ class SteerMoE(Branch):
         """Where the model is."""
         return next(self.projection.parameters()).device
 
+    @exclusive
     @torch.no_grad()
     def gates(self, audio: str | Path | np.ndarray) -> list[np.ndarray]:
         """The gates of a recording: an array (frames, experts) for each of `steering.places`, without padding.
@@ -231,6 +235,7 @@ class SteerMoE(Branch):
                 found.loss = found.loss + self.video.routing_losses()
         return found
 
+    @exclusive
     def predicting(
         self, target_ids: torch.Tensor, target_lengths: torch.Tensor, **batch: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -246,6 +251,7 @@ class SteerMoE(Branch):
         hidden_BWH = hidden_states(self.llm, rows_BWH, cache, wanted if self.narrows else None)
         return hidden_BWH[wanted], target_ids[valid_frames(target_lengths, target_ids.shape[1])]
 
+    @exclusive
     def generate(self, inputs: Inputs, generation: Generation, seed: int = 0) -> list[list[int]]:
         """Answers as token ids, without end and padding tokens."""
         found = {answer.row: answer.ids for answer in self.generate_all([inputs], generation, seed)}
@@ -270,6 +276,7 @@ class SteerMoE(Branch):
         """
         return generate_all(self, batches, generation, seed, scored, most)
 
+    @exclusive
     @torch.no_grad()
     def embed_prompt(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """All that the LLM reads before an answer, for who decodes it himself.
@@ -290,6 +297,9 @@ class SteerMoE(Branch):
     ) -> str | list[str]:
         """Text of a recording (a path, or a waveform at 16 kHz), or of each of several.
 
+        Where nobody speaks it is empty. What speaks against a text (low confidence, models that know few words) is
+        logged; `ask` returns it.
+
         Args:
             audio: one recording or several, as loud as they may be; arrays as `audio.base.as_waveform` takes them.
             question: what to answer about it; None: write down what is said.
@@ -303,11 +313,12 @@ class SteerMoE(Branch):
         """
         if isinstance(audio, str | Path | np.ndarray):
             videos = None if video is None else [np.asarray(video)]
-            return answer_all(self, [audio], question, None, generation, seed, videos=videos)[0].text
+            return answer_spoken(self, [audio], question, None, generation, seed, videos=videos)[0].text
         videos = None if video is None else list(video)
-        answers = answer_all(self, audio, question, None, generation, seed, videos=videos)
+        answers = answer_spoken(self, audio, question, None, generation, seed, videos=videos)
         return [answer.text for answer in answers]
 
+    @exclusive
     def ask(
         self,
         audio: Audio,
@@ -320,6 +331,9 @@ class SteerMoE(Branch):
         video: np.ndarray | None = None,
     ) -> Answer:
         """The answer to a recording, which may call tools: parsed and checked, never run.
+
+        Where nobody speaks the LLM is not asked, and the text is empty; a model that was trained on sounds is asked
+        unless there is silence.
 
         Args:
             audio: a path, or a waveform at 16 kHz.
@@ -341,9 +355,7 @@ class SteerMoE(Branch):
         if question is not None and prompt is not None:
             raise ValueError(f"found question {question!r} and a prompt, which is asked as it is: give one")
         videos = None if video is None else [video]
-        (answer,) = answer_all(
-            self, [audio], question, tools, generation, seed, prompt, scored=True, videos=videos
-        )
+        (answer,) = answer_spoken(self, [audio], question, tools, generation, seed, prompt, videos)
         return replace(answer, gates=tuple(self.gates(audio))) if return_gates else answer
 
     def chat(

@@ -50,6 +50,7 @@ class Answer:
         confidence: the geometric mean of the probabilities of its tokens, in 0..1; None where it was not asked for,
             or there are none.
         gates: an array (frames, experts) for each steered place; None where they were not asked for.
+        warnings: what speaks against it, a line each; see `trust`.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Answer:
     errors: tuple[str, ...] = ()
     confidence: float | None = field(default=None, compare=False)
     gates: tuple[np.ndarray, ...] | None = field(default=None, compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
 
 def check_tools(tools: Sequence[dict]) -> None:

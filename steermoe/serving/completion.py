@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from steermoe.serving.engine import Answered
@@ -13,9 +14,11 @@ class Reply:
 
     Args:
         model: its name.
+        warnings: what speaks against an answer.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, warnings: Callable[[Answered], list[str]]) -> None:
+        self._warnings = warnings
         self._common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._first = True
 
@@ -34,7 +37,8 @@ class Reply:
             message["tool_errors"] = list(answered.answer.errors)  # ours, not OpenAI's: calls that were wrong
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason(answered)}
         usage = self._usage(answered)
-        return {"object": "chat.completion", **self._common, "choices": [choice], "usage": usage}
+        reply = {"object": "chat.completion", **self._common, "choices": [choice], "usage": usage}
+        return reply | self._warned(answered)
 
     def delta(self, piece: str) -> dict[str, Any]:
         """A `chat.completion.chunk` with a piece of text."""
@@ -48,7 +52,7 @@ class Reply:
             chunks.append(self._chunk({"content": answered.answer.text}))
         if calls:
             chunks.append(self._chunk({"tool_calls": calls}))
-        chunks.append(self._chunk({}, self._reason(answered)))
+        chunks.append(self._chunk({}, self._reason(answered)) | self._warned(answered))
         if usage:
             chunks.append(self._chunk({}) | {"choices": [], "usage": self._usage(answered)})
         return [*chunks, "[DONE]"]
@@ -58,6 +62,11 @@ class Reply:
             delta, self._first = {"role": "assistant", **delta}, False
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
         return {"object": "chat.completion.chunk", **self._common, "choices": [choice]}
+
+    def _warned(self, answered: Answered) -> dict[str, list[str]]:
+        """Ours, not OpenAI's: what speaks against an answer."""
+        warnings = self._warnings(answered)
+        return {"warnings": warnings} if warnings else {}
 
     def _calls(self, answered: Answered) -> list[dict[str, Any]]:
         return [

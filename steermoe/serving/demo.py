@@ -11,19 +11,17 @@ import functools
 import html
 import inspect
 import logging
-import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at the import
 
 import gradio as gr
 from gradio.themes import Default
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from steermoe.models.trust import notice
 from steermoe.serving import transcript_table
 from steermoe.serving.access import own_names
 from steermoe.serving.examples import Example
@@ -71,6 +69,8 @@ def page(listener: Listener, name: str, examples: Sequence[Example]) -> gr.Block
     visit = Visit(listener, name)
     with gr.Blocks(title="SteerMoE", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
         gr.Markdown(ABOUT)
+        if said := notice(listener.model):
+            gr.HTML(hint(said), padding=False, elem_id="notice")
         recording, strengths, texts, words = gr.State(None), gr.State({}), gr.State({}), gr.State([])
         with gr.Row():
             with gr.Column(min_width=300):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from steermoe.models.generating import log_likelihoods, prompts
 from steermoe.models.generation import Watch, cycle, decode
 from steermoe.models.inputs import Inputs
 from steermoe.models.tools import Answer, check_tools, read_answer
+from steermoe.models.trust import nothing_heard, rated, unanswerable
 
 if TYPE_CHECKING:
     from steermoe.models.steermoe import SteerMoE
@@ -155,6 +156,13 @@ class Engine:
             check_tools(question.tools)
         self._texts(question)
 
+    def unheard(self, question: Question) -> Answered | None:
+        """The answer where a recording has nothing in it that a question could be about; None: it has."""
+        asked = any(turn.text for turn in question.turns or () if turn.role == "user")
+        if not unanswerable(self.model, question.samples, asked):
+            return None
+        return Answered(nothing_heard(), 0, 0, False, question.tools is not None)
+
     @torch.no_grad()
     def answer(self, jobs: Sequence[Job], join: Join) -> Iterator[tuple[Job, Answered | Exception]]:
         """The answers to jobs that decode alike, whose `asked` are questions, and to those that join them.
@@ -241,7 +249,7 @@ class Engine:
     def _answered(self, row: Written, before: int, ids: list[int], scores: list[float]) -> Answered:
         question = row.job.asked
         answer = read_answer(ids, self.model.tokenizer, question.tools, self._texts(question)[1])
-        answer = replace(answer, confidence=confidence(scores) if question.scored else None)
+        answer = rated(answer, confidence(scores) if question.scored else None)
         row.finish(answer.text)
         cut = len(ids) >= question.generation.max_new_tokens
         return Answered(answer, before, len(ids), cut, question.tools is not None)

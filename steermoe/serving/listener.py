@@ -6,7 +6,6 @@ strengths are as before, under one lock.
 Shapes: S frames of a recording, L steered places, N experts of a place.
 """
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ import numpy as np
 
 from steermoe.audio.segmentation import Segmenter, Stretch
 from steermoe.audio.waveform import RATE, AudioError
+from steermoe.models.exclusive import LOCK
 from steermoe.models.steermoe import SteerMoE
+from steermoe.models.tools import Answer
 from steermoe.serving.decoding import Decoder
 from steermoe.serving.limits import Limits
 from steermoe.serving.recognizer import Recognizer, longest
@@ -61,7 +62,6 @@ class Listener:
     def __init__(self, model: SteerMoE, others: Mapping[str, SteerMoE], limits: Limits) -> None:
         self.model, self.others, self.limits = model, others, limits
         self._decoder = Decoder(limits)
-        self._lock = threading.Lock()
 
     @property
     def experts(self) -> list[int]:
@@ -104,17 +104,17 @@ class Listener:
     def others_heard(self, samples: np.ndarray) -> Iterator[tuple[str, str]]:
         """Names and texts: without steering, if there is any, and by each of the others."""
         if self.model.steering is not None:
-            with self._lock, self.model.steering.disabled():
+            with self.model.steering.disabled():
                 text = Recognizer(self.model).transcript(samples).text
             yield "steering off", text
         for name, other in self.others.items():
-            with self._lock:
+            with LOCK:
                 text = Recognizer(other).transcript(samples).text
             yield name, text
 
     def answers(
         self, samples: np.ndarray, question: str, strengths: Strengths = AS_TRAINED
-    ) -> Iterator[tuple[str, str]]:
+    ) -> Iterator[tuple[str, Answer]]:
         """Names and answers to a question about a waveform (n,): the model's (no name), then each other's.
 
         Raises:
@@ -125,12 +125,12 @@ class Listener:
         if len(question) > self.limits.max_text:
             raise ValueError(f"found a question of {len(question)} characters; legal: {self.limits.max_text}")
         with self._steered(strengths):
-            text = self.model.ask(samples, question.strip()).text
-        yield "", text
+            answer = self.model.ask(samples, question.strip())
+        yield "", answer
         for name, other in self.others.items():
-            with self._lock:
-                text = other.ask(samples, question.strip()).text
-            yield name, text
+            with LOCK:
+                answer = other.ask(samples, question.strip())
+            yield name, answer
 
     def see(self, samples: np.ndarray, strengths: Strengths = AS_TRAINED) -> Seen:
         """The gates of a waveform (n,), stretch by stretch as it is transcribed.
@@ -156,7 +156,7 @@ class Listener:
     def _steered(self, strengths: Strengths) -> Iterator[None]:
         """The model alone, with strengths; they are all 1 before and behind."""
         steering = self.model.steering
-        with self._lock:
+        with LOCK:
             try:
                 for expert, factors in strengths.items():
                     if steering is None or len(factors) != len(steering.places):

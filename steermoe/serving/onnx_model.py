@@ -30,7 +30,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from steermoe.audio.features import LogMel
 from steermoe.config import ArmConfig, Generation
-from steermoe.models.answers import Audio, answer_all
+from steermoe.models.answers import Audio, answer_spoken
 from steermoe.models.generating import Generated
 from steermoe.models.generation import GREEDY, decode
 from steermoe.models.inputs import Inputs
@@ -176,8 +176,8 @@ class OnnxModel:
         """As `SteerMoE.transcribe`."""
         model: Any = self  # has all that is asked of one
         if isinstance(audio, str | Path | np.ndarray):
-            return answer_all(model, [audio], question, None, generation, seed)[0].text
-        return [answer.text for answer in answer_all(model, audio, question, None, generation, seed)]
+            return answer_spoken(model, [audio], question, None, generation, seed)[0].text
+        return [answer.text for answer in answer_spoken(model, audio, question, None, generation, seed)]
 
 
 def _graph(folder: Path) -> ExportedModel:

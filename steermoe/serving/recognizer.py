@@ -8,8 +8,8 @@
 
 A recording is decoded in blocks, cut at silences into stretches that the encoder takes
 (`steermoe.audio.segmentation`), and the stretches of all recordings are answered in batches by length. What is
-kept of a recording is its text and the audio of at most POOL batches. A Recognizer keeps nothing between calls;
-the model under it answers one batch at a time, so threads that share it need a lock of their own.
+kept of a recording is its text and the audio of at most POOL batches. A Recognizer keeps nothing between calls, and
+several threads may use it: the model under it answers one batch at a time.
 
 What guards the text: where nobody speaks the LLM is not asked, so silence gives an empty transcript; a loop is
 cut (`generation.max_repeats`); an answer that refuses, or has more letters than anybody says in the time, is
@@ -36,6 +36,7 @@ from steermoe.models.answers import BATCH_SECONDS, answer_all
 from steermoe.models.generation import GREEDY
 from steermoe.models.steermoe import SteerMoE
 from steermoe.models.tools import Answer
+from steermoe.models.trust import say
 from steermoe.serving.alignment import joined, merged, words
 from steermoe.serving.doubt import doubt
 from steermoe.serving.events import Arrivals, Event
@@ -262,7 +263,9 @@ class Recognizer:
                 if behind.overlap:
                     _join(before, behind)
             segments = tuple(each.segment(self.words) for each in heard if each.words)
-            yield index, Transcript(segments, state.seconds or 0.0)
+            transcript = Transcript(segments, state.seconds or 0.0)
+            say(transcript.warnings, state.name)
+            yield index, transcript
 
 
 def longest(model: SteerMoE) -> float:

@@ -71,8 +71,9 @@ def create_app(service: Service) -> FastAPI:
 
         if wanted.stream:
             return await _stream(pieces(work), _delta, wanted.done)
-        content, kind = wanted.content(await _unless_gone(request, work()))
-        return Response(content, media_type=kind)
+        transcript = await _unless_gone(request, work())
+        content, kind = wanted.content(transcript)
+        return Response(content, media_type=kind, headers=wanted.headers(transcript))
 
     @app.post("/v1/chat/completions")
     async def completions(request: Request) -> Response:
@@ -90,11 +91,11 @@ def create_app(service: Service) -> FastAPI:
 
         async def work(written: Written | None = None) -> Answered:
             async with service.decoded(data, "messages") as samples:
-                question = Question(samples, generation, turns, tools=tools, seed=seed)
+                question = Question(samples, generation, turns, tools=tools, seed=seed, scored=True)
                 # What calls a tool is known when all was read.
                 return await service.ask(question, written if tools is None else None)
 
-        reply = Reply(service.name)
+        reply = Reply(service.name, service.warnings)
         if chat.stream:
             usage = bool(chat.stream_options and chat.stream_options.include_usage)
             return await _stream(pieces(work), reply.delta, lambda answered: reply.last(answered, usage))

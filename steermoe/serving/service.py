@@ -15,6 +15,7 @@ from steermoe.audio.blocks import BLOCK_SECONDS
 from steermoe.audio.segmentation import Segmenter
 from steermoe.audio.waveform import RATE, AudioError
 from steermoe.config import Generation
+from steermoe.models.trust import notice
 from steermoe.serving.batching import HISTORY, Batcher
 from steermoe.serving.decoding import Decoder, DecodingError
 from steermoe.serving.engine import Answered, Engine, Question
@@ -37,13 +38,12 @@ class Dictation:
     Attributes:
         generation: how to decode.
         context: hot words or a topic.
-        words, scored: tell the times of words, and how sure each segment is.
+        words: tell the times of words.
     """
 
     generation: Generation
     context: str | None = None
     words: bool = False
-    scored: bool = False
 
 
 class Service:
@@ -52,6 +52,7 @@ class Service:
     Attributes:
         name: of the model, which requests give.
         language: that the adapter was trained on; None: not known.
+        notice: what is said of the frozen models.
         closing: nothing more is taken.
         limits, metrics: see there.
 
@@ -61,6 +62,7 @@ class Service:
 
     def __init__(self, engine: Engine, limits: Limits, name: str, language: str | None = None) -> None:
         self.name, self.language, self.limits, self.engine = name, language, limits, engine
+        self.notice = notice(engine.model)
         self.closing = False
         self._held = 0.0  # seconds of decoded recordings
         self._batcher = Batcher(engine.answer, limits)
@@ -84,6 +86,11 @@ class Service:
         for threads in (self._threads, self._readers):
             threads.shutdown(cancel_futures=True)
         self._decoder.close()
+
+    def warnings(self, found: Transcript | Answered) -> list[str]:
+        """What speaks against a transcript or an answer, with what is said of the models."""
+        own = found.warnings if isinstance(found, Transcript) else found.answer.warnings
+        return [*own, *([] if self.notice is None else [self.notice])]
 
     def check_name(self, model: str | None) -> None:
         """Raises RequestError where another model is asked for."""
@@ -150,7 +157,7 @@ class Service:
         Raises:
             RequestError: as `answer`; or the prompt is not to be had.
         """
-        stretches = Stretches(self._batcher, how.scored)
+        stretches = Stretches(self._batcher)
         recognizer = Recognizer(
             self.engine.model, context=how.context, words=how.words, generation=how.generation,
             batch_seconds=self.limits.batch_seconds / POOL, answer=stretches,
@@ -189,6 +196,9 @@ class Service:
         except ValueError as error:
             raise RequestError(400, str(error), "messages") from error
         self._fits(question)
+        loop = asyncio.get_running_loop()
+        if unheard := await loop.run_in_executor(self._readers, self.engine.unheard, question):
+            return unheard
         return await self.answer(question, written)
 
     def _fits(self, question: Question) -> None:

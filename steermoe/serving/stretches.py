@@ -22,11 +22,10 @@ class Stretches:
 
     Args:
         batcher: the queue. Where it is full, a recording that was taken waits for room.
-        scored: tell the confidence of answers.
     """
 
-    def __init__(self, batcher: Batcher, scored: bool) -> None:
-        self._batcher, self._scored = batcher, scored
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
         self._given_up = threading.Event()
@@ -50,7 +49,7 @@ class Stretches:
         """
         jobs = []
         for samples in waveforms:
-            asked = Question(samples, generation, prompt=prompt, seed=seed, scored=self._scored)
+            asked = Question(samples, generation, prompt=prompt, seed=seed, scored=True)
             job = self._batcher.submit(asked, stop=self._given_up)
             with self._lock:
                 self._jobs.append(job)

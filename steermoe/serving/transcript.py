@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
+from steermoe.models.trust import UNSURE
+
 BREAKS = re.compile("[\x00-\x20\x7f-\x9f\u2028\u2029]+")
 
 
@@ -48,6 +50,19 @@ class Transcript:
     def text(self) -> str:
         """All that was said, single spaces between segments."""
         return " ".join(segment.text for segment in self.segments if segment.text)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against it, a line each."""
+        if not self.segments:
+            return ("no speech was understood",)
+        low = [s.confidence for s in self.segments if s.confidence is not None and s.confidence < UNSURE]
+        if not low:
+            return ()
+        return (
+            f"low confidence ({min(low):.2f} to {max(low):.2f}) in {len(low)} of {len(self.segments)} segments: "
+            "it may not be what was said",
+        )
 
 
 def render(transcript: Transcript, format: str) -> str:

@@ -50,15 +50,14 @@ class Wanted:
         if context is not None and len(context) > service.limits.max_text:
             raise RequestError(400, f"prompt: more than {service.limits.max_text} characters", "prompt")
         self.how = Dictation(
-            schema.generation(service.limits.max_tokens, temperature), context,
-            words="word" in self.granularities, scored=self.format == "verbose_json",
+            schema.generation(service.limits.max_tokens, temperature), context, words="word" in self.granularities
         )  # fmt: skip
 
     def content(self, transcript: Transcript) -> tuple[str, str]:
         """The transcript in the format that was asked for, and its media type."""
-        usage = {"type": "duration", "seconds": transcript.seconds}
+        common = {"usage": {"type": "duration", "seconds": transcript.seconds}, **self._warned(transcript)}
         if self.format == "json":
-            return json.dumps({"text": transcript.text, "usage": usage}), JSON
+            return json.dumps({"text": transcript.text, **common}), JSON
         content = render(transcript, self.format)
         if self.format != "verbose_json":
             return content, TEXT
@@ -69,8 +68,18 @@ class Wanted:
         if self.granularities == {"word"}:
             del verbose["segments"]
         language = self._service.language or self.language or "und"  # ISO 639-2: undetermined
-        return json.dumps({**verbose, "language": language, "usage": usage}), JSON
+        return json.dumps({**verbose, "language": language, **common}), JSON
 
     def done(self, transcript: Transcript) -> list[Any]:
         """The last events of a stream."""
-        return [{"type": "transcript.text.done", "text": transcript.text}]
+        return [{"type": "transcript.text.done", "text": transcript.text, **self._warned(transcript)}]
+
+    def headers(self, transcript: Transcript) -> dict[str, str]:
+        """What a format without a place for warnings says of them."""
+        warnings = self._service.warnings(transcript)
+        return {"x-steermoe-warnings": "; ".join(warnings)} if warnings else {}
+
+    def _warned(self, transcript: Transcript) -> dict[str, list[str]]:
+        """Ours, not OpenAI's: what speaks against a transcript."""
+        warnings = self._service.warnings(transcript)
+        return {"warnings": warnings} if warnings else {}

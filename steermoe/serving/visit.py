@@ -17,6 +17,7 @@ from steermoe.serving.listener import Listener
 from steermoe.serving.transcript import Word
 
 ITSELF, AS_TRAINED = "", "as trained"  # keys of texts, beside the names of others
+WARNINGS = "\0warnings"  # another: what speaks against the text, not a text
 NOT_HEARD = "What is said comes here."
 LISTENING = "Listening …"
 NOT_USED = "This recording cannot be used."
@@ -43,6 +44,7 @@ class Visit:
             return hint(NOT_HEARD), {}, []
         found = self.listener.transcript(self._samples(path), strengths)
         texts = {ITSELF: found.text} | ({} if _changed(strengths) else {AS_TRAINED: found.text})
+        texts |= {WARNINGS: "; ".join(found.warnings)}
         words = [(word.word, word.start, word.end) for each in found.segments for word in each.words]
         return self._cards(texts, strengths), texts, words
 
@@ -61,7 +63,11 @@ class Visit:
     def answer(self, path: str | None, strengths: Strengths, question: str) -> str:
         """Answers to a question."""
         found = self.listener.answers(self._samples(path), question, strengths)
-        return transcript_table.table([(name or self._title(strengths), text, None) for name, text in found])
+        rows, warnings = [], []
+        for name, answer in found:
+            rows.append((name or self._title(strengths), answer.text, None))
+            warnings += [hint(f"{name or self.name}: {warning}") for warning in answer.warnings]
+        return transcript_table.table(rows) + "".join(warnings)
 
     def turn(
         self, path: str | None, strengths: Strengths, texts: Texts, words: Words, expert: int, *factors: float
@@ -112,9 +118,10 @@ class Visit:
         plain = texts.get(AS_TRAINED)
         cards = [(self._title(strengths), texts[ITSELF], plain)]
         for name, text in texts.items():
-            if name != ITSELF and (name != AS_TRAINED or _changed(strengths)):
+            if name not in (ITSELF, WARNINGS) and (name != AS_TRAINED or _changed(strengths)):
                 cards.append((name, text, plain))
-        return transcript_table.table(cards)
+        warnings = texts.get(WARNINGS)
+        return transcript_table.table(cards) + (hint(warnings) if warnings else "")
 
 
 def _changed(strengths: Mapping[int, Sequence[float]]) -> bool:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # A server that hangs: MLflow's own limits are minutes.

@@ -1,6 +1,7 @@
 """Whole Whispers with random weights, whose window is 4 s."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -12,7 +13,7 @@ from transformers import (
 )
 
 
-def sized(vocabulary: int, start: int, end: int, **others: float) -> WhisperConfig:
+def sized(vocabulary: int, start: int, end: int, **others: Any) -> WhisperConfig:
     """A tiny one's configuration, by the tokens that begin and end a text."""
     return WhisperConfig(
         d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,

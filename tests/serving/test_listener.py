@@ -76,7 +76,7 @@ def test_others_are_named(mini: Any, spoken: list[SimpleNamespace]) -> None:
     assert [name for name, _ in both.others_heard(samples)] == ["steering off", "again"]
     with mini.steering.disabled():
         assert dict(both.others_heard(samples))["steering off"] == both.transcript(samples).text
-    answers = dict(both.answers(samples, " who was it "))
+    answers = {name: answer.text for name, answer in both.answers(samples, " who was it ")}
     assert answers[""] == answers["again"] == mini.transcribe(samples, question="who was it")
 
 

@@ -25,6 +25,7 @@ def main(model: Model = None, device: Device = None) -> None:
         steermoe chat
         printf '/audio talk.wav\\nwho is in it\\n' | steermoe chat
     """
+    from steermoe.models.trust import NO_SPEECH
     from steermoe.serving import opening
 
     talk = opening.open_model(model, device)
@@ -52,6 +53,8 @@ def main(model: Model = None, device: Device = None) -> None:
                 continue
             except ValueError as error:
                 _problem(str(error))
+                continue
+            if NO_SPEECH in answer.warnings:
                 continue
             history += [turn, {"role": "assistant", "content": answer.text}]
             console.print(answer.text)

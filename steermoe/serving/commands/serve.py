@@ -68,6 +68,8 @@ def main(
         said = [f"steermoe: serving {called} at {address}/v1"]
         if made_up:
             said.append(f"steermoe: API key, made up for this run: {key}")
+        if service.notice is not None:
+            said.append(f"steermoe: {service.notice}")
         print(*said, sep="\n", file=sys.stderr, flush=True)
 
     Server(service, host, port, key, announce).run()

@@ -320,7 +320,12 @@ def tone() -> np.ndarray:
 @pytest.fixture(scope="module")
 def caller(tiny_chat_dir: Path, tiny_arm: Callable[..., Any]) -> SteerMoE:
     """A model whose tiny Qwen2 was trained on one recording: to call the lamp with tools, else to say `one two`."""
-    arm = tiny_arm("linear", {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"})
+    changes = {
+        "llm.path": str(tiny_chat_dir),
+        "prompts.format": "chat",
+        "train_splits": {"folder": ["train"]},
+    }
+    arm = tiny_arm("linear", changes)  # a folder may hold sounds, as this tone
     model = SteerMoE.from_config(arm)
     model.llm.requires_grad_(True)
     items: list[Any] = []

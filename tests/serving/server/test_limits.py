@@ -151,7 +151,9 @@ def test_who_has_gone_leaves_the_queue(
         assert held.batches == 1
 
 
-def test_an_answer_that_nobody_reads_ends_early(serve: Callable[..., Any], model: SteerMoE) -> None:
+def test_an_answer_that_nobody_reads_ends_early(
+    serve: Callable[..., Any], model: SteerMoE, recordings: list[bytes]
+) -> None:
     steps: list[int] = []
 
     class Counting(Engine):
@@ -163,7 +165,7 @@ def test_an_answer_that_nobody_reads_ends_early(serve: Callable[..., Any], model
 
     # Sampled at a temperature at which the mini model finds no end.
     with serve(Counting(model), max_tokens=900) as server:
-        data = base64.b64encode(wav(np.zeros(16000), 16000)).decode()
+        data = base64.b64encode(recordings[0]).decode()
         turn: Any = {
             "role": "user",
             "content": [{"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}],
