@@ -116,14 +116,14 @@ def _listed(section: dict[str, Any], embedded: Path) -> dict[str, Any]:
 
 
 def _lengths(folders: Sequence[Path], entries: list[Any]) -> dict[str, float]:
-    """Seconds of each recording, by its header."""
+    """Seconds of each recording; all of it is decoded, so what cannot be is named now."""
     from steermoe.audio import waveform
 
     found = {}
     for audio in dict.fromkeys(entry.audio for entry in entries):
+        place = next(folder / audio for folder in folders if (folder / audio).is_file())
         try:
-            place = next(folder / audio for folder in folders if (folder / audio).is_file())
-            found[audio] = waveform.read_header(place).seconds
+            found[audio] = len(waveform.load(place)) / waveform.RATE
         except ValueError as error:
             raise ValueError(f"{error}; take it out of the folder, or convert it") from error
     return found

@@ -100,18 +100,17 @@ def word_error_rate(encoder: Whisper, head: nn.Linear, speech: Speech, units: li
 
 def untrained(settings: dict[str, Any], folder: Path) -> Whisper:
     """A Whisper encoder with random weights, written to `folder` and wrapped as the library wraps any other."""
-    model = WhisperEncoder(
-        WhisperConfig(
-            d_model=settings["width"],
-            encoder_layers=settings["layers"],
-            encoder_attention_heads=settings["heads"],
-            encoder_ffn_dim=settings["ffn"],
-            num_mel_bins=settings["mels"],
-            max_source_positions=settings["max_seconds"] * FRAMES_PER_SECOND,
-            dropout=0.0,
-            notice=NOTICE,
-        )
+    config = WhisperConfig(
+        d_model=settings["width"],
+        encoder_layers=settings["layers"],
+        encoder_attention_heads=settings["heads"],
+        encoder_ffn_dim=settings["ffn"],
+        num_mel_bins=settings["mels"],
+        max_source_positions=settings["max_seconds"] * FRAMES_PER_SECOND,
+        dropout=0.0,
     )
+    config.update({"notice": NOTICE})
+    model = WhisperEncoder(config)
     model.save_pretrained(folder)
     encoder = Whisper(
         Encoder(

@@ -63,8 +63,8 @@ def untrained(settings: dict[str, Any], tokenizer: Any) -> Qwen2ForCausalLM:
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
-        notice=NOTICE,
     )
+    config.update({"notice": NOTICE})
     llm = Qwen2ForCausalLM(config)
     llm.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=[tokenizer.eos_token_id], pad_token_id=tokenizer.eos_token_id

@@ -130,14 +130,11 @@ class SteerMoE(Branch):
 
         Args:
             source: a folder that `save_pretrained` wrote, or a repository on the hub.
-            encoder, llm, video: where the frozen models are, if not where they were when it was trained; see
-                `adapter.find_frozen`.
-            load: gives LLM and tokenizer; with another one than `load_llm`, which may load a part only, the
-                LLM's weights are not compared with those that it was trained against.
+            encoder, llm, video: paths of the frozen models, if they have moved (`adapter.find_frozen`).
+            load: returns LLM and tokenizer; the weights of an LLM that another function loads are not compared.
 
         Raises:
-            ValueError: the adapter is damaged, does not fit its configuration, or was trained against other
-                weights of encoder or LLM.
+            ValueError: the adapter is damaged, does not fit its configuration, or belongs to other frozen weights.
         """
         folder = adapter_folder(source)
         saved = adapter.read(folder)
@@ -269,8 +266,7 @@ class SteerMoE(Branch):
 
         Args:
             batches: each is encoded when there is room for its rows.
-            generation: how to decode.
-            seed: of sampling.
+            generation, seed: how to decode, and the seed of sampling.
             scored: tell log-likelihoods, too. They are the LLM's own, whatever the decoding strategy made of them.
             most: rows that the LLM continues at a time, where rows of different batches may be (`continues`).
         """
@@ -279,7 +275,7 @@ class SteerMoE(Branch):
     @exclusive
     @torch.no_grad()
     def embed_prompt(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """All that the LLM reads before an answer, for who decodes it himself.
+        """Return all that the LLM reads before an answer, for a decoding loop of one's own.
 
         Returns:
             left-padded rows (B, W, H), and True where they are valid, (B, W).
@@ -295,17 +291,15 @@ class SteerMoE(Branch):
         seed: int = 0,
         video: np.ndarray | Sequence[np.ndarray] | None = None,
     ) -> str | list[str]:
-        """Text of a recording (a path, or a waveform at 16 kHz), or of each of several.
+        """Return the text of a recording (a path, or a waveform at 16 kHz), or of each of several.
 
-        Where nobody speaks it is empty. What speaks against a text (low confidence, models that know few words) is
-        logged; `ask` returns it.
+        The text is empty where nobody speaks. Low confidence and models that know few words are logged as warnings,
+        which `ask` returns.
 
         Args:
-            audio: one recording or several, as loud as they may be; arrays as `audio.base.as_waveform` takes them.
-            question: what to answer about it; None: write down what is said.
-            generation: how to decode.
-            seed: of sampling.
-            video: what is seen beside the recording, or beside each of several, as `ask` takes it.
+            audio: one recording or several; arrays as `audio.base.as_waveform` takes them.
+            question, generation, seed: as in `ask`.
+            video: frames beside the recording, or beside each of several, as `ask` takes them.
 
         Raises:
             ValueError: a recording cannot be read, or is longer than the encoder takes; the model has a video
@@ -330,27 +324,24 @@ class SteerMoE(Branch):
         return_gates: bool = False,
         video: np.ndarray | None = None,
     ) -> Answer:
-        """The answer to a recording, which may call tools: parsed and checked, never run.
+        """Return the answer to a recording, which may call tools: parsed and checked, never run.
 
-        Where nobody speaks the LLM is not asked, and the text is empty; a model that was trained on sounds is asked
-        unless there is silence.
+        The text is empty where nobody speaks; a model that was trained on sounds is asked unless there is silence.
 
         Args:
             audio: a path, or a waveform at 16 kHz.
             question: what to answer about it; None: write down what is said.
             tools: what may be called: function definitions as OpenAI's API and chat templates take them,
                 `{"type": "function", "function": {"name", "description", "parameters": <JSON schema>}}`.
-            generation: how to decode.
-            seed: of sampling.
+            generation, seed: how to decode, and the seed of sampling.
             prompt: the text behind the audio, in place of the configuration's; then there is no question.
-            return_gates: the answer has the gates of the recording, too (`gates`).
+            return_gates: return the gates of the recording, too (`gates`).
             video: what is seen, uint8 frames (T, H, W) in shades of grey or (T, H, W, 3) in colours; for a model
                 with a video branch, and no other.
 
         Raises:
-            ValueError: as `transcribe`, and `gates` where they are to be returned; a tool is no such
-                definition; the LLM cannot be told of tools
-                (prompts.format plain, no chat template, or one without tools); or question and prompt are given.
+            ValueError: as `transcribe`, and `gates` if they are returned; a tool is no such definition; the prompt
+                format has no place for tools; or both question and prompt are given.
         """
         if question is not None and prompt is not None:
             raise ValueError(f"found question {question!r} and a prompt, which is asked as it is: give one")
@@ -365,7 +356,7 @@ class SteerMoE(Branch):
         generation: Generation = GREEDY,
         seed: int = 0,
     ) -> Answer:
-        """The answer to a conversation, which nothing is kept of.
+        """Return the answer to a conversation; nothing of it is kept.
 
         Args:
             messages: as in OpenAI's chat API, `[{"role": "user", "content": [{"type": "input_audio", "input_audio":

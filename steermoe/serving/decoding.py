@@ -209,7 +209,7 @@ def main(arguments: list[str]) -> None:
         if os.fork() == 0:
             control.close()
             with suppress(BaseException):
-                _watch(*descriptors, seconds, most)
+                _watch(descriptors[0], descriptors[1], seconds, most)
             os._exit(0)
         for each in descriptors:
             os.close(each)

@@ -29,7 +29,7 @@ AB = np.concatenate([A, np.zeros(RATE, np.float32), B])
 A1 = AB[: 3 * RATE // 2]  # A, and half a second of silence
 
 
-def encoded(samples: np.ndarray, kind: str = "WAV", subtype: str | None = None, rate: int = RATE) -> bytes:
+def encoded(samples: np.ndarray, kind: str = "WAV", subtype: str | None = None, *, rate: int = RATE) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype=subtype)
     return file.getvalue()
@@ -186,13 +186,13 @@ def wav(riff: int, data: int) -> bytes:
             ("OGG", "OPUS"), ("OGG", "VORBIS"))),
         (encoded(A1, "MP3") + ID3 + encoded(B, "MP3"), 1.5),
         (encoded(A1, "MP3")[FRAME:] + encoded(B, "MP3")[FRAME:], 1.5),
-        (encoded(A1, "OGG", "VORBIS") + encoded(np.stack([B, B], 1)[::2], "OGG", "VORBIS", 8000), 1.5),
+        (encoded(A1, "OGG", "VORBIS") + encoded(np.stack([B, B], 1)[::2], "OGG", "VORBIS", rate=8000), 1.5),
         (encoded(A1, "OGG", "VORBIS") + encoded(B, "OGG", "OPUS"), 1.5),
-        (encoded(A1, "MP3") + encoded(np.stack([B, B], 1)[::2], "MP3", None, 8000), 1.5),
+        (encoded(A1, "MP3") + encoded(np.stack([B, B], 1)[::2], "MP3", rate=8000), 1.5),
         (muxed("webm", "libopus") + muxed("webm", "libopus", offset=7), None),
         (muxed("mp4", "aac") + muxed("mp4", "aac"), None),
         (encoded(AB, "RF64"), 2),
-        (encoded(AB[::2], "WAV", "ULAW", 8000), 2),
+        (encoded(AB[::2], "WAV", "ULAW", rate=8000), 2),
         (encoded(AB, "AIFF", "FLOAT"), 2),
     ],
     ids=lambda value: "",
