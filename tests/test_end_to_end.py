@@ -85,8 +85,9 @@ def run(root: Path, *command: str) -> str:
     return done.stdout
 
 
-def blocks_of_the_readme(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 @contextmanager
@@ -159,7 +160,7 @@ def test_commands_of_the_readme(project: Path) -> None:
 
 
 def test_python_of_the_readme(project: Path) -> None:
-    code = next(block for block in blocks_of_the_readme("python") if "from_pretrained" in block)
+    code = next(block for block in blocks("README.md", "python") if "from_pretrained" in block)
     with speech(project):
         assert run(project, "python", "-c", code).strip()
 
@@ -197,10 +198,10 @@ def test_killed_training_resumes_to_the_same_weights(project: Path) -> None:
     assert adapter.read_bytes() == undisturbed
 
 
-def test_a_router_is_added_as_the_readme_says(project: Path) -> None:
+def test_a_router_is_added_as_the_docs_say(project: Path) -> None:
     """Its three blocks put where its words say; then `dvc repro` trains and compares the new arm."""
-    source, row = (block for block in blocks_of_the_readme("python") if "osine" in block)
-    (arm,) = (block for block in blocks_of_the_readme("yaml") if "cosine" in block)
+    source, row = (block for block in blocks("docs/extend.md", "python") if "osine" in block)
+    (arm,) = (block for block in blocks("docs/extend.md", "yaml") if "cosine" in block)
     routers, params = project / "steermoe/models/routers.py", project / "params.yaml"
     text = routers.read_text()
     text = text.replace("def make_router(", f"{source}\n\ndef make_router(")
