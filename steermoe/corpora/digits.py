@@ -190,7 +190,11 @@ def _recordings_in(unpacked: Path, archive: Path) -> list[Recording]:
             f"{archive}: expected one folder `recordings` with WAV files, found {len(folders)}"
         )
     for recording in found:
-        header = soundfile.info(recording.path)
+        try:
+            header = soundfile.info(recording.path)
+        except soundfile.LibsndfileError as error:
+            reason = f"not readable as audio ({error.error_string})"
+            raise archives.ArchiveError(f"{recording.path}: {reason}") from error
         if (header.samplerate, header.channels) != (8000, 1):
             raise archives.ArchiveError(
                 f"{recording.path}: expected 8000 Hz mono, found {header.samplerate} Hz, {header.channels} channels"

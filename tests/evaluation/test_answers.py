@@ -77,7 +77,7 @@ def test_the_summary_has_what_the_rows_have(
     bare = rows.drop("answers", "choices")
     system = System(batchwise(lambda batch: ["yes"] * len(batch)), "yes", "cpu")
     plain = summarise(measure(system, bare, settings, seed=2), settings)["own"]["clean"]["answer"]
-    assert set(plain) == {"n", "seconds", "accuracy"}
+    assert set(plain) == {"n", "seconds", "clusters", "unit", "accuracy"}
 
 
 def test_token_f1_of_known_pairs() -> None:

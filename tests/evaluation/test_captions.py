@@ -57,5 +57,5 @@ def test_captions_are_scored_against_all_that_people_wrote(
     (scores,) = (
         tasks["caption"] for tasks in summarise(measure(system, rows, settings, 2), settings)["own"].values()
     )
-    assert set(scores) == {"n", "seconds", "rouge_l"}
+    assert set(scores) == {"n", "seconds", "clusters", "unit", "rouge_l"}
     assert scores["rouge_l"]["value"] == pytest.approx(2 / 3) and scores["rouge_l"]["n"] == 3

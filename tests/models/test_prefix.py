@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from steermoe.audio.level import levelled
 from steermoe.data.prompts import encode_prompt
 from steermoe.models.prefix import prefix_cache
 from steermoe.models.steermoe import SteerMoE
@@ -110,7 +111,7 @@ def test_a_chat_is_asked_as_its_template_has_it(
     prompt = encode_prompt(arm.prompts, model.tokenizer, "answer", "who?")
     table = model.llm.get_input_embeddings()
     with torch.no_grad():
-        features = model.features(samples)[None]
+        features = model.features(levelled(samples))[None]
         audio, _ = model.encode(features, torch.tensor([features.shape[2]]))
         before, behind = (table(torch.tensor([ids])) for ids in prompt)
         rows = torch.cat([before, audio, behind], dim=1)

@@ -71,7 +71,7 @@ def test_a_profile_is_written_and_put_in_force(recordings: Path, params: Path, c
     [
         ([], 1.0, "no utterances"),
         (["a.wav", "b.wav"], 1.0, "2 recordings, at least one"),
-        (["train/a.wav", "test/b.wav"], 1.0, "no recordings in split dev"),
+        (["train/a.wav", "test/b.wav"], 1.0, "split 'dev': no utterances"),
         (["train/a.wav", "dev/b.wav", "test/c.wav"], 9.0, "2 recordings are longer than 8 s"),
         (["train/a.wav", "dev/b.wav", "c.wav"], 1.0, "c.wav: nothing says its split"),
     ],

@@ -130,7 +130,6 @@ def test_the_rehearsal_of_the_paper_runs_from_end_to_end(project: Path) -> None:
     report = (project / "reports/paper-dry/comparison/report.md").read_text()
     for text in ("aishell2 ios-test CER", "librispeech test-clean WER", "clothoaqa test accuracy"):
         assert text in report
-    assert "## Claims of others" in report and "AISHELL-2 iOS test" in report
     assert "**CHANGED**" not in report
     trained = json.loads((project / "models/paper-dry/conformer-7b-aishell2/config.json").read_text())
     arm = trained.get("arm", trained)

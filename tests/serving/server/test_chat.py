@@ -17,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from steermoe.audio.level import levelled
 from steermoe.data.collator import collate
 from steermoe.data.prompts import encode_prompt, end_of_turn
 from steermoe.models.steermoe import SteerMoE
@@ -334,7 +335,7 @@ def caller(tiny_chat_dir: Path, tiny_arm: Callable[..., Any]) -> SteerMoE:
         ids = model.tokenizer.encode(target, add_special_tokens=False)
         items.append(
             {
-                "features": model.features(tone()), "prefix_ids": prompt.prefix, "prompt_ids": prompt.suffix,
+                "features": model.features(levelled(tone())), "prefix_ids": prompt.prefix, "prompt_ids": prompt.suffix,
                 "target_ids": [*ids, end_of_turn(model.tokenizer)], "index": len(items),
             }
         )  # fmt: skip
