@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,6 +185,15 @@ def test_wrong_streams(call: Call, arguments: list[str], message: str):
     assert run.code == 2 and message in run.err
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a process in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_live_audio_and_a_second_one_breaks_off(talk_file: Path) -> None:
     before, count = signal.getsignal(signal.SIGINT), 0
     for _ in live.until_interrupted(live.played(talk_file, speed=100)):
