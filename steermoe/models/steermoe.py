@@ -110,11 +110,7 @@ class SteerMoE(Branch):
 
     @classmethod
     def from_config(cls, arm: ArmConfig) -> Self:
-        """A model whose trained parts are at their initial values, the same for the same seed.
-
-        Raises:
-            ValueError: the frozen models cannot be loaded, or a setting does not fit them.
-        """
+        """Return a model with initial trained parts, the same for the same seed; ValueError if a model cannot load."""
         return cls(arm)
 
     @classmethod
