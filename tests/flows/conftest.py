@@ -67,7 +67,12 @@ class Project:
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
         """What the pages of Prefect's UI ask the server."""
-        answer = httpx.request(method, f"{self.api}/{path}", json=body or None, timeout=60)
+        # A busy database is answered with 503, which Prefect's own clients repeat, too.
+        for _ in range(10):
+            answer = httpx.request(method, f"{self.api}/{path}", json=body or None, timeout=60)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(float(answer.headers.get("Retry-After", 1)))
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
