@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.installed# what the pipeline needs, and transcribing and serving
 WHOLE := $(VENV)/.installed-extras# all extras: flows, DeepSpeed, the demo, export, tests and so on
 # An import compiles what the stages and commands need; pip would compile six times as many files, on one core.
-COMPILED := 'import steermoe.training.train, steermoe.evaluation.evaluator, steermoe.serving.cli'
+COMPILED := 'import steermoe.training.train, steermoe.evaluation.evaluator, steermoe.cli.main'
 
 # The build of torch. Empty: the one of constraints.txt, for the CPU; where your package index lacks it, point pip to
 # PyTorch's index of CPU builds (PIP_EXTRA_INDEX_URL; its address is on PyTorch's install page).
@@ -33,17 +33,17 @@ help: ## this list
 
 setup: $(WHOLE) ## make .venv with the exact versions of constraints.txt (TORCH=2.13.0: with the index' own torch)
 
-repro: $(READY) ## train, evaluate and compare the arms in force, and print the comparison; runs only what changed
+repro: $(READY) ## train, evaluate and compare the selected variants, and print the comparison; runs only what changed
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # an unpacked archive
 	dvc repro
 	$(PY) -m pipeline show
 
-ablations: $(READY) ## put every arm of params.yaml in force (it stays so), and repro
+ablations: $(READY) ## put every variant of params.yaml selected (it stays so), and repro
 	$(PY) -c 'from steermoe import config; from pathlib import Path; p = Path("params.yaml"); \
-		config.put_in_force(p, list(config.load(p).arms))'
+		config.select(p, list(config.load(p).variants))'
 	$(MAKE) repro
 
-profile: $(READY) ## put a profile in force: make profile PROFILE=mini
+profile: $(READY) ## put a selected profile: make profile PROFILE=mini
 	$(PY) -m pipeline profile $(PROFILE)
 
 own: $(READY) ## write a profile for your recordings: make own NAME=mine FOLDER=path (docs/own-data.md)

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from benchmarks.shapes import ROOT, arm, batch, machine, table
+from benchmarks.shapes import ROOT, batch, machine, table, variant
 from steermoe.analysis import presets
 from steermoe.analysis.audit import Sections
 from steermoe.analysis.work import clip, work
-from steermoe.config import ArmConfig
+from steermoe.config import VariantConfig
 from steermoe.data.batching import bucketed_batches
 from steermoe.models.encoders.encoder import layer_hidden
 from steermoe.models.frozen import DTYPES
@@ -51,7 +51,7 @@ BATCHES = 8  # of a measurement
 PARTS = (
     "data",
     "encoder forward",
-    "bridge",
+    "projector",
     "LLM forward",
     "head",
     "LLM backward",
@@ -75,7 +75,7 @@ def lengths(clips: int, seed: int = 0) -> list[float]:
 
 def random_model(
     encoder: PreTrainedConfig, llm: PreTrainedConfig, device: str, attention: str
-) -> tuple[SteerMoE, ArmConfig]:
+) -> tuple[SteerMoE, VariantConfig]:
     """The assembly over frozen models that are made on the device: 17 GB go over no disk."""
 
     def load(kind: Any, path: str, dtype: str, setting: str, **_: Any) -> Any:
@@ -89,7 +89,7 @@ def random_model(
         encoder.save_pretrained(paths[0])
         llm.save_pretrained(paths[1])
         load_tokenizer(str(ROOT / "pretrained/llm")).save_pretrained(paths[1])
-        chosen = arm("steermoe", paths)
+        chosen = variant("steermoe", paths)
         frozen = {
             part: getattr(chosen, part).model_copy(update={"dtype": "bfloat16"})
             for part in ("encoder", "llm")
@@ -142,7 +142,7 @@ def watch(assembly: SteerMoE, clock: Clock) -> None:
             output.last_hidden_state.register_hook(lambda gradient: clock.mark("head"))
 
     assembly.encoder.register_forward_hook(heard)
-    assembly.llm.base_model.register_forward_pre_hook(lambda *_: clock.mark("bridge"))
+    assembly.llm.base_model.register_forward_pre_hook(lambda *_: clock.mark("projector"))
     assembly.llm.base_model.register_forward_hook(read)
 
 
@@ -160,7 +160,7 @@ def make_step(assembly: SteerMoE, clock: Clock, device: str) -> Callable[[dict[s
         assert loss is not None
         loss.backward()
         clock.mark("encoder backward")
-        torch.nn.utils.clip_grad_norm_(assembly.parameters(), training.clip)
+        torch.nn.utils.clip_grad_norm_(assembly.parameters(), training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         clock.mark("optimizer")
@@ -198,7 +198,7 @@ def product_rate(device: str) -> float:
 def measure(
     assembly: SteerMoE,
     seconds: Sequence[float],
-    batch_seconds: float,
+    max_batch_seconds: float,
     floor: Callable[[float], float],
     device: str,
 ) -> tuple[list[str], dict[str, float]]:
@@ -207,7 +207,7 @@ def measure(
     hooks_before = [dict(m._forward_hooks) for m in (assembly.encoder, assembly.llm.base_model)]
     watch(assembly, clock)
     step = make_step(assembly, clock, device)
-    plans = [plan for plan in bucketed_batches(seconds, batch_seconds, seed=0, epoch=0) if plan][:BATCHES]
+    plans = [plan for plan in bucketed_batches(seconds, max_batch_seconds, seed=0, epoch=0) if plan][:BATCHES]
     batches = []
     for plan in plans:
         clips = [seconds[row] for row in plan]
@@ -245,7 +245,7 @@ def measure(
         module._forward_hooks.update(before)
     assembly.llm.base_model._forward_pre_hooks.clear()
     row = [
-        f"{batch_seconds:g} s", f"{statistics.mean(map(len, plans)):.1f}", f"{statistics.median(totals):.3f}",
+        f"{max_batch_seconds:g} s", f"{statistics.mean(map(len, plans)):.1f}", f"{statistics.median(totals):.3f}",
         f"{heard / took:.0f}", f"{100 * least / took:.0f} %", f"{memory:.1f}",
     ]  # fmt: skip
     return row, shares
@@ -303,15 +303,15 @@ def main() -> None:
         f"frozen {sum(p.numel() for p in assembly.parameters() if not p.requires_grad) / 1e9:.3f} billion\n"
     )
     rows, columns = [], []
-    for batch_seconds in chosen.batch_seconds:
+    for max_batch_seconds in chosen.max_batch_seconds:
         if (time.perf_counter() - began) / 60 > chosen.minutes:
-            print(f"{batch_seconds:g} s and more: no time left")
+            print(f"{max_batch_seconds:g} s and more: no time left")
             break
         try:
-            seconds = lengths(max(64, round(BATCHES * 2 * batch_seconds / MEAN)))
-            row, shares = measure(assembly, seconds, batch_seconds, floor, device)
+            seconds = lengths(max(64, round(BATCHES * 2 * max_batch_seconds / MEAN)))
+            row, shares = measure(assembly, seconds, max_batch_seconds, floor, device)
         except torch.cuda.OutOfMemoryError:
-            print(f"{batch_seconds:g} s and more: no memory left")
+            print(f"{max_batch_seconds:g} s and more: no memory left")
             break
         rows.append(row)
         columns.append(shares)

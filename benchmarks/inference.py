@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from steermoe import SteerMoE
+from steermoe.asr.recognizer import Recognizer
 from steermoe.audio import synthesis
 from steermoe.audio.segmentation import VoiceActivity
 from steermoe.audio.waveform import RATE
@@ -26,7 +27,6 @@ from steermoe.models.continuous import Slots
 from steermoe.models.generating import prompts
 from steermoe.models.generation import GREEDY
 from steermoe.models.inputs import Inputs
-from steermoe.serving.recognizer import Recognizer
 
 
 def sentences(minutes: float) -> list[np.ndarray]:

@@ -98,7 +98,7 @@ def main() -> None:
     frame = clips(chosen.clips)
     audio = [waveform.load(each) for each in frame["audio"]]
     kept = dataset(frame, assembly)
-    batches = loaded(kept, chosen.batch_seconds, 0)
+    batches = loaded(kept, chosen.max_batch_seconds, 0)
 
     def step() -> None:
         for each in batches[:2]:
@@ -108,11 +108,11 @@ def main() -> None:
     parts: dict[str, tuple[Callable[[], object], float]] = {
         "decode": (lambda: [waveform.load(each) for each in frame["audio"]], seconds),
         "log-mel": (lambda: [assembly.features(each) for each in audio], seconds),
-        "loader": (lambda: loaded(dataset(frame, assembly), chosen.batch_seconds, 0), seconds),
+        "loader": (lambda: loaded(dataset(frame, assembly), chosen.max_batch_seconds, 0), seconds),
         f"loader, {chosen.workers} workers": (
-            lambda: loaded(dataset(frame, assembly), chosen.batch_seconds, chosen.workers), seconds,
+            lambda: loaded(dataset(frame, assembly), chosen.max_batch_seconds, chosen.workers), seconds,
         ),
-        "loader, features in memory": (lambda: loaded(kept, chosen.batch_seconds, 0), seconds),
+        "loader, features in memory": (lambda: loaded(kept, chosen.max_batch_seconds, 0), seconds),
         "step": (step, SECONDS * sum(len(each["features"]) for each in batches[:2])),
     }  # fmt: skip
     print(f"{machine()}\n{chosen.clips} clips of {SECONDS} s; encoder {chosen.width} x {chosen.layers}\n")

@@ -1,8 +1,8 @@
 """A training step shared by processes: the throughput of several beside that of one.
 
-    python -m benchmarks.processes [--arm data/mini/arms/steermoe.json] [--shards data/mini/shards] [--processes 1 2]
+    python -m benchmarks.processes [--variant data/mini/variants/steermoe.json] [--shards data/mini/shards] [--processes 1 2]
 
-Stage `train` itself runs a few steps of an arm with each number of processes (`training.distributed`, ddp), in turns,
+Stage `train` itself runs a few steps of a variant with each number of processes (`training.distributed`, ddp), in turns,
 one thread a process. A step has the same batch whatever their number, and `seconds_per_step` is the median that the
 stage writes: forward, backward, update. On otherwise idle cores, one for each process, two should reach 1.8 times the
 throughput of one; the script ends with 1 where they do not.
@@ -24,7 +24,7 @@ from benchmarks.shapes import ROOT, machine, spread, table
 LEAST = 0.9  # of the throughput that so many times the cores would give
 
 
-def project(folder: Path, processes: int, arm: Path, steps: int) -> None:
+def project(folder: Path, processes: int, variant: Path, steps: int) -> None:
     """What stage `train` needs of a project, with `training.distributed` as asked for."""
     shutil.copy(ROOT / "params.yaml", folder)
     shutil.copytree(ROOT / "configs", folder / "configs")
@@ -37,12 +37,12 @@ def project(folder: Path, processes: int, arm: Path, steps: int) -> None:
             {"processes": processes, "strategy": strategy, "offload": "none"}
         )
         yaml.dump(profile, path)
-    resolved = json.loads(arm.read_text())
-    resolved["training"] |= {"steps": steps, "epochs": None, "eval_every": steps, "warmup_steps": 1}
-    (folder / "arm.json").write_text(json.dumps(resolved))
+    resolved = json.loads(variant.read_text())
+    resolved["training"] |= {"max_steps": steps, "epochs": None, "eval_steps": steps, "warmup_steps": 1}
+    (folder / "variant.json").write_text(json.dumps(resolved))
 
 
-def seconds_per_step(processes: int, arm: Path, shards: Path, steps: int) -> float:
+def seconds_per_step(processes: int, variant: Path, shards: Path, steps: int) -> float:
     """Of a training from the beginning, in a folder of its own.
 
     Raises:
@@ -50,8 +50,8 @@ def seconds_per_step(processes: int, arm: Path, shards: Path, steps: int) -> flo
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        project(folder, processes, arm, steps)
-        stage = f"train --config arm.json --shards {shards} --out models/arm --history h.csv --timing t.json"
+        project(folder, processes, variant, steps)
+        stage = f"train --config variant.json --shards {shards} --out models/variant --history h.csv --timing t.json"
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         run = subprocess.run(
             [sys.executable, "-m", "pipeline", *stage.split(), "--feature-cache-gb", "0"],
@@ -68,21 +68,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--arm", type=Path, default=Path("data/mini/arms/steermoe.json"), help="by `configure`"
+        "--variant", type=Path, default=Path("data/mini/variants/steermoe.json"), help="by `configure`"
     )
     parser.add_argument("--shards", type=Path, default=Path("data/mini/shards"), help="by `preprocess`")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     chosen = parser.parse_args()
-    for path in (chosen.arm, chosen.shards):
+    for path in (chosen.variant, chosen.shards):
         if not path.exists():
             parser.error(f"{path} is not there: run `dvc repro configure preprocess` first, or name another")
-    print(f"{machine()}\n{chosen.arm.stem}, {chosen.steps} steps, one thread a process\n")
+    print(f"{machine()}\n{chosen.variant.stem}, {chosen.steps} steps, one thread a process\n")
     seconds: dict[int, list[float]] = {count: [] for count in chosen.processes}
     for _ in range(chosen.repeats):
         for count, found in seconds.items():
-            found.append(seconds_per_step(count, chosen.arm, chosen.shards.resolve(), chosen.steps))
+            found.append(seconds_per_step(count, chosen.variant, chosen.shards.resolve(), chosen.steps))
     first = seconds[chosen.processes[0]]
     rows, is_met = [], True
     for count, found in seconds.items():

@@ -110,7 +110,7 @@ def main() -> int:
     parser.add_argument("--model", default="pretrained/adapters/steermoe")
     chosen = parser.parse_args()
     load = os.getloadavg()[0]
-    command = [sys.executable, "-m", "steermoe.serving.cli", "serve", "--port", "0", "--model", chosen.model]
+    command = [sys.executable, "-m", "steermoe.cli.main", "serve", "--port", "0", "--model", chosen.model]
     process = subprocess.Popen([*command, "--name", "steermoe"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None

@@ -42,9 +42,11 @@ def frozen_models(
     return str(encoder), str(llm)
 
 
-def arm(name: str, paths: tuple[str, str], experts: int = 8, dtype: str = "float32") -> config.ArmConfig:
-    """An arm of params.yaml over other frozen models, with weights of a type."""
-    chosen = config.load(ROOT / "params.yaml").arm(name)
+def variant(
+    name: str, paths: tuple[str, str], experts: int = 8, dtype: str = "float32"
+) -> config.VariantConfig:
+    """A variant of params.yaml over other frozen models, with weights of a type."""
+    chosen = config.load(ROOT / "params.yaml").variant(name)
     changed: dict[str, Any] = {
         part: getattr(chosen, part).model_copy(update={"path": path, "dtype": dtype})
         for part, path in zip(("encoder", "llm"), paths, strict=True)
@@ -55,8 +57,8 @@ def arm(name: str, paths: tuple[str, str], experts: int = 8, dtype: str = "float
 
 
 def model(name: str, paths: tuple[str, str], experts: int = 8, dtype: str = "float32") -> SteerMoE:
-    """The model of `arm`, in training mode."""
-    return SteerMoE.from_config(arm(name, paths, experts, dtype)).train()
+    """The model of `variant`, in training mode."""
+    return SteerMoE.from_config(variant(name, paths, experts, dtype)).train()
 
 
 def batch(

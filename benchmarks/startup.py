@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--repro", type=Path, help="a working copy whose pipeline has been run")
     chosen = parser.parse_args()
     print(machine(), "\n")
-    programs = {"steermoe --help": ([sys.executable, "-m", "steermoe.serving.cli", "--help"], ROOT)}
+    programs = {"steermoe --help": ([sys.executable, "-m", "steermoe.cli.main", "--help"], ROOT)}
     if (installed := Path(sys.executable).with_name("steermoe")).exists():
         programs["steermoe --help"] = ([str(installed), "--help"], ROOT)
     if chosen.repro is not None:

@@ -1,6 +1,6 @@
 """What steering itself costs: a training step with it against one with the same encoder backward and without it.
 
-Both arms run the same frozen models (random weights) on the same batch in turns. In the unsteered arm the output of
+Both variants run the same frozen models (random weights) on the same batch in turns. In the unsteered variant the output of
 layer 0 asks for a gradient, so that the backward pass goes through the same layers of the encoder there, too.
 
     python -m benchmarks.steering_cost --width 384 --layers 6 --experts 8
@@ -45,12 +45,12 @@ def main() -> None:
         name: tensor.to(device)
         for name, tensor in batch([chosen.seconds] * CLIPS, steered.encoder.features.channels).items()
     }
-    arms = {"without": plain, "steering": steered}
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    variants = {"without": plain, "steering": steered}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(chosen.repeats + 3):
-        for name, arm in arms.items():
+        for name, variant in variants.items():
             began = time.process_time() if device == "cpu" else time.perf_counter()
-            arm(**inputs).loss.backward()
+            variant(**inputs).loss.backward()
             if device == "cuda":
                 torch.cuda.synchronize()
             took = (time.process_time() if device == "cpu" else time.perf_counter()) - began

@@ -13,11 +13,11 @@ import jiwer
 import numpy as np
 
 from steermoe import SteerMoE
+from steermoe.asr.recognizer import Recognizer
+from steermoe.asr.transcript import Segment
 from steermoe.audio import synthesis
 from steermoe.audio.waveform import RATE
 from steermoe.corpora import grammar, synthetic
-from steermoe.serving.recognizer import Recognizer
-from steermoe.serving.transcript import Segment
 
 
 def speech(count: int) -> tuple[np.ndarray, list[tuple[float, float, str, list[float]]]]:

@@ -177,10 +177,10 @@ def product_rate(dtype: torch.dtype) -> float:
 
 def unavoidable(assembly: SteerMoE, seconds: float) -> Work:
     """Operations on one clip of the batch."""
-    arm = assembly.config
-    sections = Sections.of(arm)
-    encoder = encoder_shape(arm.encoder.path, depth=arm.encoder.layers)
-    llm = llm_shape(arm.llm.path, depth=arm.llm.layers)
+    variant = assembly.config
+    sections = Sections.of(variant)
+    encoder = encoder_shape(variant.encoder.path, depth=variant.encoder.layers)
+    llm = llm_shape(variant.llm.path, depth=variant.llm.layers)
     counts = {part: sum(p.numel() for p in ps) for part, ps in assembly.parameter_groups().items()}
     return work(clip(seconds, encoder, sections, PROMPT, TARGET), encoder, llm, sections, counts)
 

@@ -3,7 +3,7 @@
     python docs/screenshots.py --profile mini
 
 Starts `mlflow ui` on the project's store, or on another one, looks at three pages of the experiment
-`steermoe/<profile>` with Chromium, and writes runs.png (the table of runs), curves.png (learning curves of the arms of
+`steermoe/<profile>` with Chromium, and writes runs.png (the table of runs), curves.png (learning curves of the variants of
 the newest execution) and run.png (the page of one of them) into docs/pictures. Needs `pip install -e .[dev]` and a
 Chromium of the system.
 """
@@ -103,7 +103,7 @@ def browsing() -> Iterator[Page]:
 
 
 def runs_of(store: str, profile: str) -> tuple[str, list[Run]]:
-    """The experiment's id, and the newest execution's runs: itself, then its arms.
+    """The experiment's id, and the newest execution's runs: itself, then its variants.
 
     Raises:
         ValueError: there is no such experiment, or nothing in it.
@@ -117,8 +117,8 @@ def runs_of(store: str, profile: str) -> tuple[str, list[Run]]:
     if not executions:
         raise ValueError(f"{store}: no runs in steermoe/{profile}; run `dvc repro` first")
     parent = executions[0].info.run_id
-    arms = client.search_runs([place], f"tags.`mlflow.parentRunId` = '{parent}'")
-    return place, [*executions, *reversed(arms)]
+    variants = client.search_runs([place], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return place, [*executions, *reversed(variants)]
 
 
 def look(page: Page, address: str, names: Sequence[str], path: Path | None) -> str:
@@ -134,7 +134,7 @@ def look(page: Page, address: str, names: Sequence[str], path: Path | None) -> s
     if place is not None and not page.get_by_text(names[-1], exact=True).count():
         page.mouse.click(
             place["x"] - 32, place["y"] + place["height"] / 2
-        )  # unfolds the arms of the execution
+        )  # unfolds the variants of the execution
     for name in names:
         page.get_by_text(name, exact=True).first.wait_for(timeout=90_000)
     page.wait_for_timeout(4000)  # the page asks the server again and again, so that the network is never idle

@@ -1,7 +1,7 @@
 """A checkout of its own for everything that runs: the project as it was when the flow began.
 
 Not `dvc exp run --temp`: that takes the changes out of the user's files for a moment whenever an experiment starts,
-and parallel ones share one stash. A clone beside them leaves the workspace alone, pins the code for all arms, shares
+and parallel ones share one stash. A clone beside them leaves the workspace alone, pins the code for all variants, shares
 DVC's cache, and holds no lock that another one waits for. What is trained in it is in the cache, and is saved as an
 experiment of the project (`dvc exp show`, `dvc exp apply`).
 """
@@ -100,7 +100,7 @@ def forget(root: Path, identity: str) -> None:
 
 @contextmanager
 def opened(snapshot: Snapshot, name: str, settings: Sequence[str]) -> Iterator[Path]:
-    """A checkout of the snapshot with `settings` in force, deleted at the end.
+    """A checkout of the snapshot with `settings` selected, deleted at the end.
 
     Waits until what an earlier process of the same run left at work in it has ended.
 

@@ -13,10 +13,10 @@ from prefect.logging import get_run_logger
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import checkout, commands, lifetime, results, slots
-from flows.arms import Profile, in_force
+from flows.variants import Profile, selected
 
 # Stages of dvc.yaml, by what a flow wants of them.
-DATA, ARM, BASELINES, COMPARISON = ["preprocess"], ["eval"], ["baseline"], ["ablate"]
+DATA, VARIANT, BASELINES, COMPARISON = ["preprocess"], ["eval"], ["baseline"], ["ablate"]
 PIPELINE = ["dvc.yaml"]  # all of its stages; `pretrained/` has a pipeline of its own
 SCORING = ("generation.", "evaluation.")  # settings that change no training
 RETRY_SECONDS = 5
@@ -69,7 +69,7 @@ def run_targets(
     with checkout.opened(snapshot, name, settings) as folder:
         command = ["dvc", "--wait-for-lock", "repro", *targets]
         commands.run(command, folder, snapshot.root, environment, slots_each, limit)
-        if targets not in (DATA, BASELINES):  # what arms share is in DVC's cache, and no experiment
+        if targets not in (DATA, BASELINES):  # what variants share is in DVC's cache, and no experiment
             checkout.save(folder, name, targets or PIPELINE)
         if profile is not None:
             results.publish(folder, profile, name)
@@ -77,49 +77,49 @@ def run_targets(
 
 @flow(name="ablations", task_runner=ThreadPoolTaskRunner(max_workers=slots.number()))  # type: ignore[arg-type]
 def ablations(
-    arms: list[str] | None = None,
+    variants: list[str] | None = None,
     profile: str | None = None,
     settings: list[str] | None = None,
     slots_each: int = 1,
     retries: int = 2,
     hours: float | None = None,
 ) -> None:
-    """Train, evaluate and compare arms, as many at a time as there are slots.
+    """Train, evaluate and compare variants, as many at a time as there are slots.
 
     Args:
-        arms: rows of `arms` in params.yaml and in the profile; null: those in force. `["*"]`: all.
-        profile: null: the one in force.
-        settings: the same for all arms, as for `dvc exp run -S`.
-        slots_each: slots of an arm: with GPUs, how many it trains on.
-        retries: how often an arm that failed is repeated; it goes on from its last checkpoint.
-        hours: time limit of an arm's attempt; null: any.
+        variants: rows of `variants` in params.yaml and in the profile; null: those selected. `["*"]`: all.
+        profile: null: the one selected.
+        settings: the same for all variants, as for `dvc exp run -S`.
+        slots_each: slots of a variant: with GPUs, how many it trains on.
+        retries: how often a variant that failed is repeated; it goes on from its last checkpoint.
+        hours: time limit of a variant's attempt; null: any.
     """
     with begun() as snapshot:
-        compare(snapshot, arms, profile, settings or [], slots_each, retries, hours)
+        compare(snapshot, variants, profile, settings or [], slots_each, retries, hours)
 
 
 @flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=slots.number()))  # type: ignore[arg-type]
 def evaluate(
     settings: list[str],
-    arms: list[str] | None = None,
+    variants: list[str] | None = None,
     profile: str | None = None,
     retries: int = 2,
     hours: float | None = None,
 ) -> None:
-    """Decode and score trained arms in another way; an arm that was not trained yet is.
+    """Decode and score trained variants in another way; a variant that was not trained yet is.
 
     Args:
         settings: of `generation` and `evaluation` only, for example `generation.strategy=beam`.
-        arms: as in `ablations`, like the rest.
-        profile: null: the one in force.
-        retries: how often an arm that failed is repeated.
-        hours: time limit of an arm's attempt; null: any.
+        variants: as in `ablations`, like the rest.
+        profile: null: the one selected.
+        retries: how often a variant that failed is repeated.
+        hours: time limit of a variant's attempt; null: any.
     """
     wrong = [setting for setting in settings if not setting.startswith(SCORING)]
     if wrong:
         raise ValueError(f"{wrong}: evaluate takes settings of {SCORING} only; flow `experiment` takes any")
     with begun() as snapshot:
-        compare(snapshot, arms, profile, settings, 1, retries, hours)
+        compare(snapshot, variants, profile, settings, 1, retries, hours)
 
 
 @flow(name="experiment")
@@ -134,7 +134,7 @@ def experiment(
 
     Args:
         settings: `steering.num_experts=16` and the like.
-        profile: null: the one in force.
+        profile: null: the one selected.
         slots_each: with GPUs, how many it trains on.
         retries: how often it is repeated when it failed; it goes on from its last checkpoint.
         hours: time limit of an attempt; null: any.
@@ -161,8 +161,8 @@ def reproduce(
     """The whole pipeline of a profile, one stage after another.
 
     Args:
-        profile: null: the one in force.
-        slots_each: with GPUs, how many an arm trains on.
+        profile: null: the one selected.
+        slots_each: with GPUs, how many a variant trains on.
         retries: how often it is repeated when it failed; it goes on from its last checkpoint.
         hours: time limit of an attempt; null: any.
     """
@@ -174,23 +174,23 @@ def reproduce(
 
 def compare(
     snapshot: checkout.Snapshot,
-    arms: list[str] | None,
+    variants: list[str] | None,
     profile: str | None,
     settings: list[str],
     slots_each: int,
     retries: int,
     hours: float | None,
 ) -> None:
-    """Arms in parallel, then the comparison: experiments `<name>-<arm>` and `<name>`.
+    """Variants in parallel, then the comparison: experiments `<name>-<variant>` and `<name>`.
 
-    Data first, else every arm would make it. The comparison finds what the arms did in DVC's cache.
+    Data first, else every variant would make it. The comparison finds what the variants did in DVC's cache.
 
     Raises:
-        ValueError: an arm that there is not.
-        RuntimeError: arms that failed, after the others have ended.
+        ValueError: a variant that there is not.
+        RuntimeError: variants that failed, after the others have ended.
     """
     of = Profile(snapshot, profile)
-    chosen = of.chosen(arms)
+    chosen = of.chosen(variants)
     common = [*of.settings(chosen), *settings]
     step = run_targets.with_options(retries=retries, retry_delay_seconds=RETRY_SECONDS)
 
@@ -199,10 +199,12 @@ def compare(
         title = part.removeprefix("-")
         return step.submit(title, snapshot, name, [*common, *values], targets, wanted, hours)
 
-    # What arms share: no arm's name begins with a dash.
+    # What variants share: no variant's name begins with a dash.
     data, baselines = "-data", "-baselines"
     begin(data, [], DATA, 1).result()
-    futures = {arm: begin(arm, in_force([arm], arm), ARM, slots_each) for arm in chosen}
+    futures = {
+        variant: begin(variant, selected([variant], variant), VARIANT, slots_each) for variant in chosen
+    }
     futures[baselines] = begin(baselines, [], BASELINES, 1)
     wait(list(futures.values()))
     failed = [
@@ -214,7 +216,7 @@ def compare(
         raise RuntimeError(
             f"no comparison, for these failed: {failed}; a run repeated keeps what is finished"
         )
-    everything = [*common, *in_force(chosen, of.reference(chosen))]
+    everything = [*common, *selected(chosen, of.reference(chosen))]
     step("comparison", snapshot, snapshot.name, everything, COMPARISON, 1, hours, of.name)
 
 

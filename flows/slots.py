@@ -40,7 +40,7 @@ def number() -> int:
     if not chosen:
         return len(gpus()) or 1
     if not chosen.isdecimal() or int(chosen) < 1:
-        raise ValueError(f"{SETTING} is {chosen!r}; it is the number of arms that train at once, from 1")
+        raise ValueError(f"{SETTING} is {chosen!r}; it is the number of variants that train at once, from 1")
     return int(chosen)
 
 

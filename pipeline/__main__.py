@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from steermoe.serving.terminal import flushed, prepare_streams
+from steermoe.cli.terminal import flushed, prepare_streams
 
 STAGES = {
     "rehearse": "make what stands in for models and archives, where the profile is a rehearsal",
@@ -11,13 +11,13 @@ STAGES = {
     "base": "find or fetch the frozen models, and write down what they are",
     "download": "fetch a corpus from its source, a mirror, or write its recipe",
     "preprocess": "turn a corpus into checked parquet shards",
-    "configure": "resolve the configuration of the arms in force",
-    "train": "train one arm",
-    "eval": "decode and score one arm on one corpus",
+    "configure": "resolve the configuration of the selected variants",
+    "train": "train one variant",
+    "eval": "decode and score one variant on one corpus",
     "baseline": "score what needs no training: the encoder's own decoder, guesses without audio",
-    "ablate": "compare the arms: table, pictures, report",
+    "ablate": "compare the variants: table, pictures, report",
     "search": "choose learning rates for a method on the development splits",
-    "show": "print the comparison of the profile in force",
+    "show": "print the comparison of the selected profile",
     "own": "write a profile for a folder of recordings, and switch to it",
     "profile": "switch to another profile",
 }

@@ -1,20 +1,20 @@
-"""Compare the arms in force; nothing is trained here."""
+"""Compare the selected variants; nothing is trained here."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.options import Arms, Evaluations, History, Metrics, Models, Out, Params, Shards, Timing
+from pipeline.options import Evaluations, History, Metrics, Models, Out, Params, Shards, Timing, Variants
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from steermoe.analysis.comparison import Comparison
-    from steermoe.config import ArmConfig
+    from steermoe.config import VariantConfig
     from steermoe.training.tracking import Tracker
 
 
 def main(
-    arms: Arms,
+    variants: Variants,
     models: Models,
     evaluations: Evaluations,
     history: History,
@@ -29,10 +29,10 @@ def main(
 
     from steermoe import config
     from steermoe.analysis import comparison, plots, report, sections, steering
+    from steermoe.atomic_io import write_text
+    from steermoe.cli.terminal import plain_console
     from steermoe.data.shards import read_rows
-    from steermoe.data.staging import write_text
     from steermoe.evaluation import results
-    from steermoe.serving.terminal import plain_console
     from steermoe.training.tracking import Tracker
 
     settings = config.load(params)
@@ -51,10 +51,12 @@ def main(
         for corpus, section in settings.corpora.items()
         if corpus not in compared.missing
     ]
-    configs = {name: config.ArmConfig.from_json((arms / f"{name}.json").read_text()) for name in names}
+    configs = {
+        name: config.VariantConfig.from_json((variants / f"{name}.json").read_text()) for name in names
+    }
     folders = {name: models / name for name in names}
-    steered = {name: folders[name] for name, arm in configs.items() if arm.steering is not None}
-    uses = steering.collect_all(steered, heard, settings.evaluation.batch_seconds, settings.seed)
+    steered = {name: folders[name] for name, variant in configs.items() if variant.steering is not None}
+    uses = steering.collect_all(steered, heard, settings.evaluation.max_batch_seconds, settings.seed)
     histories = {name: pl.read_csv(history / f"{name}.csv") for name in names}
     pictures = plots.draw_all(compared, histories, uses, out)
     read = results.read_results(evaluations)
@@ -81,11 +83,11 @@ def main(
 def _track(
     tracker: "Tracker",
     compared: "Comparison",
-    configs: "Mapping[str, ArmConfig]",
+    configs: "Mapping[str, VariantConfig]",
     folders: "Mapping[str, Path]",
     out: Path,
 ) -> None:
-    """The comparison in MLflow, with the arm of the lowest dev loss as the profile's champion."""
+    """The comparison in MLflow, with the variant of the lowest dev loss as the profile's champion."""
     from steermoe.analysis import champion
 
     tracker.attach_execution(folders)

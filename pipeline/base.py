@@ -7,20 +7,20 @@ from pipeline.options import Out, Params
 
 
 def main(out: Out, params: Params = Path("params.yaml")) -> None:
-    """Write path, commit and hashes of the frozen models into OUT, of the profile and of every arm in force.
+    """Write path, commit and hashes of the frozen models into OUT, of the profile and of every selected variant.
 
     Licences are printed first. Models of the hub are compared with the lock beside the profile, or noted there.
     """
     import json
 
     from steermoe import config
-    from steermoe.data import base_models
+    from steermoe import hub as base_models
+    from steermoe.atomic_io import write_text
     from steermoe.data.model_cards import card
-    from steermoe.data.staging import write_text
 
     settings = config.load(params)
     users = {"": models_of(settings)}
-    users |= {f"arms/{name}": models_of(settings.arm(name)) for name in settings.compare}
+    users |= {f"variants/{name}": models_of(settings.variant(name)) for name in settings.compare}
     sections = {
         (section.path, section.revision): (section, setting)
         for models in users.values()
@@ -49,6 +49,6 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
 
 
 def models_of(chosen: Any) -> dict[str, Any]:
-    """The sections of the frozen models of a profile or of an arm; `video` where there is such a branch."""
+    """The sections of the frozen models of a profile or of a variant; `video` where there is such a branch."""
     video = {} if chosen.video is None else {"video": chosen.video.encoder}
     return {"encoder": chosen.encoder, "llm": chosen.llm} | video

@@ -23,17 +23,17 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
         for name in ("encoder", "text-only", "constant"):
             results.write_skipped(out / name, reason)
         return
+    from steermoe import distributed as processes
     from steermoe.evaluation import decoders, floors, text_tasks
     from steermoe.evaluation.evaluator import measure
     from steermoe.evaluation.predictions import remarks, summarise
     from steermoe.models.steermoe import SteerMoE
-    from steermoe.training import processes
 
     settings = config.load(params)
     evaluation, seed, device = settings.evaluation.of(corpus), settings.seed, processes.device()
-    # Any arm will do: only the frozen parts are used here, and those are the profile's, as prompts are everyone's.
+    # Any variant will do: only the frozen parts are used here, and those are the profile's, as prompts are everyone's.
     shared = {"encoder": settings.encoder, "llm": settings.llm, "prompts": settings.prompts}
-    model = SteerMoE.from_config(settings.arm(settings.reference).model_copy(update=shared)).to(device)
+    model = SteerMoE.from_config(settings.variant(settings.reference).model_copy(update=shared)).to(device)
     tasks = text_tasks.text_tasks(model, settings.evaluation, settings.generation, seed)
     if tasks is not None:
         results.write_json(out / results.TEXT_TASKS, tasks)

@@ -1,4 +1,4 @@
-"""Resolve the arms in force: everything that the training of each depends on, and nothing else."""
+"""Resolve the selected variants: everything that the training of each depends on, and nothing else."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from pipeline.options import BaseModels, Inputs, Out, Params, Shards
 def main(
     out: Out, inputs: Inputs, base: BaseModels, shards: Shards, params: Params = Path("params.yaml")
 ) -> None:
-    """Write the resolved configuration of every arm into OUT, and the hashes of what it reads into INPUTS."""
+    """Write the resolved configuration of every variant into OUT, and the hashes of what it reads into INPUTS."""
     import json
 
     from steermoe import config
+    from steermoe.atomic_io import write_text
     from steermoe.data.adapters import adapters_of
-    from steermoe.data.base_models import sha256
     from steermoe.data.shards import shards_of
     from steermoe.data.skipped import skipped_reason
-    from steermoe.data.staging import write_text
+    from steermoe.hub import sha256
 
     settings = config.load(params)
     known: dict[tuple[str, str], dict[str, str] | None] = {}
@@ -29,16 +29,17 @@ def main(
         return known[corpus, split]
 
     for name in settings.compare:
-        arm = settings.arm(name)
+        variant = settings.variant(name)
         used = {
             use: {corpus: {split: read(corpus, split) for split in named} for corpus, named in splits.items()}
-            for use, splits in (("train", arm.train_splits), ("dev", arm.dev_splits))
+            for use, splits in (("train", variant.train_splits), ("dev", variant.dev_splits))
         }
         models = {
-            part: json.loads((base / "arms" / name / f"{part}.json").read_text())
-            for part in ("encoder", "llm", *(["video"] if arm.video is not None else []))
+            part: json.loads((base / "variants" / name / f"{part}.json").read_text())
+            for part in ("encoder", "llm", *(["video"] if variant.video is not None else []))
         }
-        write_text(out / f"{name}.json", arm.to_json())
+        write_text(out / f"{name}.json", variant.to_json())
         write_text(
-            inputs / f"{name}.json", json.dumps(models | used | adapters_of(arm.training), indent=1) + "\n"
+            inputs / f"{name}.json",
+            json.dumps(models | used | adapters_of(variant.training), indent=1) + "\n",
         )

@@ -1,4 +1,4 @@
-"""Decode and score one arm on one corpus."""
+"""Decode and score one variant on one corpus."""
 
 import sys
 from pathlib import Path
@@ -12,10 +12,10 @@ def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = P
     As many processes as the profile's `training.distributed` says share the rows.
     """
     from steermoe import config
+    from steermoe import distributed as processes
     from steermoe.data.shards import read_rows
     from steermoe.data.skipped import skipped_reason
     from steermoe.evaluation import results
-    from steermoe.training import processes
 
     if reason := skipped_reason(shards):
         results.write_skipped(out, reason)

@@ -9,19 +9,23 @@ Params = Annotated[Path, typer.Option(help="the configuration")]
 Source = Annotated[Path, typer.Option(help="folder that `download` filled")]
 Shards = Annotated[Path, typer.Option(help="folder of parquet shards")]
 Model = Annotated[Path, typer.Option(help="folder of a trained adapter")]
-Models = Annotated[Path, typer.Option(help="folder of trained adapters, one an arm")]
-Arms = Annotated[Path, typer.Option(help="folder of resolved arms")]
-ArmFile = Annotated[Path, typer.Option(help="resolved arm, as `configure` writes it")]
+Models = Annotated[Path, typer.Option(help="folder of trained adapters, one a variant")]
+Variants = Annotated[Path, typer.Option(help="folder of resolved variants")]
+VariantFile = Annotated[Path, typer.Option(help="resolved variant, as `configure` writes it")]
 BaseModels = Annotated[Path, typer.Option(help="folder of what the frozen models are, as `base` writes it")]
-Inputs = Annotated[Path, typer.Option(help="folder of what each arm reads, with hashes; replaced as a whole")]
-Compared = Annotated[str | None, typer.Option(help="arms to put in force, with commas; default: as they are")]
-Chosen = Annotated[
-    str | None, typer.Option(help="corpora to put in force, with commas; default: what the arms need")
+Inputs = Annotated[
+    Path, typer.Option(help="folder of what each variant reads, with hashes; replaced as a whole")
 ]
-Reference = Annotated[str | None, typer.Option(help="arm that p-values are against; default: as it is")]
+Compared = Annotated[
+    str | None, typer.Option(help="variants to put selected, with commas; default: as they are")
+]
+Chosen = Annotated[
+    str | None, typer.Option(help="corpora to put selected, with commas; default: what the variants need")
+]
+Reference = Annotated[str | None, typer.Option(help="variant that p-values are against; default: as it is")]
 Evaluations = Annotated[Path, typer.Option(help="folder of evaluations")]
-History = Annotated[Path, typer.Option(help="learning curve, or the folder of all arms' curves")]
-Timing = Annotated[Path, typer.Option(help="duration of training, or the folder of all arms' durations")]
+History = Annotated[Path, typer.Option(help="learning curve, or the folder of all variants' curves")]
+Timing = Annotated[Path, typer.Option(help="duration of training, or the folder of all variants' durations")]
 Run = Annotated[Path, typer.Option(help="JSON file of the MLflow run's id")]
 Metrics = Annotated[Path, typer.Option(help="JSON file of headline figures")]
 Out = Annotated[Path, typer.Option(help="what is written; replaced as a whole")]
@@ -31,4 +35,6 @@ FeatureCache = Annotated[
     float, typer.Option(min=0, help="gigabytes of outputs of an untrained encoder that are kept; 0: none")
 ]
 Steps = Annotated[int, typer.Option(min=1, help="optimizer steps of every trial")]
-Names = Annotated[str | None, typer.Option(help="names of arms, with commas; default: the arms in force")]
+Names = Annotated[
+    str | None, typer.Option(help="names of variants, with commas; default: the selected variants")
+]

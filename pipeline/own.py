@@ -1,4 +1,4 @@
-"""Write a profile for a folder of recordings, and put it in force."""
+"""Write a profile for a folder of recordings, and put it selected."""
 
 import io
 import re
@@ -44,14 +44,14 @@ def main(
     max_seconds: Seconds = None,
     params: Params = Path("params.yaml"),
 ) -> None:
-    """Look through FOLDER, write configs/NAME.yaml for it, and put that profile in force; `make repro` runs it.
+    """Look through FOLDER, write configs/NAME.yaml for it, and put that selected profile; `make repro` runs it.
 
     Texts are in a .txt beside each recording, or in a table. Splits are the folders `train`, `dev` and `test`, or a
     column; else the recordings are shared out. Nothing is written into FOLDER, and no other profile is changed.
     """
     from steermoe import config
+    from steermoe.atomic_io import write_text
     from steermoe.corpora.places import EMBEDDED
-    from steermoe.data.staging import write_text
 
     file = params.parent / "configs" / f"{name}.yaml"
     if not re.fullmatch(NAME, name):
@@ -76,12 +76,12 @@ def main(
     except config.ConfigError:
         file.unlink()
         raise
-    print(f"{file} is written and in force; look at it, then `make repro` trains and compares")
+    print(f"{file} is written and selected; look at it, then `make repro` trains and compares")
 
 
 def _section(folder: Path, table: str | None, language: str) -> dict[str, Any]:
     """`corpora.folder`, all splits in use."""
-    from steermoe.data.staging import project_root
+    from steermoe.atomic_io import project_root
 
     path, root = folder.resolve(), project_root().resolve()
     if not path.is_dir():
@@ -187,15 +187,15 @@ def _scale(tree: Any, section: dict[str, Any], lengths: dict[str, dict[str, floa
     training = tree["training"]
     window = most if tree["encoder"]["window"] == "full" else 0.0  # which every row costs then
     costs = [max(window, length) for length in seconds]
-    batch = max(ceil(max(window, longest)), min(training["batch_seconds"], ceil(sum(costs) / 4)))
-    steps = min(training["steps"] or inf, max(FEWEST_STEPS, EPOCHS * ceil(sum(costs) / batch)))
-    training.update(steps=steps, epochs=None, batch_seconds=batch, max_seconds=float(most))
+    batch = max(ceil(max(window, longest)), min(training["max_batch_seconds"], ceil(sum(costs) / 4)))
+    steps = min(training["max_steps"] or inf, max(FEWEST_STEPS, EPOCHS * ceil(sum(costs) / batch)))
+    training.update(max_steps=steps, epochs=None, max_batch_seconds=batch, max_seconds=float(most))
     training.update(
-        warmup_steps=steps // 10, eval_every=max(1, steps // 6), distillation=None, init_from=None
+        warmup_steps=steps // 10, eval_steps=max(1, steps // 6), distillation=None, init_from=None
     )
     tree["preprocessing"].update(max_seconds=float(most), unreadable={})
     tree["selection"].update(train=None, dev=None)
-    tree.update(corpora={"folder": section}, arms={}, rehearsal=None)
+    tree.update(corpora={"folder": section}, variants={}, rehearsal=None)
     tree.yaml_set_start_comment(
         f"Recordings in {section['path']}; see docs/own-data.md. An empty value is null.\n\n"
     )

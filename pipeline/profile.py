@@ -1,4 +1,4 @@
-"""Switch the profile in force."""
+"""Switch the selected profile."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ def main(
     reference: Reference = None,
     params: Params = Path("params.yaml"),
 ) -> None:
-    """Put PROFILE in force, with its corpora: edits params.yaml, nothing else."""
+    """Put PROFILE selected, with its corpora: edits params.yaml, nothing else."""
     from steermoe import config
 
-    arms, named = (None if names is None else names.split(",") for names in (compare, corpora))
-    config.switch_profile(params, profile, arms, named, reference)
+    variants, named = (None if names is None else names.split(",") for names in (compare, corpora))
+    config.switch_profile(params, profile, variants, named, reference)
     settings = config.load(params)
     print(
-        f"profile {profile} is in force, with arms {', '.join(settings.compare)} and corpora "
+        f"profile {profile} is selected, with variants {', '.join(settings.compare)} and corpora "
         f"{', '.join(settings.corpora)}; `dvc repro` runs it"
     )

@@ -6,12 +6,12 @@ from pipeline.options import Out, Params
 
 
 def main(out: Out, params: Params = Path("params.yaml")) -> None:
-    """Write tiny models into OUT/models, and small archives of every corpus in force into OUT/<corpus>.
+    """Write tiny models into OUT/models, and small archives of every corpus selected into OUT/<corpus>.
 
     Of a profile that is no rehearsal, notes that there is nothing: so every stage's dependencies are there.
     """
     from steermoe import config
-    from steermoe.data.staging import write_text
+    from steermoe.atomic_io import write_text
 
     settings = config.load(params)
     rehearsal = settings.rehearsal

@@ -6,16 +6,16 @@ from pipeline.options import Names, Out, Params, Shards, Steps
 
 
 def main(
-    shards: Shards, out: Out, steps: Steps, params: Params = Path("params.yaml"), arms: Names = None
+    shards: Shards, out: Out, steps: Steps, params: Params = Path("params.yaml"), variants: Names = None
 ) -> None:
-    """Train every arm of ARMS (default: those in force, one a method) for STEPS steps per multiplier of its rates."""
+    """Train every variant of VARIANTS (default: those selected, one a method) for STEPS steps per multiplier of its rates."""
     from steermoe import config
-    from steermoe.data.staging import project_root
+    from steermoe.atomic_io import project_root
     from steermoe.training.search import search
 
     settings = config.load(params)
-    names = arms.split(",") if arms else settings.compare
+    names = variants.split(",") if variants else settings.compare
     folders = sorted(path for path in shards.iterdir() if path.is_dir())
-    found = search([settings.arm(name) for name in names], folders, out, project_root(), steps)
+    found = search([settings.variant(name) for name in names], folders, out, project_root(), steps)
     for method, best in found["chosen"].items():
         print(f"{method}: {best}")

@@ -1,4 +1,4 @@
-"""Print the comparison of the profile in force."""
+"""Print the comparison of the selected profile."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ def main(params: Params = Path("params.yaml")) -> None:
     """Print the table of the last comparison, and where report, pictures and runs are."""
     from steermoe import config
     from steermoe.analysis import comparison, report
-    from steermoe.serving.terminal import plain_console
+    from steermoe.cli.terminal import plain_console
 
     settings = config.load(params)
     reports = Path("reports") / settings.profile

@@ -17,14 +17,18 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
 
     from pipeline.base import models_of
     from steermoe import config
+    from steermoe.atomic_io import project_root, write_text
     from steermoe.data import filestate
-    from steermoe.data.staging import project_root, write_text
 
     settings = config.load(params)
-    arms = [settings.arm(name) for name in settings.compare]
-    models = {section.path for chosen in (settings, *arms) for section in models_of(chosen).values()}
-    adapters = {arm.training.distillation.teacher for arm in arms if arm.training.distillation is not None}
-    adapters |= {getattr(arm.training, "init_from", None) or "" for arm in arms} - {""}
+    variants = [settings.variant(name) for name in settings.compare]
+    models = {section.path for chosen in (settings, *variants) for section in models_of(chosen).values()}
+    adapters = {
+        variant.training.distillation.teacher
+        for variant in variants
+        if variant.training.distillation is not None
+    }
+    adapters |= {getattr(variant.training, "init_from", None) or "" for variant in variants} - {""}
     stamps = {
         f"corpora/{name}": {
             place: filestate.glance(project_root() / place)

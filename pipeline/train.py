@@ -1,15 +1,25 @@
-"""Train one arm."""
+"""Train one variant."""
 
 import sys
 from pathlib import Path
 
 import typer
 
-from pipeline.options import ArmFile, FeatureCache, History, LoaderWorkers, Out, Params, Run, Shards, Timing
+from pipeline.options import (
+    FeatureCache,
+    History,
+    LoaderWorkers,
+    Out,
+    Params,
+    Run,
+    Shards,
+    Timing,
+    VariantFile,
+)
 
 
 def main(
-    config: ArmFile,
+    config: VariantFile,
     shards: Shards,
     out: Out,
     history: History,
@@ -19,16 +29,16 @@ def main(
     feature_cache_gb: FeatureCache = 4.0,
     params: Params = Path("params.yaml"),
 ) -> None:
-    """Train the arm that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint.
+    """Train the variant that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint.
 
-    Of PARAMS only `training.distributed` of the profile is read, on what the arm is trained, and
+    Of PARAMS only `training.distributed` of the profile is read, on what the variant is trained, and
     `generation.max_new_tokens`, to report targets that no answer can reach. Exit code 75: it was asked to end
     (SIGTERM), has kept what is done, and goes on when the command is repeated.
     """
     from steermoe import config as configuration
-    from steermoe.config import ArmConfig
-    from steermoe.data.staging import project_root
-    from steermoe.training import processes
+    from steermoe import distributed as processes
+    from steermoe.atomic_io import project_root
+    from steermoe.config import VariantConfig
 
     settings = configuration.load(params)
     distributed = settings.training.distributed
@@ -41,7 +51,7 @@ def main(
             from steermoe.training.train import train
 
             results = train(
-                ArmConfig.from_json(config.read_text()),
+                VariantConfig.from_json(config.read_text()),
                 sorted(path for path in shards.iterdir() if path.is_dir()),
                 out,
                 project_root(),

@@ -169,7 +169,7 @@ def main(params: Path, speech: Path, out: Path) -> None:
     began, epoch, queue = time.time(), 0, []
     for step in range(1, settings["steps"] + 1):
         if not queue:
-            queue = bucketed_batches(train.seconds, settings["batch_seconds"], settings["seed"], epoch)
+            queue = bucketed_batches(train.seconds, settings["max_batch_seconds"], settings["seed"], epoch)
             epoch += 1
         loss = loss_of(encoder, head, train, queue.pop(), rng, settings["ctc_weight"])
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Tiny base models with random weights, in the format of the real ones, and arms over them."""
+"""Tiny base models with random weights, in the format of the real ones, and variants over them."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.speech"]
 settings.register_profile("steermoe", deadline=None)  # a loaded machine is no fault of an example
 settings.load_profile("steermoe")
 
@@ -34,7 +35,7 @@ CHAT_TEMPLATE = (  # ChatML as Qwen has it, in short
     "<|im_start|>{{ turn.role }}\n{{ turn.content | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TinyArm = Callable[..., Any]
+TinyVariant = Callable[..., Any]
 RATES = {
     "steering": ["projection", "vectors", "router"],
     "linear": ["projection"],
@@ -42,11 +43,13 @@ RATES = {
 }
 STEERING: dict[str, Any] = {
     "num_experts": 4, "router": "shared", "groups": None, "stages": None, "layers": "all", "post_encoder": False,
-    "site": "output", "scale": "learned", "scale_init": 0.1, "vector_std": 0.01, "temperature": 1.0, "top_k": None,
-    "gate_dropout": 0.0, "load_balance": 0.0, "z_loss": 0.0,
+    "hook_point": "output", "scale": "learned", "scale_init": 0.1, "vector_std": 0.01, "temperature": 1.0,
+    "top_k": None,
+    "gate_dropout": 0.0, "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0,
 }  # fmt: skip
-BRIDGE: dict[str, Any] = {
-    "downsample": "average", "kernel": 4, "after": None, "projection": "linear", "width": None, "heads": None,
+PROJECTOR: dict[str, Any] = {
+    "downsample": "average", "downsample_factor": 4, "downsample_after_layer": None, "projection": "linear",
+    "width": None, "heads": None,
     "experts": None,
 }  # fmt: skip
 LORA: dict[str, Any] = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj", "fc1"]}
@@ -76,11 +79,11 @@ def make_steering() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def make_bridge() -> Callable[..., Any]:
-    """`make_bridge(downsample="max", ...)`: a section `bridge` of kernel 4."""
-    from steermoe.config import Bridge
+def make_projector() -> Callable[..., Any]:
+    """`make_projector(downsample="max", ...)`: a section `projector` of kernel 4."""
+    from steermoe.config import Projector
 
-    return lambda **changes: Bridge.model_validate(BRIDGE | changes)
+    return lambda **changes: Projector.model_validate(PROJECTOR | changes)
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +136,7 @@ def video_section(tiny_video_dir: Path) -> Callable[..., dict[str, Any]]:
         return {
             "encoder": {"name": "vit", "path": str(tiny_video_dir), "revision": None, "dtype": "float32"},
             "steering": STEERING | steering,
-            "bridge": BRIDGE | {"kernel": 5},
+            "projector": PROJECTOR | {"downsample_factor": 5},
         }
 
     return section
@@ -204,13 +207,13 @@ def save_tiny_llm() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def greedy() -> Callable[..., Any]:
-    """`greedy(7, strategy="beam", beams=3)`: a generation section of at most 7 new tokens."""
+    """`greedy(7, strategy="beam", num_beams=3)`: a generation section of at most 7 new tokens."""
     from steermoe.config import Generation
 
     def section(max_new_tokens: int, **changes: Any) -> Generation:
         values: dict[str, Any] = {
-            "min_new_tokens": 0, "strategy": "greedy", "beams": None, "temperature": None, "top_p": None,
-            "no_repeat_ngram": None, "max_repeats": 8,
+            "min_new_tokens": 0, "strategy": "greedy", "num_beams": None, "temperature": None, "top_p": None,
+            "no_repeat_ngram_size": None, "max_repeats": 8,
         }  # fmt: skip
         return Generation.model_validate({"max_new_tokens": max_new_tokens, **values, **changes})
 
@@ -218,11 +221,11 @@ def greedy() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
-    """`tiny_arm(method, {"dotted.path": value})`: the configuration of an arm over the tiny base models."""
-    from steermoe.config import ArmConfig
+def tiny_variant(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyVariant:
+    """`tiny_variant(method, {"dotted.path": value})`: the configuration of a variant over the tiny base models."""
+    from steermoe.config import VariantConfig
 
-    def arm(method: str, overrides: Mapping[str, Any] | None = None) -> ArmConfig:
+    def variant(method: str, overrides: Mapping[str, Any] | None = None) -> VariantConfig:
         ingredients = method.split("+")
         rates = {part: 1e-2 for one in ingredients for part in RATES.get(one, [one])}
         values: dict[str, Any] = {
@@ -232,7 +235,7 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
             "steering": None,
             "lora": None,
             "llm_lora": None,
-            "bridge": dict(BRIDGE),
+            "projector": dict(PROJECTOR),
             "prompts": {
                 "format": "plain", "system": None,
                 "transcribe": "please transcribe the audio: ", "answer": "question is: {question}",
@@ -248,10 +251,10 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
             },
             "video": None,
             "training": {
-                "steps": 6, "epochs": None, "batch_seconds": 4.0, "max_seconds": 4.0, "warmup_steps": 1,
+                "max_steps": 6, "epochs": None, "max_batch_seconds": 4.0, "max_seconds": 4.0, "warmup_steps": 1,
                 "schedule": "cosine",
-                "weight_decay": 0.01, "clip": 1.0, "steering_clip": 1.0, "precision": "float32",
-                "gradient_checkpointing": False, "eval_every": 2, "patience": 5, "init_from": None,
+                "weight_decay": 0.01, "max_grad_norm": 1.0, "steering_max_grad_norm": 1.0, "precision": "float32",
+                "gradient_checkpointing": False, "eval_steps": 2, "patience": 5, "init_from": None,
                 "distillation": None,
                 "learning_rates": rates,
             },
@@ -270,6 +273,6 @@ def tiny_arm(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyArm:
             for name in sections:
                 section = section[name]
             section[key] = value
-        return ArmConfig.from_json(json.dumps(values))
+        return VariantConfig.from_json(json.dumps(values))
 
-    return arm
+    return variant

@@ -21,7 +21,7 @@ from tests.corpora import official
 from tests.corpora.official import tone
 from tests.test_end_to_end import COPIED, ROOT, run
 
-ARM, PROFILE = "steermoe", "corpora"
+VARIANT, PROFILE = "steermoe", "corpora"
 LOWEST = "0" * 40
 SECTIONS: dict[str, dict[str, Any]] = {
     "librispeech": {"train": ["train-clean-100"], "dev": ["dev-clean"], "test": ["test-clean"]},
@@ -169,7 +169,7 @@ def section(name: str, mirrors: Path) -> dict[str, Any]:
 def project(
     tmp_path_factory: pytest.TempPathFactory, mirrors: Path, tiny_encoder_dir: Path, tiny_llm_dir: Path
 ) -> Path:
-    """A git and DVC repository whose profile has every corpus, tiny base models, and one arm of two steps."""
+    """A git and DVC repository whose profile has every corpus, tiny base models, and one variant of two steps."""
     root = tmp_path_factory.mktemp("project")
     for name in COPIED:
         ignored = shutil.ignore_patterns("__pycache__", "made")
@@ -185,11 +185,11 @@ def project(
     profile = yaml.load(root / "configs" / "mini.yaml")
     profile["corpora"] = {name: section(name, mirrors) for name in SECTIONS}
     profile["preprocessing"] |= {"max_seconds": 4.0, "max_rejected": 0.2}
-    profile["training"] |= {"steps": 2, "warmup_steps": 1, "eval_every": 2, "batch_seconds": 4.0}
+    profile["training"] |= {"max_steps": 2, "warmup_steps": 1, "eval_steps": 2, "max_batch_seconds": 4.0}
     profile["training"] |= {"max_seconds": 4.0, "precision": "float32"}
     yaml.dump(profile, root / "configs" / f"{PROFILE}.yaml")
     params = yaml.load(root / "params.yaml")
-    params |= {"profile": PROFILE, "corpora": list(SECTIONS), "compare": [ARM], "reference": ARM}
+    params |= {"profile": PROFILE, "corpora": list(SECTIONS), "compare": [VARIANT], "reference": VARIANT}
     params["generation"]["max_new_tokens"], params["evaluation"]["bootstrap_samples"] = 4, 100
     yaml.dump(params, root / "params.yaml")
     for command in (
@@ -204,7 +204,7 @@ def project(
 
 
 def test_every_corpus_from_its_archive_to_figures(project: Path) -> None:
-    targets = [f"eval@{PROFILE}-{ARM}-{name}" for name in SECTIONS]
+    targets = [f"eval@{PROFILE}-{VARIANT}-{name}" for name in SECTIONS]
     output = run(project, "dvc", "repro", *targets, f"baseline@{PROFILE}-clothoaqa")
     assert "librispeech train-clean-100: 3 rows, 0.0 minutes; 0 dropped as too long; 1 left out" in output
     assert "fleurs de_de-test: 2 rows" in output and "fleurs de_de-train" not in output
@@ -212,7 +212,9 @@ def test_every_corpus_from_its_archive_to_figures(project: Path) -> None:
         shards = pl.read_parquet(project / f"data/{PROFILE}/shards/{name}/*.parquet")
         assert Counter(shards["split"]) == rows, name
         assert shards["language"].unique().to_list() == [LANGUAGES.get(name, "en")], name
-        found = json.loads((project / f"reports/{PROFILE}/evaluations/{ARM}/{name}/metrics.json").read_text())
+        found = json.loads(
+            (project / f"reports/{PROFILE}/evaluations/{VARIANT}/{name}/metrics.json").read_text()
+        )
         split = SECTIONS[name]["test"][-1]
         scores = found["own"][split]
         assert list(scores) == [task], name
@@ -233,11 +235,11 @@ def test_the_damaged_recording_is_listed_and_nothing_else(project: Path) -> None
 
 
 def test_training_heard_every_task_in_every_language(project: Path) -> None:
-    config = json.loads((project / f"models/{PROFILE}/{ARM}/config.json").read_text())
-    assert config["arm"]["train_splits"] == {
+    config = json.loads((project / f"models/{PROFILE}/{VARIANT}/config.json").read_text())
+    assert config["variant"]["train_splits"] == {
         name: values.get("train", []) for name, values in SECTIONS.items()
     }
-    history = pl.read_csv(project / f"reports/{PROFILE}/history/{ARM}.csv")
+    history = pl.read_csv(project / f"reports/{PROFILE}/history/{VARIANT}.csv")
     assert history["step"].max() == 2 and history["dev_loss"].drop_nulls().is_finite().all()
 
 

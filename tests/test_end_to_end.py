@@ -39,7 +39,7 @@ SMALL = {
     "utterances": {"train": 48, "dev": 8, "clean": 8, "other": 8},
     "questions": {"train": 0, "dev": 0, "clean": 6, "other": 6},
 }
-TRAINING = {"steps": 6, "warmup_steps": 2, "eval_every": 3, "batch_seconds": 20}
+TRAINING = {"max_steps": 6, "warmup_steps": 2, "eval_steps": 3, "max_batch_seconds": 20}
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def executed(output: str) -> set[str]:
     return set(re.findall(r"Running stage '((?!stamp@)[^']+)'", output))
 
 
-def test_repro_compares_the_arms_in_force(project: Path) -> None:
+def test_repro_compares_the_variants_in_force(project: Path) -> None:
     output = run(project, "dvc", "repro")
     stages = executed(output)
     assert {"train@mini-steermoe", "train@mini-linear", "train@mini-lora", "ablate@mini"} <= stages
@@ -140,8 +140,8 @@ def test_runs_are_in_mlflow_with_their_experiment(project: Path) -> None:
         "    print(r.info.run_name, r.info.status, sorted(r.data.metrics)[:3], len(r.data.params))"
     )
     output = run(project, "python", "-c", code)
-    for arm in ("steermoe", "linear", "lora"):
-        assert re.search(rf"^{arm} FINISHED", output, re.MULTILINE), output
+    for variant in ("steermoe", "linear", "lora"):
+        assert re.search(rf"^{variant} FINISHED", output, re.MULTILINE), output
 
 
 def test_commands_of_the_readme(project: Path) -> None:
@@ -199,16 +199,16 @@ def test_killed_training_resumes_to_the_same_weights(project: Path) -> None:
 
 
 def test_a_router_is_added_as_the_docs_say(project: Path) -> None:
-    """Its three blocks put where its words say; then `dvc repro` trains and compares the new arm."""
+    """Its three blocks put where its words say; then `dvc repro` trains and compares the new variant."""
     source, row = (block for block in blocks("docs/extend.md", "python") if "osine" in block)
-    (arm,) = (block for block in blocks("docs/extend.md", "yaml") if "cosine" in block)
+    (variant,) = (block for block in blocks("docs/extend.md", "yaml") if "cosine" in block)
     routers, params = project / "steermoe/models/routers.py", project / "params.yaml"
     text = routers.read_text()
     text = text.replace("def make_router(", f"{source}\n\ndef make_router(")
     routers.write_text(text.rstrip().removesuffix("}") + row + "}\n")
-    params.write_text(params.read_text() + arm)
-    in_force = "config.put_in_force(Path('params.yaml'), ['steermoe-cosine', 'linear'])"
-    run(project, "python", "-c", f"from steermoe import config; from pathlib import Path; {in_force}")
+    params.write_text(params.read_text() + variant)
+    selected = "config.select(Path('params.yaml'), ['steermoe-cosine', 'linear'])"
+    run(project, "python", "-c", f"from steermoe import config; from pathlib import Path; {selected}")
     stages = executed(run(project, "dvc", "repro"))
     assert "train@mini-steermoe-cosine" in stages
     trained = json.loads((project / "reports/mini/timing/steermoe-cosine.json").read_text())

@@ -26,16 +26,18 @@ class Sections:
     method: str
     steering: config.Steering | None
     lora: config.Lora | None
-    bridge: config.Bridge
+    projector: config.Projector
     llm_lora: config.Lora | None = None
     encoder_layers: Depth = "all"
     llm_layers: Depth = "all"
 
     @classmethod
-    def of(cls, arm: config.ArmConfig) -> "Sections":
-        """Those of an arm."""
-        layers = arm.encoder.layers, arm.llm.layers
-        return cls(arm.method, arm.steering, arm.lora, arm.bridge, arm.llm_lora, *layers)
+    def of(cls, variant: config.VariantConfig) -> "Sections":
+        """Those of a variant."""
+        layers = variant.encoder.layers, variant.llm.layers
+        return cls(
+            variant.method, variant.steering, variant.lora, variant.projector, variant.llm_lora, *layers
+        )
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,10 @@ def trained_parameters(sections: Sections, encoder: EncoderShape, llm: LlmShape)
     # One row that is not on the meta device: the projection reads the loudness of the embeddings off it.
     embeddings = torch.ones(1, llm.width)
     with torch.device("meta"):
-        downsample = make_downsampler(sections.bridge, encoder.width, len(encoder.layers))
+        downsample = make_downsampler(sections.projector, encoder.width, len(encoder.layers))
         parts = {
             "downsample": count(downsample),
-            "projection": count(make_projection(sections.bridge, downsample.width, embeddings)),
+            "projection": count(make_projection(sections.projector, downsample.width, embeddings)),
         }
         if sections.steering is not None:
             for name, parameter in Steering(

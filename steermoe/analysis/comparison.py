@@ -1,7 +1,7 @@
 """The comparison of all systems as data: what the report, its pictures and metrics.json are made of.
 
-Reads what evaluation wrote (layout: steermoe/evaluation/results.py) and training's <timing>/<arm>.json, and
-computes nothing anew but paired differences against the reference arm.
+Reads what evaluation wrote (layout: steermoe/evaluation/results.py) and training's <timing>/<variant>.json, and
+computes nothing anew but paired differences against the reference variant.
 """
 
 import zlib
@@ -58,7 +58,7 @@ class Row:
     system: str
     audio: str
     title: str
-    kind: str  # arm | decoder (the encoder's own) | control (shuffled audio) | floor (never listens)
+    kind: str  # variant | decoder (the encoder's own) | control (shuffled audio) | floor (never listens)
     trainable: int | None = None
     seconds_per_step: float | None = None
     real_time_factor: float | None = None
@@ -69,7 +69,7 @@ class Row:
 class Cell:
     """A metric of a system on a set, as a fraction with its interval.
 
-    `against`: this arm minus the reference arm on the same rows, its p-value corrected for all of the comparison's;
+    `against`: this variant minus the reference variant on the same rows, its p-value corrected for all of the comparison's;
     None for the reference itself.
     """
 
@@ -95,7 +95,7 @@ class Cell:
 class Comparison:
     """Everything the report tells of accuracy and cost. `missing` maps a skipped corpus to the reason."""
 
-    arms: list[str]
+    variants: list[str]
     reference: str
     rows: list[Row]
     sets: list[Set]
@@ -160,7 +160,7 @@ class Comparison:
 
 
 def compare(
-    arms: Sequence[str],
+    variants: Sequence[str],
     reference: str,
     corpora: Sequence[str],
     evaluations: Path,
@@ -168,43 +168,47 @@ def compare(
     settings: Evaluation,
     seed: int,
 ) -> Comparison:
-    """Gather `arms` (in this order), the baselines and the controls on `corpora`.
+    """Gather `variants` (in this order), the baselines and the controls on `corpora`.
 
-    ValueError where an arm was not evaluated on a corpus that another was, or on other utterances.
+    ValueError where a variant was not evaluated on a corpus that another was, or on other utterances.
     """
-    if reference not in arms:
-        raise ValueError(f"reference arm {reference!r} is not among the compared arms: {', '.join(arms)}")
+    if reference not in variants:
+        raise ValueError(
+            f"reference variant {reference!r} is not among the compared variants: {', '.join(variants)}"
+        )
     results = read_results(evaluations)
-    for arm in arms:
-        if lacking := [corpus for corpus in corpora if corpus not in results.get(arm, {})]:
+    for variant in variants:
+        if lacking := [corpus for corpus in corpora if corpus not in results.get(variant, {})]:
             raise ValueError(
-                f"{evaluations}: arm {arm!r} lacks evaluations of {', '.join(lacking)}; run `dvc repro`"
+                f"{evaluations}: variant {variant!r} lacks evaluations of {', '.join(lacking)}; run `dvc repro`"
             )
         for corpus in corpora:
-            if results[arm][corpus].skipped != results[reference][corpus].skipped:
+            if results[variant][corpus].skipped != results[reference][corpus].skipped:
                 raise ValueError(
-                    f"{evaluations}: {corpus} was skipped for one of {arm}, {reference}; repeat `eval`"
+                    f"{evaluations}: {corpus} was skipped for one of {variant}, {reference}; repeat `eval`"
                 )
-    shown = {name: results[name] for name in (*arms, *(b for b in BASELINES if b in results))}
+    shown = {name: results[name] for name in (*variants, *(b for b in BASELINES if b in results))}
     shown = {name: {c: r for c, r in of.items() if c in corpora} for name, of in shown.items()}
     missing = {c: r.skipped for c, r in shown[reference].items() if r.skipped is not None}
-    times = {arm: read_json(path) for arm in arms if (path := timing / f"{arm}.json").exists()}
-    rows = table_rows(list(arms), shown, times)
+    times = {
+        variant: read_json(path) for variant in variants if (path := timing / f"{variant}.json").exists()
+    }
+    rows = table_rows(list(variants), shown, times)
     return Comparison(
-        arms=list(arms),
+        variants=list(variants),
         reference=reference,
         rows=rows,
         sets=table_sets(corpora, shown, missing),
         cells=corrected([cell for row in rows for cell in cells_of(row, shown, reference, settings, seed)]),
         protocol=protocol(shown[reference]),
-        speeds={arm: speeds for arm in arms if (speeds := speed_of(shown[arm]))},
+        speeds={variant: speeds for variant in variants if (speeds := speed_of(shown[variant]))},
         timing=times,
         missing=missing,
     )
 
 
-def table_rows(arms: list[str], shown: dict[str, dict[str, Result]], times: dict[str, dict]) -> list[Row]:
-    """The encoder alone first, then the arms, then all that must be worse than they."""
+def table_rows(variants: list[str], shown: dict[str, dict[str, Result]], times: dict[str, dict]) -> list[Row]:
+    """The encoder alone first, then the variants, then all that must be worse than they."""
 
     def baseline(name: str, kind: str) -> list[Row]:
         summaries = [result.summary for result in shown.get(name, {}).values() if result.summary]
@@ -212,17 +216,25 @@ def table_rows(arms: list[str], shown: dict[str, dict[str, Result]], times: dict
         return [Row(name, "own", BASELINES[name], kind, decoding=decoding)] if summaries else []
 
     rows = baseline("baseline/encoder", "decoder")
-    for arm in arms:
-        time, speed = times.get(arm, {}), speed_of(shown[arm])
+    for variant in variants:
+        time, speed = times.get(variant, {}), speed_of(shown[variant])
         parts = time.get("trainable_parameters")
         count = None if parts is None else sum(parts.values())
         rows.append(
-            Row(arm, "own", arm, "arm", count, time.get("seconds_per_step"), speed.get("real_time_factor"))
+            Row(
+                variant,
+                "own",
+                variant,
+                "variant",
+                count,
+                time.get("seconds_per_step"),
+                speed.get("real_time_factor"),
+            )
         )
-    for arm in arms:
+    for variant in variants:
         for kind, words in CONTROLS.items():
-            if any(kind in result.summary for result in shown[arm].values()):
-                rows.append(Row(arm, kind, f"{arm}, {words}", "control"))
+            if any(kind in result.summary for result in shown[variant].values()):
+                rows.append(Row(variant, kind, f"{variant}, {words}", "control"))
     return [*rows, *baseline("baseline/text-only", "floor"), *baseline("baseline/constant", "floor")]
 
 
@@ -244,7 +256,7 @@ def table_sets(
 def cells_of(
     row: Row, shown: dict[str, dict[str, Result]], reference: str, settings: Evaluation, seed: int
 ) -> list[Cell]:
-    """All metrics of a row of the table, arms with their difference from the reference."""
+    """All metrics of a row of the table, variants with their difference from the reference."""
     cells = []
     for corpus, result in shown[row.system].items():
         for split, task, scores in scored(result, row.audio):
@@ -253,7 +265,7 @@ def cells_of(
                 if metric not in scores:  # it says nothing about these rows
                     continue
                 against = None
-                if row.kind == "arm" and row.system != reference:
+                if row.kind == "variant" and row.system != reference:
                     draws = [seed, zlib.crc32(f"{row.system} {corpus} {split} {task} {metric}".encode())]
                     against = difference(result, shown[reference][corpus], place, metric, settings, draws)
                 found = (scores[metric][bound] for bound in ("value", "low", "high"))
@@ -282,12 +294,12 @@ def scored(result: Result, audio: str) -> Iterator[tuple[str, str, dict]]:
 def difference(
     result: Result, reference: Result, place: Set, metric: str, settings: Evaluation, seed: Sequence[int]
 ) -> Difference:
-    """Paired bootstrap of two arms on one set; ValueError where they were evaluated on other utterances."""
+    """Paired bootstrap of two variants on one set; ValueError where they were evaluated on other utterances."""
     chosen = {"audio": "own", "split": place.split, "task": place.task}
     ours, theirs = (each.frame.filter(**chosen).sort("source_id") for each in (result, reference))
     if ours["source_id"].to_list() != theirs["source_id"].to_list():
         raise ValueError(
-            f"{place.title}: two arms were evaluated on different utterances "
+            f"{place.title}: two variants were evaluated on different utterances "
             f"({len(ours)} and {len(theirs)} rows); repeat `eval` for both"
         )
     counts = METRICS[metric].counts
@@ -297,7 +309,7 @@ def difference(
 
 
 def protocol(results: dict[str, Result]) -> dict:
-    """How the arms were scored: the same for all, but for the normaliser that a corpus may have of its own."""
+    """How the variants were scored: the same for all, but for the normaliser that a corpus may have of its own."""
     found = {corpus: r.summary["protocol"] for corpus, r in results.items() if r.summary}
     names = list(dict.fromkeys(each["normalizer"] for each in found.values()))
     if len(names) < 2:
@@ -308,7 +320,7 @@ def protocol(results: dict[str, Result]) -> dict:
 
 
 def speed_of(results: dict[str, Result]) -> dict:
-    """Real-time factor over all corpora of one arm, with what it was measured on."""
+    """Real-time factor over all corpora of one variant, with what it was measured on."""
     speeds = [r.summary["speed"] for r in results.values() if r.summary and r.summary["speed"]]
     if not speeds:
         return {}

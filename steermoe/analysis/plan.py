@@ -66,7 +66,7 @@ class Setup:
 
     gpu: Gpu
     gpus: int
-    batch_seconds: float
+    max_batch_seconds: float
     encoder_dtype: str
     llm_dtype: str
     padded: bool = False
@@ -183,7 +183,7 @@ def _activations(
     longest = encoder.max_seconds if setup.padded else None
     seconds = corpus.mean_seconds if longest is None else longest
     heard = clip(seconds, encoder, sections, corpus.prompt_tokens, corpus.target_tokens)
-    clips = max(1, math.floor(setup.batch_seconds / seconds))  # a padded row costs the whole window
+    clips = max(1, math.floor(setup.max_batch_seconds / seconds))  # a padded row costs the whole window
     return clips * activations(heard, encoder, llm, sections, BYTES[setup.llm_dtype])
 
 
@@ -229,7 +229,7 @@ def assumptions(corpus: Corpus, setup: Setup) -> list[str]:
         "frozen maps have no weight gradient: backward = 1 x forward, attention 2.5 x; elementwise work left out",
         "steering from layer k on: backward through the encoder's layers above k only; linear: not at all",
         f"AdamW in float32: {sum(STATE.values())} bytes a trained parameter; attention fused, no recomputation",
-        f"batch of {setup.batch_seconds:g} audio seconds a device; activations in {setup.llm_dtype}",
+        f"batch of {setup.max_batch_seconds:g} audio seconds a device; activations in {setup.llm_dtype}",
         "training alone: no evaluation, and no teacher of training.distillation",
     ]
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from steermoe.analysis.comparison import Comparison, Row, Set
-from steermoe.data.staging import written_whole
+from steermoe.atomic_io import written_whole
 from steermoe.evaluation.metrics import METRICS
 
 MARKERS = "os^vDPX*"
@@ -32,7 +32,7 @@ def draw_all(
     """Draw every picture that there is data for into `folder`; returns what each file shows, by name."""
     captions = {
         "learning_curves.png": "Development loss and token accuracy against optimizer steps",
-        "error_rates.png": "Error rate of every arm on every test split, with intervals",
+        "error_rates.png": "Error rate of every variant on every test split, with intervals",
     }
     learning_curves(histories, folder / "learning_curves.png")
     error_rates(comparison, folder / "error_rates.png")
@@ -45,7 +45,7 @@ def draw_all(
 
 
 def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
-    """What was measured on the development splits against optimizer steps, a line an arm.
+    """What was measured on the development splits against optimizer steps, a line a variant.
 
     A history has the column step and some of CURVES; rows between evaluations hold nulls there.
     """
@@ -53,7 +53,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
     figure = Figure((WIDTH, 3.4), layout="constrained")
     panels = figure.subplots(1, max(1, len(present)), squeeze=False)[0]
     for axes, column in zip(panels, present, strict=False):
-        for place, (arm, history) in enumerate(histories.items()):
+        for place, (variant, history) in enumerate(histories.items()):
             if column not in history.columns:
                 continue
             points = history.select("step", column).drop_nulls()
@@ -66,7 +66,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
                 linestyle=STYLES[place // len(COLOURS) % len(STYLES)],
                 marker="o",
                 markersize=3,
-                label=arm,
+                label=variant,
             )
         axes.set(xlabel="optimizer steps", ylabel=CURVES[column])
         axes.set_xlim(left=0)
@@ -79,15 +79,15 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
 
 
 def error_rates(comparison: Comparison, path: Path) -> None:
-    """Bars of each set's own error rate, with intervals, a panel a set: arms, and in grey the encoder's own decoder.
+    """Bars of each set's own error rate, with intervals, a panel a set: variants, and in grey the encoder's own decoder.
 
-    What does not listen is left to the table: its rates are so high that the arms could not be told apart.
+    What does not listen is left to the table: its rates are so high that the variants could not be told apart.
     """
     places = [p for p in comparison.sets_of("transcribe") if comparison.own_metric(p)]
     rows = [
         r
         for r in comparison.rows
-        if r.kind in ("arm", "decoder")
+        if r.kind in ("variant", "decoder")
         and any(comparison.cell(r, p, comparison.own_metric(p) or "") for p in places)
     ]
     columns = min(2, max(1, len(places)))
@@ -110,7 +110,7 @@ def bars(axes: Axes, comparison: Comparison, rows: Sequence[Row], place: Set, me
             continue
         value, low, high = (100 * number for number in (cell.value, cell.low, cell.high))
         reach = max(reach, high)
-        axes.barh(height, value, height=0.6, color=COLOURS[0] if row.kind == "arm" else GREY)
+        axes.barh(height, value, height=0.6, color=COLOURS[0] if row.kind == "variant" else GREY)
         whiskers = [[max(0.0, value - low)], [max(0.0, high - value)]]
         axes.errorbar(value, height, xerr=whiskers, color="black", capsize=3, linewidth=1)
         text = f"{value:.1f}, n = {cell.n}" if comparison.is_partial(cell) else f"{value:.1f}"
@@ -123,13 +123,13 @@ def bars(axes: Axes, comparison: Comparison, rows: Sequence[Row], place: Set, me
 
 
 def expert_use(uses: Mapping[str, dict], path: Path) -> None:
-    """Mean gate of every expert in every steered layer, a panel an arm; even use is 1 / experts."""
+    """Mean gate of every expert in every steered layer, a panel a variant; even use is 1 / experts."""
     columns = min(2, len(uses))
     lines = -(-len(uses) // columns)
     layers = max(len(use["layers"]) for use in uses.values())
     figure = Figure((WIDTH, lines * (1.3 + 0.32 * min(layers, 16))), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes, (arm, use) in zip(panels, uses.items(), strict=False):
+    for axes, (variant, use) in zip(panels, uses.items(), strict=False):
         gates = np.full((len(use["layers"]), max(use["experts"])), np.nan)
         for line, row in zip(gates, use["mean_gates"], strict=True):
             line[: len(row)] = row
@@ -139,7 +139,7 @@ def expert_use(uses: Mapping[str, dict], path: Path) -> None:
         axes.set_yticks(range(len(use["layers"])), use["layers"])
         axes.set_xticks(range(gates.shape[1]), range(gates.shape[1]))
         axes.set(xlabel="expert", ylabel="encoder layer")
-        axes.set_title(arm, loc="left", fontsize=FONT)
+        axes.set_title(variant, loc="left", fontsize=FONT)
         thin(axes.get_xticklabels(), 8 * 2 // columns)
         thin(axes.get_yticklabels(), 16)
         figure.colorbar(image, ax=axes, label="mean gate")
@@ -154,11 +154,11 @@ def layer_scales(uses: Mapping[str, dict], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     names = {name for use in uses.values() for name in use["layers"]}
     order = sorted(names, key=lambda name: (not name.isdecimal(), name.zfill(4)))
-    for number, (arm, use) in enumerate(uses.items()):
+    for number, (variant, use) in enumerate(uses.items()):
         at = [order.index(name) for name in use["layers"]]
         marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
         for axes, column in ((left, "scales"), (right, "steer_to_residual")):
-            axes.plot(at, use[column], marker=marker, color=colour, label=arm)
+            axes.plot(at, use[column], marker=marker, color=colour, label=variant)
     left.set(xlabel="encoder layer", ylabel="layer scale")
     right.set(xlabel="encoder layer", ylabel="steering / layer output (rms)")
     for axes in (left, right):

@@ -16,7 +16,7 @@ GROUPS = 12  # groups of a condition that are shown
 
 
 def draw_all(
-    arm: str,
+    variant: str,
     use: dict,
     shapes: Mapping[str, dict],
     gates: pl.DataFrame,
@@ -25,8 +25,8 @@ def draw_all(
     folder: Path,
 ) -> dict[str, str]:
     """Draw every picture into `folder`; returns what each file shows, by name."""
-    expert_use({arm: use}, folder / "expert_use.png")
-    layer_scales({arm: use}, folder / "layer_scales.png")
+    expert_use({variant: use}, folder / "expert_use.png")
+    layer_scales({variant: use}, folder / "layer_scales.png")
     similarity(shapes, folder / "similarity.png")
     over_time(timeline, use["layers"], folder / "timeline.png")
     captions = {

@@ -26,10 +26,10 @@ class Printed:
 
     def __init__(self, comparison: Comparison) -> None:
         self.header, self.body = main_table(comparison, "\n")
-        self.styles = [None if row.kind == "arm" else "dim" for row in comparison.rows]
+        self.styles = [None if row.kind == "variant" else "dim" for row in comparison.rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield "Error rates and accuracy in %, with intervals; p: against the reference arm, corrected (Holm)"
+        yield "Error rates and accuracy in %, with intervals; p: against the reference variant, corrected (Holm)"
         for columns in self.groups(options.max_width):
             table = Table(show_lines=True)
             room = options.max_width - 1 - sum(self.width(column) + BORDER for column in columns[1:])
@@ -98,7 +98,7 @@ def measure(comparison: Comparison, place: Set) -> str:
 
 
 def cell_text(comparison: Comparison, row: Row, place: Set, metric: str, newline: str) -> str:
-    """Value, interval and, for an arm, the corrected p-value of its difference from the reference.
+    """Value, interval and, for a variant, the corrected p-value of its difference from the reference.
 
     The number of utterances too, where it is over fewer than other systems.
     """
@@ -156,7 +156,7 @@ def how_measured(comparison: Comparison) -> Lines:
     for speed in list(comparison.speeds.values())[:1]:
         lines += [
             "RTF: wall seconds for a second of audio over all splits, from audio file to text "
-            f"(decoding, features, encoder, LLM), batches of {speed['batch_seconds']:g} audio seconds, "
+            f"(decoding, features, encoder, LLM), batches of {speed['max_batch_seconds']:g} audio seconds, "
             f"{speed['device']}, {speed['threads']} thread(s). It holds for the machine it was measured on.",
             "",
         ]
@@ -185,7 +185,7 @@ def further_metrics(comparison: Comparison) -> Lines:
 
 
 def differences(comparison: Comparison) -> Lines:
-    """Arm minus reference in percentage points, with interval and p-value, for every set and metric."""
+    """Variant minus reference in percentage points, with interval and p-value, for every set and metric."""
     body = []
     for cell in comparison.cells:
         if cell.against is not None:
@@ -194,8 +194,8 @@ def differences(comparison: Comparison) -> Lines:
             found = [points[0], f"[{points[1]}, {points[2]}]", p_value(cell.against), str(cell.n)]
             body.append([cell.system, name, METRICS[cell.metric].title, *found])
     if not body:
-        return ["There is no other arm."]
-    return markdown_table(["arm", "set", "metric", "difference (points)", "interval", "p", "n"], body)
+        return ["There is no other variant."]
+    return markdown_table(["variant", "set", "metric", "difference (points)", "interval", "p", "n"], body)
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> Lines:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 from steermoe.analysis.comparison import BASELINES, Comparison, scored, worst
 from steermoe.analysis.report import NONE, Lines, markdown_table, number, percent
-from steermoe.config import ArmConfig
+from steermoe.config import VariantConfig
 from steermoe.evaluation.metrics import METRICS
 from steermoe.evaluation.predictions import remarks
 from steermoe.evaluation.results import BASELINE, Result
 
-WORST = 3  # utterances shown for each arm and set
+WORST = 3  # utterances shown for each variant and set
 
 
 def texts(results: Mapping[str, Mapping[str, Result]]) -> Lines:
@@ -28,29 +28,29 @@ def texts(results: Mapping[str, Mapping[str, Result]]) -> Lines:
 def training(comparison: Comparison) -> Lines:
     """Where the trained parameters sit, and how long training took."""
     lines = []
-    for arm, timing in comparison.timing.items():
+    for variant, timing in comparison.timing.items():
         parts = ", ".join(
             f"{part} {count:,}" for part, count in timing.get("trainable_parameters", {}).items()
         )
         steps = [str(timing.get(name, NONE)) for name in ("steps", "best_step")]
-        lines.append([arm, parts or NONE, *steps, number(timing.get("seconds_per_step"), 2)])
+        lines.append([variant, parts or NONE, *steps, number(timing.get("seconds_per_step"), 2)])
     if not lines:
         return []
-    header = ["arm", "trainable parameters", "steps", "best step", "s / step"]
+    header = ["variant", "trainable parameters", "steps", "best step", "s / step"]
     return ["## Training", "", *markdown_table(header, lines)]
 
 
-def seed_noise(comparison: Comparison, configs: Mapping[str, ArmConfig]) -> Lines:
-    """Error rates of arms that differ in nothing but their seed: what a difference between arms stands beside."""
+def seed_noise(comparison: Comparison, configs: Mapping[str, VariantConfig]) -> Lines:
+    """Error rates of variants that differ in nothing but their seed: what a difference between variants stands beside."""
     groups: dict[str, list[str]] = {}
-    for arm in comparison.arms:
-        if arm in configs:
-            same = configs[arm].model_copy(update={"name": "", "seed": 0}).to_json()
-            groups.setdefault(same, []).append(arm)
+    for variant in comparison.variants:
+        if variant in configs:
+            same = configs[variant].model_copy(update={"name": "", "seed": 0}).to_json()
+            groups.setdefault(same, []).append(variant)
     lines = []
-    for arms in groups.values():
+    for variants in groups.values():
         for place in comparison.sets_of("transcribe"):
-            rows = [row for row in comparison.rows if row.kind == "arm" and row.system in arms]
+            rows = [row for row in comparison.rows if row.kind == "variant" and row.system in variants]
             metric = comparison.own_metric(place) or ""
             cells = [cell for row in rows if (cell := comparison.cell(row, place, metric))]
             if len(cells) > 1:
@@ -65,14 +65,14 @@ def seed_noise(comparison: Comparison, configs: Mapping[str, ArmConfig]) -> Line
                 )
     if not lines:
         return []
-    header = ["arms that differ in their seed alone", "set", "spread (points)"]
+    header = ["variants that differ in their seed alone", "set", "spread (points)"]
     return ["## Seed noise", "", *markdown_table(header, lines)]
 
 
 def steering(uses: Mapping[str, dict]) -> Lines:
-    """A table an arm of what its steering does; see `steermoe.analysis.steering.collect` for the columns."""
+    """A table a variant of what its steering does; see `steermoe.analysis.steering.collect` for the columns."""
     lines = []
-    for arm, use in uses.items():
+    for variant, use in uses.items():
         columns = [
             [str(layer) for layer in use["layers"]],
             [number(value, 3) for value in use["scales"]],
@@ -86,7 +86,7 @@ def steering(uses: Mapping[str, dict]) -> Lines:
             "experts in use over all frames", "largest mean gate",
         ]  # fmt: skip
         body = [list(line) for line in zip(*columns, strict=True)]
-        lines += ["", f"{arm}: {use['frames']:,} encoder frames of {use['utterances']} utterances.", ""]
+        lines += ["", f"{variant}: {use['frames']:,} encoder frames of {use['utterances']} utterances.", ""]
         lines += markdown_table(header, body)
     if not lines:
         return []
@@ -97,14 +97,20 @@ def steering(uses: Mapping[str, dict]) -> Lines:
 
 
 def preservation(
-    comparison: Comparison, configs: Mapping[str, ArmConfig], text_tasks: Mapping[str, dict]
+    comparison: Comparison, configs: Mapping[str, VariantConfig], text_tasks: Mapping[str, dict]
 ) -> Lines:
     """Whether training left encoder and LLM as they were, and what the LLM can do with text."""
     hashes = {
-        arm: timing["frozen"].values() for arm, timing in comparison.timing.items() if "frozen" in timing
+        variant: timing["frozen"].values()
+        for variant, timing in comparison.timing.items()
+        if "frozen" in timing
     }
-    same = [arm for arm, of in hashes.items() if all(each["before"] == each["after"] for each in of)]
-    adapted = [arm for arm in comparison.arms if arm in configs and configs[arm].llm_lora is not None]
+    same = [variant for variant, of in hashes.items() if all(each["before"] == each["after"] for each in of)]
+    adapted = [
+        variant
+        for variant in comparison.variants
+        if variant in configs and configs[variant].llm_lora is not None
+    ]
     lines = []
     if same:
         lines += [
@@ -127,7 +133,7 @@ def preservation(
 
 
 def worst_cases(results: Mapping[str, Mapping[str, Result]]) -> Lines:
-    """The utterances with the most errors, for every arm and set."""
+    """The utterances with the most errors, for every variant and set."""
     lines = []
     for system, of in results.items():
         body = []

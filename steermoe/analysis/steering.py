@@ -36,7 +36,7 @@ class Totals:
 
 
 def collect_all(
-    models: Mapping[str, Path], frames: Sequence[pl.DataFrame], batch_seconds: float, seed: int
+    models: Mapping[str, Path], frames: Sequence[pl.DataFrame], max_batch_seconds: float, seed: int
 ) -> dict[str, dict]:
     """`collect` for each of several trained models, by name; `frames` are of one corpus each, none: nothing.
 
@@ -46,13 +46,13 @@ def collect_all(
         return {}
     rows = pl.concat(frames, how="diagonal")
     loaded = ((name, SteerMoE.from_pretrained(folder)) for name, folder in models.items())
-    found = {name: collect(model, rows, batch_seconds, seed) for name, model in loaded}
+    found = {name: collect(model, rows, max_batch_seconds, seed) for name, model in loaded}
     return {name: use for name, use in found.items() if use is not None}
 
 
 @torch.inference_mode()
 def collect(
-    model: SteerMoE, frame: pl.DataFrame, batch_seconds: float, seed: int, utterances: int = UTTERANCES
+    model: SteerMoE, frame: pl.DataFrame, max_batch_seconds: float, seed: int, utterances: int = UTTERANCES
 ) -> dict | None:
     """Look at the steering of a trained model while it hears a seeded sample of `frame`, of `utterances` at most.
 
@@ -71,7 +71,7 @@ def collect(
     seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     with steering.observed(lambda index, hidden, gates: seen.append((index, hidden, gates))):
         window = model.encoder.window_seconds
-        for chosen in bucketed_batches(rows["seconds"].to_list(), batch_seconds, None, 0, window):
+        for chosen in bucketed_batches(rows["seconds"].to_list(), max_batch_seconds, None, 0, window):
             batch = collate([dataset[row] for row in chosen])
             features, lengths = (batch[name].to(model.device) for name in ("features", "feature_lengths"))
             model.hear(features, lengths)

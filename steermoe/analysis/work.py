@@ -62,7 +62,7 @@ def clip(
 ) -> Clip:
     """The lengths of a clip of so many seconds."""
     frames = max(1, int(seconds * encoder.frames_per_second))
-    audio = math.ceil(frames / sections.bridge.kernel)
+    audio = math.ceil(frames / sections.projector.downsample_factor)
     return Clip(frames, audio, prompt_tokens, target_tokens)
 
 
@@ -95,7 +95,7 @@ def backpropagated(sections: Sections, layers: int) -> int:
     steered = steered_layers(sections, layers)
     if not steered or sections.steering is None:
         return 0
-    inside = sections.steering.site == "attention"  # of the first one the feed-forward, counted whole
+    inside = sections.steering.hook_point == "attention"  # of the first one the feed-forward, counted whole
     return layers - 1 - min(steered) + inside
 
 

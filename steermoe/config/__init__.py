@@ -4,7 +4,6 @@ Every value is required and no default stands in code: DVC sees all that matters
 of both files at once. A component takes its own section, whole.
 """
 
-from steermoe.config.arms import ArmConfig
 from steermoe.config.corpora import (
     LANGUAGE_TAG,
     Aishell1,
@@ -31,7 +30,7 @@ from steermoe.config.corpora import (
 from steermoe.config.language import Generation, Prompts
 from steermoe.config.loading import Config, load
 from steermoe.config.lock import Locked, lock_file, lock_text, read_lock
-from steermoe.config.method import Bridge, Lora, Steering
+from steermoe.config.method import Lora, Projector, Steering
 from steermoe.config.problems import ConfigError
 from steermoe.config.profile import Rehearsal
 from steermoe.config.sections import (
@@ -43,7 +42,8 @@ from steermoe.config.sections import (
     Training,
     of_the_hub,
 )
-from steermoe.config.switching import preview, put_in_force, switch_profile
+from steermoe.config.switching import preview, select, switch_profile
+from steermoe.config.variants import VariantConfig
 from steermoe.config.video import Video, VideoEncoder
 
 __all__ = [
@@ -51,8 +51,6 @@ __all__ = [
     "Aishell1",
     "Aishell2",
     "Archived",
-    "ArmConfig",
-    "Bridge",
     "Clotho",
     "ClothoAqa",
     "Config",
@@ -77,6 +75,7 @@ __all__ = [
     "Mmau",
     "MmauPro",
     "OpenAudioBench",
+    "Projector",
     "Prompts",
     "Rehearsal",
     "Remote",
@@ -84,6 +83,7 @@ __all__ = [
     "Steering",
     "Synthetic",
     "Training",
+    "VariantConfig",
     "Video",
     "VideoEncoder",
     "load",
@@ -91,7 +91,7 @@ __all__ = [
     "lock_text",
     "of_the_hub",
     "preview",
-    "put_in_force",
     "read_lock",
+    "select",
     "switch_profile",
 ]

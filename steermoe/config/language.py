@@ -46,10 +46,10 @@ class Generation(Section):
     max_new_tokens: Count
     min_new_tokens: Annotated[int, Field(ge=0)]
     strategy: Literal["greedy", "beam", "sample"]
-    beams: Annotated[int, Field(ge=2)] | None
+    num_beams: Annotated[int, Field(ge=2)] | None
     temperature: Positive | None
     top_p: Annotated[float, Field(gt=0, le=1)] | None
-    no_repeat_ngram: Count | None
+    no_repeat_ngram_size: Count | None
     max_repeats: Count | None
 
     @field_validator("min_new_tokens")
@@ -60,10 +60,10 @@ class Generation(Section):
             raise illegal(f"at most generation.max_new_tokens, which is {most}")
         return least
 
-    @field_validator("beams", "temperature", "top_p")
+    @field_validator("num_beams", "temperature", "top_p")
     @classmethod
     def _of_the_strategy(cls, value: float | None, info: ValidationInfo) -> float | None:
-        strategy, needs = info.data.get("strategy"), "beam" if info.field_name == "beams" else "sample"
+        strategy, needs = info.data.get("strategy"), "beam" if info.field_name == "num_beams" else "sample"
         if strategy is not None and strategy != needs and value is not None:
             raise illegal(f"null, as generation.strategy is {strategy}")
         if strategy == needs and value is None and info.field_name != "top_p":

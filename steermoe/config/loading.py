@@ -10,11 +10,10 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
-from steermoe.config.arms import Arm, ArmConfig, Overrides, Settings, arm_config
 from steermoe.config.corpora import Corpora, Corpus
 from steermoe.config.language import Generation, Prompts
 from steermoe.config.lock import Lock, lock_file, pinned, pinned_video, read_lock
-from steermoe.config.method import Bridge, Lora, Steering
+from steermoe.config.method import Lora, Projector, Steering
 from steermoe.config.params import Params
 from steermoe.config.problems import ConfigError, located, problem, section_form
 from steermoe.config.profile import OVERRIDDEN, Profile, Rehearsal, overridden, unserved
@@ -25,6 +24,7 @@ from steermoe.config.sections import (
     Preprocessing,
     ProfileTraining,
 )
+from steermoe.config.variants import Overrides, Settings, Variant, VariantConfig, variant_config
 from steermoe.config.video import Video
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -32,23 +32,23 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration, checked: params.yaml with the profile in force.
+    """The whole configuration, checked: params.yaml with the selected profile.
 
     Attributes:
         corpora: the settings of each corpus, in the order of params.yaml.
-        arms: every arm that is possible, resolved; `compare` names those in force.
+        variants: every variant that is possible, resolved; `compare` names those selected.
     """
 
     profile: str
     corpora: dict[str, Corpus]
-    arms: dict[str, ArmConfig]
+    variants: dict[str, VariantConfig]
     compare: list[str]
     reference: str
     seed: int
     steering: Steering
     lora: Lora
     llm_lora: Lora
-    bridge: Bridge
+    projector: Projector
     prompts: Prompts
     generation: Generation
     evaluation: Evaluation
@@ -59,22 +59,22 @@ class Config:
     training: ProfileTraining
     rehearsal: Rehearsal | None
 
-    def arm(self, name: str) -> ArmConfig:
-        """The resolved configuration of an arm.
+    def variant(self, name: str) -> VariantConfig:
+        """The resolved configuration of a variant.
 
         Raises:
-            ConfigError: there is no such arm.
+            ConfigError: there is no such variant.
         """
-        if name not in self.arms:
-            raise ConfigError([problem("arm", name, list(self.arms))])
-        return self.arms[name]
+        if name not in self.variants:
+            raise ConfigError([problem("variant", name, list(self.variants))])
+        return self.variants[name]
 
 
 def load(params: Path) -> Config:
     """Read params.yaml and, beside it, configs/<profile>.yaml.
 
     Raises:
-        ConfigError: with every problem of both files, those of every arm included.
+        ConfigError: with every problem of both files, those of every variant included.
     """
     return checked(params, read(params))
 
@@ -88,39 +88,39 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
     lines: list[str] = []
     file, sizes, unread = _profile(params, values)
     rows = _rows(values) | _rows(sizes)
-    tuned = _section(Params, values, str(params), lines, values | {"arms": rows})
+    tuned = _section(Params, values, str(params), lines, values | {"variants": rows})
     if file is None:
         raise ConfigError([*lines, *unread])
     profile = _section(Profile, sizes, str(file), lines)
     lines += _corpora_differ(params, values, sizes)
     lines += [
-        problem(f"{file}: arms", name, f"a name that {params} does not have in its arms")
+        problem(f"{file}: variants", name, f"a name that {params} does not have in its variants")
         for name in _rows(values).keys() & _rows(sizes).keys()
     ]
-    arms = _arms({params: _rows(values), file: _rows(sizes)}, values, sizes, lines)
+    variants = _variants({params: _rows(values), file: _rows(sizes)}, values, sizes, lines)
     if lines or tuned is None or profile is None:
         raise ConfigError(lines)
     generation, evaluation = _overridden(file, values, profile, tuned, lines)
     given, lock = profile.corpora.named(), read_lock(lock_file(params, tuned.profile))
     corpora = {name: given[name] for name in tuned.corpora}
     resolved = {
-        name: arm_config(name, arm, _pinned(settings, lock), corpora)
-        for name, (arm, settings) in arms.items()
+        name: variant_config(name, variant, _pinned(settings, lock), corpora)
+        for name, (variant, settings) in variants.items()
         if name in tuned.compare or not list(unserved(settings.selection, given))
     }
-    in_force = {name: resolved[name] for name in tuned.compare}
-    lines += _unserved_arms(params, arms, in_force, given, corpora)
-    lines += _twins(params, in_force)
+    selected = {name: resolved[name] for name in tuned.compare}
+    lines += _unserved_variants(params, variants, selected, given, corpora)
+    lines += _twins(params, selected)
     if lines:
         raise ConfigError(lines)
-    own = ("corpora", "arms", *OVERRIDDEN)
+    own = ("corpora", "variants", *OVERRIDDEN)
     shared = {name: getattr(tuned, name) for name in Params.model_fields if name not in own}
     sized = {name: getattr(profile, name) for name in ("preprocessing", "training", "rehearsal")}
     models = {name: pinned(getattr(profile, name), lock) for name in ("encoder", "llm")}
     models["video"] = pinned_video(profile.video, lock)
     return Config(
         corpora=corpora,
-        arms=resolved,
+        variants=resolved,
         generation=generation,
         evaluation=evaluation,
         **shared,
@@ -146,7 +146,7 @@ def _profile(params: Path, values: dict[str, Any]) -> tuple[Path | None, dict[st
 
 
 def _rows(values: Mapping[str, Any]) -> dict[str, Any]:
-    rows = values.get("arms")
+    rows = values.get("variants")
     return rows if isinstance(rows, dict) else {}
 
 
@@ -246,68 +246,70 @@ def _corpora_differ(params: Path, values: dict[str, Any], sizes: dict[str, Any])
     return [f"{problem(f'{params}: corpora', named, legal)}; {anew}"]
 
 
-def _arms(
+def _variants(
     rows: dict[Path, dict[str, Any]], values: dict[str, Any], sizes: dict[str, Any], lines: list[str]
-) -> dict[str, tuple[Arm, Settings]]:
-    """The arms whose rows are right, with their settings; the problems of their overrides are added.
+) -> dict[str, tuple[Variant, Settings]]:
+    """The variants whose rows are right, with their settings; the problems of their overrides are added.
 
-    `rows` are those of each file that has arms.
+    `rows` are those of each file that has variants.
     """
     both = values | sizes
     shared = {name: both[name] for name in Settings.model_fields if name in both}
-    compare, arms = values.get("compare"), {}
+    compare, variants = values.get("compare"), {}
     for file, table in rows.items():
-        overrides = Overrides(shared, str(file), in_force=compare if isinstance(compare, list) else [])
+        overrides = Overrides(shared, str(file), selected=compare if isinstance(compare, list) else [])
         for name, row in table.items():
             try:
-                arm = Arm.model_validate_json(json.dumps(row, default=str))
+                variant = Variant.model_validate_json(json.dumps(row, default=str))
             except ValidationError:
                 continue  # told already, as a problem of its file
-            settings = overrides.resolve(name, arm, lines)
+            settings = overrides.resolve(name, variant, lines)
             if settings is not None:
-                arms[name] = (arm, settings)
-    return arms
+                variants[name] = (variant, settings)
+    return variants
 
 
-def _unserved_arms(
+def _unserved_variants(
     params: Path,
-    arms: dict[str, tuple[Arm, Settings]],
-    in_force: dict[str, ArmConfig],
+    variants: dict[str, tuple[Variant, Settings]],
+    selected: dict[str, VariantConfig],
     given: Mapping[str, Corpus],
     corpora: Mapping[str, Corpus],
 ) -> Iterator[str]:
-    """What the arms in force are trained on or chosen by, but no corpus in force has."""
-    for name, arm in in_force.items():
+    """What the selected variants are trained on or chosen by, but no corpus selected has."""
+    for name, variant in selected.items():
         told = False
-        for use, found, legal in unserved(arms[name][1].selection, given):
+        for use, found, legal in unserved(variants[name][1].selection, given):
             told = True
-            yield problem(f"{params}: compare: arm {name}: selection.{use}", found, legal)
-        lacking = [corpus for corpus in needed([arm], given) if corpus not in corpora]
+            yield problem(f"{params}: compare: variant {name}: selection.{use}", found, legal)
+        lacking = [corpus for corpus in needed([variant], given) if corpus not in corpora]
         if lacking and not told:
             yield (
-                f"{params}: corpora: arm {name} needs {', '.join(lacking)}, not in force; add to the list, or run "
+                f"{params}: corpora: variant {name} needs {', '.join(lacking)}, not selected; add to the list, or run "
                 "`python -m pipeline profile` with --compare, which does"
             )
         for use in ("train", "dev"):
-            if not any(getattr(arm, f"{use}_splits").values()):
-                yield f"{params}: corpora: none in force has a split in `{use}`, for arm {name}"
+            if not any(getattr(variant, f"{use}_splits").values()):
+                yield f"{params}: corpora: none selected has a split in `{use}`, for variant {name}"
     if not any(corpus.test for corpus in corpora.values()):
-        yield f"{params}: corpora: none in force has a split in `test`; put one in force"
+        yield f"{params}: corpora: none selected has a split in `test`; put one selected"
 
 
-def needed(arms: Iterable[ArmConfig], corpora: Iterable[str]) -> list[str]:
-    """Those of the corpora that arms are trained on and chosen by."""
-    named = {name for arm in arms for name in (*arm.train_splits, *arm.dev_splits)}
+def needed(variants: Iterable[VariantConfig], corpora: Iterable[str]) -> list[str]:
+    """Those of the corpora that variants are trained on and chosen by."""
+    named = {name for variant in variants for name in (*variant.train_splits, *variant.dev_splits)}
     return [name for name in corpora if name in named]
 
 
-def _twins(params: Path, arms: dict[str, ArmConfig]) -> list[str]:
-    """Arms in force that are the same but for the name: the second would be trained for nothing."""
+def _twins(params: Path, variants: dict[str, VariantConfig]) -> list[str]:
+    """Variants selected that are the same but for the name: the second would be trained for nothing."""
     seen: dict[str, str] = {}
     lines = []
-    for name, arm in arms.items():
-        text = arm.model_copy(update={"name": ""}).to_json()
+    for name, variant in variants.items():
+        text = variant.model_copy(update={"name": ""}).to_json()
         if text in seen:
-            lines.append(f"{params}: arms.{name}: the same as arms.{seen[text]}; legal: an arm that differs")
+            lines.append(
+                f"{params}: variants.{name}: the same as variants.{seen[text]}; legal: a variant that differs"
+            )
         seen.setdefault(text, name)
     return lines

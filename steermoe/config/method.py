@@ -1,4 +1,4 @@
-"""The sections about the method: steering, low-rank adapters, and the bridge to the LLM."""
+"""The sections about the method: steering, low-rank adapters, and the projector to the LLM."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -26,15 +26,15 @@ class Steering(Section):
     stages: Parts | None
     layers: str | list[int] = Field(description=LAYERS)
     post_encoder: bool
-    site: Literal["output", "attention"]
+    hook_point: Literal["output", "attention"]
     scale: Literal["learned", "fixed", "none"]
     scale_init: Annotated[float, Field(ge=0)] | None
     vector_std: Annotated[float, Field(ge=0)]
     temperature: Positive
     top_k: Parts | None
     gate_dropout: Annotated[float, Field(ge=0, lt=1)]
-    load_balance: Annotated[float, Field(ge=0)]
-    z_loss: Annotated[float, Field(ge=0)]
+    router_aux_loss_coef: Annotated[float, Field(ge=0)]
+    router_z_loss_coef: Annotated[float, Field(ge=0)]
 
     @field_validator("num_experts", mode="plain")
     @classmethod
@@ -76,12 +76,12 @@ class Steering(Section):
             raise illegal("true where steering.layers is none")
         return post
 
-    @field_validator("site")
+    @field_validator("hook_point")
     @classmethod
-    def _inside_layers(cls, site: str, info: ValidationInfo) -> str:
-        if site != "output" and info.data.get("layers") == "none":
+    def _inside_layers(cls, hook_point: str, info: ValidationInfo) -> str:
+        if hook_point != "output" and info.data.get("layers") == "none":
             raise illegal("output where steering.layers is none")
-        return site
+        return hook_point
 
     @field_validator("scale_init")
     @classmethod
@@ -108,7 +108,7 @@ class Steering(Section):
             raise illegal(f"null, or a number below steering.num_experts ({fewest})")
         return count
 
-    @field_validator("z_loss")
+    @field_validator("router_z_loss_coef")
     @classmethod
     def _has_logits(cls, weight: float, info: ValidationInfo) -> float:
         if weight and info.data.get("router") in ("hierarchical", "progressive"):
@@ -125,29 +125,29 @@ class Lora(Section):
     targets: SomeNames
 
 
-class Bridge(Section):
+class Projector(Section):
     """From the encoder's output to the LLM's embeddings."""
 
     downsample: Annotated[str, row_of("models/downsample.py", "DOWNSAMPLERS")]
-    kernel: Count
-    after: Rows | None
+    downsample_factor: Count
+    downsample_after_layer: Rows | None
     projection: Annotated[str, row_of("models/projection.py", "PROJECTIONS")]
     width: Count | None
     heads: Count | None
     experts: Parts | None
 
-    @field_validator("kernel")
+    @field_validator("downsample_factor")
     @classmethod
-    def _has_windows(cls, kernel: int, info: ValidationInfo) -> int:
-        if kernel != 1 and info.data.get("downsample") == "none":
-            raise illegal("1 where bridge.downsample is none")
-        return kernel
+    def _has_windows(cls, factor: int, info: ValidationInfo) -> int:
+        if factor != 1 and info.data.get("downsample") == "none":
+            raise illegal("1 where projector.downsample is none")
+        return factor
 
-    @field_validator("after")
+    @field_validator("downsample_after_layer")
     @classmethod
     def _shortens(cls, layer: int | None, info: ValidationInfo) -> int | None:
         if layer is not None and info.data.get("downsample") == "none":
-            raise illegal("null where bridge.downsample is none")
+            raise illegal("null where projector.downsample is none")
         return layer
 
     @field_validator("width", "heads", "experts")

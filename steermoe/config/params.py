@@ -4,11 +4,11 @@ from typing import Any
 
 from pydantic import ValidationInfo, field_validator
 
-from steermoe.config.arms import Arm, ArmName
 from steermoe.config.language import Generation, Prompts
-from steermoe.config.method import Bridge, Lora, Steering
+from steermoe.config.method import Lora, Projector, Steering
 from steermoe.config.problems import illegal
 from steermoe.config.sections import Evaluation, Section, Seed, SomeNames
+from steermoe.config.variants import Variant, VariantName
 
 
 class Params(Section):
@@ -22,19 +22,19 @@ class Params(Section):
     steering: Steering
     lora: Lora
     llm_lora: Lora
-    bridge: Bridge
+    projector: Projector
     prompts: Prompts
     generation: Generation
     evaluation: Evaluation
-    arms: dict[ArmName, Arm]
+    variants: dict[VariantName, Variant]
 
     @field_validator("compare")
     @classmethod
-    def _are_arms(cls, names: list[str], info: ValidationInfo) -> list[str]:
-        arms = _there(info, "arms", dict)
+    def _are_variants(cls, names: list[str], info: ValidationInfo) -> list[str]:
+        variants = _there(info, "variants", dict)
         for name in names:
-            if name not in arms:
-                raise illegal(arms, found=name)
+            if name not in variants:
+                raise illegal(variants, found=name)
         return names
 
     @field_validator("reference")

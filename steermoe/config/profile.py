@@ -5,7 +5,6 @@ from typing import Any
 
 from pydantic import ValidationInfo, field_validator
 
-from steermoe.config.arms import Arm, ArmName
 from steermoe.config.corpora import Corpora, Corpus
 from steermoe.config.language import Generation
 from steermoe.config.problems import illegal
@@ -20,6 +19,7 @@ from steermoe.config.sections import (
     Seed,
     Selection,
 )
+from steermoe.config.variants import Variant, VariantName
 from steermoe.config.video import Video
 
 USES = ("train", "dev", "test")
@@ -48,7 +48,7 @@ class Profile(Section):
     preprocessing: Preprocessing
     training: ProfileTraining
     overrides: dict[str, Any]
-    arms: dict[ArmName, Arm]
+    variants: dict[VariantName, Variant]
     rehearsal: Rehearsal | None
 
     @field_validator("corpora")
@@ -103,14 +103,14 @@ def unserved(
 
 
 def overridden(
-    values: Mapping[str, Any], overrides: Mapping[str, Any], in_force: list[str]
+    values: Mapping[str, Any], overrides: Mapping[str, Any], selected: list[str]
 ) -> dict[str, Any]:
-    """The values of params.yaml as a profile has them; normalisers only of the corpora in force."""
+    """The values of params.yaml as a profile has them; normalisers only of the selected corpora."""
     merged = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
     for path, value in overrides.items():
         section, key = path.split(".", 1)
         if path == "evaluation.normalizers" and isinstance(value, dict):
-            value = {corpus: name for corpus, name in value.items() if corpus in in_force}
+            value = {corpus: name for corpus, name in value.items() if corpus in selected}
         if isinstance(merged.get(section), dict):
             merged[section][key] = value
     return merged

@@ -99,7 +99,7 @@ class Evaluation(Section):
     """How predictions are scored, and in which batches they are made."""
 
     normalizer: Annotated[str, row_of("evaluation/normalizers.py", "NORMALIZERS")]
-    batch_seconds: Positive
+    max_batch_seconds: Positive
     bootstrap_samples: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0, lt=1)]
     normalizers: dict[str, Annotated[str, row_of("evaluation/normalizers.py", "NORMALIZERS")]]
@@ -154,7 +154,7 @@ class Llm(Section):
 class Selection(Section):
     """Of the splits that the corpora name under `train` and `dev`, those that serve: null for all of them.
 
-    All are downloaded and preprocessed; an arm's own selection trains it on others of them.
+    All are downloaded and preprocessed; a variant's own selection trains it on others of them.
     """
 
     train: dict[str, SomeNames] | None
@@ -193,23 +193,23 @@ class Distillation(Section):
 
 
 class TrainingSchedule(Section):
-    """How long and how an arm is trained, whatever its method.
+    """How long and how a variant is trained, whatever its method.
 
-    One of `steps` and `epochs` is null; `init_from` is the folder or hub id of a trained adapter, or null.
+    One of `max_steps` and `epochs` is null; `init_from` is the folder or hub id of a trained adapter, or null.
     """
 
-    steps: Count | None
+    max_steps: Count | None
     epochs: Count | None
-    batch_seconds: Positive
+    max_batch_seconds: Positive
     max_seconds: Positive
     warmup_steps: Annotated[int, Field(ge=0)]
     schedule: Literal["cosine", "linear", "constant_with_warmup"]  # those of transformers that warm up
     weight_decay: Annotated[float, Field(ge=0)]
-    clip: Positive
-    steering_clip: Positive
+    max_grad_norm: Positive
+    steering_max_grad_norm: Positive
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: bool
-    eval_every: Count
+    eval_steps: Count
     patience: Count
     init_from: Text | None
     distillation: Distillation | None
@@ -217,24 +217,24 @@ class TrainingSchedule(Section):
     @field_validator("epochs")
     @classmethod
     def _instead_of_steps(cls, epochs: int | None, info: ValidationInfo) -> int | None:
-        if "steps" in info.data and (info.data["steps"] is None) == (epochs is None):
-            legal = "a whole number >= 1 where training.steps is null"
+        if "max_steps" in info.data and (info.data["max_steps"] is None) == (epochs is None):
+            legal = "a whole number >= 1 where training.max_steps is null"
             raise illegal(
-                legal if epochs is None else "null where training.steps is a number (set one of them)"
+                legal if epochs is None else "null where training.max_steps is a number (set one of them)"
             )
         return epochs
 
-    @field_validator("warmup_steps", "eval_every")
+    @field_validator("warmup_steps", "eval_steps")
     @classmethod
     def _within_steps(cls, value: int, info: ValidationInfo) -> int:
-        steps, warms = info.data.get("steps"), info.field_name == "warmup_steps"
+        steps, warms = info.data.get("max_steps"), info.field_name == "warmup_steps"
         if steps is not None and value > steps - warms:
-            raise illegal(f"{'below' if warms else 'at most'} training.steps, which is {steps}")
+            raise illegal(f"{'below' if warms else 'at most'} training.max_steps, which is {steps}")
         return value
 
 
 class Training(TrainingSchedule):
-    """How one arm is trained: `learning_rates` of the parts that its method trains."""
+    """How one variant is trained: `learning_rates` of the parts that its method trains."""
 
     learning_rates: dict[str, Positive]
 
@@ -280,7 +280,7 @@ class LearningRates(Section):
 
 
 class Distributed(Section):
-    """How many processes share the work of a step, and how; no part of an arm, for it is not what is trained.
+    """How many processes share the work of a step, and how; no part of a variant, for it is not what is trained.
 
     Attributes:
         processes: of one machine, or `auto`: one for each visible GPU, and one where there is none.
@@ -311,7 +311,7 @@ class Distributed(Section):
 
 
 class ProfileTraining(TrainingSchedule):
-    """How the arms of a profile are trained: `learning_rates` of every method."""
+    """How the variants of a profile are trained: `learning_rates` of every method."""
 
     learning_rates: LearningRates
     distributed: Distributed

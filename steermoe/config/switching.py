@@ -1,4 +1,4 @@
-"""Puts another profile, other arms or other corpora in force, by editing params.yaml."""
+"""Puts another profile, other variants or other selected corpora, by editing params.yaml."""
 
 import io
 import os
@@ -18,14 +18,14 @@ def switch_profile(
     corpora: Sequence[str] | None = None,
     reference: str | None = None,
 ) -> None:
-    """Put another profile in force: sets `profile` and `corpora` in params.yaml, and keeps all else as it is.
+    """Put another selected profile: sets `profile` and `corpora` in params.yaml, and keeps all else as it is.
 
     Args:
         params: the file.
         profile: name of a profile.
-        compare: arms to put in force too; None: those that are.
-        corpora: corpora to put in force; None: those that the arms in force are trained on or chosen by.
-        reference: the arm that p-values are against; None: as it is.
+        compare: variants to put selected too; None: those that are.
+        corpora: corpora to put selected; None: those that the selected variants are trained on or chosen by.
+        reference: the variant that p-values are against; None: as it is.
 
     Raises:
         ConfigError: the configuration would not be valid; params.yaml is then left alone.
@@ -36,7 +36,7 @@ def switch_profile(
 def preview(
     params: Path, profile: str, compare: Sequence[str] | None = None, corpora: Sequence[str] | None = None
 ) -> Config:
-    """The configuration that `switch_profile` would put in force; nothing is written.
+    """The configuration that `switch_profile` would put selected; nothing is written.
 
     Raises:
         ConfigError: it would not be valid.
@@ -45,19 +45,19 @@ def preview(
     return checked(params, read(params) | _switched(params, profile, compare, corpora, reference))
 
 
-def put_in_force(params: Path, arms: list[str]) -> None:
-    """Train and compare other arms: sets `compare` in params.yaml, and keeps all else as it is.
+def select(params: Path, variants: list[str]) -> None:
+    """Train and compare other variants: sets `compare` in params.yaml, and keeps all else as it is.
 
-    Corpora that the arms are trained on or chosen by come to those in force.
+    Corpora that the variants are trained on or chosen by come to those selected.
 
     Raises:
         ConfigError: the configuration would not be valid; params.yaml is then left alone.
     """
     values, loaded = read(params), checked(params, read(params))
-    chosen = [loaded.arms[arm] for arm in arms if arm in loaded.arms]
+    chosen = [loaded.variants[variant] for variant in variants if variant in loaded.variants]
     there = _corpora(params, values)
     wanted = {*loaded.corpora, *needed(chosen, there)}
-    _rewrite(params, {"compare": arms, "corpora": [name for name in there if name in wanted]})
+    _rewrite(params, {"compare": variants, "corpora": [name for name in there if name in wanted]})
 
 
 def _corpora(params: Path, values: dict[str, Any]) -> list[str]:
@@ -83,7 +83,7 @@ def _switched(
     there = _corpora(params, values)
     whole = checked(params, values | changes | {"corpora": there})
     if corpora is None:
-        wanted = needed([whole.arms[arm] for arm in whole.compare], whole.corpora)
+        wanted = needed([whole.variants[variant] for variant in whole.compare], whole.corpora)
         changes["corpora"] = wanted
     else:  # unknown names at the end, to be told as such
         changes["corpora"] = sorted(corpora, key=[*there, *corpora].index)

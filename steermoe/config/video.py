@@ -1,10 +1,10 @@
-"""The section about a second branch beside the audio: frozen video encoder, its steering, its bridge."""
+"""The section about a second branch beside the audio: frozen video encoder, its steering, its projector."""
 
 from typing import Annotated, ClassVar
 
 from pydantic import field_validator
 
-from steermoe.config.method import Bridge, Steering
+from steermoe.config.method import Projector, Steering
 from steermoe.config.problems import illegal
 from steermoe.config.sections import Dtype, Revision, Section, Text, row_of
 
@@ -27,13 +27,14 @@ class Video(Section):
 
     encoder: VideoEncoder
     steering: Steering | None
-    bridge: Bridge
+    projector: Projector
 
-    @field_validator("bridge")
+    @field_validator("projector")
     @classmethod
-    def _behind_the_encoder(cls, bridge: Bridge) -> Bridge:
-        if bridge.after is not None:
+    def _behind_the_encoder(cls, projector: Projector) -> Projector:
+        if projector.downsample_after_layer is not None:
             raise illegal(
-                "null: a layer of the video encoder sees whole frames", found={"after": bridge.after}
+                "null: a layer of the video encoder sees whole frames",
+                found={"downsample_after_layer": projector.downsample_after_layer},
             )
-        return bridge
+        return projector

@@ -24,13 +24,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from steermoe.atomic_io import Staging
 from steermoe.config import Corpus, Remote
 from steermoe.corpora import archives, sources
 from steermoe.corpora.card import Card
 from steermoe.corpora.downloads import UnavailableError
 from steermoe.corpora.sources import WORK
 from steermoe.data.skipped import write_skipped
-from steermoe.data.staging import Staging
 
 
 class Part(Protocol):

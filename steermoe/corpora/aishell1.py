@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from steermoe.atomic_io import write_text
 from steermoe.config import Aishell1
 from steermoe.corpora import index, sources, tables
 from steermoe.corpora.archives import ArchiveError
@@ -20,7 +21,6 @@ from steermoe.corpora.index import Entry
 from steermoe.corpora.places import locate
 from steermoe.corpora.recordings import hidden
 from steermoe.corpora.sources import Source
-from steermoe.data.staging import write_text
 
 SPLITS = Aishell1.SPLITS
 ROOT = "data_aishell"

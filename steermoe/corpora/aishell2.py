@@ -17,13 +17,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from steermoe.atomic_io import project_root, write_text
 from steermoe.config import Aishell2
 from steermoe.corpora import index, recordings, sources, tables
 from steermoe.corpora.aishell1 import read_transcripts
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
-from steermoe.data.staging import project_root, write_text
 
 SPLITS = Aishell2.SPLITS
 CHANNELS = {"ios": "iOS", "android": "Android", "mic": "Mic"}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from steermoe.atomic_io import project_root, write_text
 from steermoe.corpora.archives import ArchiveError
-from steermoe.data.staging import project_root, write_text
 
 CHUNK = 2**20  # bytes
 

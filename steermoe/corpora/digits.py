@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from steermoe.atomic_io import write_text
 from steermoe.audio import waveform
 from steermoe.config import Digits
 from steermoe.corpora import archives, downloads
 from steermoe.corpora.card import Card
 from steermoe.corpora.recordings import hidden
 from steermoe.corpora.sources import WORK
-from steermoe.data.staging import write_text
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.9.tar.gz"
 SPLITS = ("train", "test", "unseen")

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from steermoe.atomic_io import project_root
 from steermoe.corpora.archives import SUFFIXES, ArchiveError
 from steermoe.corpora.recordings import hidden
-from steermoe.data.staging import project_root
 
 if TYPE_CHECKING:
     from requests import Response

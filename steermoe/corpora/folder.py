@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from steermoe.atomic_io import project_root, write_bytes, write_text
 from steermoe.config import LANGUAGE_TAG, Folder
 from steermoe.corpora import columns, index, recordings, sources, tables
 from steermoe.corpora.archives import ArchiveError
@@ -32,7 +33,6 @@ from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
 from steermoe.corpora.places import EMBEDDED
 from steermoe.corpora.splits import share_out
-from steermoe.data.staging import project_root, write_bytes, write_text
 from steermoe.data.text import TextError
 
 SPLITS = Folder.SPLITS

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from steermoe.atomic_io import written_whole
 from steermoe.config import Limited
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.places import locate
-from steermoe.data.staging import written_whole
 from steermoe.data.text import TextError, clean
 
 PART_ROWS = 500  # utterances a part

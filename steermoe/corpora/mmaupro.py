@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from steermoe.atomic_io import write_text
 from steermoe.config import MmauPro
 from steermoe.corpora import choices, columns, hub, index, sources, tables
 from steermoe.corpora.card import Card
 from steermoe.corpora.index import Entry
 from steermoe.corpora.places import locate
 from steermoe.corpora.sources import Source
-from steermoe.data.staging import write_text
 
 SPLITS = MmauPro.SPLITS
 REPOSITORY = "gamma-lab-umd/MMAU-Pro"

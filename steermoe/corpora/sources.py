@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from steermoe.atomic_io import project_root, write_text
 from steermoe.config import Archived
 from steermoe.corpora import archives, checksums
 from steermoe.corpora.archives import ArchiveError
@@ -29,7 +30,6 @@ from steermoe.corpora.downloads import (
 )
 from steermoe.corpora.places import NOTE
 from steermoe.data import filestate
-from steermoe.data.staging import project_root, write_text
 
 PARALLEL = 4  # files at a time: downloads wait for servers, and unpacking and hashing leave Python's lock
 MAX_BYTES = 2**42  # of a file whose size is not published

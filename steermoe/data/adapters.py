@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from steermoe.config import Training
-from steermoe.data.base_models import FETCHED, sha256
+from steermoe.hub import FETCHED, sha256
 
 WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
 PARTS = ("encoder", "llm")  # folders of a merged adapter

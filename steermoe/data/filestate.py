@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from steermoe.data.staging import project_root, write_text
+from steermoe.atomic_io import project_root, write_text
 
 LARGEST = 2**26  # bytes of a file whose content is compared: recordings, tables, configurations
 THREADS = 8  # files at a time: hashing leaves Python's lock

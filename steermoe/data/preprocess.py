@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from steermoe.atomic_io import Staging, code_digest, tree_digest, write_text
 from steermoe.data import filestate
 from steermoe.data import limits as left
 from steermoe.data.limits import LeftOut, Limits
@@ -26,7 +27,6 @@ from steermoe.data.parts import Job, Made, in_processes
 from steermoe.data.rows import SHARD_BYTES
 from steermoe.data.shards import note_ids
 from steermoe.data.skipped import skipped_reason, write_skipped
-from steermoe.data.staging import Staging, code_digest, tree_digest, write_text
 
 if TYPE_CHECKING:
     from steermoe.corpora import Reader

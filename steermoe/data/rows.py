@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steermoe.data.staging import written_whole
+from steermoe.atomic_io import written_whole
 
 SCHEMA = pl.Schema(
     {

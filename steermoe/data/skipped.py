@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from steermoe.data.staging import write_text
+from steermoe.atomic_io import write_text
 
 SKIPPED = "SKIPPED.json"
 

@@ -21,10 +21,10 @@ from transformers import (
 
 from steermoe.audio import waveform
 from steermoe.config import Encoder, Generation
-from steermoe.data.base_models import located
 from steermoe.data.rows import with_defaults
 from steermoe.evaluation.ctc import HubCtcDecoder
 from steermoe.evaluation.evaluator import System, batchwise
+from steermoe.hub import located
 from steermoe.models.encoders import load_encoder
 from steermoe.models.generation import describe, ended, options, seeded
 
@@ -64,7 +64,7 @@ class CtcDecoder:
 
     def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None:
         folder = Path(section.path)
-        # The head was trained on the whole encoder, whatever the arms use of it.
+        # The head was trained on the whole encoder, whatever the variants use of it.
         self.encoder = load_encoder(section.model_copy(update={"layers": "all"})).to(device)
         self.features, self.window = self.encoder.features, self.encoder.window_seconds
         self.device = device

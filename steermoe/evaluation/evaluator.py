@@ -23,6 +23,7 @@ from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.data.limits import target_tokens
 from steermoe.data.rows import with_defaults
+from steermoe.distributed import gathered, world
 from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.controls import AUDIO, VIDEO
 from steermoe.evaluation.metrics import count_errors
@@ -31,7 +32,6 @@ from steermoe.evaluation.predictions import Predictions, Speed
 from steermoe.models.generation import describe
 from steermoe.models.inputs import Inputs
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training.processes import gathered, world
 
 ASKED = ("audio", "video", "language", "task", "prompt")  # all that an answer depends on
 Respond = Callable[[Iterable[pl.DataFrame]], Iterator[tuple[int, str]]]
@@ -138,7 +138,7 @@ def measure(
         asked = heard.select(name for name in ASKED if name in heard.columns).hash_rows().to_list()
         new = [row for row, question in enumerate(asked) if question not in answered]
         start = time.perf_counter()
-        texts = respond_to_all(system, heard[new], settings.batch_seconds, f"{kind} audio")
+        texts = respond_to_all(system, heard[new], settings.max_batch_seconds, f"{kind} audio")
         wall = time.perf_counter() - start
         fresh = dict(zip(new, texts, strict=True))
         hypotheses = [fresh[row] if row in fresh else answered[asked[row]] for row in range(len(heard))]
@@ -146,7 +146,7 @@ def measure(
         if kind == "own":
             total = float(heard["seconds"].clip(upper_bound=system.seconds).sum())
             threads = torch.get_num_threads()
-            speed = Speed(wall, total, settings.batch_seconds, system.device, threads)
+            speed = Speed(wall, total, settings.max_batch_seconds, system.device, threads)
         languages = heard["language"].to_list()
         counts = count_errors(heard["target"].to_list(), hypotheses, normalize, languages)
         parts.append(
@@ -184,14 +184,14 @@ def batchwise(respond: Callable[[pl.DataFrame], Sequence[str]]) -> Respond:
     return respond_to_batches
 
 
-def respond_to_all(system: System, frame: pl.DataFrame, batch_seconds: float, title: str) -> list[str]:
+def respond_to_all(system: System, frame: pl.DataFrame, max_batch_seconds: float, title: str) -> list[str]:
     """One text a row, in the order of the rows, whatever the batches were.
 
     Several processes take turns at the batches, and each gets the texts of all.
     """
     if frame.is_empty():
         return []
-    batches = bucketed_batches(frame["seconds"].to_list(), batch_seconds, None, 0, system.window)
+    batches = bucketed_batches(frame["seconds"].to_list(), max_batch_seconds, None, 0, system.window)
     own = batches[world().rank :: world().size]
     rows = [row for batch in own for row in batch]
     answers = system.respond(frame[batch] for batch in own)

@@ -27,7 +27,7 @@ class Speed:
 
     wall_seconds: float
     audio_seconds: float
-    batch_seconds: float
+    max_batch_seconds: float
     device: str
     threads: int
 

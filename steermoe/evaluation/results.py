@@ -1,10 +1,10 @@
 """Where evaluations lie, and how they are written and read.
 
-<evaluations>/<arm>/<corpus>/                   one arm on one corpus
+<evaluations>/<variant>/<corpus>/                   one variant on one corpus
 <evaluations>/baseline/<corpus>/<system>/       encoder (its own decoder), constant, text-only
     metrics.json         what `summarise` returns, or {"skipped": <reason>} where the corpus was not to be had
     predictions.parquet  the rows of `Predictions.frame`
-<evaluations>/<arm or baseline>/<corpus>/text_tasks.json  what `text_tasks` returns for the LLM, of arms that change it
+<evaluations>/<variant or baseline>/<corpus>/text_tasks.json  what `text_tasks` returns for the LLM, of variants that change it
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from steermoe.data.staging import write_text, written_whole
+from steermoe.atomic_io import write_text, written_whole
 from steermoe.evaluation.predictions import Predictions, Protocol
 
 BASELINE = "baseline"
@@ -117,7 +117,7 @@ def write_json(path: Path, value: dict) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_text_tasks(evaluations: Path, arms: Sequence[str]) -> dict[str, dict]:
-    """The scores of the LLM's text tasks, of BASELINE and of the arms that have some: the same on every corpus."""
-    found = {name: sorted(evaluations.glob(f"{name}/*/{TEXT_TASKS}")) for name in (BASELINE, *arms)}
+def read_text_tasks(evaluations: Path, variants: Sequence[str]) -> dict[str, dict]:
+    """The scores of the LLM's text tasks, of BASELINE and of the variants that have some: the same on every corpus."""
+    found = {name: sorted(evaluations.glob(f"{name}/*/{TEXT_TASKS}")) for name in (BASELINE, *variants)}
     return {name: read_json(paths[0]) for name, paths in found.items() if paths}

@@ -1,6 +1,6 @@
 """An adapter on disk: adapter.safetensors holds what was trained, config.json tells how to rebuild the rest.
 
-config.json: {"format", "arm": the resolved configuration, "frozen": SHA-256 of the encoder's and the LLM's
+config.json: {"format", "variant": the resolved configuration, "frozen": SHA-256 of the encoder's and the LLM's
 weights, "weights": SHA-256 of adapter.safetensors}. The same weights give the same bytes. A merged adapter has its
 frozen models beside it, in `encoder/` and `llm/`, and "merged": what it was made of.
 """
@@ -16,13 +16,13 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load, save
 
-from steermoe.config import ArmConfig, ConfigError
+from steermoe.atomic_io import write_bytes, write_text
+from steermoe.config import ConfigError, VariantConfig
 from steermoe.data.adapters import CONFIG, PARTS, WEIGHTS, adapter_folder
-from steermoe.data.staging import write_bytes, write_text
 
 FORMAT = 1
 CARD = "README.md"
-KEYS = {"format", "arm", "frozen", "weights"}
+KEYS = {"format", "variant", "frozen", "weights"}
 MERGED = "merged"  # a key that only merged adapters have
 BESIDE = "./"  # a path that begins so is looked for in the adapter's own folder first
 
@@ -40,7 +40,7 @@ class Merged:
 class Adapter:
     """What was trained, with which configuration, and against which frozen weights; `merged`: see there."""
 
-    arm: ArmConfig
+    variant: VariantConfig
     frozen: Mapping[str, str]
     weights: Mapping[str, torch.Tensor]
     merged: Merged | None = None
@@ -51,7 +51,7 @@ def write(folder: Path, adapter: Adapter) -> None:
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.weights.items()})
     description = {
         "format": FORMAT,
-        "arm": json.loads(adapter.arm.to_json()),
+        "variant": json.loads(adapter.variant.to_json()),
         "frozen": dict(adapter.frozen),
         "weights": hashlib.sha256(weights).hexdigest(),
     }
@@ -82,16 +82,16 @@ def read(source: str | Path) -> Adapter:
         )
     merged = description.get(MERGED)
     return Adapter(
-        _arm(folder / CONFIG, description["arm"]),
+        _variant(folder / CONFIG, description["variant"]),
         description["frozen"],
         load(content),
         None if merged is None else Merged(**merged),
     )
 
 
-def _arm(path: Path, values: Any) -> ArmConfig:
+def _variant(path: Path, values: Any) -> VariantConfig:
     try:
-        return ArmConfig.from_json(json.dumps(values))
+        return VariantConfig.from_json(json.dumps(values))
     except ConfigError as error:
         advice = "an adapter of another version? add what is missing as params.yaml has it, or train it anew"
         raise ConfigError([f"{path}: {line}; {advice}" for line in error.lines]) from error
@@ -164,11 +164,13 @@ def check_frozen(
             )
 
 
-def with_frozen(arm: ArmConfig, folder: Path, given: Mapping[str, str | Path | None]) -> ArmConfig:
+def with_frozen(
+    variant: VariantConfig, folder: Path, given: Mapping[str, str | Path | None]
+) -> VariantConfig:
     """The configuration with the paths where its frozen models are.
 
     Args:
-        arm: of the adapter.
+        variant: of the adapter.
         folder: where the adapter is.
         given: folder or hub id of `encoder`, `llm` and `video`; None: where `find_frozen` finds it.
 
@@ -177,25 +179,25 @@ def with_frozen(arm: ArmConfig, folder: Path, given: Mapping[str, str | Path | N
     """
     paths = {
         part: find_frozen(path, folder) if given[part] is None else str(given[part])
-        for part, path in frozen_paths(arm).items()
+        for part, path in frozen_paths(variant).items()
     }
-    if given["video"] is not None and arm.video is None:
+    if given["video"] is not None and variant.video is None:
         raise ValueError(
             f"{folder}: found video encoder {str(given['video'])!r}; the adapter has no video branch: leave it out"
         )
     changes: dict[str, Any] = {
-        part: getattr(arm, part).model_copy(update={"path": paths[part]}) for part in ("encoder", "llm")
+        part: getattr(variant, part).model_copy(update={"path": paths[part]}) for part in ("encoder", "llm")
     }
-    if arm.video is not None:
-        encoder = arm.video.encoder.model_copy(update={"path": paths["video"]})
-        changes["video"] = arm.video.model_copy(update={"encoder": encoder})
-    return arm.model_copy(update=changes)
+    if variant.video is not None:
+        encoder = variant.video.encoder.model_copy(update={"path": paths["video"]})
+        changes["video"] = variant.video.model_copy(update={"encoder": encoder})
+    return variant.model_copy(update=changes)
 
 
-def frozen_paths(arm: ArmConfig) -> dict[str, str]:
+def frozen_paths(variant: VariantConfig) -> dict[str, str]:
     """Where the frozen models are, by part: encoder, llm, and video where there is such a branch."""
-    video = {} if arm.video is None else {"video": arm.video.encoder.path}
-    return {"encoder": arm.encoder.path, "llm": arm.llm.path} | video
+    video = {} if variant.video is None else {"video": variant.video.encoder.path}
+    return {"encoder": variant.encoder.path, "llm": variant.llm.path} | video
 
 
 def find_frozen(path: str, folder: Path) -> str:

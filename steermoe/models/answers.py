@@ -72,7 +72,7 @@ def answer_all(
     seed: int,
     prompt: str | None = None,
     scored: bool = False,
-    batch_seconds: float = BATCH_SECONDS,
+    max_batch_seconds: float = BATCH_SECONDS,
     videos: Sequence[np.ndarray] | None = None,
 ) -> list[Answer]:
     """The answer to each recording; arguments and errors are those of `SteerMoE.ask`.
@@ -80,7 +80,7 @@ def answer_all(
     Args:
         prompt: the text behind the audio, in place of the configuration's; not with `question`.
         scored: tell the answers' confidence, too.
-        batch_seconds: audio seconds a batch, padding included.
+        max_batch_seconds: audio seconds a batch, padding included.
         videos: frames beside each recording.
     """
     check_videos(model, len(audio), videos)
@@ -96,7 +96,7 @@ def answer_all(
     seconds = [len(samples) / waveform.RATE for samples in waveforms]
     encoder = getattr(model, "encoder", None)  # an exported model has a graph instead
     window = 0.0 if encoder is None else encoder.window_seconds
-    batches = bucketed_batches(seconds, batch_seconds, seed=None, epoch=0, window=window)
+    batches = bucketed_batches(seconds, max_batch_seconds, seed=None, epoch=0, window=window)
 
     def inputs(rows: Sequence[int]) -> Inputs:
         items: list[Item] = [

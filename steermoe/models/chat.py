@@ -82,7 +82,7 @@ def _text(model: SteerMoE, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _audio(model: SteerMoE, samples: np.ndarray, asked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Audio tokens (1, A, H) and their number (1,); `asked` is for bridges that read the prompt."""
+    """Audio tokens (1, A, H) and their number (1,); `asked` is for projectors that read the prompt."""
     features = model.features(levelled(samples))[None].to(model.device)
     ids, count = _text(model, asked)
     prompt = model.llm.get_input_embeddings()(ids), count

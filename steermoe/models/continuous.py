@@ -92,7 +92,7 @@ class Slots:
         self.stops = set(llm.generation_config.eos_token_id)
         self.rows: list[Row] = []
         self._room, self._ended = Room(), list[Row]()
-        ngram = generation.no_repeat_ngram
+        ngram = generation.no_repeat_ngram_size
         self._ngrams = None if ngram is None else NoRepeatNGramLogitsProcessor(ngram)
 
     @property

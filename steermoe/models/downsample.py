@@ -11,7 +11,7 @@ from torch import nn
 
 from steermoe import config
 from steermoe.models.encoders.encoder import valid_frames
-from steermoe.models.registry import choose
+from steermoe.registry import choose
 
 
 class Downsampler(nn.Module, ABC):
@@ -22,16 +22,16 @@ class Downsampler(nn.Module, ABC):
         width: D'.
 
     Args:
-        section: the configuration of the bridge.
+        section: the configuration of the projector.
         frame_width: D.
     """
 
     width: int
 
-    def __init__(self, section: config.Bridge, frame_width: int) -> None:
+    def __init__(self, section: config.Projector, frame_width: int) -> None:
         super().__init__()
-        self.kernel = section.kernel
-        self.width = frame_width * self.frames_a_token(section.kernel)
+        self.kernel = section.downsample_factor
+        self.width = frame_width * self.frames_a_token(section.downsample_factor)
 
     @staticmethod
     @abstractmethod
@@ -92,11 +92,13 @@ class Convolution(Average):
     It starts as the average over a full window.
     """
 
-    def __init__(self, section: config.Bridge, frame_width: int) -> None:
+    def __init__(self, section: config.Projector, frame_width: int) -> None:
         super().__init__(section, frame_width)
-        self.linear = nn.Linear(section.kernel * frame_width, frame_width)
+        self.linear = nn.Linear(section.downsample_factor * frame_width, frame_width)
         with torch.no_grad():
-            self.linear.weight.copy_(torch.eye(frame_width).repeat(1, section.kernel) / section.kernel)
+            self.linear.weight.copy_(
+                torch.eye(frame_width).repeat(1, section.downsample_factor) / section.downsample_factor
+            )
             self.linear.bias.zero_()
 
     def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,18 +130,20 @@ def _ceil_div(lengths_B: torch.Tensor, kernel: int) -> torch.Tensor:
     return (lengths_B + kernel - 1) // kernel
 
 
-def make_downsampler(section: config.Bridge, frame_width: int, layers: int) -> Downsampler:
+def make_downsampler(section: config.Projector, frame_width: int, layers: int) -> Downsampler:
     """The down-sampler that the section names, for frames of width D from an encoder of so many layers.
 
     Raises:
-        ValueError: there is no such down-sampler, or it cannot stand where `bridge.after` says.
+        ValueError: there is no such down-sampler, or it cannot stand where `projector.downsample_after_layer` says.
     """
-    downsampler = choose(DOWNSAMPLERS, section.downsample, "bridge.downsample")(section, frame_width)
-    if section.after is not None and section.after >= layers:
-        raise ValueError(f"bridge.after: found {section.after}, the encoder has layers 0 to {layers - 1}")
-    if section.after is not None and downsampler.width != frame_width:
+    downsampler = choose(DOWNSAMPLERS, section.downsample, "projector.downsample")(section, frame_width)
+    if section.downsample_after_layer is not None and section.downsample_after_layer >= layers:
         raise ValueError(
-            f"bridge.after: found {section.after} with bridge.downsample {section.downsample!r}, whose tokens are "
+            f"projector.downsample_after_layer: found {section.downsample_after_layer}, the encoder has layers 0 to {layers - 1}"
+        )
+    if section.downsample_after_layer is not None and downsampler.width != frame_width:
+        raise ValueError(
+            f"projector.downsample_after_layer: found {section.downsample_after_layer} with projector.downsample {section.downsample!r}, whose tokens are "
             f"{downsampler.width} wide, but the layers behind take {frame_width}; use null, or another "
             "down-sampler"
         )

@@ -44,7 +44,7 @@ class Gate(nn.Module):
         return (logits / self.temperature if self.temperature != 1 else logits).softmax(-1)
 
 
-def load_balance(gates_FN: torch.Tensor) -> torch.Tensor:
+def load_balancing_loss(gates_FN: torch.Tensor) -> torch.Tensor:
     """Switch Transformer's loss (Fedus et al. 2021, equation 4): N * sum_n share_n * mean gate_n.
 
     share_n is the share of frames whose largest gate is n. 1 where use is even, N where one expert does all:

@@ -18,8 +18,8 @@ from steermoe.models.llm import CausalLM
 from steermoe.models.sequence import pack
 
 GREEDY = Generation(  # for a model in use, where nobody says otherwise
-    max_new_tokens=200, min_new_tokens=0, strategy="greedy", beams=None, temperature=None, top_p=None,
-    no_repeat_ngram=None, max_repeats=8,
+    max_new_tokens=200, min_new_tokens=0, strategy="greedy", num_beams=None, temperature=None, top_p=None,
+    no_repeat_ngram_size=None, max_repeats=8,
 )  # fmt: skip
 Watch = Callable[[list[list[int]]], Sequence[bool]]
 """Shown every row's ids after each step, padding behind an end included; says which rows are to end here."""
@@ -57,7 +57,7 @@ def decode(
         valid_BW = torch.cat([valid_BW.new_ones(before), valid_BW], dim=1)
     inputs: dict[str, Any] = {"inputs_embeds": embeddings_BWH, "attention_mask": valid_BW.long()}
     if cache is not None:
-        cache.batch_repeat_interleave(generation.beams or 1)  # generate() does so with all else
+        cache.batch_repeat_interleave(generation.num_beams or 1)  # generate() does so with all else
         inputs["past_key_values"] = cache
     arguments = options(generation)
     if watch is not None:
@@ -74,7 +74,7 @@ def options(generation: Generation) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "max_new_tokens": generation.max_new_tokens,
         "do_sample": generation.strategy == "sample",
-        "num_beams": generation.beams or 1,
+        "num_beams": generation.num_beams or 1,
         "repetition_penalty": 1.0,
     }
     if generation.min_new_tokens:
@@ -82,8 +82,8 @@ def options(generation: Generation) -> dict[str, Any]:
     if generation.strategy == "sample":
         temperature = max(generation.temperature or 0.0, LEAST_TEMPERATURE)
         arguments |= {"temperature": temperature, "top_p": generation.top_p or 1.0, "top_k": 0}
-    if generation.no_repeat_ngram is not None:
-        blocked = NoRepeatNGramLogitsProcessor(generation.no_repeat_ngram)
+    if generation.no_repeat_ngram_size is not None:
+        blocked = NoRepeatNGramLogitsProcessor(generation.no_repeat_ngram_size)
         arguments["logits_processor"] = LogitsProcessorList([blocked])
     if generation.max_repeats is not None:
         arguments["stopping_criteria"] = StoppingCriteriaList([RepeatedTail(generation.max_repeats)])
@@ -106,7 +106,7 @@ def describe(generation: Generation, seed: int) -> str:
     """The section in words, for the protocol of an evaluation; `seed` where it matters."""
     match generation.strategy:
         case "beam":
-            words = [f"beam search, {generation.beams} beams"]
+            words = [f"beam search, {generation.num_beams} beams"]
         case "sample":
             nucleus = "" if generation.top_p is None else f", top-p {generation.top_p:g}"
             words = [f"sampled at temperature {generation.temperature:g}{nucleus}, seed {seed}"]
@@ -115,8 +115,8 @@ def describe(generation: Generation, seed: int) -> str:
     words.append(f"at most {generation.max_new_tokens} new tokens")
     if generation.min_new_tokens:
         words.append(f"at least {generation.min_new_tokens}")
-    if generation.no_repeat_ngram is not None:
-        words.append(f"no {generation.no_repeat_ngram}-gram twice")
+    if generation.no_repeat_ngram_size is not None:
+        words.append(f"no {generation.no_repeat_ngram_size}-gram twice")
     if generation.max_repeats is not None:
         words.append(f"ended where a tail comes more than {generation.max_repeats} times")
     return ", ".join(words)

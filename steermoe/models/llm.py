@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, GenerationC
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from steermoe import config
-from steermoe.data.base_models import located
 from steermoe.data.prompts import end_of_turn
+from steermoe.hub import located
 from steermoe.models.frozen import DTYPES, Depth, keep_layers, load_frozen
 from steermoe.models.quantization import load_options
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from steermoe import config
 from steermoe.models.encoders.encoder import valid_frames
-from steermoe.models.registry import choose
+from steermoe.registry import choose
 
 
 class Projection(nn.Module, ABC):
@@ -22,14 +22,14 @@ class Projection(nn.Module, ABC):
         reads_prompt: whether `forward` looks at the prompt.
 
     Args:
-        section: the configuration of the bridge.
+        section: the configuration of the projector.
         width: D'.
         embeddings: the LLM's token embeddings, (tokens, H).
     """
 
     reads_prompt = False
 
-    def __init__(self, section: config.Bridge, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
         super().__init__()
         self.rms = 1.0 if embeddings.is_meta else embeddings.detach().float().square().mean().sqrt().item()
 
@@ -49,7 +49,7 @@ class Projection(nn.Module, ABC):
 class Linear(Projection):
     """One Linear(D', H): H*(D' + 1) parameters."""
 
-    def __init__(self, section: config.Bridge, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
         super().__init__(section, width, embeddings)
         self.linear = self.loud_as_text(nn.Linear(width, embeddings.shape[1]))
 
@@ -63,7 +63,7 @@ class Linear(Projection):
 class Mlp(Projection):
     """Linear(D', W), ReLU, Linear(W, H), as SLAM-ASR's projector (Ma et al. 2024): W*(D' + 1) + H*(W + 1)."""
 
-    def __init__(self, section: config.Bridge, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
         super().__init__(section, width, embeddings)
         assert section.width is not None
         self.up = nn.Linear(width, section.width)
@@ -86,7 +86,7 @@ class FeatureSpace(Projection):
 
     reads_prompt = True
 
-    def __init__(self, section: config.Bridge, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
         super().__init__(section, width, embeddings)
         assert section.width is not None and section.heads is not None
         self.audio, self.text = nn.Linear(width, section.width), nn.Linear(embeddings.shape[1], section.width)
@@ -113,7 +113,7 @@ class ModalitySteering(Projection):
 
     reads_prompt = True
 
-    def __init__(self, section: config.Bridge, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
         super().__init__(section, width, embeddings)
         assert section.experts is not None
         text = embeddings.shape[1]
@@ -150,7 +150,7 @@ class AdapterAttention(Projection):
 
     reads_prompt = True
 
-    def __init__(self, section: config.Bridge, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
         super().__init__(section, width, embeddings)
         assert section.heads is not None
         self.adapter = Mlp(section, width, embeddings)
@@ -167,7 +167,9 @@ class AdapterAttention(Projection):
 
 def _attention(width: int, heads: int) -> nn.MultiheadAttention:
     if width % heads:
-        raise ValueError(f"bridge.heads: found {heads}; legal: a divisor of the attention's width, {width}")
+        raise ValueError(
+            f"projector.heads: found {heads}; legal: a divisor of the attention's width, {width}"
+        )
     attention = nn.MultiheadAttention(width, heads, batch_first=True)
     nn.init.zeros_(attention.out_proj.weight)
     nn.init.zeros_(attention.out_proj.bias)
@@ -183,13 +185,13 @@ def _attend(
     return attention(audio, text, text, key_padding_mask=padding_BP, need_weights=False)[0]
 
 
-def make_projection(section: config.Bridge, width: int, embeddings: torch.Tensor) -> Projection:
+def make_projection(section: config.Projector, width: int, embeddings: torch.Tensor) -> Projection:
     """The projection that the section names.
 
     Raises:
         ValueError: there is no such projection, or its attention's width is no multiple of its heads.
     """
-    return choose(PROJECTIONS, section.projection, "bridge.projection")(section, width, embeddings)
+    return choose(PROJECTIONS, section.projection, "projector.projection")(section, width, embeddings)
 
 
 PROJECTIONS: dict[str, type[Projection]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from steermoe.models.registry import choose
+from steermoe.registry import choose
 
 
 def load_options(name: str, dtype: torch.dtype) -> dict[str, Any]:

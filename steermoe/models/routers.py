@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import linear, log_softmax
 
 from steermoe import config
-from steermoe.models.registry import choose
+from steermoe.registry import choose
 
 
 class Router(nn.Module, ABC):

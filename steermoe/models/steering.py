@@ -16,7 +16,7 @@ from torch import nn
 from steermoe import config
 from steermoe.models.encoders.encoder import layer_hidden, valid_frames
 from steermoe.models.exclusive import LOCK, exclusive
-from steermoe.models.gates import Gate, load_balance, z_loss
+from steermoe.models.gates import Gate, load_balancing_loss, z_loss
 from steermoe.models.placement import places
 from steermoe.models.routers import make_router
 
@@ -131,7 +131,7 @@ class Steering(nn.Module):
     @property
     def has_losses(self) -> bool:
         """The section asks for a loss on routing."""
-        return self.section.load_balance > 0 or self.section.z_loss > 0
+        return self.section.router_aux_loss_coef > 0 or self.section.router_z_loss_coef > 0
 
     def start(self) -> None:
         """Forget what was routed before; called before every batch."""
@@ -146,10 +146,12 @@ class Steering(nn.Module):
         total: torch.Tensor | float = 0.0
         for logits_BSN in self._routed:
             valid = valid_frames(lengths(logits_BSN.shape[1]), logits_BSN.shape[1])
-            if self.section.load_balance:
-                total = total + self.section.load_balance * load_balance(self.gate.whole(logits_BSN[valid]))
-            if self.section.z_loss:
-                total = total + self.section.z_loss * z_loss(logits_BSN[valid])
+            if self.section.router_aux_loss_coef:
+                total = total + self.section.router_aux_loss_coef * load_balancing_loss(
+                    self.gate.whole(logits_BSN[valid])
+                )
+            if self.section.router_z_loss_coef:
+                total = total + self.section.router_z_loss_coef * z_loss(logits_BSN[valid])
         return total / max(1, len(self._routed))
 
     def _hook(self, index: int, layer: nn.Module, args: Any, output: Any) -> Any:

@@ -23,11 +23,10 @@ from transformers import Cache
 
 from steermoe import config
 from steermoe.audio.level import levelled
-from steermoe.config import ArmConfig, Generation
+from steermoe.config import Generation, VariantConfig
 from steermoe.data.adapters import adapter_folder
 from steermoe.models import adapter
 from steermoe.models.answers import Audio, answer_spoken, to_waveform
-from steermoe.models.branch import Branch
 from steermoe.models.chat import chat
 from steermoe.models.encoders import load_encoder, load_video_encoder
 from steermoe.models.encoders.encoder import valid_frames
@@ -53,6 +52,7 @@ from steermoe.models.recompute import recompute
 from steermoe.models.seeds import seeded
 from steermoe.models.sequence import pack, target_rows
 from steermoe.models.tools import Answer
+from steermoe.models.tower import Branch
 
 LoadLlm = Callable[[config.Llm], tuple[CausalLM, Any]]
 
@@ -64,7 +64,7 @@ class SteerMoE(Branch):
     waits for the one before (`exclusive`).
 
     Attributes:
-        config: the resolved configuration of its arm.
+        config: the resolved configuration of its variant.
         video: the branch of the video, or None.
         llm: the frozen LLM as transformers loads it.
         tokenizer: the LLM's.
@@ -74,25 +74,27 @@ class SteerMoE(Branch):
     llm: CausalLM
 
     @exclusive
-    def __init__(self, arm: ArmConfig, load: LoadLlm = load_llm) -> None:
-        encoder = load_encoder(arm.encoder)
-        llm, tokenizer = load(arm.llm)
-        super().__init__(encoder, arm.steering, arm.bridge, input_embeddings(llm), arm.seed)
-        self.config, self.llm, self.tokenizer = arm, llm, tokenizer
+    def __init__(self, variant: VariantConfig, load: LoadLlm = load_llm) -> None:
+        encoder = load_encoder(variant.encoder)
+        llm, tokenizer = load(variant.llm)
+        super().__init__(encoder, variant.steering, variant.projector, input_embeddings(llm), variant.seed)
+        self.config, self.llm, self.tokenizer = variant, llm, tokenizer
         self.video: Branch | None = None
-        if arm.video is not None:
-            eye, embeddings = load_video_encoder(arm.video.encoder), input_embeddings(llm)
-            self.video = Branch(eye, arm.video.steering, arm.video.bridge, embeddings, arm.seed, "video.")
+        if variant.video is not None:
+            eye, embeddings = load_video_encoder(variant.video.encoder), input_embeddings(llm)
+            self.video = Branch(
+                eye, variant.video.steering, variant.video.projector, embeddings, variant.seed, "video."
+            )
         self._adapters = self._with_lora()
         # Recomputing would have to know in the backward pass what was wanted.
-        self.narrows = not arm.training.gradient_checkpointing and narrows(self.llm)
-        if arm.training.gradient_checkpointing:
+        self.narrows = not variant.training.gradient_checkpointing and narrows(self.llm)
+        if variant.training.gradient_checkpointing:
             of_video = [] if self.video is None else self.video.encoder.layers
             recompute([*self.encoder.layers, *of_video, *decoder_layers(self.llm)])
         self.train(False)
 
     def _with_lora(self) -> dict[str, list[nn.Parameter]]:
-        """Adapters put into encoder and LLM, where the arm has them: their parameters by part."""
+        """Adapters put into encoder and LLM, where the variant has them: their parameters by part."""
         frozen: dict[str, tuple[config.Lora | None, nn.Module, Iterable[nn.Module]]] = {
             "lora": (self.config.lora, self.encoder.model, self.encoder.layers),
             "llm_lora": (self.config.llm_lora, self.llm, decoder_layers(self.llm)),
@@ -109,9 +111,9 @@ class SteerMoE(Branch):
     # building, saving, loading
 
     @classmethod
-    def from_config(cls, arm: ArmConfig) -> Self:
+    def from_config(cls, variant: VariantConfig) -> Self:
         """Return a model with initial trained parts, the same for the same seed; ValueError if a model cannot load."""
-        return cls(arm)
+        return cls(variant)
 
     @classmethod
     def from_pretrained(
@@ -134,13 +136,13 @@ class SteerMoE(Branch):
         """
         folder = adapter_folder(source)
         saved = adapter.read(folder)
-        arm = adapter.with_frozen(saved.arm, folder, {"encoder": encoder, "llm": llm, "video": video})
-        model = cls(arm, load)
+        variant = adapter.with_frozen(saved.variant, folder, {"encoder": encoder, "llm": llm, "video": video})
+        model = cls(variant, load)
         adapter.check_weights(saved.weights, model.trainable_state_dict(), str(source))
         found = model.frozen_hashes()
         if load is not load_llm:
             found["llm"] = saved.frozen["llm"]
-        adapter.check_frozen(found, saved.frozen, adapter.frozen_paths(arm), str(source))
+        adapter.check_frozen(found, saved.frozen, adapter.frozen_paths(variant), str(source))
         model.load_state_dict(dict(saved.weights), strict=False)  # all names were checked
         return model
 

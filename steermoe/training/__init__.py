@@ -1,1 +1,1 @@
-"""One training loop for every arm, its exact resume, the learning rate search and the tracking in MLflow."""
+"""One training loop for every variant, its exact resume, the learning rate search and the tracking in MLflow."""

@@ -14,7 +14,7 @@ def arguments(
     Raises:
         ValueError: float16 without a GPU, or under ZeRO; warm-up or the first evaluation come after the last step.
     """
-    for name, most in (("warmup_steps", steps - 1), ("eval_every", steps)):
+    for name, most in (("warmup_steps", steps - 1), ("eval_steps", steps)):
         found = getattr(training, name)
         if training.epochs is not None and found > most:  # of steps, the schema knows
             length = f"{training.epochs} epochs are {steps} steps"
@@ -29,14 +29,14 @@ def arguments(
             f"training.precision: found 'float16', whose scaled loss is not for {distributed.strategy}; legal: "
             "float32, bfloat16"
         )
-    every = training.eval_every
+    every = training.eval_steps
     found = TrainingArguments(
         output_dir=".",  # never written to: see `AdapterTrainer._get_output_dir`
         seed=seed,
         max_steps=steps,
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup_steps,
-        max_grad_norm=training.clip,
+        max_grad_norm=training.max_grad_norm,
         bf16=training.precision == "bfloat16",
         fp16=training.precision == "float16",
         use_cpu=not cuda,

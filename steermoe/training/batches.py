@@ -1,4 +1,4 @@
-"""The order of the training data: the same for every arm with the same seed, data and budget.
+"""The order of the training data: the same for every variant with the same seed, data and budget.
 
 Several processes share each batch, row by row. One that gets no row (a batch of one long utterance) takes the
 first once more, for all must run the model: its index is inverted (`~row`), and it counts for nothing.
@@ -45,10 +45,10 @@ def steps_of(training: Training, seconds: Sequence[float], seed: int, window: fl
         seed: of the order of the rows.
         window: as of `bucketed_batches`.
     """
-    if training.steps is not None:
-        return training.steps
+    if training.max_steps is not None:
+        return training.max_steps
     epochs = range(training.epochs or 0)
-    return sum(len(bucketed_batches(seconds, training.batch_seconds, seed, e, window)) for e in epochs)
+    return sum(len(bucketed_batches(seconds, training.max_batch_seconds, seed, e, window)) for e in epochs)
 
 
 class StepBatches(Sampler[list[int]]):

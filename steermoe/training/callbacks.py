@@ -104,7 +104,7 @@ class StepTimer(TrainerCallback):
 
 
 class Tracking(TrainerCallback):
-    """Sends what is logged to a tracker, under names that every arm shares.
+    """Sends what is logged to a tracker, under names that every variant shares.
 
     Losses go there twice: by step, and as `by_audio/...` with seconds of audio in the place of steps, where
     trainings with different batches compare. With steering, a look at its routing goes with every log.

@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
+from steermoe.atomic_io import write_text
 from steermoe.data.shards import shards_of
-from steermoe.data.staging import write_text
 
 REPORT = "diverged.json"  # in the folder of checkpoints
 Locate = Callable[[Sequence[int]], list[dict[str, Any]]]

@@ -7,13 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from steermoe.config import ArmConfig
+from steermoe.config import VariantConfig
 
 FORMAT = 2  # of the checkpoints; a higher number makes older ones unread
 
 
 def training_key(
-    arm: ArmConfig,
+    variant: VariantConfig,
     data: str,
     frozen: Mapping[str, str],
     adapters: Mapping[str, Mapping[str, str]] | None = None,
@@ -24,14 +24,14 @@ def training_key(
     a training that began in two processes goes on in one.
 
     Args:
-        arm: the resolved configuration.
+        variant: the resolved configuration.
         data: digest of the shards (`digest`).
         frozen: hashes of the frozen weights (`SteerMoE.frozen_hashes`).
         adapters: hashes of the adapters that the training reads (`adapters_of`).
     """
     return {
         "checkpoint": FORMAT,
-        "arm": json.loads(arm.to_json()),
+        "variant": json.loads(variant.to_json()),
         "data": data,
         "frozen": dict(frozen),
         **{name: dict(files) for name, files in (adapters or {}).items()},

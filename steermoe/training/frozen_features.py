@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of each utterance, computed once where nothing before the bridge is trained.
+"""What a frozen encoder makes of each utterance, computed once where nothing before the projector is trained.
 
 Then an epoch after the first runs no encoder. To make the result independent of whether an utterance was found or
 computed, and of what it is batched with, every utterance is encoded alone: with padding beside it, sums of floats
@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch.nn.utils.rnn import pad_sequence
 
-from steermoe.data.staging import TEMPORARY
+from steermoe.atomic_io import TEMPORARY
 from steermoe.models.attention import ShortAttention
 from steermoe.models.encoders.encoder import Encoder
 from steermoe.models.frozen import digest, frozen_weights
@@ -70,7 +70,7 @@ def is_frozen(model: SteerMoE) -> bool:
     """Whether nothing that is trained comes before the encoder's output."""
     steered = model.steering is not None and any(place.layer is not None for place in model.steering.places)
     trained = any(parameter.requires_grad for parameter in model.encoder.parameters())
-    return not steered and not trained and model.config.bridge.after is None
+    return not steered and not trained and model.config.projector.downsample_after_layer is None
 
 
 def _key(model: SteerMoE) -> str:

@@ -6,27 +6,35 @@ from typing import Any
 from pydantic import BaseModel
 
 from steermoe.data.adapters import adapter_folder
+from steermoe.distributed import world
 from steermoe.models import adapter
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training.processes import world
 
 SETTING = "training.init_from"
-SECTIONS = ("bridge", "steering", "lora", "llm_lora", "video")
-# What concerns training alone, or where a model lies: it may differ between an adapter and the arm.
-FREE = {"vector_std", "gate_dropout", "load_balance", "z_loss", "dropout", "path", "revision"}
+SECTIONS = ("projector", "steering", "lora", "llm_lora", "video")
+# What concerns training alone, or where a model lies: it may differ between an adapter and the variant.
+FREE = {
+    "vector_std",
+    "gate_dropout",
+    "router_aux_loss_coef",
+    "router_z_loss_coef",
+    "dropout",
+    "path",
+    "revision",
+}
 
 
 def begin_with(model: SteerMoE, frozen: Mapping[str, str]) -> None:
     """Give the parts of `model` the weights that the adapter of `training.init_from` has for them.
 
-    An adapter may have some of the parts only: that of method linear has the projection, for an arm of any method.
+    An adapter may have some of the parts only: that of method linear has the projection, for a variant of any method.
 
     Args:
-        model: built from an arm.
+        model: built from a variant.
         frozen: its `frozen_hashes`.
 
     Raises:
-        ValueError: the adapter cannot be read, was trained over other base models, has a part that the arm lacks, or
+        ValueError: the adapter cannot be read, was trained over other base models, has a part that the variant lacks, or
             one of another shape or kind.
     """
     source = model.config.training.init_from
@@ -38,7 +46,7 @@ def begin_with(model: SteerMoE, frozen: Mapping[str, str]) -> None:
         raise ValueError(f"{SETTING}: {error}") from error
     if problems := list(_differences(model, saved, frozen)):
         raise ValueError(
-            f"{SETTING}: found {source!r}, which does not fit the arm: {'; '.join(problems[:5])}"
+            f"{SETTING}: found {source!r}, which does not fit the variant: {'; '.join(problems[:5])}"
         )
     expected = model.trainable_state_dict()
     kept = {name: tensor for name, tensor in expected.items() if name in saved.weights}
@@ -59,19 +67,19 @@ def begin_with(model: SteerMoE, frozen: Mapping[str, str]) -> None:
 
 
 def _differences(model: SteerMoE, saved: adapter.Adapter, frozen: Mapping[str, str]) -> Iterator[str]:
-    """What of an adapter is not as the arm has it."""
+    """What of an adapter is not as the variant has it."""
     for section in SECTIONS:
-        own, wanted = _values(getattr(saved.arm, section)), _values(getattr(model.config, section))
+        own, wanted = _values(getattr(saved.variant, section)), _values(getattr(model.config, section))
         if own and not wanted:
-            yield f"it has {section}, the arm (method {model.config.method}) has none"
+            yield f"it has {section}, the variant (method {model.config.method}) has none"
         elif own:
             for key in sorted(own.keys() | wanted.keys()):
                 if own.get(key) != wanted.get(key):
-                    yield f"{section}.{key}: it has {own.get(key)!r}, the arm {wanted.get(key)!r}"
+                    yield f"{section}.{key}: it has {own.get(key)!r}, the variant {wanted.get(key)!r}"
     for part, digest in saved.frozen.items():
         if part in frozen and frozen[part] != digest:
             yield (
-                f"it was trained over another {part}: weights of SHA-256 {digest}, the arm's have {frozen[part]} "
+                f"it was trained over another {part}: weights of SHA-256 {digest}, the variant's have {frozen[part]} "
                 f"({part}.path, {part}.dtype and {part}.layers decide them)"
             )
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from steermoe.data.staging import write_text
+from steermoe.atomic_io import write_text
 
 Entry = dict[str, Any]
 ENTRIES, POSITION, FILES = "entries.jsonl", "position.json", "files"

@@ -11,7 +11,7 @@ from steermoe.training.journal import Entry
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CODE = Path(__file__).parents[1] / "serving" / "pyfunc.py"
+CODE = Path(__file__).parents[1] / "export" / "pyfunc.py"
 NEEDED = (
     "steermoe",
     "mlflow",
@@ -89,7 +89,7 @@ def register_champion(client: "MlflowClient", run: Any | None, entry: Entry) -> 
     from mlflow.exceptions import MlflowException
 
     if run is None:
-        raise ValueError(f"{entry['arm']}: no model of this adapter was logged; repeat its evaluation")
+        raise ValueError(f"{entry['variant']}: no model of this adapter was logged; repeat its evaluation")
     model = run.data.tags["steermoe.logged_model"]
     name, tags = f"steermoe-{entry['profile']}", entry["tags"]
     try:

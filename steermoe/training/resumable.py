@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, set_seed
 from typing_extensions import override
 
-from steermoe.config import ArmConfig
+from steermoe.config import VariantConfig
 from steermoe.training import checkpoints, history
 from steermoe.training.callbacks import StepTimer
 from steermoe.training.deepspeed import Zero
@@ -30,7 +30,7 @@ class ResumableTrainer(Trainer):
 
     Attributes:
         run: folder of checkpoints.
-        arm: the configuration of what is trained.
+        variant: the configuration of what is trained.
         trained: all trained parameters by name.
         best_weights: of the evaluation with the lowest loss so far, on the CPU, whole.
         timer: whose times are kept.
@@ -38,7 +38,7 @@ class ResumableTrainer(Trainer):
     """
 
     run: Path
-    arm: ArmConfig
+    variant: VariantConfig
     trained: dict[str, torch.nn.Parameter]
     best_weights: dict[str, torch.Tensor]
     timer: StepTimer
@@ -127,11 +127,11 @@ class ResumableTrainer(Trainer):
             checkpoints.restore_random_states(mine["random"])
             self._tr_loss.copy_(mine["losses"]["sum"])
         else:
-            set_seed(self.arm.seed + self.state.global_step * size + rank)
+            set_seed(self.variant.seed + self.state.global_step * size + rank)
             self._tr_loss.copy_(torch.stack([tree["losses"]["sum"] for tree in trees]).mean())
             if self.args.should_save:
                 print(
-                    f"{self.arm.name}: resumed in {size} processes what {len(trees)} began: the same training, "
+                    f"{self.variant.name}: resumed in {size} processes what {len(trees)} began: the same training, "
                     "but sums are rounded otherwise"
                 )
         self._globalstep_last_logged = trees[0]["losses"]["logged"]
@@ -155,7 +155,7 @@ class ResumableTrainer(Trainer):
     @property
     def is_complete(self) -> bool:
         """All steps are done, or patience ran out."""
-        exhausted = history.evaluations_since_best(self.state.log_history) >= self.arm.training.patience
+        exhausted = history.evaluations_since_best(self.state.log_history) >= self.variant.training.patience
         return self.state.global_step >= self.args.max_steps or exhausted
 
     @torch.no_grad()

@@ -10,13 +10,13 @@ import polars as pl
 import torch
 
 from steermoe.audio import waveform
-from steermoe.config import ArmConfig
+from steermoe.config import VariantConfig
 from steermoe.data.limits import target_tokens
 from steermoe.data.shards import read_rows, shards_of
 from steermoe.data.skipped import skipped_reason
+from steermoe.distributed import world
 from steermoe.models.encoders.encoder import Encoder
 from steermoe.training.fingerprint import digest
-from steermoe.training.processes import world
 
 
 @dataclass(frozen=True)
@@ -30,39 +30,39 @@ class TrainingData:
     folders: Mapping[str, Path]  # of the shards of each corpus
 
 
-def read_data(arm: ArmConfig, shards: Sequence[Path]) -> TrainingData:
-    """The rows of `arm`'s splits, without the training rows over `training.max_seconds`.
+def read_data(variant: VariantConfig, shards: Sequence[Path]) -> TrainingData:
+    """The rows of `variant`'s splits, without the training rows over `training.max_seconds`.
 
     Raises:
         ValueError: a corpus has no folder, or there is nothing to train on or to choose a checkpoint by.
     """
     folders = {folder.name: folder for folder in shards}
-    train, train_files = _rows(folders, arm.train_splits)
-    dev, dev_files = _rows(folders, arm.dev_splits)
-    for rows, splits in ((train, arm.train_splits), (dev, arm.dev_splits)):
+    train, train_files = _rows(folders, variant.train_splits)
+    dev, dev_files = _rows(folders, variant.dev_splits)
+    for rows, splits in ((train, variant.train_splits), (dev, variant.dev_splits)):
         if rows.is_empty():
             raise ValueError(
-                f"{arm.name}: no rows in {splits} of {[str(p) for p in shards]}; run preprocess, and if it was "
+                f"{variant.name}: no rows in {splits} of {[str(p) for p in shards]}; run preprocess, and if it was "
                 "run, see which rows it left out (left_out.jsonl beside the shards)"
             )
-    limit = arm.training.max_seconds
+    limit = variant.training.max_seconds
     kept = train.filter(pl.col("seconds") <= limit)
     dropped = len(train) - len(kept)
     if kept.is_empty():
         raise ValueError(
-            f"{arm.name}: training.max_seconds: found {limit:g}; all {dropped} training rows are longer, the "
+            f"{variant.name}: training.max_seconds: found {limit:g}; all {dropped} training rows are longer, the "
             f"shortest is {_named(train)}; raise training.max_seconds, or cut the recordings into shorter ones"
         )
     if dropped and not world().rank:
         print(
-            f"{arm.name}: {dropped} of {len(train)} training rows are longer than training.max_seconds "
+            f"{variant.name}: {dropped} of {len(train)} training rows are longer than training.max_seconds "
             f"({limit:g}): dropped"
         )
     return TrainingData(kept, dev, dropped, digest(train_files + dev_files), folders)
 
 
-def check_lengths(arm: ArmConfig, data: TrainingData, encoder: Encoder) -> None:
-    """Check before the first step that the encoder takes every row, and that `training.batch_seconds` can hold one.
+def check_lengths(variant: VariantConfig, data: TrainingData, encoder: Encoder) -> None:
+    """Check before the first step that the encoder takes every row, and that `training.max_batch_seconds` can hold one.
 
     Raises:
         ValueError: a row is too long or too short for the encoder, or no row fits into a batch.
@@ -76,7 +76,7 @@ def check_lengths(arm: ArmConfig, data: TrainingData, encoder: Encoder) -> None:
         over = rows.filter(pl.col("seconds") > longest) if longest is not None else rows.clear()
         if longest is not None and len(over):
             raise ValueError(
-                f"{arm.name}: the encoder takes at most {longest:g} s; {len(over)} of {len(rows)} {use} rows are "
+                f"{variant.name}: the encoder takes at most {longest:g} s; {len(over)} of {len(rows)} {use} rows are "
                 f"longer, the longest is {_named(over, longest=True)}; {cure}"
             )
         frames = encoder.features(
@@ -84,11 +84,11 @@ def check_lengths(arm: ArmConfig, data: TrainingData, encoder: Encoder) -> None:
         ).shape[1]
         if int(encoder.output_lengths(torch.tensor(frames))) < 1:
             raise ValueError(
-                f"{arm.name}: a {use} row is too short for a single frame of the encoder: {_named(rows)}; "
+                f"{variant.name}: a {use} row is too short for a single frame of the encoder: {_named(rows)}; "
                 "remove it from the corpus, or pad it with silence"
             )
     batch, least = (
-        arm.training.batch_seconds,
+        variant.training.max_batch_seconds,
         max(encoder.window_seconds, float(data.train["seconds"].to_numpy().min())),
     )
     if batch < least:
@@ -96,7 +96,7 @@ def check_lengths(arm: ArmConfig, data: TrainingData, encoder: Encoder) -> None:
         if encoder.window_seconds:
             reason = f"with encoder.window full every row costs {encoder.window_seconds:g} s"
         raise ValueError(
-            f"{arm.name}: training.batch_seconds: found {batch:g}, which no batch can keep to: {reason}; "
+            f"{variant.name}: training.max_batch_seconds: found {batch:g}, which no batch can keep to: {reason}; "
             f"legal: at least {least:g}"
         )
 

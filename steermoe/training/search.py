@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from steermoe.config import ArmConfig, Training
-from steermoe.data.staging import write_text
+from steermoe.atomic_io import write_text
+from steermoe.config import Training, VariantConfig
 from steermoe.training.divergence import DivergedError
 from steermoe.training.train import train
 
@@ -21,7 +21,7 @@ MULTIPLIERS = (0.3, 1.0, 3.0, 10.0)
 
 
 def search(
-    arms: Sequence[ArmConfig],
+    variants: Sequence[VariantConfig],
     shards: Sequence[Path],
     out: Path,
     root: Path | None,
@@ -29,7 +29,7 @@ def search(
     multipliers: Sequence[float] = MULTIPLIERS,
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Train every arm with every multiplier for `steps` steps; write search.json and search.csv into `out`.
+    """Train every variant with every multiplier for `steps` steps; write search.json and search.csv into `out`.
 
     Trials that are done lie in `out`/trials and are not repeated; one that was killed resumes.
 
@@ -37,14 +37,14 @@ def search(
         steps, trials (a row a trial), chosen: {method: {multiplier, learning_rates, best_dev_loss}}.
 
     Raises:
-        ValueError: two arms of one method, or every trial of a method diverged.
+        ValueError: two variants of one method, or every trial of a method diverged.
     """
-    methods = [arm.method for arm in arms]
+    methods = [variant.method for variant in variants]
     if len(set(methods)) < len(methods):
-        raise ValueError(f"one arm a method is searched, found the methods {methods}")
+        raise ValueError(f"one variant a method is searched, found the methods {methods}")
     trials = [
-        _trial(short(arm, steps, multiplier), multiplier, shards, out / "trials", root, workers)
-        for arm in arms
+        _trial(short(variant, steps, multiplier), multiplier, shards, out / "trials", root, workers)
+        for variant in variants
         for multiplier in multipliers
     ]
     result = {
@@ -57,33 +57,33 @@ def search(
     return result
 
 
-def short(arm: ArmConfig, steps: int, multiplier: float) -> ArmConfig:
-    """`arm` with its rates times `multiplier`, and with warm-up and evaluations to suit `steps`.
+def short(variant: VariantConfig, steps: int, multiplier: float) -> VariantConfig:
+    """`variant` with its rates times `multiplier`, and with warm-up and evaluations to suit `steps`.
 
-    The warm-up keeps its share of the steps; of an arm that is trained for epochs, it is a tenth of them at most.
+    The warm-up keeps its share of the steps; of a variant that is trained for epochs, it is a tenth of them at most.
 
     Raises:
         ValueError: there are no steps.
     """
     if steps < 1:
         raise ValueError(f"steps: found {steps}; legal: at least 1")
-    training = arm.training
-    if training.steps is None:
+    training = variant.training
+    if training.max_steps is None:
         warmup = min(training.warmup_steps, steps // 10)
     else:
-        warmup = min(round(training.warmup_steps * (steps / training.steps)), steps - 1)
+        warmup = min(round(training.warmup_steps * (steps / training.max_steps)), steps - 1)
     changed = {
         "steps": steps,
         "epochs": None,
         "warmup_steps": warmup,
-        "eval_every": min(training.eval_every, max(1, steps // 4)),
+        "eval_steps": min(training.eval_steps, max(1, steps // 4)),
         # Rounded to what one would write: 0.3 * 1e-3 is 0.0003 and not 0.00029999999999999997.
         "learning_rates": {
             name: float(f"{rate * multiplier:.6g}") for name, rate in training.learning_rates.items()
         },
     }
     shortened = Training.model_validate(training.model_dump() | changed)  # a copy would not be checked
-    return arm.model_copy(update={"training": shortened})
+    return variant.model_copy(update={"training": shortened})
 
 
 def choose(trials: Sequence[dict[str, Any]], method: str) -> dict[str, Any]:
@@ -100,21 +100,26 @@ def choose(trials: Sequence[dict[str, Any]], method: str) -> dict[str, Any]:
 
 
 def _trial(
-    arm: ArmConfig, multiplier: float, shards: Sequence[Path], trials: Path, root: Path | None, workers: int
+    variant: VariantConfig,
+    multiplier: float,
+    shards: Sequence[Path],
+    trials: Path,
+    root: Path | None,
+    workers: int,
 ) -> dict[str, Any]:
-    folder = trials / f"{arm.name}-{multiplier:g}"
-    done, config = folder / "trial.json", arm.to_json()
+    folder = trials / f"{variant.name}-{multiplier:g}"
+    done, config = folder / "trial.json", variant.to_json()
     if done.exists():
         trial = json.loads(done.read_text())
         if trial.pop("config") == config:
             return trial
     trial: dict[str, Any] = {
-        "method": arm.method,
+        "method": variant.method,
         "multiplier": multiplier,
-        "learning_rates": arm.training.learning_rates,
+        "learning_rates": variant.training.learning_rates,
     }
     try:
-        result = train(arm, shards, folder, root, workers=workers)
+        result = train(variant, shards, folder, root, workers=workers)
         trial |= {name: result[name] for name in ("best_dev_loss", "best_step", "steps")}
     except DivergedError as error:
         print(error)

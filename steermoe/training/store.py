@@ -136,7 +136,7 @@ class Store:
         self._tag(identity, tags)
 
     def _open_execution(self, entry: Entry, folder: Path, position: Position) -> None:
-        """The next entries belong to the execution: the open one, else that of all the arms, else a new one."""
+        """The next entries belong to the execution: the open one, else that of all the variants, else a new one."""
         experiment = self.experiment(entry["profile"])
         found = next(
             (run for query in entry["execution"]["find"] if (run := self.find(experiment, query))), None
@@ -239,12 +239,12 @@ class Store:
         register_champion(self.client, run, entry)
 
     def _described(self, entry: Entry, folder: Path, position: Position) -> None:
-        """A description of the run, with links to the runs of the arms."""
+        """A description of the run, with links to the runs of the variants."""
         experiment, lines = self.experiment(entry["profile"]), [entry["text"], ""]
-        for arm, adapter in entry["adapters"].items():
+        for variant, adapter in entry["adapters"].items():
             run = self.find(experiment, with_adapter(adapter))
             if run is not None:
-                lines.append(f"- [{arm}](#/experiments/{experiment}/runs/{run.info.run_id})")
+                lines.append(f"- [{variant}](#/experiments/{experiment}/runs/{run.info.run_id})")
         self._tag(run_of(position), {"mlflow.note.content": "\n".join(lines)})
 
 

@@ -1,4 +1,4 @@
-"""Runs in MLflow: an experiment a profile, in it a run for each execution of the pipeline, under it one an arm.
+"""Runs in MLflow: an experiment a profile, in it a run for each execution of the pipeline, under it one a variant.
 
 Training, evaluation and the comparison are processes of their own and log into the same runs. A training marks its
 run with the digest of the adapter that it wrote, and who has the adapter finds it by that. An execution is what
@@ -18,8 +18,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from steermoe.config import ArmConfig
-from steermoe.data.staging import project_root, write_text
+from steermoe.atomic_io import project_root, write_text
+from steermoe.config import VariantConfig
 from steermoe.training.inputs import inputs
 from steermoe.training.journal import Journal
 from steermoe.training.machine import Machine
@@ -31,7 +31,7 @@ DVC_TAGS = {
     "dvc.baseline_rev": "DVC_EXP_BASELINE_REV",
     "dvc.stage": "DVC_STAGE",
 }
-ABSENT = "none"  # value of a parameter that an arm's method does not have
+ABSENT = "none"  # value of a parameter that a variant's method does not have
 JOURNALS = Path(".runs") / "tracking"
 ADAPTER_FILES = ["adapter.safetensors", "config.json"]
 
@@ -40,7 +40,7 @@ class Tracker:
     """Logs into one run of the experiment `steermoe/<profile>`.
 
     Args:
-        profile: the profile in force.
+        profile: the selected profile.
         root: the project's root: of journals, and of mlflow.db and mlartifacts unless MLFLOW_TRACKING_URI is set.
     """
 
@@ -48,17 +48,17 @@ class Tracker:
         self.profile, self.root = profile, (root or project_root()).resolve()
         self._sender: Sender | None = None
         self._closes = False  # the run is this tracker's to close
-        self._arm: ArmConfig | None = None
+        self._variant: VariantConfig | None = None
         self._load: Machine | None = None
         self._step, self._is_broken = 0, False
 
     # runs
 
-    def start(self, arm: ArmConfig, fingerprint: str, data: str, resumes: bool = False) -> None:
+    def start(self, variant: VariantConfig, fingerprint: str, data: str, resumes: bool = False) -> None:
         """Begin the run of a training, or go on with that of the same training that was interrupted.
 
         Args:
-            arm: what is trained.
+            variant: what is trained.
             fingerprint: of the training.
             data: digest of its shards.
             resumes: it goes on from a checkpoint, so its run may be closed: a kill came after its last word.
@@ -68,27 +68,27 @@ class Tracker:
         if not resumes:
             query += " and attributes.status != 'FINISHED'"
         tags = {"steermoe.fingerprint": fingerprint, "steermoe.data": data}
-        self._open(arm, tags, [query], continues=True)
+        self._open(variant, tags, [query], continues=True)
         self._closes = True
         if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() != "false":
             self._begun().sample(self._machine)
 
-    def attach(self, arm: ArmConfig, model: Path) -> None:
+    def attach(self, variant: VariantConfig, model: Path) -> None:
         """Log into the run that trained the adapter in folder `model`, or into a new one.
 
         A named execution leaves the runs of others as they are.
         """
         adapter = adapter_digest(model)
-        query = f"tags.`steermoe.adapter` = '{adapter}' and tags.`steermoe.arm` = '{arm.name}'"
+        query = f"tags.`steermoe.adapter` = '{adapter}' and tags.`steermoe.variant` = '{variant.name}'"
         execution = self._execution()
         if _named():
             query += f" and tags.`steermoe.execution` = '{execution['tags']['steermoe.execution']}'"
-        self._open(arm, {"steermoe.adapter": adapter}, [query], continues=False)
+        self._open(variant, {"steermoe.adapter": adapter}, [query], continues=False)
         self._log_model(model, adapter)
 
     def attach_execution(self, models: Mapping[str, Path]) -> None:
-        """Log into the run of this execution, or of the one that all adapters {arm: folder} are from."""
-        adapters = {arm: adapter_digest(model) for arm, model in models.items()}
+        """Log into the run of this execution, or of the one that all adapters {variant: folder} are from."""
+        adapters = {variant: adapter_digest(model) for variant, model in models.items()}
         self._write(
             "execution", execution=self._execution(), adapters=adapters, surroundings=_surroundings(),
         )  # fmt: skip
@@ -142,32 +142,36 @@ class Tracker:
         self._write("tags", tags=dict(tags))
 
     def describe(self, text: str, models: Mapping[str, Path]) -> None:
-        """Give the run a description in Markdown, followed by links to the runs of adapters {arm: folder}."""
-        adapters = {arm: adapter_digest(model) for arm, model in models.items()}
+        """Give the run a description in Markdown, followed by links to the runs of adapters {variant: folder}."""
+        adapters = {variant: adapter_digest(model) for variant, model in models.items()}
         self._write("describe", text=text, adapters=adapters)
 
-    def crown(self, arm: str, model: Path, error: float, measured_on: str) -> None:
+    def crown(self, variant: str, model: Path, error: float, measured_on: str) -> None:
         """Register the adapter that won as a version of `steermoe-<profile>`, and as its champion.
 
         Args:
-            arm: its arm.
+            variant: its variant.
             model: folder of the adapter.
             error: what it was chosen by, on dev data.
             measured_on: what that was measured by; a champion with a lower error by the same stays champion.
         """
-        tags = {"steermoe.arm": arm, "steermoe.error": repr(error), "steermoe.measured_on": measured_on}
-        self._write("champion", arm=arm, adapter=adapter_digest(model), tags=tags)
+        tags = {
+            "steermoe.variant": variant,
+            "steermoe.error": repr(error),
+            "steermoe.measured_on": measured_on,
+        }
+        self._write("champion", variant=variant, adapter=adapter_digest(model), tags=tags)
 
     def _log_model(self, model: Path, adapter: str) -> None:
-        arm = self._arm
-        assert arm is not None, "no run yet: call start or attach first"
+        variant = self._variant
+        assert variant is not None, "no run yet: call start or attach first"
         self._write(
             "model",
             copy=model,
             names=ADAPTER_FILES,
-            name=arm.name,
+            name=variant.name,
             adapter=adapter,
-            parameters={"method": arm.method, "encoder": arm.encoder.path, "llm": arm.llm.path},
+            parameters={"method": variant.method, "encoder": variant.encoder.path, "llm": variant.llm.path},
             base_models=str(self.root),
             step=self._step,
         )
@@ -179,12 +183,14 @@ class Tracker:
         values = [[name, value, self._step] for name, value in self._load.load().items()]
         return self._entry("metrics", values=values)
 
-    def _open(self, arm: ArmConfig, tags: Mapping[str, str], find: Sequence[str], continues: bool) -> None:
-        self._arm = arm
-        name = " ".join(part for part in (arm.name, _named()) if part)
+    def _open(
+        self, variant: VariantConfig, tags: Mapping[str, str], find: Sequence[str], continues: bool
+    ) -> None:
+        self._variant = variant
+        name = " ".join(part for part in (variant.name, _named()) if part)
         execution = self._execution()
         own = {
-            "steermoe.kind": "arm", "steermoe.arm": arm.name, "steermoe.profile": self.profile,
+            "steermoe.kind": "variant", "steermoe.variant": variant.name, "steermoe.profile": self.profile,
             "steermoe.execution": execution["tags"]["steermoe.execution"],
             "steermoe.workspace": _workspace(self.root), "steermoe.entry": uuid.uuid4().hex,
         }  # fmt: skip
@@ -192,7 +198,7 @@ class Tracker:
         # The first filter: a store that hung may have made the run and not said so.
         self._write(
             "open", name=name, find=[f"tags.`steermoe.entry` = '{own['steermoe.entry']}'", *find],
-            tags={**own, **tags, **surroundings}, parameters=flat_parameters(arm), execution=execution,
+            tags={**own, **tags, **surroundings}, parameters=flat_parameters(variant), execution=execution,
             surroundings={**surroundings, **({"steermoe.execution": own["steermoe.execution"]} if continues else {})},
             continues=continues,
         )  # fmt: skip
@@ -238,10 +244,10 @@ def adapter_digest(model: Path) -> str:
     return hashlib.sha256((model / "adapter.safetensors").read_bytes()).hexdigest()
 
 
-def flat_parameters(arm: ArmConfig) -> dict[str, str]:
-    """{"steering.num_experts": "8", ...}: the same keys for every arm, `none` where a method lacks it."""
-    flat = _flat(_complete(ArmConfig, arm), ".")
-    flat |= {f"training.learning_rates.{p}": arm.training.learning_rates.get(p) for p in PARTS}
+def flat_parameters(variant: VariantConfig) -> dict[str, str]:
+    """{"steering.num_experts": "8", ...}: the same keys for every variant, `none` where a method lacks it."""
+    flat = _flat(_complete(VariantConfig, variant), ".")
+    flat |= {f"training.learning_rates.{p}": variant.training.learning_rates.get(p) for p in PARTS}
     return {name: ABSENT if value is None else str(value) for name, value in flat.items()}
 
 

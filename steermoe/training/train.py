@@ -1,4 +1,4 @@
-"""Trains one arm: begins or resumes, keeps the best weights, writes the outputs."""
+"""Trains one variant: begins or resumes, keeps the best weights, writes the outputs."""
 
 import functools
 import json
@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import TrainerState, set_seed
 
-from steermoe.config import ArmConfig, Distributed
+from steermoe.atomic_io import Staging, code_digest, project_root, write_text
+from steermoe.config import Distributed, VariantConfig
 from steermoe.data.adapters import adapters_of
 from steermoe.data.dataset import UtteranceDataset
-from steermoe.data.staging import Staging, code_digest, project_root, write_text
+from steermoe.distributed import ONE_PROCESS, PreemptedError, begin_together, check, gathered, world
 from steermoe.models import adapter
 from steermoe.models.attention import ShortAttention
 from steermoe.models.frozen import digests
@@ -25,7 +26,6 @@ from steermoe.training.fingerprint import fingerprint, training_key
 from steermoe.training.frozen_features import frozen_features
 from steermoe.training.heap import keep_freed_memory
 from steermoe.training.initial import begin_with
-from steermoe.training.processes import ONE_PROCESS, PreemptedError, begin_together, check, gathered, world
 from steermoe.training.rows import TrainingData, check_lengths, read_data, warn_of_long_targets
 from steermoe.training.teacher import Teacher
 from steermoe.training.tracking import Tracker
@@ -35,7 +35,7 @@ CHANGED = "frozen_changed"  # beside the checkpoints: names the first frozen wei
 
 
 def train(
-    arm: ArmConfig,
+    variant: VariantConfig,
     shards: Sequence[Path],
     out: Path,
     root: Path | None = None,
@@ -49,12 +49,12 @@ def train(
     distributed: Distributed = ONE_PROCESS,
     max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Train `arm`, or finish what a killed process began, and write the best weights.
+    """Train `variant`, or finish what a killed process began, and write the best weights.
 
     Where several processes share the work, all of them call this.
 
     Args:
-        arm: the resolved configuration.
+        variant: the resolved configuration.
         shards: a folder a corpus, named as the corpus.
         out: replaced, once all is done, by a folder of adapter.safetensors and config.json: the same bytes
             however often training was interrupted.
@@ -75,44 +75,44 @@ def train(
         fingerprint, frozen (SHA-256 of each frozen model in memory, before and after).
 
     Raises:
-        ValueError: a corpus or its rows are missing, rows are longer than a limit, or the arm's teacher or
+        ValueError: a corpus or its rows are missing, rows are longer than a limit, or the variant's teacher or
             the adapter that it begins with is not to be had or does not fit it.
-        StagingBusyError: as of `Staging`; it waits for another process that trains this arm.
+        StagingBusyError: as of `Staging`; it waits for another process that trains this variant.
         FrozenChangedError: a frozen weight is not what it was before training; nothing is written, and the
             checkpoints are not taken up again.
         DivergedError: the loss is no longer finite; diverged.json beside the checkpoints names the rows.
         PreemptedError: SIGTERM came; a checkpoint is written, and the same call goes on from there.
     """
     check(distributed)
-    set_seed(arm.seed)
-    data = read_data(arm, shards)
-    model = SteerMoE.from_config(arm)
-    check_lengths(arm, data, model.encoder)
+    set_seed(variant.seed)
+    data = read_data(variant, shards)
+    model = SteerMoE.from_config(variant)
+    check_lengths(variant, data, model.encoder)
     if max_new_tokens is not None and not world().rank:
-        warn_of_long_targets(arm.name, data.train, model.tokenizer, max_new_tokens)
+        warn_of_long_targets(variant.name, data.train, model.tokenizer, max_new_tokens)
     teacher = Teacher.of(model)
     before = {part: digests(weights) for part, weights in model.frozen_parts().items()}
     frozen = _last(before)
     begin_with(model, frozen)
-    key = training_key(arm, data.digest, frozen, adapters_of(arm.training))
+    key = training_key(variant, data.digest, frozen, adapters_of(variant.training))
     features = (root or project_root(), feature_cache_gb)
     options = {"teacher": teacher, "workers": workers, "features": features, "distributed": distributed}
-    made = functools.partial(_trained, model, arm, data, **options)
+    made = functools.partial(_trained, model, variant, data, **options)
     if world().rank:
         begin_together()  # the first may have to wait for another training
         trainer = made(None, None)
         return _results(trainer, data, key, _unchanged(trainer, before))
     with Staging(out, key, root) as staging:
         resumes = last_checkpoint(staging.scratch) is not None
-        with _tracking(tracker, arm, fingerprint(key), data, resumes) as tracked:
+        with _tracking(tracker, variant, fingerprint(key), data, resumes) as tracked:
             if tracked is not None:
-                for context, splits in (("train", arm.train_splits), ("dev", arm.dev_splits)):
+                for context, splits in (("train", variant.train_splits), ("dev", variant.dev_splits)):
                     tracked.log_inputs(shards[0].parent, splits, context)
             begin_together()
             trainer = made(staging.scratch, tracked)
             frozen = _unchanged(trainer, before)
             results = _results(trainer, data, key, frozen)
-            adapter.write(staging.files, adapter.Adapter(arm, frozen, trainer.best_weights))
+            adapter.write(staging.files, adapter.Adapter(variant, frozen, trainer.best_weights))
             table = log.to_csv(log.table(trainer.state.log_history))
             write_text(history or staging.part("history.csv"), table)
             if timing is not None:
@@ -128,7 +128,7 @@ def train(
 
 @contextmanager
 def _tracking(
-    tracker: Tracker | None, arm: ArmConfig, name: str, data: TrainingData, resumes: bool
+    tracker: Tracker | None, variant: VariantConfig, name: str, data: TrainingData, resumes: bool
 ) -> Iterator[Tracker | None]:
     """The tracker attached to this training's run, which is closed as it ended.
 
@@ -138,7 +138,7 @@ def _tracking(
     if tracker is None:
         yield None
         return
-    tracker.start(arm, name, data.digest, resumes)
+    tracker.start(variant, name, data.digest, resumes)
     try:
         yield tracker
     except BaseException as error:
@@ -195,7 +195,7 @@ def _track_results(tracker: Tracker, results: Mapping[str, Any], out: Path) -> N
 
 def _trained(
     model: SteerMoE,
-    arm: ArmConfig,
+    variant: VariantConfig,
     data: TrainingData,
     run: Path | None,
     tracker: Tracker | None,
@@ -208,16 +208,18 @@ def _trained(
     seen = None if model.video is None else model.video.features
     train, dev = (
         (
-            UtteranceDataset(rows, model.features, model.tokenizer, arm.prompts, video_features=seen),
+            UtteranceDataset(rows, model.features, model.tokenizer, variant.prompts, video_features=seen),
             rows["seconds"].to_list(),
         )
         for rows in (data.train, data.dev)
     )
     callbacks = [Tracking(tracker)] if tracker is not None else []
     locate = functools.partial(divergence.locate, data.train, data.folders)
-    trainer = AdapterTrainer(model, arm, train, dev, run, workers, callbacks, distributed, locate, teacher)
-    if arm.training.epochs is not None and trainer.args.should_save:
-        print(f"{arm.name}: {arm.training.epochs} epochs are {trainer.args.max_steps} steps")
+    trainer = AdapterTrainer(
+        model, variant, train, dev, run, workers, callbacks, distributed, locate, teacher
+    )
+    if variant.training.epochs is not None and trainer.args.should_save:
+        print(f"{variant.name}: {variant.training.epochs} epochs are {trainer.args.max_steps} steps")
     with trainer.accelerator.main_process_first():
         if trainer.args.should_save:
             discard_leftovers(trainer.run)
@@ -252,7 +254,7 @@ def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
     except RuntimeError as error:
         # SIGTERM to a whole group ends the processes that load data, too, and with them the step under way.
         if trainer.preemption.requested and not isinstance(error, divergence.DivergedError):
-            raise PreemptedError(f"{trainer.arm.name}: ended by SIGTERM amid a step; {repeat}") from error
+            raise PreemptedError(f"{trainer.variant.name}: ended by SIGTERM amid a step; {repeat}") from error
         raise
     finally:
         trainer.progress.close()
@@ -261,8 +263,8 @@ def _run(trainer: AdapterTrainer, checkpoint: Path | None) -> None:
         return
     steps = f"step {trainer.state.global_step} of {trainer.args.max_steps}"
     if trainer.stops:
-        raise PreemptedError(f"{trainer.arm.name}: ended by SIGTERM at {steps}; {repeat}")
-    raise RuntimeError(f"{trainer.arm.name}: training ended at {steps}; {repeat}")
+        raise PreemptedError(f"{trainer.variant.name}: ended by SIGTERM at {steps}; {repeat}")
+    raise RuntimeError(f"{trainer.variant.name}: training ended at {steps}; {repeat}")
 
 
 def _note_code(run: Path) -> None:

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, TrainerCallback
 from typing_extensions import override
 
-from steermoe.config import ArmConfig, Distributed
+from steermoe.config import Distributed, VariantConfig
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.collator import collate
+from steermoe.distributed import ONE_PROCESS
 from steermoe.models.steering import Steering
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import divergence, history
@@ -29,7 +30,6 @@ from steermoe.training.divergence import DivergedError, Locate
 from steermoe.training.objective import Objective
 from steermoe.training.parameter_groups import adamw, current_rates
 from steermoe.training.preemption import Preemption
-from steermoe.training.processes import ONE_PROCESS
 from steermoe.training.progress import ProgressLines
 from steermoe.training.resumable import ResumableTrainer
 from steermoe.training.teacher import Teacher
@@ -41,23 +41,23 @@ class AdapterTrainer(ResumableTrainer):
     """Trains what the method trains of a `SteerMoE`; checkpoints hold that, and what a resume needs.
 
     Args:
-        model: built from `arm`.
-        arm: its configuration.
+        model: built from `variant`.
+        variant: its configuration.
         train, dev: a dataset whose items `collate` takes, and the seconds of each item.
         run: folder of checkpoints, for this training alone; None in processes but the first, who tells it.
         workers: processes that load data; 0 loads in this one.
         distributed: how the processes share the work.
         locate: tells where rows are, by their numbers, should the training diverge at them.
-        teacher: what the model learns from beside the labels, where the arm has `training.distillation`.
+        teacher: what the model learns from beside the labels, where the variant has `training.distillation`.
 
     Attributes:
-        preemption: asks for an end after the step under way; in force while its `with` block runs.
+        preemption: asks for an end after the step under way; selected while its `with` block runs.
     """
 
     def __init__(
         self,
         model: SteerMoE,
-        arm: ArmConfig,
+        variant: VariantConfig,
         train: tuple[Dataset, Sequence[float]],
         dev: tuple[Dataset, Sequence[float]],
         run: Path | None,
@@ -67,17 +67,17 @@ class AdapterTrainer(ResumableTrainer):
         locate: Locate | None = None,
         teacher: Teacher | None = None,
     ) -> None:
-        assert (teacher is None) == (arm.training.distillation is None)
-        self.adapted, self.objective, self.arm = model, Objective(model, teacher), arm
+        assert (teacher is None) == (variant.training.distillation is None)
+        self.adapted, self.objective, self.variant = model, Objective(model, teacher), variant
         self.distributed, self.locate, self.zero = distributed, locate, None
         self.preemption, self._stops = Preemption(), False
         self._whole = {}
         self._indices = torch.tensor([], dtype=torch.int64)  # rows of the step under way
         self._taught: torch.Tensor | None = None  # what the teacher added to its loss
         window = model.encoder.window_seconds
-        steps = steps_of(arm.training, train[1], arm.seed, window)
+        steps = steps_of(variant.training, train[1], variant.seed, window)
         self.timer = StepTimer()
-        self.progress = ProgressLines(arm.name)
+        self.progress = ProgressLines(variant.name)
         self.best_weights: dict[str, torch.Tensor] = {}
         self._seconds = {"train": train[1], "dev": dev[1]}
         self._step_log: dict[
@@ -85,12 +85,12 @@ class AdapterTrainer(ResumableTrainer):
         ] = {}  # of the step under way, as its gradients are clipped
         super().__init__(
             model=self.objective,
-            args=arguments(arm.training, steps, arm.seed, workers, distributed),
+            args=arguments(variant.training, steps, variant.seed, workers, distributed),
             data_collator=collate,
             train_dataset=Shares(train[0]),
             eval_dataset=Shares(dev[0]),
             callbacks=[
-                EarlyStopping(arm.training.patience), self.timer, self.progress, *callbacks,
+                EarlyStopping(variant.training.patience), self.timer, self.progress, *callbacks,
                 StopOnRequest(lambda: self._stops or (self.args.world_size == 1 and self.preemption.requested)),
             ],
         )  # fmt: skip
@@ -103,16 +103,16 @@ class AdapterTrainer(ResumableTrainer):
 
     @override
     def get_train_dataloader(self) -> DataLoader:
-        training, args = self.arm.training, self.args
+        training, args = self.variant.training, self.args
         batches = StepBatches(
-            self._seconds["train"], training.batch_seconds, self.arm.seed, args.max_steps,
+            self._seconds["train"], training.max_batch_seconds, self.variant.seed, args.max_steps,
             args.process_index, args.world_size, self.adapted.encoder.window_seconds,
         )  # fmt: skip
         return self._loader(cast(Dataset, self.train_dataset), batches)
 
     @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        budget, window = self.arm.training.batch_seconds, self.adapted.encoder.window_seconds
+        budget, window = self.variant.training.max_batch_seconds, self.adapted.encoder.window_seconds
         batches = bucketed_batches(self._seconds["dev"], budget, seed=None, epoch=0, window=window)
         mine = [share(batch, self.args.process_index, self.args.world_size) for batch in batches]
         return self._loader(cast(Dataset, self.eval_dataset), mine)
@@ -126,13 +126,13 @@ class AdapterTrainer(ResumableTrainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             # Its own generator: every loader draws a seed for its workers, else from the global one.
-            generator=torch.Generator().manual_seed(self.arm.seed),
+            generator=torch.Generator().manual_seed(self.variant.seed),
         )
 
     @override
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            training = self.arm.training
+            training = self.variant.training
             parts = self.adapted.parameter_groups()
             self.optimizer = adamw(parts, training.learning_rates, training.weight_decay)
         return self.optimizer
@@ -200,8 +200,10 @@ class AdapterTrainer(ResumableTrainer):
 
     def _diverged(self, what: dict[str, float]) -> DivergedError:
         """The error to raise in all processes, once the rows of this step are on disk."""
-        text = f"{self.arm.name}: training diverged by step {self.state.global_step}: {what}; lower "
-        text += f"training.learning_rates (now {self.arm.training.learning_rates}) or training.clip"
+        text = f"{self.variant.name}: training diverged by step {self.state.global_step}: {what}; lower "
+        text += (
+            f"training.learning_rates (now {self.variant.training.learning_rates}) or training.max_grad_norm"
+        )
         of_all = [self._indices.tolist()]
         if self.args.world_size > 1:
             of_all = [None] * self.args.world_size
@@ -231,9 +233,9 @@ class AdapterTrainer(ResumableTrainer):
         if scaled:
             self.accelerator.unscale_gradients()
         if self._steering:
-            norm = clip(self._steering, self.arm.training.steering_clip)
+            norm = clip(self._steering, self.variant.training.steering_max_grad_norm)
             self._step_log["steering_grad_norm"] = cast(torch.Tensor, norm)
-        norm = cast(torch.Tensor, clip(list(self.trained.values()), self.arm.training.clip))
+        norm = cast(torch.Tensor, clip(list(self.trained.values()), self.variant.training.max_grad_norm))
         # With a scaled loss, gradients that overflow are no accident: the step is left out and the scale lowered.
         if not scaled and not math.isfinite(norm.item()):
             raise self._diverged({"grad_norm": norm.item()})
@@ -279,9 +281,9 @@ class AdapterTrainer(ResumableTrainer):
     def _owes_evaluation(self) -> bool:
         """An evaluation is due that was not done: of the adapter that the training begins with, or one that a stop
         prevented."""
-        step, training = self.state.global_step, self.arm.training
+        step, training = self.state.global_step, self.variant.training
         done = [entry["step"] for entry in history.evaluations(self.state.log_history)]
-        is_due = step % training.eval_every == 0 and (step > 0 or training.init_from is not None)
+        is_due = step % training.eval_steps == 0 and (step > 0 or training.init_from is not None)
         return is_due and step not in done
 
     @override

@@ -21,7 +21,7 @@ SKILLS = {"steermoe": 0.95, "linear": 0.7, "lora": 0.9, "steermoe-seed2": 0.93} 
 @pytest.fixture(scope="session")
 def settings() -> Evaluation:
     return Evaluation(
-        normalizer="folded", batch_seconds=5.0, bootstrap_samples=200, confidence=0.95, normalizers={}
+        normalizer="folded", max_batch_seconds=5.0, bootstrap_samples=200, confidence=0.95, normalizers={}
     )
 
 
@@ -61,12 +61,12 @@ def knowing(rows: pl.DataFrame, name: str, skill: float) -> System:
 def evaluations(
     utterances: pl.DataFrame, settings: Evaluation, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Four arms and three baselines on `synthetic`; `digits` was skipped."""
+    """Four variants and three baselines on `synthetic`; `digits` was skipped."""
     root = tmp_path_factory.mktemp("evaluations")
-    for arm, skill in SKILLS.items():
-        found = measure(knowing(utterances, arm, skill), utterances, settings, 1, ("own", "shuffled"))
-        write_result(root / arm / "synthetic", found, summarise(found, settings))
-        write_skipped(root / arm / "digits", "no archive")
+    for variant, skill in SKILLS.items():
+        found = measure(knowing(utterances, variant, skill), utterances, settings, 1, ("own", "shuffled"))
+        write_result(root / variant / "synthetic", found, summarise(found, settings))
+        write_skipped(root / variant / "digits", "no archive")
     spoken = utterances.filter(task="transcribe")
     for name, rows in (("encoder", spoken), ("text-only", utterances), ("constant", utterances)):
         found = measure(knowing(rows, name, 0.97 if name == "encoder" else 0.1), rows, settings, 1)
@@ -78,11 +78,11 @@ def evaluations(
 
 @pytest.fixture(scope="session")
 def timing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What training measured, for all arms but one; on dev the order of the arms is another than on test."""
+    """What training measured, for all variants but one; on dev the order of the variants is another than on test."""
     root = tmp_path_factory.mktemp("timing")
-    for arm, loss in {"steermoe": 0.5, "linear": 0.3, "lora": 0.4}.items():
-        parts = {"projection": 1000, "router": 200} if arm == "steermoe" else {"projection": 1000}
+    for variant, loss in {"steermoe": 0.5, "linear": 0.3, "lora": 0.4}.items():
+        parts = {"projection": 1000, "router": 200} if variant == "steermoe" else {"projection": 1000}
         found = {"trainable_parameters": parts, "seconds_per_step": 0.25, "steps": 100, "best_step": 80}
         found |= {"best_dev_loss": loss, "frozen": {"llm": {"before": "1a", "after": "1a"}}}
-        (root / f"{arm}.json").write_text(json.dumps(found))
+        (root / f"{variant}.json").write_text(json.dumps(found))
     return root

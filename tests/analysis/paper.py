@@ -5,8 +5,8 @@ from steermoe import config
 PAPER_STEERING = config.Steering.model_validate(
     {
         "num_experts": 8, "router": "shared", "groups": None, "stages": None, "layers": "all",
-        "post_encoder": False, "site": "output", "scale": "learned", "scale_init": 0.1, "vector_std": 0.01,
-        "temperature": 1.0, "top_k": None, "gate_dropout": 0.0, "load_balance": 0.0, "z_loss": 0.0,
+        "post_encoder": False, "hook_point": "output", "scale": "learned", "scale_init": 0.1, "vector_std": 0.01,
+        "temperature": 1.0, "top_k": None, "gate_dropout": 0.0, "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0,
     }
 )  # fmt: skip
 PAPER_LORA = config.Lora.model_validate(
@@ -15,9 +15,9 @@ PAPER_LORA = config.Lora.model_validate(
         "targets": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
     }
 )  # fmt: skip
-PAPER_BRIDGE = config.Bridge.model_validate(
+PAPER_PROJECTOR = config.Projector.model_validate(
     {
-        "downsample": "average", "kernel": 4, "after": None, "projection": "linear", "width": None,
+        "downsample": "average", "downsample_factor": 4, "downsample_after_layer": None, "projection": "linear", "width": None,
         "heads": None, "experts": None,
     }
 )  # fmt: skip

@@ -11,7 +11,7 @@ from steermoe import SteerMoE, config
 from steermoe.analysis import presets
 from steermoe.analysis.audit import Audit, Sections, audit, trained_parameters
 from steermoe.models.encoders.firered_conformer import FireRedConfig
-from tests.analysis.paper import PAPER_BRIDGE, PAPER_LORA, PAPER_STEERING
+from tests.analysis.paper import PAPER_LORA, PAPER_PROJECTOR, PAPER_STEERING
 
 WIDTHS = {"qwen2.5-0.5b-instruct": 896, "qwen2.5-3b-instruct": 2048, "qwen2.5-7b-instruct": 3584}
 ENCODERS = {"whisper-large-v3": (32, 1280), "fireredasr-aed-l": (16, 1280), "conformer-512": (16, 512)}
@@ -43,7 +43,7 @@ def sections() -> Callable[..., Sections]:
             name,
             steering if name == "steering" else None,
             PAPER_LORA if name == "lora" else None,
-            PAPER_BRIDGE,
+            PAPER_PROJECTOR,
         )
 
     return make
@@ -125,11 +125,11 @@ def test_whisper_preset_is_whisper(name: str) -> None:
 @pytest.mark.parametrize("method_name", ["steering", "linear", "lora", "steering+lora+llm_lora"])
 @pytest.mark.parametrize("downsample", ["average", "concat"])
 def test_audit_counts_what_the_assembled_model_trains(
-    tiny_arm: Callable[..., config.ArmConfig], method_name: str, downsample: str
+    tiny_variant: Callable[..., config.VariantConfig], method_name: str, downsample: str
 ) -> None:
-    arm = tiny_arm(method_name, {"bridge.downsample": downsample})
-    model = SteerMoE.from_config(arm)
-    found = audit(Sections.of(arm), arm.encoder.path, arm.llm.path)
+    variant = tiny_variant(method_name, {"projector.downsample": downsample})
+    model = SteerMoE.from_config(variant)
+    found = audit(Sections.of(variant), variant.encoder.path, variant.llm.path)
     assert found.total == sum(tensor.numel() for tensor in model.trainable_state_dict().values())
     assert found.part("projection") == presets.count(model.projection)
     frozen = [p for p in model.encoder.model.parameters() if not p.requires_grad]
@@ -137,10 +137,10 @@ def test_audit_counts_what_the_assembled_model_trains(
     assert found.frozen["llm"] == sum(p.numel() for p in model.llm.parameters() if not p.requires_grad)
 
 
-def test_steering_of_some_layers_alone(tiny_arm: Callable[..., config.ArmConfig]) -> None:
-    arm = tiny_arm("steering", {"steering.layers": [2]})
-    whole = tiny_arm("steering")
-    some, all_layers = (audit(Sections.of(a), a.encoder.path, a.llm.path) for a in (arm, whole))
+def test_steering_of_some_layers_alone(tiny_variant: Callable[..., config.VariantConfig]) -> None:
+    variant = tiny_variant("steering", {"steering.layers": [2]})
+    whole = tiny_variant("steering")
+    some, all_layers = (audit(Sections.of(a), a.encoder.path, a.llm.path) for a in (variant, whole))
     assert 3 * some.part("vectors") == all_layers.part("vectors")
 
 
@@ -190,15 +190,20 @@ def test_counting_leaves_the_random_state_alone(sections: Callable[..., Sections
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_first_layers_are_counted_as_they_are_loaded(tiny_arm: Callable[..., config.ArmConfig]) -> None:
-    arm = tiny_arm("steering", {"encoder.layers": 2, "llm.layers": 1})
-    model, found = SteerMoE.from_config(arm), audit(Sections.of(arm), arm.encoder.path, arm.llm.path)
+def test_first_layers_are_counted_as_they_are_loaded(
+    tiny_variant: Callable[..., config.VariantConfig],
+) -> None:
+    variant = tiny_variant("steering", {"encoder.layers": 2, "llm.layers": 1})
+    model, found = (
+        SteerMoE.from_config(variant),
+        audit(Sections.of(variant), variant.encoder.path, variant.llm.path),
+    )
     assert found.frozen == {
         "encoder": sum(p.numel() for p in model.encoder.parameters() if not p.requires_grad),
         "llm": sum(p.numel() for p in model.llm.parameters()),
     }
     assert found.total == sum(p.numel() for p in model.trainable_state_dict().values())
-    assert found.encoder == f"{arm.encoder.path} (2 layers)"
+    assert found.encoder == f"{variant.encoder.path} (2 layers)"
     whole, cut = presets.encoder_shape("whisper-base"), presets.encoder_shape("whisper-base", depth=2)
     assert (cut.stem_weights, 3 * cut.matmul_weights) == (whole.stem_weights, whole.matmul_weights)
     cut_llm, whole_llm = (presets.llm_shape("qwen2.5-0.5b-instruct", depth=depth) for depth in (6, "all"))

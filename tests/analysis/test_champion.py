@@ -7,28 +7,32 @@ import pytest
 
 from steermoe.analysis.champion import dev_losses, judged_by, table
 from steermoe.analysis.comparison import Comparison, compare
-from steermoe.config import ArmConfig, Evaluation
+from steermoe.config import Evaluation, VariantConfig
 
-ARMS = ["linear", "steermoe", "lora"]
+VARIANTS = ["linear", "steermoe", "lora"]
 
 
 @pytest.fixture(scope="module")
 def comparison(evaluations: Path, timing: Path, settings: Evaluation) -> Comparison:
-    return compare(ARMS, "linear", ["synthetic", "digits"], evaluations, timing, settings, seed=1)
+    return compare(VARIANTS, "linear", ["synthetic", "digits"], evaluations, timing, settings, seed=1)
 
 
 @pytest.fixture
-def arms(tiny_arm) -> dict[str, ArmConfig]:
-    return {"linear": tiny_arm("linear"), "steermoe": tiny_arm("steering"), "lora": tiny_arm("lora")}
+def variants(tiny_variant) -> dict[str, VariantConfig]:
+    return {
+        "linear": tiny_variant("linear"),
+        "steermoe": tiny_variant("steering"),
+        "lora": tiny_variant("lora"),
+    }
 
 
 def test_the_lowest_dev_loss_is_first_whatever_the_test_sets_say(
-    comparison: Comparison, arms: dict[str, ArmConfig]
+    comparison: Comparison, variants: dict[str, VariantConfig]
 ) -> None:
-    found = dev_losses(comparison, arms)
+    found = dev_losses(comparison, variants)
     assert list(found) == ["linear", "lora", "steermoe"]  # on the test sets steermoe is best, linear worst
     other = replace(comparison, cells=[replace(cell, value=1 - cell.value) for cell in comparison.cells])
-    assert dev_losses(other, arms) == found
+    assert dev_losses(other, variants) == found
 
 
 @pytest.mark.parametrize(
@@ -40,22 +44,22 @@ def test_the_lowest_dev_loss_is_first_whatever_the_test_sets_say(
     ],
 )
 def test_losses_that_do_not_compare_are_left_out(
-    comparison: Comparison, arms: dict[str, ArmConfig], change: dict
+    comparison: Comparison, variants: dict[str, VariantConfig], change: dict
 ) -> None:
     for name, value in change.items():
-        section = getattr(arms["linear"], name)
+        section = getattr(variants["linear"], name)
         changed = value if name == "dev_splits" else section.model_copy(update=value)
-        arms["lora"] = arms["lora"].model_copy(update={name: changed})
-    assert "lora" not in dev_losses(comparison, arms)
-    assert judged_by(arms["lora"]) != judged_by(arms["linear"])
+        variants["lora"] = variants["lora"].model_copy(update={name: changed})
+    assert "lora" not in dev_losses(comparison, variants)
+    assert judged_by(variants["lora"]) != judged_by(variants["linear"])
 
 
-def test_an_arm_that_trains_nothing_or_has_no_loss_does_not_win(
-    comparison: Comparison, arms: dict[str, ArmConfig]
+def test_an_variant_that_trains_nothing_or_has_no_loss_does_not_win(
+    comparison: Comparison, variants: dict[str, VariantConfig]
 ) -> None:
     timing = dict(comparison.timing)
     timing["linear"] = timing["linear"] | {"trainable_parameters": {}}
     del timing["lora"]
-    assert list(dev_losses(replace(comparison, timing=timing), arms)) == ["steermoe"]
-    assert dev_losses(replace(comparison, timing={}), arms) == {}
+    assert list(dev_losses(replace(comparison, timing=timing), variants)) == ["steermoe"]
+    assert dev_losses(replace(comparison, timing={}), variants) == {}
     assert table({"linear": 0.25}).splitlines()[-1] == "| linear | 0.2500 |"

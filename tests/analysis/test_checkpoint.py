@@ -15,11 +15,11 @@ OPTIONS = {"hierarchical": {"steering.groups": 2}, "progressive": {"steering.sta
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_any_router_is_analyzed(
-    router: str, tiny_arm: Callable[..., Any], utterances: pl.DataFrame, tmp_path: Path
+    router: str, tiny_variant: Callable[..., Any], utterances: pl.DataFrame, tmp_path: Path
 ) -> None:
     changed = {"steering.router": router, **OPTIONS.get(router, {}), "steering.post_encoder": True}
     changed |= {"steering.layers": "last-2", "steering.num_experts": [4, 6, 4]}
-    model = SteerMoE.from_config(tiny_arm("steering", changed))
+    model = SteerMoE.from_config(tiny_variant("steering", changed))
     files = analyze(model, utterances[::10], tmp_path)
     assert {file.name for file in files} == {file.name for file in tmp_path.iterdir()}
     page = files[0].read_text()
@@ -35,9 +35,9 @@ def test_any_router_is_analyzed(
 
 
 def test_the_same_seed_gives_the_same_page(
-    tiny_arm: Callable[..., Any], utterances: pl.DataFrame, tmp_path: Path
+    tiny_variant: Callable[..., Any], utterances: pl.DataFrame, tmp_path: Path
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm("steering"))
+    model = SteerMoE.from_config(tiny_variant("steering"))
     pages = [
         analyze(model, utterances[:6], tmp_path / name, ("task",), seed=2)[0].read_bytes() for name in "ab"
     ]
@@ -45,13 +45,13 @@ def test_the_same_seed_gives_the_same_page(
 
 
 def test_what_cannot_be_analyzed_is_told(
-    tiny_arm: Callable[..., Any], utterances: pl.DataFrame, tmp_path: Path
+    tiny_variant: Callable[..., Any], utterances: pl.DataFrame, tmp_path: Path
 ) -> None:
-    steered = SteerMoE.from_config(tiny_arm("steering"))
+    steered = SteerMoE.from_config(tiny_variant("steering"))
     with pytest.raises(ValueError, match="no utterances"):
         analyze(steered, utterances[:0], tmp_path)
     with pytest.raises(ValueError, match=r"conditions: found 'mood'; legal: source_id, split, speaker"):
         analyze(steered, utterances[:3], tmp_path, ("mood",))
     with pytest.raises(ValueError, match="method linear has no experts"):
-        analyze(SteerMoE.from_config(tiny_arm("linear")), utterances[:3], tmp_path)
+        analyze(SteerMoE.from_config(tiny_variant("linear")), utterances[:3], tmp_path)
     assert not any(tmp_path.iterdir())

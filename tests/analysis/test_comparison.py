@@ -12,27 +12,27 @@ from steermoe.evaluation.metrics import METRICS
 from steermoe.evaluation.results import read_result, write_result, write_skipped
 from steermoe.evaluation.significance import holm, paired_bootstrap
 
-ARMS = ["linear", "steermoe", "lora"]
+VARIANTS = ["linear", "steermoe", "lora"]
 CORPORA = ["synthetic", "digits"]
 
 
 @pytest.fixture(scope="module")
 def comparison(evaluations: Path, timing: Path, settings: Evaluation) -> Comparison:
-    return compare(ARMS, "linear", CORPORA, evaluations, timing, settings, seed=1)
+    return compare(VARIANTS, "linear", CORPORA, evaluations, timing, settings, seed=1)
 
 
-def test_rows_are_the_arms_between_their_bars(comparison: Comparison) -> None:
+def test_rows_are_the_variants_between_their_bars(comparison: Comparison) -> None:
     assert [(row.system, row.audio) for row in comparison.rows] == [
         ("baseline/encoder", "own"),
-        *((arm, "own") for arm in ARMS),
-        *((arm, "shuffled") for arm in ARMS),
+        *((variant, "own") for variant in VARIANTS),
+        *((variant, "shuffled") for variant in VARIANTS),
         ("baseline/text-only", "own"),
         ("baseline/constant", "own"),
     ]
 
 
 def test_costs_come_from_training_and_evaluation(comparison: Comparison, evaluations: Path) -> None:
-    rows = {row.system: row for row in comparison.rows if row.kind == "arm"}
+    rows = {row.system: row for row in comparison.rows if row.kind == "variant"}
     assert rows["steermoe"].trainable == 1200 and rows["linear"].trainable == 1000
     assert rows["linear"].seconds_per_step == 0.25
     speed = read_result(evaluations / "linear" / "synthetic").summary["speed"]
@@ -54,17 +54,17 @@ def test_differences_are_the_paired_bootstraps(
     comparison: Comparison, evaluations: Path, settings: Evaluation
 ) -> None:
     place = comparison.sets[0]
-    rows = {row.system: row for row in comparison.rows if row.kind == "arm"}
+    rows = {row.system: row for row in comparison.rows if row.kind == "variant"}
     frames = {
-        arm: read_result(evaluations / arm / "synthetic").frame.filter(
+        variant: read_result(evaluations / variant / "synthetic").frame.filter(
             audio="own", split="clean", task="transcribe"
         )
-        for arm in ARMS
+        for variant in VARIANTS
     }
-    for arm in ("steermoe", "lora"):
-        cell = comparison.cell(rows[arm], place, "wer")
+    for variant in ("steermoe", "lora"):
+        cell = comparison.cell(rows[variant], place, "wer")
         assert cell is not None and cell.against is not None
-        ours, theirs = (METRICS["wer"].counts(frames[name]) for name in (arm, "linear"))
+        ours, theirs = (METRICS["wer"].counts(frames[name]) for name in (variant, "linear"))
         plain = paired_bootstrap(ours, theirs, 4000, settings.confidence, seed=0)
         found = cell.against
         assert found.value == plain.value and found.high == pytest.approx(plain.high, abs=0.02)
@@ -75,18 +75,18 @@ def test_differences_are_the_paired_bootstraps(
 
 def test_p_values_are_corrected_for_all_comparisons_of_the_table(comparison: Comparison) -> None:
     tested = [cell.against for cell in comparison.cells if cell.against is not None]
-    assert comparison.tests == len(tested) == 2 * (3 + 1 + 3)  # arms x metrics of the sets
+    assert comparison.tests == len(tested) == 2 * (3 + 1 + 3)  # variants x metrics of the sets
     assert [each.corrected for each in tested] == holm([each.p for each in tested])
     assert all(each.corrected is not None and each.corrected >= each.p for each in tested)
 
 
 def test_comparisons_draw_independently(comparison: Comparison, evaluations: Path) -> None:
     """Two equal comparisons have other resamples: their intervals differ a little."""
-    result = {arm: read_result(evaluations / arm / "synthetic") for arm in ARMS}
+    result = {variant: read_result(evaluations / variant / "synthetic") for variant in VARIANTS}
     twice = {"linear": {"synthetic": result["linear"]}} | {a: {"synthetic": result["lora"]} for a in "ab"}
     rows = [row for row in comparison.rows if row.system == "lora" and row.audio == "own"]
     settings = Evaluation(
-        normalizer="folded", batch_seconds=5, bootstrap_samples=200, confidence=0.95, normalizers={}
+        normalizer="folded", max_batch_seconds=5, bootstrap_samples=200, confidence=0.95, normalizers={}
     )
     first, second = (
         cells_of(replace(rows[0], system=name), twice, "linear", settings, 1)[0].against for name in "ab"
@@ -108,33 +108,37 @@ def test_it_is_plain_data(comparison: Comparison) -> None:
     assert set(headline["lora"]["synthetic"]["clean"]) == {"wer", "cer", "exact_match", "accuracy"}
 
 
-def test_one_arm_alone_is_compared_with_nothing(
+def test_one_variant_alone_is_compared_with_nothing(
     evaluations: Path, timing: Path, settings: Evaluation
 ) -> None:
     alone = compare(["lora"], "lora", ["synthetic"], evaluations, timing, settings, seed=1)
-    assert [row.system for row in alone.rows if row.kind == "arm"] == ["lora"]
+    assert [row.system for row in alone.rows if row.kind == "variant"] == ["lora"]
     assert all(cell.against is None for cell in alone.cells) and alone.missing == {}
 
 
 def test_nothing_but_skipped_corpora_is_a_comparison_too(
     evaluations: Path, timing: Path, settings: Evaluation
 ) -> None:
-    empty = compare(ARMS, "linear", ["digits"], evaluations, timing, settings, seed=1)
+    empty = compare(VARIANTS, "linear", ["digits"], evaluations, timing, settings, seed=1)
     assert empty.cells == [] and empty.protocol == {} and empty.missing == {"digits": "no archive"}
 
 
-def test_errors_name_the_arm(evaluations: Path, timing: Path, settings: Evaluation, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="reference arm 'loar' is not among the compared arms: linear"):
-        compare(ARMS, "loar", CORPORA, evaluations, timing, settings, seed=1)
-    with pytest.raises(ValueError, match="arm 'lora' lacks evaluations of fleurs"):
+def test_errors_name_the_variant(
+    evaluations: Path, timing: Path, settings: Evaluation, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError, match="reference variant 'loar' is not among the compared variants: linear"
+    ):
+        compare(VARIANTS, "loar", CORPORA, evaluations, timing, settings, seed=1)
+    with pytest.raises(ValueError, match="variant 'lora' lacks evaluations of fleurs"):
         compare(["lora"], "lora", ["synthetic", "fleurs"], evaluations, timing, settings, seed=1)
     shutil.copytree(evaluations, tmp_path, dirs_exist_ok=True)
     write_skipped(tmp_path / "lora" / "synthetic", "gone")
     with pytest.raises(ValueError, match="synthetic was skipped for one of lora, linear"):
-        compare(ARMS, "linear", CORPORA, tmp_path, timing, settings, seed=1)
+        compare(VARIANTS, "linear", CORPORA, tmp_path, timing, settings, seed=1)
 
 
-def test_arms_must_have_read_the_same_utterances(
+def test_variants_must_have_read_the_same_utterances(
     evaluations: Path, timing: Path, settings: Evaluation, tmp_path: Path
 ) -> None:
     from steermoe.evaluation.predictions import Predictions
@@ -144,7 +148,7 @@ def test_arms_must_have_read_the_same_utterances(
     fewer = Predictions(result.frame.filter(pl.col("source_id") != "u001"), "", 0, None, "folded")
     write_result(tmp_path / "lora" / "synthetic", fewer, result.summary)
     with pytest.raises(ValueError, match=r"synthetic clean: .* different utterances \(59 and 60 rows\)"):
-        compare(ARMS, "linear", CORPORA, tmp_path, timing, settings, seed=1)
+        compare(VARIANTS, "linear", CORPORA, tmp_path, timing, settings, seed=1)
 
 
 def test_worst_utterances_come_first(evaluations: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from steermoe.analysis.audit import Sections
 from steermoe.analysis.plan import GPUS, Corpus, Plan, Setup, assumptions, plan, refusal, this_cpu
 from steermoe.analysis.presets import encoder_shape, llm_shape
-from tests.analysis.paper import PAPER_BRIDGE, PAPER_LORA, PAPER_STEERING
+from tests.analysis.paper import PAPER_LORA, PAPER_PROJECTOR, PAPER_STEERING
 
 LIBRISPEECH = Corpus(hours=100.6, epochs=10, mean_seconds=12.69, prompt_tokens=10, target_tokens=40)
 H200 = Setup(GPUS["h200"], 1, 120.0, "bfloat16", "bfloat16")
@@ -18,7 +18,7 @@ def sections(method: str = "steering") -> Sections:
         PAPER_STEERING if method == "steering" else None,
         PAPER_LORA if method == "lora" else None,
     )
-    return Sections(method, steering, lora, PAPER_BRIDGE)
+    return Sections(method, steering, lora, PAPER_PROJECTOR)
 
 
 def planned(
@@ -91,7 +91,9 @@ def test_steering_keeps_more_activations_than_a_projection() -> None:
 
 
 def test_activations_grow_with_the_batch() -> None:
-    small, large = (planned(setup=replace(H200, batch_seconds=n * 12.7)).parts["activations"] for n in (1, 8))
+    small, large = (
+        planned(setup=replace(H200, max_batch_seconds=n * 12.7)).parts["activations"] for n in (1, 8)
+    )
     assert large == pytest.approx(8 * small)
 
 
@@ -109,12 +111,12 @@ def test_too_little_memory_is_refused_with_what_would_fit() -> None:
 
 
 def test_memory_that_no_mode_can_save() -> None:
-    setup = replace(H200, gpu=GPUS["rtx4090"], batch_seconds=900)
+    setup = replace(H200, gpu=GPUS["rtx4090"], max_batch_seconds=900)
     assert "no mode fits" in str(refusal(planned(setup=setup), setup, "zero2"))
 
 
 def test_a_padded_row_costs_the_whole_window() -> None:
-    setups = [replace(H200, batch_seconds=120, padded=padded) for padded in (True, False)]
+    setups = [replace(H200, max_batch_seconds=120, padded=padded) for padded in (True, False)]
     padded, bare = (planned(setup=setup).parts["activations"] for setup in setups)
     assert padded == pytest.approx(bare, rel=0.15)  # 4 rows of 30 s, or 9 of 12.69 s
 

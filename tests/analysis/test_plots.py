@@ -32,11 +32,11 @@ def use(layers: int, experts: int) -> dict:
 
 @pytest.fixture(params=["curves", "one curve", "no curves", "rates", "one rate", "use", "deep use", "scales"])
 def draw(request: pytest.FixtureRequest, evaluations: Path, timing: Path, settings: Evaluation) -> Draw:
-    def rates(arms: list[str]) -> Draw:
-        found = compare(arms, arms[0], ["synthetic", "digits"], evaluations, timing, settings, seed=1)
+    def rates(variants: list[str]) -> Draw:
+        found = compare(variants, variants[0], ["synthetic", "digits"], evaluations, timing, settings, seed=1)
         return lambda path: plots.error_rates(found, path)
 
-    many = {f"arm-{number}": history(number / 50) for number in range(9)}
+    many = {f"variant-{number}": history(number / 50) for number in range(9)}
     uses = {"steermoe": use(4, 8), "steermoe-2": use(4, 2), "steermoe-16": use(4, 16)}
     return {
         "curves": lambda path: plots.learning_curves(many, path),

@@ -13,7 +13,7 @@ from steermoe.config import Evaluation
 from steermoe.evaluation.results import read_results, read_text_tasks
 from steermoe.evaluation.significance import Difference
 
-ARMS = ["linear", "steermoe", "lora", "steermoe-seed2"]
+VARIANTS = ["linear", "steermoe", "lora", "steermoe-seed2"]
 USE = {
     "layers": ["0", "2"], "experts": [2, 2], "utterances": 3, "frames": 1200, "mean_gates": [[0.5, 0.5], [0.9, 0.1]],
     "entropy": [0.69, 0.33], "effective_experts": [2.0, 1.39], "effective_load": [2.0, 1.38],
@@ -23,7 +23,7 @@ USE = {
 
 @pytest.fixture(scope="module")
 def comparison(evaluations: Path, timing: Path, settings: Evaluation) -> Comparison:
-    return compare(ARMS, "linear", ["synthetic", "digits"], evaluations, timing, settings, seed=1)
+    return compare(VARIANTS, "linear", ["synthetic", "digits"], evaluations, timing, settings, seed=1)
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -89,7 +89,7 @@ def test_a_set_is_shown_in_its_own_metric(comparison: Comparison) -> None:
 def test_tables_are_rectangular_whatever_the_texts_hold(
     comparison: Comparison, evaluations: Path, timing: Path
 ) -> None:
-    results = {arm: of for arm, of in read_results(evaluations).items() if arm in ARMS}
+    results = {variant: of for variant, of in read_results(evaluations).items() if variant in VARIANTS}
     text = markdown(comparison, [sections.worst_cases(results), sections.training(comparison)], {})
     assert "`x" not in text  # a backtick of a hypothesis would end its code span
     for table in tables(text):
@@ -153,10 +153,10 @@ def test_p_values_end_where_the_resamples_do(
 
 
 def test_preservation_tells_whose_weights_are_the_same(
-    comparison: Comparison, evaluations: Path, tiny_arm
+    comparison: Comparison, evaluations: Path, tiny_variant
 ) -> None:
-    configs = {"linear": tiny_arm("linear"), "lora": tiny_arm("linear+llm_lora")}
-    tasks = read_text_tasks(evaluations, ARMS)
+    configs = {"linear": tiny_variant("linear"), "lora": tiny_variant("linear+llm_lora")}
+    tasks = read_text_tasks(evaluations, VARIANTS)
     assert tasks.keys() == {"baseline"}
     lines = sections.preservation(comparison, configs, tasks | {"lora": tasks["baseline"]})
     assert "same before and after training: linear, steermoe, lora." in lines[2]
@@ -177,20 +177,22 @@ def test_steering_has_a_line_a_layer() -> None:
     assert sections.steering({}) == []
 
 
-def test_seed_noise_groups_arms_that_differ_in_the_seed_alone(comparison: Comparison, tiny_arm) -> None:
+def test_seed_noise_groups_variants_that_differ_in_the_seed_alone(
+    comparison: Comparison, tiny_variant
+) -> None:
     configs = {
-        "linear": tiny_arm("linear"),
-        "steermoe": tiny_arm("steering"),
-        "steermoe-seed2": tiny_arm("steering", {"seed": 6, "name": "steermoe-seed2"}),
-        "lora": tiny_arm("lora"),
+        "linear": tiny_variant("linear"),
+        "steermoe": tiny_variant("steering"),
+        "steermoe-seed2": tiny_variant("steering", {"seed": 6, "name": "steermoe-seed2"}),
+        "lora": tiny_variant("lora"),
     }
     [table] = tables("\n".join(sections.seed_noise(comparison, configs)))
     assert [line[1] for line in table[2:]] == ["synthetic clean WER", "synthetic other WER"]
-    rows = [row for row in comparison.rows if row.kind == "arm" and row.system.startswith("steermoe")]
+    rows = [row for row in comparison.rows if row.kind == "variant" and row.system.startswith("steermoe")]
     a, b = (comparison.cell(row, comparison.sets[0], "wer") for row in rows)
     assert a is not None and b is not None
     assert table[2][2] == f"{100 * abs(a.value - b.value):.1f}"
-    configs["steermoe-seed2"] = tiny_arm("steering", {"seed": 6, "steering.num_experts": 2})
+    configs["steermoe-seed2"] = tiny_variant("steering", {"seed": 6, "steering.num_experts": 2})
     assert sections.seed_noise(comparison, configs) == []
 
 
@@ -199,4 +201,4 @@ def test_a_comparison_of_nothing_is_still_a_report(
 ) -> None:
     empty = compare(["linear"], "linear", ["digits"], evaluations, timing, settings, seed=1)
     text = markdown(empty, [sections.worst_cases({})], {})
-    assert "Corpus `digits` is not available: no archive" in text and "There is no other arm." in text
+    assert "Corpus `digits` is not available: no archive" in text and "There is no other variant." in text

@@ -75,9 +75,9 @@ def test_divergence_has_its_bounds() -> None:
     assert specialisation._divergence([np.array([2.0, 2]), np.array([5.0, 5])], [4, 10]) == pytest.approx(0)
 
 
-def test_usage_of_a_model_parts_sound_from_silence(tiny_arm: Callable[..., Any]) -> None:
+def test_usage_of_a_model_parts_sound_from_silence(tiny_variant: Callable[..., Any]) -> None:
     model = SteerMoE.from_config(
-        tiny_arm("steering", {"steering.post_encoder": True, "steering.layers": [1]})
+        tiny_variant("steering", {"steering.post_encoder": True, "steering.layers": [1]})
     )
     rng = np.random.default_rng(1)
     waveform = np.concatenate([0.1 * rng.standard_normal(RATE), np.zeros(RATE // 2)]).astype(np.float32)
@@ -89,9 +89,9 @@ def test_usage_of_a_model_parts_sound_from_silence(tiny_arm: Callable[..., Any])
         assert gates.sum((0, 2)) == pytest.approx([50, 25], rel=1e-5)
 
 
-def test_geometry_is_that_of_the_scaled_vectors(tiny_arm: Callable[..., Any]) -> None:
+def test_geometry_is_that_of_the_scaled_vectors(tiny_variant: Callable[..., Any]) -> None:
     model = SteerMoE.from_config(
-        tiny_arm("steering", {"steering.layers": [0, 2], "steering.num_experts": [2, 4]})
+        tiny_variant("steering", {"steering.layers": [0, 2], "steering.num_experts": [2, 4]})
     )
     assert model.steering is not None
     with torch.no_grad():
@@ -102,6 +102,6 @@ def test_geometry_is_that_of_the_scaled_vectors(tiny_arm: Callable[..., Any]) ->
     assert found["0"]["norms"][0] == pytest.approx(2 * found["0"]["norms"][1])
 
 
-def test_other_methods_have_no_experts(tiny_arm: Callable[..., Any]) -> None:
+def test_other_methods_have_no_experts(tiny_variant: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="method linear has no experts"):
-        specialisation.usage(SteerMoE.from_config(tiny_arm("linear")), pl.DataFrame())
+        specialisation.usage(SteerMoE.from_config(tiny_variant("linear")), pl.DataFrame())

@@ -17,9 +17,9 @@ from steermoe.models.steermoe import SteerMoE
 
 
 @pytest.fixture
-def model(tiny_arm: Callable[..., Any]) -> SteerMoE:
+def model(tiny_variant: Callable[..., Any]) -> SteerMoE:
     decided = {"steering.layers": [0, 2], "steering.scale_init": 0.5, "steering.vector_std": 0.3}
-    return SteerMoE.from_config(tiny_arm("steering", decided))
+    return SteerMoE.from_config(tiny_variant("steering", decided))
 
 
 def steering_of(model: SteerMoE) -> Steering:
@@ -28,7 +28,7 @@ def steering_of(model: SteerMoE) -> Steering:
 
 
 def test_gates_are_shares_and_numbers_fit_together(model: SteerMoE, utterances: pl.DataFrame) -> None:
-    found = collect(model, utterances[:20], batch_seconds=1.0, seed=0)
+    found = collect(model, utterances[:20], max_batch_seconds=1.0, seed=0)
     assert found is not None
     assert found["layers"] == ["0", "2"] and found["experts"] == [4, 4] and found["utterances"] == 20
     assert found["frames"] == 20 * 10  # 0.2 s at 50 frames a second
@@ -40,16 +40,16 @@ def test_gates_are_shares_and_numbers_fit_together(model: SteerMoE, utterances: 
 
 
 def test_all_models_are_looked_at_with_rows_of_all_corpora(
-    model: SteerMoE, tiny_arm: Callable[..., Any], utterances: pl.DataFrame, tmp_path: Path
+    model: SteerMoE, tiny_variant: Callable[..., Any], utterances: pl.DataFrame, tmp_path: Path
 ) -> None:
     """One of them has videos; a model without steering has nothing to tell."""
     model.save_pretrained(tmp_path / "steered")
-    SteerMoE.from_config(tiny_arm("linear")).save_pretrained(tmp_path / "linear")
+    SteerMoE.from_config(tiny_variant("linear")).save_pretrained(tmp_path / "linear")
     models = {name: tmp_path / name for name in ("steered", "linear")}
     seeing = utterances[:3].with_columns(pl.lit(b"", pl.Binary).alias("video"))
-    found = collect_all(models, [utterances[3:8], seeing], batch_seconds=1.0, seed=0)
+    found = collect_all(models, [utterances[3:8], seeing], max_batch_seconds=1.0, seed=0)
     assert list(found) == ["steered"] and found["steered"]["utterances"] == 8
-    assert collect_all(models, [], batch_seconds=1.0, seed=0) == {}
+    assert collect_all(models, [], max_batch_seconds=1.0, seed=0) == {}
 
 
 def test_batches_do_not_change_what_is_seen(model: SteerMoE, utterances: pl.DataFrame) -> None:
@@ -73,7 +73,7 @@ def test_even_and_single_experts(model: SteerMoE, utterances: pl.DataFrame) -> N
             parameter.zero_()
             if parameter.ndim == 1:  # the bias of 2 layers with 4 experts each
                 parameter[4 + 1] = 50.0
-    found = collect(model, utterances[:5], batch_seconds=5.0, seed=0)
+    found = collect(model, utterances[:5], max_batch_seconds=5.0, seed=0)
     assert found is not None
     assert found["effective_experts"] == pytest.approx([4, 1])
     assert found["mean_gates"][1] == pytest.approx([0, 1, 0, 0], abs=1e-6)
@@ -81,7 +81,7 @@ def test_even_and_single_experts(model: SteerMoE, utterances: pl.DataFrame) -> N
 
 def test_ratio_is_that_of_steered_and_unsteered_outputs(model: SteerMoE, utterances: pl.DataFrame) -> None:
     rows = utterances[:1]
-    found = collect(model, rows, batch_seconds=5.0, seed=0)
+    found = collect(model, rows, max_batch_seconds=5.0, seed=0)
     item = UtteranceDataset(rows, model.features, model.tokenizer, model.config.prompts)[0]
     seen: list[Any] = []
     first = model.encoder.layers[0]
@@ -104,13 +104,13 @@ def test_looking_leaves_the_model_as_it_was(model: SteerMoE, utterances: pl.Data
     prompt = torch.zeros(1, 1, 32), torch.tensor([1])
     with torch.no_grad():
         first = model.encode(batch["features"], batch["feature_lengths"], *prompt)[0]
-        collect(model, utterances[:3], batch_seconds=5.0, seed=0)
+        collect(model, utterances[:3], max_batch_seconds=5.0, seed=0)
         second = model.encode(batch["features"], batch["feature_lengths"], *prompt)[0]
     assert torch.equal(first, second)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_a_model_without_steering_has_nothing_to_show(
-    tiny_arm: Callable[..., Any], utterances: pl.DataFrame
+    tiny_variant: Callable[..., Any], utterances: pl.DataFrame
 ) -> None:
-    assert collect(SteerMoE.from_config(tiny_arm("linear")), utterances, 5.0, seed=0) is None
+    assert collect(SteerMoE.from_config(tiny_variant("linear")), utterances, 5.0, seed=0) is None

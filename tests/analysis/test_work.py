@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from steermoe.analysis import presets
 from steermoe.analysis.audit import Sections, trained_parameters
 from steermoe.analysis.work import Clip, Work, backpropagated, clip, kept_bytes, work
-from tests.analysis.paper import PAPER_BRIDGE, PAPER_LORA, PAPER_STEERING
+from tests.analysis.paper import PAPER_LORA, PAPER_PROJECTOR, PAPER_STEERING
 
 FRAMES = 100
 SMALL: dict[str, Any] = {
@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def sections() -> Sections:
-    return Sections("steering", PAPER_STEERING, None, PAPER_BRIDGE)
+    return Sections("steering", PAPER_STEERING, None, PAPER_PROJECTOR)
 
 
 def small_llm(dtype: torch.dtype, attention: str = "sdpa") -> Any:
@@ -142,8 +142,8 @@ def test_gradient_goes_through_the_layers_above_the_first_steered_one(
 
 
 def test_gradient_of_the_other_methods(sections: Sections) -> None:
-    assert backpropagated(Sections("linear", None, None, sections.bridge), 32) == 0
-    assert backpropagated(Sections("lora", None, PAPER_LORA, sections.bridge), 32) == 32
+    assert backpropagated(Sections("linear", None, None, sections.projector), 32) == 0
+    assert backpropagated(Sections("lora", None, PAPER_LORA, sections.projector), 32) == 32
 
 
 def test_total_is_the_sum() -> None:

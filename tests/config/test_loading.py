@@ -24,7 +24,7 @@ def test_shipped_configuration_loads(params: Path, profile: str) -> None:
     tree, sizes = YAML().load(params), YAML().load(ROOT / "configs" / f"{profile}.yaml")
     assert (loaded.profile, list(loaded.corpora)) == (profile, tree["corpora"])
     assert loaded.compare == tree["compare"]
-    assert loaded.arms.keys() == tree["arms"].keys() | sizes["arms"].keys()
+    assert loaded.variants.keys() == tree["variants"].keys() | sizes["variants"].keys()
     rates = sizes["training"]["learning_rates"]["steering"]
     assert loaded.training.learning_rates.steering.model_dump() == rates
     assert isinstance(rates["vectors"], float)  # YAML 1.1 reads 1e-2 as text
@@ -36,15 +36,15 @@ def test_every_problem_of_both_files_is_told_at_once(edit: Edit, problems: Probl
             "steering": {},
             "seed": "x",
             "compare": ["liner"],
-            "arms.baseline": {"method": "lora", "overrides": {"lora.rnk": 0}},
-            "mini:training.steps": 0,
+            "variants.baseline": {"method": "lora", "overrides": {"lora.rnk": 0}},
+            "mini:training.max_steps": 0,
             "mini:llm": {"path": "", "dtype": 3},
         }
     )
     told = [line.split(":")[1].strip() for line in problems()]
     steering = [f"steering.{name}" for name in config.Steering.model_fields]
-    mine = ["seed", "compare", "reference", "arms.baseline", "arms.baseline.overrides.lora.rnk"]
-    theirs = ["training.steps", "llm.path", "llm.revision", "llm.dtype", "llm.quantization", "llm.layers"]
+    mine = ["seed", "compare", "reference", "variants.baseline", "variants.baseline.overrides.lora.rnk"]
+    theirs = ["training.max_steps", "llm.path", "llm.revision", "llm.dtype", "llm.quantization", "llm.layers"]
     assert sorted(told) == sorted(steering + mine + theirs)
 
 
@@ -100,24 +100,24 @@ def test_switch_profile_changes_its_lines_and_keeps_the_rest(edit: Edit, params:
 
 def test_switch_to_a_wrong_profile_leaves_params_alone(edit: Edit, params: Path) -> None:
     shutil.copy(params.parent / "configs" / "mini.yaml", params.parent / "configs" / "other.yaml")
-    edit({"other:training.steps": 0})
+    edit({"other:training.max_steps": 0})
     before = params.read_bytes()
-    with pytest.raises(config.ConfigError, match=r"other\.yaml: training\.steps"):
+    with pytest.raises(config.ConfigError, match=r"other\.yaml: training\.max_steps"):
         config.switch_profile(params, "other")
     with pytest.raises(config.ConfigError, match="nearest: other"):
         config.switch_profile(params, "othr")
     assert params.read_bytes() == before
 
 
-def test_put_in_force_changes_one_list(params: Path) -> None:
+def test_select_changes_one_list(params: Path) -> None:
     before = params.read_text().splitlines()
-    every = list(config.load(params).arms)
-    config.put_in_force(params, every)
+    every = list(config.load(params).variants)
+    config.select(params, every)
     assert config.load(params).compare == every
     changed = [line for line in difflib.ndiff(before, params.read_text().splitlines()) if line[0] in "+-"]
     assert changed == [f"+ - {name}" for name in every if name not in ("steermoe", "linear", "lora")]
     with pytest.raises(config.ConfigError, match="nearest: linear"):
-        config.put_in_force(params, ["liner"])
+        config.select(params, ["liner"])
     assert config.load(params).compare == every
 
 
@@ -125,7 +125,7 @@ def test_put_in_force_changes_one_list(params: Path) -> None:
     ("file", "setting", "line"),
     [
         ("params.yaml", "steering.num_experts=16", "num_experts: 16"),
-        *((path.relative_to(ROOT).as_posix(), "training.steps=9876543", "steps: 9876543")
+        *((path.relative_to(ROOT).as_posix(), "training.max_steps=9876543", "max_steps: 9876543")
           for path in sorted((ROOT / "configs").glob("*.yaml"))),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Profiles: arms and values of their own, corpora in part, selections, models that are pinned."""
+"""Profiles: variants and values of their own, corpora in part, selections, models that are pinned."""
 
 import json
 from collections.abc import Callable
@@ -19,49 +19,57 @@ def paper(params: Path) -> config.Config:
     return config.preview(params, "paper")
 
 
-def test_the_papers_default_arm(paper: config.Config) -> None:
-    arm = paper.arm("steermoe")
-    assert arm.train_splits == {"librispeech": ["train-clean-100", "train-clean-360"]}
-    assert arm.dev_splits == {"librispeech": ["dev-clean", "dev-other"]}
-    assert arm.training.learning_rates == {"projection": 1e-4, "vectors": 1e-2, "router": 1e-3}
-    assert arm.steering is not None and arm.steering.num_experts == 8
-    assert (arm.encoder.path, arm.llm.path) == ("openai/whisper-large-v3", "Qwen/Qwen2.5-7B-Instruct")
-    assert (arm.encoder.dtype, arm.llm.dtype, arm.encoder.window) == ("bfloat16", "bfloat16", "full")
-    assert all(section.revision and len(section.revision) == 40 for section in (arm.encoder, arm.llm))
+def test_the_papers_default_variant(paper: config.Config) -> None:
+    variant = paper.variant("steermoe")
+    assert variant.train_splits == {"librispeech": ["train-clean-100", "train-clean-360"]}
+    assert variant.dev_splits == {"librispeech": ["dev-clean", "dev-other"]}
+    assert variant.training.learning_rates == {"projection": 1e-4, "vectors": 1e-2, "router": 1e-3}
+    assert variant.steering is not None and variant.steering.num_experts == 8
+    assert (variant.encoder.path, variant.llm.path) == ("openai/whisper-large-v3", "Qwen/Qwen2.5-7B-Instruct")
+    assert (variant.encoder.dtype, variant.llm.dtype, variant.encoder.window) == (
+        "bfloat16",
+        "bfloat16",
+        "full",
+    )
+    assert all(section.revision and len(section.revision) == 40 for section in (variant.encoder, variant.llm))
     assert paper.corpora["librispeech"].test == ["test-clean", "test-other"]
-    assert list(paper.corpora) == ["librispeech"]  # which the arms in force need; AISHELL-2 is had by few
+    assert list(paper.corpora) == ["librispeech"]  # which the selected variants need; AISHELL-2 is had by few
 
 
-def test_an_arm_of_a_profile_has_its_own_corpora_and_models(paper: config.Config) -> None:
-    arm = paper.arm("conformer-3b-aishell2")
-    assert (arm.train_splits, arm.dev_splits) == ({"aishell2": ["train"]}, {"aishell2": ["ios-dev"]})
-    assert (arm.encoder.name, arm.encoder.revision, arm.bridge.kernel) == ("firered", None, 2)
-    assert arm.llm.path == "Qwen/Qwen2.5-3B-Instruct" and arm.llm.revision != paper.llm.revision
-    assert arm.prompts.transcribe == "请逐字复述音频内容为文字"
-    hours = {name: paper.arm(f"steermoe-{name}").train_splits["librispeech"] for name in ("100h", "960h")}
+def test_an_variant_of_a_profile_has_its_own_corpora_and_models(paper: config.Config) -> None:
+    variant = paper.variant("conformer-3b-aishell2")
+    assert (variant.train_splits, variant.dev_splits) == ({"aishell2": ["train"]}, {"aishell2": ["ios-dev"]})
+    assert (variant.encoder.name, variant.encoder.revision, variant.projector.downsample_factor) == (
+        "firered",
+        None,
+        2,
+    )
+    assert variant.llm.path == "Qwen/Qwen2.5-3B-Instruct" and variant.llm.revision != paper.llm.revision
+    assert variant.prompts.transcribe == "请逐字复述音频内容为文字"
+    hours = {name: paper.variant(f"steermoe-{name}").train_splits["librispeech"] for name in ("100h", "960h")}
     assert [len(splits) for splits in hours.values()] == [1, 3]
-    assert paper.arm("linear-960h").train_splits == paper.arm("steermoe-960h").train_splits
+    assert paper.variant("linear-960h").train_splits == paper.variant("steermoe-960h").train_splits
 
 
-def test_the_rehearsal_has_the_papers_arms_and_readers(params: Path, paper: config.Config) -> None:
+def test_the_rehearsal_has_the_papers_variants_and_readers(params: Path, paper: config.Config) -> None:
     dry = config.preview(params, "paper-dry")
-    assert dry.arms.keys() == paper.arms.keys()
+    assert dry.variants.keys() == paper.variants.keys()
     assert dry.rehearsal is not None and paper.rehearsal is None
-    for name, arm in paper.arms.items():
-        ours = dry.arm(name)
+    for name, variant in paper.variants.items():
+        ours = dry.variant(name)
         assert (ours.train_splits, ours.dev_splits, ours.method) == (
-            arm.train_splits, arm.dev_splits, arm.method
+            variant.train_splits, variant.dev_splits, variant.method
         )  # fmt: skip
-        assert ours.model_dump(include={"steering", "lora", "bridge", "prompts"}) == arm.model_dump(
-            include={"steering", "lora", "bridge", "prompts"}
+        assert ours.model_dump(include={"steering", "lora", "projector", "prompts"}) == variant.model_dump(
+            include={"steering", "lora", "projector", "prompts"}
         )
-        assert (ours.encoder.name, ours.encoder.window) == (arm.encoder.name, arm.encoder.window)
-        assert ours.training.learning_rates == arm.training.learning_rates
+        assert (ours.encoder.name, ours.encoder.window) == (variant.encoder.name, variant.encoder.window)
+        assert ours.training.learning_rates == variant.training.learning_rates
 
 
-def test_arms_bring_their_corpora_into_force(params: Path) -> None:
+def test_variants_bring_their_corpora_into_force(params: Path) -> None:
     config.switch_profile(params, "paper")
-    config.put_in_force(params, ["conformer-7b-aishell2", "linear"])
+    config.select(params, ["conformer-7b-aishell2", "linear"])
     assert list(config.load(params).corpora) == ["librispeech", "aishell2"]
     config.switch_profile(params, "paper", compare=["steermoe", "linear"], corpora=["mls", "librispeech"])
     assert list(config.load(params).corpora) == ["librispeech", "mls"]  # the cross-lingual table
@@ -69,9 +77,9 @@ def test_arms_bring_their_corpora_into_force(params: Path) -> None:
     assert list(config.load(params).corpora) == ["synthetic", "digits"]
 
 
-def test_an_arm_without_its_corpus_is_told(params: Path) -> None:
+def test_an_variant_without_its_corpus_is_told(params: Path) -> None:
     before = params.read_bytes()
-    with pytest.raises(config.ConfigError, match="arm steermoe-aishell2 needs aishell2, not in force"):
+    with pytest.raises(config.ConfigError, match="variant steermoe-aishell2 needs aishell2, not selected"):
         config.switch_profile(
             params, "paper", ["steermoe-aishell2"], ["librispeech"], reference="steermoe-aishell2"
         )
@@ -82,9 +90,9 @@ def test_an_arm_without_its_corpus_is_told(params: Path) -> None:
 
 def test_part_of_the_corpora(edit: Edit, problems: Problems, params: Path) -> None:
     edit({"corpora": ["synthetic"]})
-    assert list(config.load(params).arm("linear").train_splits) == ["synthetic"]
+    assert list(config.load(params).variant("linear").train_splits) == ["synthetic"]
     edit({"corpora": ["digits"]})
-    assert "params.yaml: corpora: none in force has a split in `dev`, for arm linear" in problems()
+    assert "params.yaml: corpora: none selected has a split in `dev`, for variant linear" in problems()
 
 
 def test_values_of_a_profile_stand_above_those_of_params(
@@ -94,7 +102,7 @@ def test_values_of_a_profile_stand_above_those_of_params(
     loaded = config.load(params)
     assert loaded.generation.max_new_tokens == 7 and loaded.evaluation.normalizers == {"digits": "none"}
     edit({"corpora": ["synthetic"]})
-    assert config.load(params).evaluation.normalizers == {}  # digits is not in force
+    assert config.load(params).evaluation.normalizers == {}  # digits is not selected
     edit({"mini:overrides": {"generation.max_new_tokens": 0}})
     assert problems() == [
         "configs/mini.yaml: overrides.generation.max_new_tokens: found 0; legal: a whole number >= 1"
@@ -117,12 +125,16 @@ def test_values_of_a_profile_stand_above_those_of_params(
             'configs/mini.yaml: selection: found {"dev": "digits: test"}; legal: none',
         ),
         (
-            {"mini:arms": {"linear": {"method": "linear", "overrides": {"seed": 3}}}},
-            'configs/mini.yaml: arms: found "linear"; legal: a name that params.yaml does not have in its arms',
+            {"mini:variants": {"linear": {"method": "linear", "overrides": {"seed": 3}}}},
+            'configs/mini.yaml: variants: found "linear"; legal: a name that params.yaml does not have in its variants',
         ),
         (
-            {"mini:arms": {"other": {"method": "linear", "overrides": {"bridge.kernl": 3}}}},
-            "configs/mini.yaml: arms.other.overrides.bridge.kernl: no such value; legal: one of bridge.downsample, ",
+            {
+                "mini:variants": {
+                    "other": {"method": "linear", "overrides": {"projector.downsample_fctor": 3}}
+                }
+            },
+            "configs/mini.yaml: variants.other.overrides.projector.downsample_fctor: no such value; legal: one of projector.downsample, ",
         ),
         (
             {"mini:llm.revision": "main"},
@@ -141,13 +153,13 @@ def test_a_mistake_in_a_profile_is_told(
     assert [found for found in problems() if found.startswith(line)], problems()
 
 
-def test_an_arm_that_selects_what_its_profile_lacks(edit: Edit, problems: Problems, params: Path) -> None:
-    arm = {"method": "linear", "overrides": {"selection.train": {"synthetic": ["trian"]}}}
-    edit({"mini:arms": {"other": arm}})
-    assert "other" not in config.load(params).arms
+def test_an_variant_that_selects_what_its_profile_lacks(edit: Edit, problems: Problems, params: Path) -> None:
+    variant = {"method": "linear", "overrides": {"selection.train": {"synthetic": ["trian"]}}}
+    edit({"mini:variants": {"other": variant}})
+    assert "other" not in config.load(params).variants
     edit({"compare": ["other", "linear"]})
     assert problems() == [
-        'params.yaml: compare: arm other: selection.train: found "synthetic: trian"; legal: train'
+        'params.yaml: compare: variant other: selection.train: found "synthetic: trian"; legal: train'
     ]
 
 
@@ -159,20 +171,20 @@ def test_the_lock_pins_what_a_profile_leaves_open(edit: Edit, params: Path) -> N
     file.write_text(config.lock_text(lock))
     assert config.read_lock(file) == lock
     loaded = config.load(params)
-    assert loaded.llm.revision == loaded.arm("lora").llm.revision == COMMIT
+    assert loaded.llm.revision == loaded.variant("lora").llm.revision == COMMIT
     assert loaded.encoder.revision is None
     other = COMMIT[::-1]
     edit({"mini:llm.revision": other})
-    assert config.load(params).arm("lora").llm.revision == other
+    assert config.load(params).variant("lora").llm.revision == other
     file.write_text(json.dumps({"owner/llm": {"revision": "main", "files": {}}}))
     with pytest.raises(config.ConfigError, match=r"mini\.lock\.json: owner/llm\.revision: .*delete the file"):
         config.load(params)
 
 
-def test_the_arms_of_the_audiovisual_profile(params: Path) -> None:
+def test_the_variants_of_the_audiovisual_profile(params: Path) -> None:
     names = ["audiovisual", "audiovisual-linear", "audio-only"]
     loaded = config.preview(params, "audiovisual", names)
-    both, linear, audio = (loaded.arm(name) for name in names)
+    both, linear, audio = (loaded.variant(name) for name in names)
     assert (
         both.video is not None
         and both.video.steering is not None
@@ -190,11 +202,11 @@ def test_the_video_encoder_is_pinned_and_mistakes_in_it_are_told(
     lock = {"owner/vit": config.Locked(revision=COMMIT, files={"config.json": "ab"})}
     config.lock_file(params, "audiovisual").write_text(config.lock_text(lock))
     loaded = config.load(params)
-    sections = (loaded.video, loaded.arm("audiovisual").video)
+    sections = (loaded.video, loaded.variant("audiovisual").video)
     assert [section.encoder.revision for section in sections if section] == [COMMIT, COMMIT]
     edit(
         {
-            "audiovisual:video.bridge.after": 1,
+            "audiovisual:video.projector.downsample_after_layer": 1,
             "audiovisual:video.steering.layers": "some",
             "audiovisual:video.size": 3,
         }
@@ -202,7 +214,7 @@ def test_the_video_encoder_is_pinned_and_mistakes_in_it_are_told(
     file = "configs/audiovisual.yaml: video"
     assert len(found := [line for line in problems() if line.startswith(file)]) == 3
     assert found[0].startswith(f'{file}.steering.layers: found "some"; legal: all, none')
-    assert found[1].startswith(f'{file}.bridge: found {{"after": 1}}; legal: null')
-    assert found[2] == f"{file}.size: unknown key; legal: one of encoder, steering, bridge"
+    assert found[1].startswith(f'{file}.projector: found {{"downsample_after_layer": 1}}; legal: null')
+    assert found[2] == f"{file}.size: unknown key; legal: one of encoder, steering, projector"
     edit({"audiovisual:video": 3})
-    assert f"{file}: found 3; legal: a section with encoder, steering, bridge or null" in problems()
+    assert f"{file}: found 3; legal: a section with encoder, steering, projector or null" in problems()

@@ -48,12 +48,16 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
         "steering.scale_init: found null; legal: a number >= 0 where steering.scale is learned",
     ),
     (
-        "bridge.width",
+        "projector.width",
         8,
-        "bridge.width: found 8; legal: null with projection linear; "
+        "projector.width: found 8; legal: null with projection linear; "
         "only mlp, feature_space, adapter_attention have it",
     ),
-    ("bridge.downsample", "none", "bridge.kernel: found 4; legal: 1 where bridge.downsample is none"),
+    (
+        "projector.downsample",
+        "none",
+        "projector.downsample_factor: found 4; legal: 1 where projector.downsample is none",
+    ),
     (
         "steering.layers",
         [1, 1],
@@ -71,11 +75,11 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     ("lora.targets", ["a", "b", "a"], 'lora.targets: found ["a", "a"]; legal: every name once'),
     ("lora.targets", [], "lora.targets: found []; legal: a list of at least one name"),
     ("lora.dropout", 1, "lora.dropout: found 1; legal: a number >= 0 and < 1"),
-    ("bridge.kernel", 0, "bridge.kernel: found 0; legal: a whole number >= 1"),
+    ("projector.downsample_factor", 0, "projector.downsample_factor: found 0; legal: a whole number >= 1"),
     (
-        "bridge.downsample",
+        "projector.downsample",
         "mx",
-        f'bridge.downsample: found "mx"; legal: {DOWNSAMPLERS}; nearest: max',
+        f'projector.downsample: found "mx"; legal: {DOWNSAMPLERS}; nearest: max',
     ),
     ("prompts.answer", "hm", 'prompts.answer: found "hm"; legal: text with {question} in it, once'),
     ("prompts.answer", "{ques", 'prompts.answer: found "{ques"; legal: text with {question} in it, once'),
@@ -86,12 +90,16 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
         "Be brief.",
         'prompts.system: found "Be brief."; legal: null, as prompts.format is plain',
     ),
-    ("generation.beams", 4, "generation.beams: found 4; legal: null, as generation.strategy is greedy"),
-    ("generation.beams", 1, "generation.beams: found 1; legal: a whole number >= 2 or null"),
+    (
+        "generation.num_beams",
+        4,
+        "generation.num_beams: found 4; legal: null, as generation.strategy is greedy",
+    ),
+    ("generation.num_beams", 1, "generation.num_beams: found 1; legal: a whole number >= 2 or null"),
     (
         "generation.strategy",
         "beam",
-        "generation.beams: found null; legal: a number, as generation.strategy is beam",
+        "generation.num_beams: found null; legal: a number, as generation.strategy is beam",
     ),
     (
         "generation.strategy",
@@ -107,9 +115,9 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     ),
     ("generation.max_repeats", 0, "generation.max_repeats: found 0; legal: a whole number >= 1 or null"),
     (
-        "generation.no_repeat_ngram",
+        "generation.no_repeat_ngram_size",
         ...,
-        "generation.no_repeat_ngram: missing; legal: a whole number >= 1 or null",
+        "generation.no_repeat_ngram_size: missing; legal: a whole number >= 1 or null",
     ),
     (
         "evaluation.normalizer",
@@ -153,7 +161,7 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
         'profile: found "mnii"; legal: one of audiovisual, mini, paper, paper-dry; nearest: mini',
     ),
     ("profile", 7, "profile: found 7; legal: text"),
-    ("arms.x", {"method": "linear"}, "arms.x.overrides: missing; legal: keys with values"),
+    ("variants.x", {"method": "linear"}, "variants.x.overrides: missing; legal: keys with values"),
     (
         "mini:training.learning_rates.steering.vectors",
         ...,
@@ -177,22 +185,22 @@ MISTAKES = [  # place, value (... removes it), the line that tells it
     (
         "mini:training.warmup_steps",
         100_000,
-        "training.warmup_steps: found 100000; legal: below training.steps, which is {steps}",
+        "training.warmup_steps: found 100000; legal: below training.max_steps, which is {steps}",
     ),
     (
-        "mini:training.eval_every",
+        "mini:training.eval_steps",
         100_000,
-        "training.eval_every: found 100000; legal: at most training.steps, which is {steps}",
+        "training.eval_steps: found 100000; legal: at most training.max_steps, which is {steps}",
     ),
     (
         "mini:training.epochs",
         3,
-        "training.epochs: found 3; legal: null where training.steps is a number (set one of them)",
+        "training.epochs: found 3; legal: null where training.max_steps is a number (set one of them)",
     ),
     (
-        "mini:training.steps",
+        "mini:training.max_steps",
         None,
-        "training.epochs: found null; legal: a whole number >= 1 where training.steps is null",
+        "training.epochs: found null; legal: a whole number >= 1 where training.max_steps is null",
     ),
     ("mini:training.precision", 16, "training.precision: found 16; legal: one of float32, bfloat16, float16"),
     (
@@ -291,7 +299,7 @@ def test_mistake_is_told(edit: Edit, problems: Problems, place: str, value: Any,
     edit({place: value})
     profile, _, _ = place.rpartition(":")
     file = f"configs/{profile}.yaml" if profile else "params.yaml"
-    steps = config.load(ROOT / "params.yaml").training.steps
+    steps = config.load(ROOT / "params.yaml").training.max_steps
     assert problems() == [f"{file}: {line.replace('{steps}', str(steps))}"]
 
 
@@ -314,10 +322,10 @@ def test_no_gradient_at_the_start(edit: Edit, problems: Problems) -> None:
 
 
 def test_whole_numbers_serve_as_numbers(edit: Edit, params: Path) -> None:
-    edit({"mini:training.clip": 1, "evaluation.batch_seconds": 60})
+    edit({"mini:training.max_grad_norm": 1, "evaluation.max_batch_seconds": 60})
     loaded = config.load(params)
-    assert isinstance(loaded.training.clip, float)
-    assert isinstance(loaded.evaluation.batch_seconds, float)
+    assert isinstance(loaded.training.max_grad_norm, float)
+    assert isinstance(loaded.evaluation.max_batch_seconds, float)
 
 
 def test_registries_are_those_of_the_modules() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from steermoe import config
-from steermoe.data import base_models, model_cards
+from steermoe import hub as base_models
+from steermoe.data import model_cards
 
 FIRST, SECOND = "1" * 40, "2" * 40
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from steermoe.data.staging import (
+from steermoe.atomic_io import (
     Staging,
     StagingBusyError,
     code_digest,
@@ -48,7 +48,7 @@ def test_a_kill_leaves_no_half_file(tmp_path: Path):
     killed_while(f"""
 import os, signal
 from pathlib import Path
-from steermoe.data.staging import Staging, written_whole
+from steermoe.atomic_io import Staging, written_whole
 staging = Staging(Path({str(tmp_path / "out")!r}), {KEY!r})
 staging.part("a").write_text("finished")
 with written_whole(staging.part("b")) as temporary:
@@ -102,7 +102,7 @@ def test_held_alone_until_its_holder_is_gone(tmp_path: Path):
     killed_while(f"""
 import os, signal
 from pathlib import Path
-from steermoe.data.staging import Staging
+from steermoe.atomic_io import Staging
 staging = Staging(Path({str(tmp_path / "out")!r}), {KEY!r})
 os.kill(os.getpid(), signal.SIGKILL)
 """)
@@ -112,7 +112,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 HOLDER = """
 import sys, time
 from pathlib import Path
-from steermoe.data.staging import Staging, write_text
+from steermoe.atomic_io import Staging, write_text
 with Staging(Path(sys.argv[1]), {key}) as staging:
     print("held", flush=True)
     write_text(staging.part("a"), "begun")

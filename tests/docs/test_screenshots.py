@@ -30,7 +30,7 @@ def test_the_runs_of_an_execution_are_on_the_page(screenshots, tmp_path, monkeyp
     loaded = config.load(ROOT / "params.yaml")
     for name in ("linear", "steermoe"):
         tracker = Tracker("mini", tmp_path)
-        tracker.start(loaded.arm(name), f"fingerprint of {name}", "data")
+        tracker.start(loaded.variant(name), f"fingerprint of {name}", "data")
         for step in (1, 2, 3):
             tracker.log({"dev/loss": 1 / step}, step)
         tracker.finish()

@@ -43,7 +43,7 @@ def test_ctc_path_is_collapsed(tiny_encoder_dir: Path, generation: Generation) -
     assert decoder.text(torch.tensor([0, 0])) == ""
 
 
-def test_a_head_hears_the_whole_encoder_whatever_the_arms_use(
+def test_a_head_hears_the_whole_encoder_whatever_the_variants_use(
     tiny_encoder_dir: Path, generation: Generation
 ) -> None:
     cut = section(tiny_encoder_dir).model_copy(update={"layers": 1})
@@ -142,9 +142,9 @@ def test_a_whole_whisper_decodes_as_the_section_says(
     texts = []
     for wanted, words in (
         (greedy(300), "greedy, at most 60 new tokens"),
-        (greedy(8, strategy="beam", beams=3), "beam search, 3 beams, at most 8 new tokens"),
+        (greedy(8, strategy="beam", num_beams=3), "beam search, 3 beams, at most 8 new tokens"),
         (greedy(8, strategy="sample", temperature=2.0), "sampled at temperature 2, seed 7, at most 8"),
-        (greedy(8, no_repeat_ngram=1), "greedy, at most 8 new tokens, no 1-gram twice"),
+        (greedy(8, no_repeat_ngram_size=1), "greedy, at most 8 new tokens, no 1-gram twice"),
     ):
         system = own_decoder(section(whisper_dir), wanted, 7)
         assert system is not None and words in system.decoding

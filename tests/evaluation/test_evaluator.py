@@ -24,9 +24,9 @@ from steermoe.models.steermoe import SteerMoE
 
 
 @pytest.fixture(scope="module")
-def model(tiny_arm: Callable[..., Any]) -> SteerMoE:
+def model(tiny_variant: Callable[..., Any]) -> SteerMoE:
     decided = {"steering.scale_init": 1.0, "steering.vector_std": 1.0}
-    return SteerMoE.from_config(tiny_arm("steering", decided))
+    return SteerMoE.from_config(tiny_variant("steering", decided))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_batches_and_repetition_change_nothing(
     generation: Generation,
 ) -> None:
     for budget in (1.0, 1000.0):
-        batches = settings.model_copy(update={"batch_seconds": budget})
+        batches = settings.model_copy(update={"max_batch_seconds": budget})
         again = evaluate(model, utterances, batches, generation, seed=3)
         assert again.frame.equals(predictions.frame)
 
@@ -249,7 +249,7 @@ def test_of_audio_beyond_the_encoders_window_the_beginning_is_heard(
 
 
 def test_a_model_with_a_video_branch_has_controls_for_both(
-    tiny_arm: Callable[..., Any],
+    tiny_variant: Callable[..., Any],
     video_section: Callable[..., Any],
     utterances: pl.DataFrame,
     settings: Evaluation,
@@ -260,7 +260,7 @@ def test_a_model_with_a_video_branch_has_controls_for_both(
         "steermoe.models.answers.levelled", lambda samples: samples
     )  # evaluation hears them as they are
     strong = {"steering.scale_init": 1.0, "steering.vector_std": 1.0, "video": video_section(scale_init=1.0)}
-    both = SteerMoE.from_config(tiny_arm("steering", strong))
+    both = SteerMoE.from_config(tiny_variant("steering", strong))
     pictures = [
         np.random.default_rng(n).integers(0, 256, (1 + n % 3, 8, 8), dtype=np.uint8) for n in range(18)
     ]

@@ -59,9 +59,9 @@ def test_a_task_without_training_rows_uses_the_evaluated_ones_and_says_so(
 
 
 def test_text_only_is_the_llms_answer_to_the_prompt(
-    tiny_arm: Callable[..., Any], utterances: pl.DataFrame, settings: Evaluation, generation: Generation
+    tiny_variant: Callable[..., Any], utterances: pl.DataFrame, settings: Evaluation, generation: Generation
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm("linear"))
+    model = SteerMoE.from_config(tiny_variant("linear"))
     system = text_only(model, generation, seed=0)
     assert system.decoding.startswith("greedy, at most 6 new tokens") and "no audio" in system.decoding
     rows = measure(system, utterances, settings, seed=0).frame
@@ -72,10 +72,10 @@ def test_text_only_is_the_llms_answer_to_the_prompt(
 
 
 def test_text_only_reads_the_chat_that_the_adapter_reads(
-    tiny_arm: Callable[..., Any], tiny_chat_dir: Path, utterances: pl.DataFrame, generation: Generation
+    tiny_variant: Callable[..., Any], tiny_chat_dir: Path, utterances: pl.DataFrame, generation: Generation
 ) -> None:
-    arm = tiny_arm("linear", {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"})
-    model = SteerMoE.from_config(arm)
+    variant = tiny_variant("linear", {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"})
+    model = SteerMoE.from_config(variant)
     text = "<|im_start|>user\nplease transcribe the audio:<|im_end|>\n<|im_start|>assistant\n"
     ids = model.tokenizer(text)["input_ids"]
     expected = answer_texts(model.llm, model.tokenizer, [ids], generation, seed=0)

@@ -48,7 +48,9 @@ def test_a_skipped_corpus_says_why(tmp_path: Path) -> None:
     assert result.skipped == "no network" and result.summary == {} and result.frame.is_empty()
 
 
-def test_arms_and_baselines_are_found(tmp_path: Path, predictions: Predictions, settings: Evaluation) -> None:
+def test_variants_and_baselines_are_found(
+    tmp_path: Path, predictions: Predictions, settings: Evaluation
+) -> None:
     summary = summarise(predictions, settings)
     for folder in ("steermoe/synthetic", "linear/synthetic", "baseline/synthetic/encoder"):
         write_result(tmp_path / folder, predictions, summary)

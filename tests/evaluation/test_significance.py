@@ -58,7 +58,7 @@ def pair(
 def test_a_real_difference_is_found_and_signed() -> None:
     better, worse = pair(np.random.default_rng(6), 0.1, 0.4)
     forward, backward = (
-        paired_bootstrap(*arms, 999, 0.95, seed=0) for arms in ((better, worse), (worse, better))
+        paired_bootstrap(*variants, 999, 0.95, seed=0) for variants in ((better, worse), (worse, better))
     )
     assert forward.high < 0 and forward.p == pytest.approx(1 / 1000)
     assert backward.value == -forward.value and backward.p == forward.p

@@ -12,13 +12,13 @@ from steermoe.models.steermoe import SteerMoE
 
 
 def test_text_tasks_are_scored_by_exact_match(
-    tiny_arm: Callable[..., Any],
+    tiny_variant: Callable[..., Any],
     settings: Evaluation,
     generation: Generation,
     tmp_path: Path,
     tiny_llm_dir: Path,
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm("linear"))
+    model = SteerMoE.from_config(tiny_variant("linear"))
     prompts = ["the cat", "a dog runs", "one two"]
     ids = [model.tokenizer(prompt)["input_ids"] for prompt in prompts]
     answers = answer_texts(model.llm, model.tokenizer, ids, generation, seed=0)
@@ -32,7 +32,10 @@ def test_text_tasks_are_scored_by_exact_match(
     (tmp_path / text_tasks.TEXT_TASKS).unlink()
     (tmp_path / text_tasks.TEXT_TASKS).write_text("".join(json.dumps(item) + "\n" for item in items))
     found = text_tasks.text_tasks(
-        SteerMoE.from_config(tiny_arm("linear", {"llm.path": str(tmp_path)})), settings, generation, seed=0
+        SteerMoE.from_config(tiny_variant("linear", {"llm.path": str(tmp_path)})),
+        settings,
+        generation,
+        seed=0,
     )
     assert found is not None and "greedy, at most 6 new tokens" in found["protocol"]
     assert found["tasks"]["repeat"]["n"] == 3 and found["tasks"]["repeat"]["value"] == pytest.approx(2 / 3)

@@ -103,20 +103,22 @@ class Project:
         (ref,) = (ref for ref in refs if ref.endswith(f"/{name}"))
         return ref
 
-    def trained(self, name: str, arm: str) -> list[dict[str, Any]]:
-        """What the training of an arm made in an experiment: paths with the hashes of their bytes."""
+    def trained(self, name: str, variant: str) -> list[dict[str, Any]]:
+        """What the training of a variant made in an experiment: paths with the hashes of their bytes."""
         lock = YAML(typ="safe").load(self.shell("git", "show", f"{self.experiment(name)}:dvc.lock"))
-        return lock["stages"][f"train@small-{arm}"]["outs"]
+        return lock["stages"][f"train@small-{variant}"]["outs"]
 
-    def trace(self, arm: str, kind: str = "begin") -> list[dict[str, Any]]:
-        """Who trained an arm, in order."""
+    def trace(self, variant: str, kind: str = "begin") -> list[dict[str, Any]]:
+        """Who trained a variant, in order."""
         file = self.root / ".runs" / "trace.jsonl"
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        return [line for line in lines if line["kind"] == kind and line.get("arm") == arm]
+        return [line for line in lines if line["kind"] == kind and line.get("variant") == variant]
 
-    def trainer(self, arm: str, begun: int = 1) -> list[psutil.Process]:
-        """The trainer of an arm that has begun so many times, and its rank."""
-        last = until(lambda: len(self.trace(arm)) >= begun and self.trace(arm)[-1], f"training of {arm}")
+    def trainer(self, variant: str, begun: int = 1) -> list[psutil.Process]:
+        """The trainer of a variant that has begun so many times, and its rank."""
+        last = until(
+            lambda: len(self.trace(variant)) >= begun and self.trace(variant)[-1], f"training of {variant}"
+        )
         return [psutil.Process(last[name]) for name in ("pid", "rank")]
 
     def engine(self, run: str) -> psutil.Process:

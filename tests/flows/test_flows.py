@@ -1,4 +1,4 @@
-"""Flows on a real server with a real worker: parallel arms, faults, and what one sees of them."""
+"""Flows on a real server with a real worker: parallel variants, faults, and what one sees of them."""
 
 import copy
 import dataclasses
@@ -17,40 +17,40 @@ pytestmark = pytest.mark.slow
 PARAMETERS = {"profile": "small"}
 
 
-def test_arms_in_parallel(toy: Project) -> None:
-    """Two slots, three arms, one of which is preempted; the user's files stay as they are."""
+def test_variants_in_parallel(toy: Project) -> None:
+    """Two slots, three variants, one of which is preempted; the user's files stay as they are."""
     edited = toy.root / "toy.py"
     edited.write_text(edited.read_text() + "# not committed\n")
     (toy.root / "notes.txt").write_text("not in git\n")
     before = toy.shell("git", "status", "--porcelain")
-    run = toy.run("ablations/mini", arms=["a", "b", "preempted"], **PARAMETERS)
+    run = toy.run("ablations/mini", variants=["a", "b", "preempted"], **PARAMETERS)
     until(lambda: any("step 2/6" in line for line in toy.logs(run)), "a line of a stage in Prefect")
     assert toy.state(run) == "RUNNING"  # the line came while it ran
     assert toy.ended(run) == "COMPLETED"
     name = toy.ask("GET", f"flow_runs/{run}")["name"]
 
-    began = {arm: toy.trace(arm) for arm in ("a", "b", "preempted")}
+    began = {variant: toy.trace(variant) for variant in ("a", "b", "preempted")}
     assert [line["step"] for line in began["preempted"]] == [0, 2]  # it went on where it was
     assert len(began["a"]) == len(began["b"]) == 1
     everything = sorted(
         (line["time"], line["kind"], line.get("gpu"))
-        for arm in began
-        for line in toy.trace(arm) + toy.trace(arm, "end")
+        for variant in began
+        for line in toy.trace(variant) + toy.trace(variant, "end")
     )
     at_once = 0
     for _, kind, _ in everything:
         at_once += 1 if kind == "begin" else -1
         assert at_once <= 2
-    assert {line["gpu"] for arm in began.values() for line in arm} <= {"4", "7"}
+    assert {line["gpu"] for variant in began.values() for line in variant} <= {"4", "7"}
     overlapping = [b for b in began["b"] if b["time"] < toy.trace("a", "end")[0]["time"]]
     assert all(b["gpu"] != began["a"][0]["gpu"] for b in overlapping)
-    for arm, (first, *_) in began.items():
+    for variant, (first, *_) in began.items():
         # The code of the experiment, not what PYTHONPATH finds, and with the edit.
-        assert Path(first["code"]).parent == toy.root / ".runs" / "checkouts" / f"{name}-{arm}"
-        assert first["experiment"] == f"{name}-{arm}"
+        assert Path(first["code"]).parent == toy.root / ".runs" / "checkouts" / f"{name}-{variant}"
+        assert first["experiment"] == f"{name}-{variant}"
 
     listed = toy.shell("dvc", "exp", "list", "--name-only").split()
-    assert {name, *(f"{name}-{arm}" for arm in began)} <= set(listed)
+    assert {name, *(f"{name}-{variant}" for variant in began)} <= set(listed)
     assert toy.shell("git", "show", f"{toy.experiment(name)}:toy.py").endswith("# not committed\n")
     assert toy.shell("git", "status", "--porcelain") == before
     assert any("notes.txt" in line and "git add" in line for line in toy.logs(run))
@@ -58,7 +58,7 @@ def test_arms_in_parallel(toy: Project) -> None:
     assert "refs/flows" not in toy.shell("git", "for-each-ref")
 
     found = {artifact["key"]: artifact for artifact in toy.artifacts(run)}
-    assert "| arm |" in found["comparison"]["data"] and "p.png)\n" not in found["comparison"]["data"]
+    assert "| variant |" in found["comparison"]["data"] and "p.png)\n" not in found["comparison"]["data"]
     assert found["expert-use"]["data"].startswith("data:image/png;base64,")
     progress = [a["data"] for a in toy.artifacts(run) if a["type"] == "progress"]
     assert progress and max(progress) == 100.0
@@ -69,10 +69,10 @@ def test_arms_in_parallel(toy: Project) -> None:
     (toy.root / "notes.txt").unlink()
 
 
-def test_failing_arm_fails_the_command(toy: Project) -> None:
-    """`--watch` tells a script; the other arm is finished and listed."""
+def test_failing_variant_fails_the_command(toy: Project) -> None:
+    """`--watch` tells a script; the other variant is finished and listed."""
     output = toy.shell(
-        "prefect", "deployment", "run", "ablations/mini", "-p", "profile=small", "-p", 'arms=["failing", "c"]',
+        "prefect", "deployment", "run", "ablations/mini", "-p", "profile=small", "-p", 'variants=["failing", "c"]',
         "-p", "retries=1", "--watch", code=1,
     )  # fmt: skip
     assert "Failed" in output
@@ -80,9 +80,9 @@ def test_failing_arm_fails_the_command(toy: Project) -> None:
     assert any(name.endswith("-c") for name in toy.shell("dvc", "exp", "list", "--name-only").split())
 
 
-def test_two_runs_train_the_same_arm(toy: Project) -> None:
+def test_two_runs_train_the_same_variant(toy: Project) -> None:
     """At once: one waits for the other, then takes from DVC's cache what that has trained."""
-    runs = [toy.run("ablations/mini", arms=["shared"], retries=1, **PARAMETERS) for _ in range(2)]
+    runs = [toy.run("ablations/mini", variants=["shared"], retries=1, **PARAMETERS) for _ in range(2)]
     assert [toy.ended(run) for run in runs] == ["COMPLETED", "COMPLETED"], toy.worker_log()[-3000:]
     assert len(toy.trace("shared")) == 1
     names = [toy.ask("GET", f"flow_runs/{run}")["name"] for run in runs]
@@ -92,29 +92,29 @@ def test_two_runs_train_the_same_arm(toy: Project) -> None:
     assert len(told) == 1, told
 
 
-def test_arms_may_have_any_name(toy: Project) -> None:
+def test_variants_may_have_any_name(toy: Project) -> None:
     """Also those of a run's own parts."""
-    arms = ["data", "baselines", "comparison"]
-    run = toy.run("ablations/mini", arms=arms, retries=0, **PARAMETERS)
+    variants = ["data", "baselines", "comparison"]
+    run = toy.run("ablations/mini", variants=variants, retries=0, **PARAMETERS)
     assert toy.ended(run) == "COMPLETED", toy.worker_log()[-3000:]
     name = toy.ask("GET", f"flow_runs/{run}")["name"]
-    for arm in arms:
-        assert [line["experiment"] for line in toy.trace(arm)] == [f"{name}-{arm}"]
+    for variant in variants:
+        assert [line["experiment"] for line in toy.trace(variant)] == [f"{name}-{variant}"]
     compared = toy.shell("git", "show", f"{toy.experiment(name)}:params.yaml")
     assert "compare:\n- data\n- baselines\n- comparison\n" in compared
 
 
-ONE_ARM = {
-    "ablations": lambda arm: {"arms": [arm]},
-    "evaluate": lambda arm: {"arms": [arm], "settings": ["generation.beams=3"]},
-    "experiment": lambda arm: {"settings": [f"compare=[{arm}]", f"reference={arm}"]},
+ONE_VARIANT = {
+    "ablations": lambda variant: {"variants": [variant]},
+    "evaluate": lambda variant: {"variants": [variant], "settings": ["generation.num_beams=3"]},
+    "experiment": lambda variant: {"settings": [f"compare=[{variant}]", f"reference={variant}"]},
 }
 
 
-@pytest.mark.parametrize("flow", ONE_ARM)
+@pytest.mark.parametrize("flow", ONE_VARIANT)
 def test_cancel_ends_everything(toy: Project, flow: str) -> None:
     begun = len(toy.trace("long"))
-    run = toy.run(f"{flow}/mini", **ONE_ARM[flow]("long"), **PARAMETERS)
+    run = toy.run(f"{flow}/mini", **ONE_VARIANT[flow]("long"), **PARAMETERS)
     trainer = toy.trainer("long", begun + 1)
     time.sleep(1.5)  # some steps
     began = time.monotonic()
@@ -128,7 +128,7 @@ def test_cancel_ends_everything(toy: Project, flow: str) -> None:
 @pytest.mark.parametrize("flow", ["ablations", "experiment"])
 def test_time_limit_ends_everything(toy: Project, flow: str) -> None:
     begun = len(toy.trace("long"))
-    run = toy.run(f"{flow}/mini", **ONE_ARM[flow]("long"), hours=25 / 3600, **PARAMETERS)
+    run = toy.run(f"{flow}/mini", **ONE_VARIANT[flow]("long"), hours=25 / 3600, **PARAMETERS)
     trainer = toy.trainer("long", begun + 1)
     assert toy.trace("long")[-1]["step"] > 0  # what the cancelled run had done
     until(lambda: are_gone(trainer), "end of the trainer", 60)
@@ -139,14 +139,14 @@ def test_time_limit_ends_everything(toy: Project, flow: str) -> None:
 
 
 def test_a_preempted_experiment_goes_on(toy: Project) -> None:
-    run = toy.run("experiment/mini", **ONE_ARM["experiment"]("again"), retries=1, **PARAMETERS)
+    run = toy.run("experiment/mini", **ONE_VARIANT["experiment"]("again"), retries=1, **PARAMETERS)
     assert toy.ended(run) == "COMPLETED", toy.worker_log()[-3000:]
     assert [line["step"] for line in toy.trace("again")] == [0, 2]
 
 
 def test_killed_processes_are_taken_up(toy: Project) -> None:
     """SIGKILL of the flow's process, then of the worker: no orphan, and the same run goes on to its end."""
-    run = toy.run("ablations/mini", arms=["medium"], **PARAMETERS)
+    run = toy.run("ablations/mini", variants=["medium"], **PARAMETERS)
     for number, killed in enumerate(("engine", "worker"), 1):
         trainer = toy.trainer("medium", number)
         time.sleep(1)
@@ -187,17 +187,17 @@ def is_held(descriptor: int) -> bool:
 
 
 def test_experiment_and_evaluation_with_settings(toy: Project) -> None:
-    wrong = toy.run("evaluate/mini", settings=["arms.a.steps=3"], **PARAMETERS)
-    settings = ["compare=[b]", "reference=b", "generation.beams=2"]
+    wrong = toy.run("evaluate/mini", settings=["variants.a.steps=3"], **PARAMETERS)
+    settings = ["compare=[b]", "reference=b", "generation.num_beams=2"]
     run = toy.run("experiment/mini", settings=settings, **PARAMETERS)
     assert toy.ended(run) == "COMPLETED"
     assert toy.ended(wrong) == "FAILED"
     assert "generation." in toy.ask("GET", f"flow_runs/{wrong}")["state"]["message"]
     name = toy.ask("GET", f"flow_runs/{run}")["name"]
     params = toy.shell("git", "show", f"{toy.experiment(name)}:params.yaml")
-    assert "beams: 2" in params and "reference: b" in params and "# a comment that stays" in params
+    assert "num_beams: 2" in params and "reference: b" in params and "# a comment that stays" in params
     trained = len(toy.trace("b"))
-    run = toy.run("evaluate/mini", settings=["generation.beams=4"], arms=["b"], **PARAMETERS)
+    run = toy.run("evaluate/mini", settings=["generation.num_beams=4"], variants=["b"], **PARAMETERS)
     assert toy.ended(run) == "COMPLETED"
     assert len(toy.trace("b")) == trained  # scored anew, not trained
 
@@ -237,7 +237,7 @@ def test_another_clone_does_not_take_its_runs_unless_it_joins(toy: Project, tmp_
 
 def test_only_its_own_deaths_count_against_a_run(toy: Project) -> None:
     """Stopping flows as often as one likes does not; what dies by itself is taken up so many times, no more."""
-    run = toy.run("ablations/mini", arms=["stopped"], **PARAMETERS)
+    run = toy.run("ablations/mini", variants=["stopped"], **PARAMETERS)
     toy.trainer("stopped")
     for _ in range(lifetime.TAKE_UPS):  # as if begun so often, which counts every stop
         toy.ask("POST", f"flow_runs/{run}/set_state", state={"type": "RUNNING"}, force=True)
@@ -261,8 +261,8 @@ def test_only_its_own_deaths_count_against_a_run(toy: Project) -> None:
     assert len(toy.trace("stopped")) == 3
 
 
-def test_unknown_arm_is_refused(toy: Project) -> None:
-    run = toy.run("ablations/mini", arms=["nobody"], **PARAMETERS)
+def test_unknown_variant_is_refused(toy: Project) -> None:
+    run = toy.run("ablations/mini", variants=["nobody"], **PARAMETERS)
     assert toy.ended(run) == "FAILED"
     message = toy.ask("GET", f"flow_runs/{run}")["state"]["message"]
     assert "nobody" in message and "'preempted'" in message

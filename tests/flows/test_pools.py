@@ -104,7 +104,7 @@ def test_prefect_stays_on_this_machine() -> None:
 def test_stages_that_flows_name_are_in_the_pipeline() -> None:
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     toy = YAML(typ="safe").load(ROOT / "tests" / "flows" / "toy" / "dvc.yaml")["stages"]
-    code = "from flows import experiments as e; print(*e.ARM, *e.BASELINES, *e.COMPARISON, *e.DATA)"
+    code = "from flows import experiments as e; print(*e.VARIANT, *e.BASELINES, *e.COMPARISON, *e.DATA)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     named = set(done.stdout.split())
     assert named <= stages.keys() and named <= toy.keys()

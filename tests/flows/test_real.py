@@ -17,7 +17,7 @@ COPIED = ("configs", "pipeline", "steermoe", "params.yaml", "dvc.yaml", ".dvcign
 
 @pytest.fixture(scope="module")
 def real(make_project: Callable[..., Project]) -> Project:
-    """This repository with few utterances, three steps and two arms."""
+    """This repository with few utterances, three steps and two variants."""
 
     def fill(root: Path) -> None:
         ignored = shutil.ignore_patterns("__pycache__", "made", "*.py")
@@ -33,7 +33,9 @@ def real(make_project: Callable[..., Project]) -> Project:
         synthetic["utterances"] = {"train": 12, "dev": 4, "clean": 3, "other": 3}
         synthetic["questions"] = {"train": 0, "dev": 0, "clean": 2, "other": 2}
         profile["corpora"] = {"synthetic": synthetic}
-        profile["training"].update({"steps": 2, "warmup_steps": 1, "eval_every": 1, "batch_seconds": 20})
+        profile["training"].update(
+            {"max_steps": 2, "warmup_steps": 1, "eval_steps": 1, "max_batch_seconds": 20}
+        )
         yaml.dump(profile, root / "configs" / "mini.yaml")
         params = yaml.load(root / "params.yaml")
         params.update({"corpora": ["synthetic"], "compare": ["steermoe", "linear"]})
@@ -65,8 +67,8 @@ def test_ablations_of_the_mini_profile(real: Project) -> None:
     )
     output = real.shell("python", "-c", code)
     assert (real.root / "mlartifacts").as_uri() in output
-    for arm in ("steermoe", "linear"):
-        assert f"{name}-{arm} FINISHED" in output
+    for variant in ("steermoe", "linear"):
+        assert f"{name}-{variant} FINISHED" in output
     parents = {line for line in output.splitlines() if line.startswith("parent")}
     assert len(parents) == 2 and "parent None" in parents  # one, which has none itself
     # The experiment applied: everything is in the workspace, and nothing is left to do.

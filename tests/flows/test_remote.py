@@ -49,7 +49,7 @@ def test_remote_spares_a_clone_all_work(plain: Project, tmp_path: Path) -> None:
 
 def test_queued_experiment_resumes(plain: Project) -> None:
     """Killed in the queue and queued again, a training goes on where it was: `.runs` outlives the task."""
-    options = ["-S", "compare=[medium]", "-S", "arms.medium.steps=60", "train@small-medium"]
+    options = ["-S", "compare=[medium]", "-S", "variants.medium.steps=60", "train@small-medium"]
     plain.shell("dvc", "exp", "run", "--queue", "--name", "first", *options)
     start = subprocess.Popen(["dvc", "queue", "start"], cwd=plain.root, env=plain.environment)
     trainer = plain.trainer("medium")
@@ -69,10 +69,10 @@ def test_queued_experiment_resumes(plain: Project) -> None:
     until(lambda: not [p for p in plain.processes() if is_worker(p)], "end of the queue's worker")
 
 
-def test_two_queued_experiments_train_the_same_arm(plain: Project) -> None:
+def test_two_queued_experiments_train_the_same_variant(plain: Project) -> None:
     """At once: the second waits for the first, and both end with the same weights."""
     for name, beams in (("first", 2), ("second", 4)):
-        options = ["-S", "compare=[medium]", "-S", f"generation.beams={beams}", "eval"]
+        options = ["-S", "compare=[medium]", "-S", f"generation.num_beams={beams}", "eval"]
         plain.shell("dvc", "exp", "run", "--queue", "--name", name, *options)
     plain.shell("dvc", "queue", "start", "-j", "2")
     listed = {"first", "second"}

@@ -15,7 +15,7 @@ FRAMES = (37, 160, 5, 98)  # feature frames of the rows: odd, even, shorter than
 
 @pytest.fixture(autouse=True)
 def noise_is_speech(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random models are given noise, which the real rule (tests/serving/test_trust.py) would not let through."""
+    """Random models are given noise, which the real rule (tests/models/test_trust.py) would not let through."""
     monkeypatch.setattr(trust, "unanswerable", lambda *_: False)
     for module in (answers, chat):
         monkeypatch.setattr(module, "unanswerable", trust.unanswerable)

@@ -16,8 +16,8 @@ METHODS = ("steering", "linear", "lora")
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def model(request: pytest.FixtureRequest, tiny_arm: Callable[..., Any]) -> SteerMoE:
-    model = SteerMoE.from_config(tiny_arm(request.param))
+def model(request: pytest.FixtureRequest, tiny_variant: Callable[..., Any]) -> SteerMoE:
+    model = SteerMoE.from_config(tiny_variant(request.param))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -36,7 +36,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
     weights = load_file(folder / adapter.WEIGHTS)
     change(weights)
     frozen = json.loads((folder / adapter.CONFIG).read_text())["frozen"]
-    adapter.write(folder, adapter.Adapter(adapter.read(folder).arm, frozen, weights))
+    adapter.write(folder, adapter.Adapter(adapter.read(folder).variant, frozen, weights))
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def test_other_frozen_weights_are_an_error_and_moved_ones_are_not(
         ('{"model_type": "whisper"}', r"found keys \['model_type'\], expected"),
         ("[]", "not the description of an adapter"),
         (
-            '{"format": 99, "arm": {}, "frozen": {}, "weights": ""}',
+            '{"format": 99, "variant": {}, "frozen": {}, "weights": ""}',
             "found format 99, this version reads format 1",
         ),
     ],
@@ -139,14 +139,14 @@ def test_other_files_are_not_taken_for_an_adapter(tmp_path: Path, content: str, 
 
 def test_an_adapter_without_a_key_of_today_says_what_to_add(saved: Path) -> None:
     description = json.loads((saved / "config.json").read_text())
-    del description["arm"]["prompts"]["summarize"]
+    del description["variant"]["prompts"]["summarize"]
     (saved / "config.json").write_text(json.dumps(description))
     with pytest.raises(
         ValueError,
-        match=r"config\.json: arm's configuration: prompts\.summarize: missing; .*add what is missing",
+        match=r"config\.json: variant's configuration: prompts\.summarize: missing; .*add what is missing",
     ):
         SteerMoE.from_pretrained(saved)
-    description["arm"]["prompts"]["summarize"] = "in short: "
+    description["variant"]["prompts"]["summarize"] = "in short: "
     (saved / "config.json").write_text(json.dumps(description))
     assert SteerMoE.from_pretrained(saved).config.prompts.summarize == "in short: "
 
@@ -170,10 +170,10 @@ def test_a_failed_write_leaves_the_old_file(saved: Path, monkeypatch: pytest.Mon
 
 @torch.no_grad()
 def test_an_adapter_knows_how_many_layers_it_was_trained_with(
-    tiny_arm: Callable[..., Any], make_batch: Callable[..., Any], heard: Any, greedy: Any, tmp_path: Path
+    tiny_variant: Callable[..., Any], make_batch: Callable[..., Any], heard: Any, greedy: Any, tmp_path: Path
 ) -> None:
-    small = SteerMoE.from_config(tiny_arm("steering", {"encoder.layers": 2, "llm.layers": 1}))
-    whole = SteerMoE.from_config(tiny_arm("steering"))
+    small = SteerMoE.from_config(tiny_variant("steering", {"encoder.layers": 2, "llm.layers": 1}))
+    whole = SteerMoE.from_config(tiny_variant("steering"))
     assert (len(small.encoder.layers), len(whole.encoder.layers)) == (2, 3)
     assert all(small.frozen_hashes()[part] != digest for part, digest in whole.frozen_hashes().items())
     small.save_pretrained(tmp_path)

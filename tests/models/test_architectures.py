@@ -47,11 +47,11 @@ def model(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     save_tiny_llm: Callable[..., Path],
-    tiny_arm: Callable[..., Any],
+    tiny_variant: Callable[..., Any],
 ) -> SteerMoE:
     folder = save_tiny_llm(tmp_path_factory.mktemp(request.param), request.param, **SIZES[request.param])
     torch.manual_seed(3)
-    made = SteerMoE.from_config(tiny_arm("linear", {"llm.path": str(folder)}))
+    made = SteerMoE.from_config(tiny_variant("linear", {"llm.path": str(folder)}))
     assert made.llm.config.model_type == request.param
     return made
 

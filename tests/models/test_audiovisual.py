@@ -16,7 +16,7 @@ from steermoe.models.steermoe import SteerMoE
 
 Batch = dict[str, torch.Tensor]
 FRAMES = (2, 5, 1, 3)  # of the videos beside the rows of `make_batch`
-TinyArm = Callable[..., Any]
+TinyVariant = Callable[..., Any]
 Section = Callable[..., dict[str, Any]]
 
 
@@ -26,9 +26,9 @@ def seen(row: int) -> np.ndarray:
 
 
 @pytest.fixture
-def model(tiny_arm: TinyArm, video_section: Section) -> SteerMoE:
+def model(tiny_variant: TinyVariant, video_section: Section) -> SteerMoE:
     """Away from the initial values, at which steering does next to nothing."""
-    model = SteerMoE.from_config(tiny_arm("steering", {"video": video_section()}))
+    model = SteerMoE.from_config(tiny_variant("steering", {"video": video_section()}))
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -114,24 +114,26 @@ def test_what_is_declared_is_trained_in_both_branches_and_nothing_else(
 
 @torch.no_grad()
 def test_without_strength_a_branch_is_as_unsteered(
-    model: SteerMoE, make_seen: Callable[..., Batch], tiny_arm: TinyArm, video_section: Section
+    model: SteerMoE, make_seen: Callable[..., Batch], tiny_variant: TinyVariant, video_section: Section
 ) -> None:
     assert model.video is not None and model.video.steering is not None and model.steering is not None
     steered = model(**make_seen()).loss
     model.video.steering.strength(0)
     model.steering.strength(0)
-    plain = SteerMoE.from_config(tiny_arm("linear", {"video": video_section() | {"steering": None}}))
+    plain = SteerMoE.from_config(tiny_variant("linear", {"video": video_section() | {"steering": None}}))
     assert plain.video is not None and plain.video.steering is None
     torch.testing.assert_close(model(**make_seen()).loss, plain(**make_seen()).loss)
     assert not torch.allclose(steered, model(**make_seen()).loss)
 
 
 def test_losses_on_routing_are_of_both_branches(
-    make_seen: Callable[..., Batch], tiny_arm: TinyArm, video_section: Section
+    make_seen: Callable[..., Batch], tiny_variant: TinyVariant, video_section: Section
 ) -> None:
-    video = video_section(load_balance=0.5, site="attention")
-    weighted = SteerMoE.from_config(tiny_arm("steering", {"video": video})).train()
-    plain = SteerMoE.from_config(tiny_arm("steering", {"video": video_section(site="attention")})).train()
+    video = video_section(router_aux_loss_coef=0.5, hook_point="attention")
+    weighted = SteerMoE.from_config(tiny_variant("steering", {"video": video})).train()
+    plain = SteerMoE.from_config(
+        tiny_variant("steering", {"video": video_section(hook_point="attention")})
+    ).train()
     added = (weighted(**make_seen()).loss - plain(**make_seen()).loss).item()
     assert weighted.video is not None and float(weighted.routing_losses()) == 0
     expected = weighted.video.routing_losses()
@@ -183,10 +185,14 @@ def test_asked_in_python(model: SteerMoE, greedy: Any) -> None:
 
 
 def test_a_missing_and_a_needless_video_are_told(
-    model: SteerMoE, make_seen: Callable[..., Batch], make_batch: Any, tiny_arm: TinyArm, tmp_path: Path
+    model: SteerMoE,
+    make_seen: Callable[..., Batch],
+    make_batch: Any,
+    tiny_variant: TinyVariant,
+    tmp_path: Path,
 ) -> None:
     audio = np.zeros(16_000, np.float32)
-    deaf = SteerMoE.from_config(tiny_arm("steering"))
+    deaf = SteerMoE.from_config(tiny_variant("steering"))
     for call in (model.ask, model.transcribe):
         with pytest.raises(ValueError, match="video: found 0 for 1 recordings; the model has a video branch"):
             call(audio)
@@ -211,7 +217,11 @@ def test_a_missing_and_a_needless_video_are_told(
     ("method", "changed", "problem"),
     [
         ("linear", {}, r'video: found \{"steering": .*; legal: null, as the method is linear'),
-        ("steering", {"bridge.after": 0}, r'video\.bridge: found \{"after": 0\}; legal: null: a layer of'),
+        (
+            "steering",
+            {"projector.downsample_after_layer": 0},
+            r'video\.projector: found \{"downsample_after_layer": 0\}; legal: null: a layer of',
+        ),
         ("steering", {"encoder.name": "whisper"}, r'video\.encoder\.name: found "whisper"; legal: .*vit'),
         (
             "steering",
@@ -225,17 +235,17 @@ def test_a_missing_and_a_needless_video_are_told(
         ),
         (
             "steering",
-            {"bridge.width": 4},
-            r"video\.bridge\.width: found 4; legal: null with projection linear",
+            {"projector.width": 4},
+            r"video\.projector\.width: found 4; legal: null with projection linear",
         ),
     ],
 )
 def test_settings_without_effect_are_refused(
-    tiny_arm: TinyArm, video_section: Section, method: str, changed: dict, problem: str
+    tiny_variant: TinyVariant, video_section: Section, method: str, changed: dict, problem: str
 ) -> None:
     video = video_section()
     for path, value in changed.items():
         section, key = path.split(".")
         video[section] = video[section] | {key: value}
     with pytest.raises(ConfigError, match=problem):
-        tiny_arm(method, {"video": video})
+        tiny_variant(method, {"video": video})

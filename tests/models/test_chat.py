@@ -24,9 +24,9 @@ def user(*content: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=["plain", "chat"])
-def model(request: pytest.FixtureRequest, tiny_arm: Any, tiny_chat_dir: Path) -> SteerMoE:
+def model(request: pytest.FixtureRequest, tiny_variant: Any, tiny_chat_dir: Path) -> SteerMoE:
     path = str(tiny_chat_dir)
-    return SteerMoE.from_config(tiny_arm("steering", {"prompts.format": request.param, "llm.path": path}))
+    return SteerMoE.from_config(tiny_variant("steering", {"prompts.format": request.param, "llm.path": path}))
 
 
 def test_one_turn_is_a_question_or_a_transcription(model: SteerMoE, greedy: Any):
@@ -106,13 +106,13 @@ def test_a_system_turn(model: SteerMoE, greedy: Any):
         assert isinstance(model.chat(messages, generation=greedy(4)).text, str)
 
 
-def test_base_models_are_found_above_the_adapter(tiny_arm: Any, tmp_path: Path, monkeypatch: Any):
+def test_base_models_are_found_above_the_adapter(tiny_variant: Any, tmp_path: Path, monkeypatch: Any):
     """An adapter whose base models have relative paths, loaded from elsewhere."""
-    arm = tiny_arm("linear")
+    variant = tiny_variant("linear")
     for part in ("encoder", "llm"):
         (tmp_path / "base").mkdir(exist_ok=True)
-        (tmp_path / "base" / part).symlink_to(getattr(arm, part).path)
-    relative = tiny_arm("linear", {"encoder.path": "base/encoder", "llm.path": "base/llm"})
+        (tmp_path / "base" / part).symlink_to(getattr(variant, part).path)
+    relative = tiny_variant("linear", {"encoder.path": "base/encoder", "llm.path": "base/llm"})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     SteerMoE.from_config(relative).save_pretrained(tmp_path / "adapters" / "one")

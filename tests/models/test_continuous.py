@@ -54,7 +54,7 @@ def alone(llm: Any, prompt: Prompt, generation: Any) -> tuple[list[int], list[fl
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"min_new_tokens": 6},
-    {"no_repeat_ngram": 1},
+    {"no_repeat_ngram_size": 1},
     {"max_repeats": 1},
     {"max_repeats": 1, "min_new_tokens": 9},
 ]
@@ -138,7 +138,7 @@ def test_windows_and_draws_are_left_to_generate(
     llm: Any, greedy: Any, save_tiny_llm: Callable[..., Path], tmp_path: Path
 ) -> None:
     assert not continues(llm, greedy(4, strategy="sample", temperature=1.0))
-    assert not continues(llm, greedy(4, strategy="beam", beams=2))
+    assert not continues(llm, greedy(4, strategy="beam", num_beams=2))
     path = str(save_tiny_llm(tmp_path, "gemma2", head_dim=8))
     windowed, _ = load_llm(Llm(path=path, revision=None, dtype="float32", quantization="none", layers="all"))
     assert not continues(windowed, greedy(4))

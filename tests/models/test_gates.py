@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from steermoe.models.gates import Gate, load_balance, z_loss
+from steermoe.models.gates import Gate, load_balancing_loss, z_loss
 
 LOGITS = 3 * torch.randn(2, 50, 6, generator=torch.Generator().manual_seed(1))
 Make = Callable[..., Any]
@@ -39,17 +39,17 @@ def test_dropout_leaves_experts_out_in_training_only(make_steering: Make, top_k:
 
 def test_balance_is_one_for_even_use_and_finite_for_collapse() -> None:
     even = torch.eye(4).repeat(8, 1)
-    assert load_balance(even) == pytest.approx(1)
+    assert load_balancing_loss(even) == pytest.approx(1)
     collapsed = torch.tensor([1.0, 0, 0, 0]).repeat(32, 1)
-    assert load_balance(collapsed) == pytest.approx(4)
+    assert load_balancing_loss(collapsed) == pytest.approx(4)
     logits = torch.tensor([[200.0, 0, 0, -200]]).repeat(32, 1).requires_grad_(True)
-    load_balance(logits.softmax(-1)).backward()
+    load_balancing_loss(logits.softmax(-1)).backward()
     assert logits.grad is not None and logits.grad.isfinite().all()
 
 
 def test_balance_pushes_against_the_favourite() -> None:
     logits = torch.tensor([[1.0, 0, 0, 0]]).repeat(32, 1).requires_grad_(True)
-    load_balance(logits.softmax(-1)).backward()
+    load_balancing_loss(logits.softmax(-1)).backward()
     assert logits.grad is not None and (logits.grad[:, 0] > 0).all() and (logits.grad[:, 1:] < 0).all()
 
 

@@ -82,7 +82,7 @@ def test_beams_as_many_as_tokens_find_the_likeliest_answer(
 ) -> None:
     """Of two tokens, neither of them an end: compared with all pairs."""
     vocabulary, ends = llm.config.vocab_size, llm.generation_config.eos_token_id
-    answers = decode(llm, *rows, greedy(2, strategy="beam", beams=vocabulary - 1, min_new_tokens=2))
+    answers = decode(llm, *rows, greedy(2, strategy="beam", num_beams=vocabulary - 1, min_new_tokens=2))
     table = llm.get_input_embeddings().weight
     better = 0
     for row, valid, answer in zip(*rows, answers, strict=True):
@@ -98,7 +98,7 @@ def test_beams_as_many_as_tokens_find_the_likeliest_answer(
 def test_beam_answers_do_not_depend_on_the_batch(
     llm: CausalLM, rows: Rows, greedy: Callable[..., Any]
 ) -> None:
-    settings = greedy(8, strategy="beam", beams=4)
+    settings = greedy(8, strategy="beam", num_beams=4)
     together = decode(llm, *rows, settings)
     embeddings, valid = rows
     for row in range(3):
@@ -123,9 +123,9 @@ def test_no_answer_ends_before_the_least_number_of_tokens(
 def test_ngrams_come_once(llm: CausalLM, rows: Rows, greedy: Callable[..., Any]) -> None:
     free = decode(llm, *rows, greedy(40, max_repeats=None))
     assert any(len(set(row)) < len(row) for row in free)
-    for row in decode(llm, *rows, greedy(40, no_repeat_ngram=1)):
+    for row in decode(llm, *rows, greedy(40, no_repeat_ngram_size=1)):
         assert len(set(row)) == len(row)
-    for row in decode(llm, *rows, greedy(40, no_repeat_ngram=2, max_repeats=None)):
+    for row in decode(llm, *rows, greedy(40, no_repeat_ngram_size=2, max_repeats=None)):
         pairs = list(pairwise(row))
         assert len(set(pairs)) == len(pairs)
 
@@ -173,7 +173,7 @@ def test_cycles_longer_than_the_longest_are_let_be() -> None:
 def test_the_words_say_what_was_set(greedy: Callable[..., Any]) -> None:
     plain = {"max_repeats": None}
     assert describe(greedy(48, **plain), 3) == "greedy, at most 48 new tokens"
-    assert describe(greedy(9, strategy="beam", beams=4, no_repeat_ngram=3, **plain), 3) == (
+    assert describe(greedy(9, strategy="beam", num_beams=4, no_repeat_ngram_size=3, **plain), 3) == (
         "beam search, 4 beams, at most 9 new tokens, no 3-gram twice"
     )
     sampled = greedy(9, strategy="sample", temperature=0.7, top_p=0.9, min_new_tokens=2)

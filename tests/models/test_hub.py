@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from steermoe.cli import main as cli
 from steermoe.models import adapter
 from steermoe.models.steermoe import SteerMoE
-from steermoe.serving import cli
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -113,9 +113,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, d
 
 
 def test_through_the_hub_and_back(
-    tiny_arm: Callable[..., Any], hub: dict[str, dict[str, bytes]], tmp_path: Path
+    tiny_variant: Callable[..., Any], hub: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm("steering"))
+    model = SteerMoE.from_config(tiny_variant("steering"))
     model.save_pretrained(tmp_path)
     address = model.push_to_hub("someone/adapter")
     assert address.endswith("/someone/adapter")
@@ -130,7 +130,7 @@ def test_through_the_hub_and_back(
 @pytest.mark.parametrize("before", [False, True], ids=["merged on the way", "merged before"])
 def test_a_merged_adapter_brings_its_frozen_models(
     before: bool,
-    tiny_arm: Callable[..., Any],
+    tiny_variant: Callable[..., Any],
     hub: dict[str, dict[str, bytes]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -138,11 +138,11 @@ def test_a_merged_adapter_brings_its_frozen_models(
 ) -> None:
     """By the command, from base models that are gone afterwards."""
     for part in ("encoder", "llm"):
-        path = getattr(tiny_arm("linear"), part).path
+        path = getattr(tiny_variant("linear"), part).path
         shutil.copytree(path, tmp_path / "base" / part)
     monkeypatch.chdir(tmp_path)
-    arm = tiny_arm("steering+lora", {"encoder.path": "base/encoder", "llm.path": "base/llm"})
-    model = SteerMoE.from_config(arm)
+    variant = tiny_variant("steering+lora", {"encoder.path": "base/encoder", "llm.path": "base/llm"})
+    model = SteerMoE.from_config(variant)
     model.save_pretrained("adapter")
     if before:
         assert cli.main(["export", "merged", "--model", "adapter", "--out", "merged"]) == 0

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from steermoe.config import ArmConfig
+from steermoe.config import VariantConfig
 from steermoe.models.encoders import Encoder, load_encoder
 from steermoe.models.lora import add_lora, train_lora
 
@@ -12,25 +12,25 @@ FEATURES, LENGTHS = torch.randn(2, 80, 60, generator=torch.Generator().manual_se
 
 
 @pytest.fixture
-def arm(tiny_arm: Callable[..., Any]) -> ArmConfig:
-    return tiny_arm("lora", {"lora.dropout": 0.5})
+def variant(tiny_variant: Callable[..., Any]) -> VariantConfig:
+    return tiny_variant("lora", {"lora.dropout": 0.5})
 
 
-def adapt(arm: ArmConfig, **changes: Any) -> tuple[Encoder, list[torch.nn.Parameter]]:
-    assert arm.lora is not None
-    encoder = load_encoder(arm.encoder)
-    return encoder, add_lora(arm.lora.model_copy(update=changes), encoder.model, encoder.layers, "lora")
+def adapt(variant: VariantConfig, **changes: Any) -> tuple[Encoder, list[torch.nn.Parameter]]:
+    assert variant.lora is not None
+    encoder = load_encoder(variant.encoder)
+    return encoder, add_lora(variant.lora.model_copy(update=changes), encoder.model, encoder.layers, "lora")
 
 
 @torch.no_grad()
-def test_it_starts_as_the_frozen_encoder(arm: ArmConfig) -> None:
-    plain, _ = load_encoder(arm.encoder)(FEATURES, LENGTHS)
-    encoder, _ = adapt(arm)
+def test_it_starts_as_the_frozen_encoder(variant: VariantConfig) -> None:
+    plain, _ = load_encoder(variant.encoder)(FEATURES, LENGTHS)
+    encoder, _ = adapt(variant)
     assert torch.equal(encoder(FEATURES, LENGTHS)[0], plain)
 
 
-def test_only_the_adapters_are_trained(arm: ArmConfig) -> None:
-    encoder, parameters = adapt(arm)
+def test_only_the_adapters_are_trained(variant: VariantConfig) -> None:
+    encoder, parameters = adapt(variant)
     trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
     assert trained and all(".lora_A." in name or ".lora_B." in name for name in trained)
     rank, layers, width, ffn = 2, 3, 32, 64
@@ -38,8 +38,8 @@ def test_only_the_adapters_are_trained(arm: ArmConfig) -> None:
 
 
 @torch.no_grad()
-def test_dropout_is_active_in_training_only(arm: ArmConfig) -> None:
-    encoder, parameters = adapt(arm)
+def test_dropout_is_active_in_training_only(variant: VariantConfig) -> None:
+    encoder, parameters = adapt(variant)
     for parameter in parameters:
         parameter.normal_(std=0.3)
     first, _ = encoder(FEATURES, LENGTHS)
@@ -51,9 +51,9 @@ def test_dropout_is_active_in_training_only(arm: ArmConfig) -> None:
     assert torch.equal(encoder(FEATURES, LENGTHS)[0], first)
 
 
-def test_adapters_of_a_bfloat16_encoder_are_float32(arm: ArmConfig) -> None:
-    arm = arm.model_copy(update={"encoder": arm.encoder.model_copy(update={"dtype": "bfloat16"})})
-    encoder, parameters = adapt(arm)
+def test_adapters_of_a_bfloat16_encoder_are_float32(variant: VariantConfig) -> None:
+    variant = variant.model_copy(update={"encoder": variant.encoder.model_copy(update={"dtype": "bfloat16"})})
+    encoder, parameters = adapt(variant)
     assert {p.dtype for p in parameters} == {torch.float32}
     hidden, _ = encoder(FEATURES, LENGTHS)
     assert hidden.dtype == torch.bfloat16
@@ -61,7 +61,7 @@ def test_adapters_of_a_bfloat16_encoder_are_float32(arm: ArmConfig) -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
 
 
-def test_targets_that_are_not_there_are_named(arm: ArmConfig) -> None:
+def test_targets_that_are_not_there_are_named(variant: VariantConfig) -> None:
     legal = "fc1, fc2, k_proj, out_proj, q_proj, v_proj"
     with pytest.raises(ValueError, match=rf"lora\.targets: found \['o_proj'\], the layers have: {legal}"):
-        adapt(arm, targets=["q_proj", "o_proj"])
+        adapt(variant, targets=["q_proj", "o_proj"])

@@ -22,7 +22,7 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "first": {"layers": "first-1"},
     "last and post": {"layers": "last-2", "post_encoder": True},
     "post": {"layers": "none", "post_encoder": True},
-    "attention": {"site": "attention"},
+    "attention": {"hook_point": "attention"},
 }
 ROUTER_OPTIONS = {"hierarchical": {"groups": 2}, "progressive": {"stages": 2}}
 BRIDGES = [(name, None) for name in DOWNSAMPLERS] + [(name, 1) for name in ("average", "max", "conv")]
@@ -48,7 +48,7 @@ def combinations(more: int = 12) -> list[Combination]:
 
 @pytest.fixture(params=combinations(), ids=lambda c: "-".join(str(part) for part in c).replace(" ", "_"))
 def model(
-    request: pytest.FixtureRequest, tiny_arm: Callable[..., Any], tiny_llm_dir: Path, tiny_llama_dir: Path
+    request: pytest.FixtureRequest, tiny_variant: Callable[..., Any], tiny_llm_dir: Path, tiny_llama_dir: Path
 ) -> SteerMoE:
     router, placement, (downsample, after), projection, llm = request.param
     steering = {
@@ -57,12 +57,16 @@ def model(
         **PLACEMENTS[placement],
         "vector_std": 0.5,
     }
-    bridge = {"downsample": downsample, "after": after, "kernel": 1 if downsample == "none" else 3}
-    bridge |= {"projection": projection, **PROJECTION_OPTIONS.get(projection, {})}
+    projector = {
+        "downsample": downsample,
+        "downsample_after_layer": after,
+        "downsample_factor": 1 if downsample == "none" else 3,
+    }
+    projector |= {"projection": projection, **PROJECTION_OPTIONS.get(projection, {})}
     values = {f"steering.{name}": value for name, value in steering.items()}
-    values |= {f"bridge.{name}": value for name, value in bridge.items()}
+    values |= {f"projector.{name}": value for name, value in projector.items()}
     values["llm.path"] = str({"qwen2": tiny_llm_dir, "llama": tiny_llama_dir}[llm])
-    return SteerMoE.from_config(tiny_arm("steering", values))
+    return SteerMoE.from_config(tiny_variant("steering", values))
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def model(tiny_arm: Callable[..., Any]) -> SteerMoE:
-    return SteerMoE.from_config(tiny_arm("steering", {"steering.vector_std": 1.0}))
+def model(tiny_variant: Callable[..., Any]) -> SteerMoE:
+    return SteerMoE.from_config(tiny_variant("steering", {"steering.vector_std": 1.0}))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -53,7 +53,7 @@ def test_answers_are_those_of_whole_rows(
 ) -> None:
     settings = [
         greedy(12),
-        greedy(6, strategy="beam", beams=3),
+        greedy(6, strategy="beam", num_beams=3),
         greedy(6, strategy="sample", temperature=0.7, top_p=0.9),
     ]
     batch = heard(make_batch(prefix=PREFIX))
@@ -99,16 +99,16 @@ def test_no_cache_where_the_llm_is_trained(model: SteerMoE, make_batch: Any) -> 
 
 
 def test_a_chat_is_asked_as_its_template_has_it(
-    tiny_arm: Callable[..., Any], tiny_chat_dir: Path, greedy: Any
+    tiny_variant: Callable[..., Any], tiny_chat_dir: Path, greedy: Any
 ) -> None:
     """From waveform to text, against the whole conversation put together by hand."""
-    arm = tiny_arm(
+    variant = tiny_variant(
         "linear",
         {"llm.path": str(tiny_chat_dir), "prompts.format": "chat", "prompts.system": "the red cat sings"},
     )
-    model = SteerMoE.from_config(arm)
+    model = SteerMoE.from_config(variant)
     samples = torch.sin(torch.arange(16000) * 0.1).numpy()
-    prompt = encode_prompt(arm.prompts, model.tokenizer, "answer", "who?")
+    prompt = encode_prompt(variant.prompts, model.tokenizer, "answer", "who?")
     table = model.llm.get_input_embeddings()
     with torch.no_grad():
         features = model.features(levelled(samples))[None]

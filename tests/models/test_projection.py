@@ -18,8 +18,8 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture(params=PROJECTIONS)
-def section(request: pytest.FixtureRequest, make_bridge: Make) -> Any:
-    return make_bridge(projection=request.param, **OPTIONS[request.param])
+def section(request: pytest.FixtureRequest, make_projector: Make) -> Any:
+    return make_projector(projection=request.param, **OPTIONS[request.param])
 
 
 @torch.no_grad()
@@ -96,9 +96,11 @@ def test_bfloat16_on_both_sides_leaves_it_in_float32(section: Any) -> None:
     assert projection(*half, torch.tensor([2])).dtype == torch.float32
 
 
-def test_unknown_projections_and_odd_heads_are_named(make_bridge: Make) -> None:
-    with pytest.raises(ValueError, match=r"bridge\.projection: found 'mpl', must be one of: .*linear, mlp"):
-        make_projection(make_bridge().model_copy(update={"projection": "mpl"}), 8, torch.randn(5, 4))
-    odd = make_bridge(projection="feature_space", width=10, heads=4)
-    with pytest.raises(ValueError, match=r"bridge\.heads: found 4; legal: a divisor of .* 10"):
+def test_unknown_projections_and_odd_heads_are_named(make_projector: Make) -> None:
+    with pytest.raises(
+        ValueError, match=r"projector\.projection: found 'mpl', must be one of: .*linear, mlp"
+    ):
+        make_projection(make_projector().model_copy(update={"projection": "mpl"}), 8, torch.randn(5, 4))
+    odd = make_projector(projection="feature_space", width=10, heads=4)
+    with pytest.raises(ValueError, match=r"projector\.heads: found 4; legal: a divisor of .* 10"):
         make_projection(odd, 8, torch.randn(5, 4))

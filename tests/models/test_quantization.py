@@ -17,14 +17,14 @@ ON_GPU = pytest.param(
 @pytest.mark.parametrize("kind", ["int8", ON_GPU])
 def test_gradients_go_through_and_the_loss_is_near(
     kind: str,
-    tiny_arm: Callable[..., Any],
+    tiny_variant: Callable[..., Any],
     make_batch: Any,
     tmp_path: Path,
     save_tiny_llm: Callable[..., Path],
 ) -> None:
     llm = save_tiny_llm(tmp_path / "llm", "qwen2", hidden_size=128, intermediate_size=256)
-    plain = SteerMoE.from_config(tiny_arm("steering", {"llm.path": str(llm)}))
-    model = SteerMoE.from_config(tiny_arm("steering", {"llm.path": str(llm), "llm.quantization": kind}))
+    plain = SteerMoE.from_config(tiny_variant("steering", {"llm.path": str(llm)}))
+    model = SteerMoE.from_config(tiny_variant("steering", {"llm.path": str(llm), "llm.quantization": kind}))
     linear: Any = model.llm.model.layers[0].mlp.up_proj
     assert linear.weight.dtype in (torch.int8, torch.uint8) and not linear.weight.requires_grad
     loss, expected = model(**make_batch()).loss, plain(**make_batch()).loss

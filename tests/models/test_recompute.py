@@ -9,11 +9,13 @@ from steermoe.models.steermoe import SteerMoE
 
 @pytest.mark.parametrize("method", ["steering", "lora", "steering+lora+llm_lora"])
 def test_loss_and_gradients_are_the_same_with_fewer_activations_kept(
-    method: str, tiny_arm: Callable[..., Any], make_batch: Callable[..., Any]
+    method: str, tiny_variant: Callable[..., Any], make_batch: Callable[..., Any]
 ) -> None:
     kept, gradients, losses = [], [], []
     for recompute in (False, True):
-        model = SteerMoE.from_config(tiny_arm(method, {"training.gradient_checkpointing": recompute})).train()
+        model = SteerMoE.from_config(
+            tiny_variant(method, {"training.gradient_checkpointing": recompute})
+        ).train()
         saved = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -35,24 +37,24 @@ def test_loss_and_gradients_are_the_same_with_fewer_activations_kept(
 
 @torch.no_grad()
 def test_generation_is_as_without(
-    tiny_arm: Callable[..., Any], make_batch: Any, heard: Any, greedy: Any
+    tiny_variant: Callable[..., Any], make_batch: Any, heard: Any, greedy: Any
 ) -> None:
     answers = [
-        SteerMoE.from_config(tiny_arm("steering", {"training.gradient_checkpointing": recompute})).generate(
-            heard(make_batch()), generation=greedy(4)
-        )
+        SteerMoE.from_config(
+            tiny_variant("steering", {"training.gradient_checkpointing": recompute})
+        ).generate(heard(make_batch()), generation=greedy(4))
         for recompute in (False, True)
     ]
     assert answers[0] == answers[1]
 
 
 def test_a_chat_s_beginning_is_trained_with_too(
-    tiny_arm: Callable[..., Any], make_batch: Callable[..., Any]
+    tiny_variant: Callable[..., Any], make_batch: Callable[..., Any]
 ) -> None:
     found = []
     for recompute in (False, True):
         model = SteerMoE.from_config(
-            tiny_arm("steering", {"training.gradient_checkpointing": recompute})
+            tiny_variant("steering", {"training.gradient_checkpointing": recompute})
         ).train()
         loss = model(**make_batch(prefix=(17, 301, 5, 44, 9))).loss
         loss.backward()

@@ -14,23 +14,23 @@ FEATURES, LENGTHS = torch.randn(2, 80, 60, generator=torch.Generator().manual_se
 
 
 @pytest.fixture
-def arm(tiny_arm: Callable[..., Any]) -> config.ArmConfig:
-    return tiny_arm("steering", {"steering.vector_std": 1.0})
+def variant(tiny_variant: Callable[..., Any]) -> config.VariantConfig:
+    return tiny_variant("steering", {"steering.vector_std": 1.0})
 
 
-def attach(arm: config.ArmConfig, **changes: Any) -> tuple[Encoder, Steering]:
-    assert arm.steering is not None
-    encoder = load_encoder(arm.encoder)
+def attach(variant: config.VariantConfig, **changes: Any) -> tuple[Encoder, Steering]:
+    assert variant.steering is not None
+    encoder = load_encoder(variant.encoder)
     torch.manual_seed(0)
-    return encoder, Steering(arm.steering.model_copy(update=changes), encoder.layers, encoder.width)
+    return encoder, Steering(variant.steering.model_copy(update=changes), encoder.layers, encoder.width)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_scale_zero_is_the_unsteered_encoder_bit_for_bit(arm: config.ArmConfig, dtype: str) -> None:
-    arm = arm.model_copy(update={"encoder": arm.encoder.model_copy(update={"dtype": dtype})})
-    plain, _ = load_encoder(arm.encoder)(FEATURES, LENGTHS)
-    encoder, steering = attach(arm)
+def test_scale_zero_is_the_unsteered_encoder_bit_for_bit(variant: config.VariantConfig, dtype: str) -> None:
+    variant = variant.model_copy(update={"encoder": variant.encoder.model_copy(update={"dtype": dtype})})
+    plain, _ = load_encoder(variant.encoder)(FEATURES, LENGTHS)
+    encoder, steering = attach(variant)
     assert not torch.equal(encoder(FEATURES, LENGTHS)[0], plain)
     with steering.disabled():
         assert torch.equal(encoder(FEATURES, LENGTHS)[0], plain)
@@ -41,11 +41,11 @@ def test_scale_zero_is_the_unsteered_encoder_bit_for_bit(arm: config.ArmConfig, 
 
 
 @torch.no_grad()
-def test_steering_is_the_papers_formula(arm: config.ArmConfig) -> None:
-    encoder, steering = attach(arm)
+def test_steering_is_the_papers_formula(variant: config.VariantConfig) -> None:
+    encoder, steering = attach(variant)
     steering.scales.copy_(torch.tensor([0.5, -1.0, 2.0]))
     steered, _ = encoder(FEATURES, LENGTHS)
-    plain = load_encoder(arm.encoder)  # the same layers without hooks, steered by hand
+    plain = load_encoder(variant.encoder)  # the same layers without hooks, steered by hand
     hidden, lengths = plain.stem(FEATURES, LENGTHS)
     context = plain.context(hidden, lengths)
     experts = steering.places[0].experts
@@ -60,16 +60,16 @@ def test_steering_is_the_papers_formula(arm: config.ArmConfig) -> None:
 
 
 @torch.no_grad()
-def test_transformers_own_forward_is_steered_too(arm: config.ArmConfig) -> None:
-    encoder, _ = attach(arm)
+def test_transformers_own_forward_is_steered_too(variant: config.VariantConfig) -> None:
+    encoder, _ = attach(variant)
     assert isinstance(encoder.model, WhisperEncoder)
     full = torch.randn(1, 80, 400)
     assert torch.equal(encoder.model(full).last_hidden_state, encoder(full, torch.tensor([400]))[0])
 
 
 @torch.no_grad()
-def test_only_chosen_layers_are_steered_and_have_parameters(arm: config.ArmConfig) -> None:
-    encoder, steering = attach(arm, layers=[2, 0])
+def test_only_chosen_layers_are_steered_and_have_parameters(variant: config.VariantConfig) -> None:
+    encoder, steering = attach(variant, layers=[2, 0])
     assert [place.layer for place in steering.places] == [0, 2]
     assert len(steering.vectors) == 2 * 4 and len(steering.scales) == 2
     seen: list[tuple[int, torch.Size, torch.Size]] = []
@@ -82,9 +82,9 @@ def test_only_chosen_layers_are_steered_and_have_parameters(arm: config.ArmConfi
     assert len(seen) == 2  # nobody watches any more
 
 
-def test_layers_that_do_not_exist_are_named(arm: config.ArmConfig) -> None:
+def test_layers_that_do_not_exist_are_named(variant: config.VariantConfig) -> None:
     with pytest.raises(ValueError, match=r"steering\.layers: found \[3\], the encoder has layers 0 to 2"):
-        attach(arm, layers=[1, 3])
+        attach(variant, layers=[1, 3])
 
 
 class _TupleLayer(nn.Module):
@@ -92,10 +92,10 @@ class _TupleLayer(nn.Module):
         return hidden, "weights"
 
 
-def test_layers_that_return_tuples_are_steered(arm: config.ArmConfig) -> None:
-    assert arm.steering is not None
+def test_layers_that_return_tuples_are_steered(variant: config.VariantConfig) -> None:
+    assert variant.steering is not None
     layers = [_TupleLayer(), nn.Identity()]
-    Steering(arm.steering, layers, 8)
+    Steering(variant.steering, layers, 8)
     hidden = torch.randn(1, 4, 8)
     output = layers[0](hidden)
     assert output[1] == "weights"
@@ -103,8 +103,8 @@ def test_layers_that_return_tuples_are_steered(arm: config.ArmConfig) -> None:
     assert not torch.equal(layers[1](hidden), hidden)
 
 
-def test_steering_is_computed_in_float32_under_autocast(arm: config.ArmConfig) -> None:
-    _, steering = attach(arm)
+def test_steering_is_computed_in_float32_under_autocast(variant: config.VariantConfig) -> None:
+    _, steering = attach(variant)
     hidden = torch.randn(1, 4, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(steering(hidden, 0), steering(hidden, 0).float())
@@ -112,8 +112,8 @@ def test_steering_is_computed_in_float32_under_autocast(arm: config.ArmConfig) -
     assert torch.equal(mixed, steering(hidden, 0))
 
 
-def test_gradients_reach_all_that_is_trained(arm: config.ArmConfig) -> None:
-    encoder, steering = attach(arm)
+def test_gradients_reach_all_that_is_trained(variant: config.VariantConfig) -> None:
+    encoder, steering = attach(variant)
     encoder(FEATURES, LENGTHS)[0].square().sum().backward()
     for name, parameter in steering.named_parameters():
         assert parameter.grad is not None, name
@@ -123,8 +123,8 @@ def test_gradients_reach_all_that_is_trained(arm: config.ArmConfig) -> None:
 
 
 @torch.no_grad()
-def test_strengths_scale_layers_and_experts_and_can_be_taken_back(arm: config.ArmConfig) -> None:
-    encoder, steering = attach(arm, post_encoder=True)
+def test_strengths_scale_layers_and_experts_and_can_be_taken_back(variant: config.VariantConfig) -> None:
+    encoder, steering = attach(variant, post_encoder=True)
 
     def heard() -> torch.Tensor:
         return steering.post(encoder(FEATURES, LENGTHS)[0])
@@ -154,15 +154,15 @@ def test_strengths_scale_layers_and_experts_and_can_be_taken_back(arm: config.Ar
 
 
 @torch.no_grad()
-def test_attention_can_be_steered_instead(arm: config.ArmConfig) -> None:
-    encoder = load_encoder(arm.encoder)
-    assert arm.steering is not None
+def test_attention_can_be_steered_instead(variant: config.VariantConfig) -> None:
+    encoder = load_encoder(variant.encoder)
+    assert variant.steering is not None
     plain, _ = encoder(FEATURES, LENGTHS)
     attentions = [encoder.attention(number) for number in range(3)]
     unsteered: list[Any] = []
     outputs: list[Any] = []
     attentions[0].register_forward_hook(lambda *args: unsteered.append(args[2]))
-    section = arm.steering.model_copy(update={"site": "attention"})
+    section = variant.steering.model_copy(update={"hook_point": "attention"})
     steering = Steering(section, attentions, encoder.width)
     attentions[0].register_forward_hook(lambda *args: outputs.append(args[2]))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -174,8 +174,8 @@ def test_attention_can_be_steered_instead(arm: config.ArmConfig) -> None:
     assert torch.equal(hidden, unsteered[0][0])
 
 
-def test_losses_see_valid_frames_only_and_in_training_only(arm: config.ArmConfig) -> None:
-    encoder, steering = attach(arm, load_balance=1.0, z_loss=0.5)
+def test_losses_see_valid_frames_only_and_in_training_only(variant: config.VariantConfig) -> None:
+    encoder, steering = attach(variant, router_aux_loss_coef=1.0, router_z_loss_coef=0.5)
     valid = {30: torch.tensor([30, 17])}
     found = []
     for features in (FEATURES, torch.cat([FEATURES, 100 * torch.ones(2, 80, 40)], 2)):
@@ -193,8 +193,8 @@ def test_losses_see_valid_frames_only_and_in_training_only(arm: config.ArmConfig
     assert steering.losses(valid.__getitem__) == 0
 
 
-def test_an_expert_that_is_always_left_out_is_called_back(arm: config.ArmConfig) -> None:
-    encoder, steering = attach(arm, layers=[0], load_balance=1.0, top_k=2)
+def test_an_expert_that_is_always_left_out_is_called_back(variant: config.VariantConfig) -> None:
+    encoder, steering = attach(variant, layers=[0], router_aux_loss_coef=1.0, top_k=2)
     router: Any = steering.router
     with torch.no_grad():
         router.linear.bias.copy_(torch.tensor([90.0, 90.0, 80.0, 80.0]))
@@ -208,8 +208,8 @@ def test_an_expert_that_is_always_left_out_is_called_back(arm: config.ArmConfig)
 
 @torch.no_grad()
 @pytest.mark.parametrize(("scale", "start"), [("fixed", 0.7), ("none", None)])
-def test_scales_can_be_fixed_or_none(arm: config.ArmConfig, scale: str, start: float | None) -> None:
-    encoder, steering = attach(arm, scale=scale, scale_init=start)
+def test_scales_can_be_fixed_or_none(variant: config.VariantConfig, scale: str, start: float | None) -> None:
+    encoder, steering = attach(variant, scale=scale, scale_init=start)
     assert "scales" not in dict(steering.named_parameters()) and "scales" not in steering.state_dict()
     assert steering.scales.tolist() == pytest.approx([start or 1.0] * 3)
     assert encoder(FEATURES, LENGTHS)[0].isfinite().all()

@@ -21,8 +21,8 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def model(method: str, tiny_arm: Callable[..., Any]) -> SteerMoE:
-    return stirred(SteerMoE.from_config(tiny_arm(method)))
+def model(method: str, tiny_variant: Callable[..., Any]) -> SteerMoE:
+    return stirred(SteerMoE.from_config(tiny_variant(method)))
 
 
 @torch.no_grad()
@@ -118,9 +118,9 @@ def test_the_loss_is_transformers_own(model: SteerMoE, make_batch: MakeBatch) ->
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attention_implementations_agree(
-    implementation: str, tiny_arm: Callable[..., Any], make_batch: MakeBatch
+    implementation: str, tiny_variant: Callable[..., Any], make_batch: MakeBatch
 ) -> None:
-    model = stirred(SteerMoE.from_config(tiny_arm("steering")))
+    model = stirred(SteerMoE.from_config(tiny_variant("steering")))
     expected = model(**make_batch()).loss
     frozen: Any = model.encoder.model
     frozen.set_attn_implementation(implementation)
@@ -191,8 +191,8 @@ def test_the_frozen_models_do_not_change(model: SteerMoE, make_batch: MakeBatch)
     assert torch.equal(untouched(input_ids=ids).logits, logits)
 
 
-def test_the_hashes_are_the_same_for_all_methods(tiny_arm: Callable[..., Any]) -> None:
-    hashes = [SteerMoE.from_config(tiny_arm(method)).frozen_hashes() for method in METHODS]
+def test_the_hashes_are_the_same_for_all_methods(tiny_variant: Callable[..., Any]) -> None:
+    hashes = [SteerMoE.from_config(tiny_variant(method)).frozen_hashes() for method in METHODS]
     assert hashes[0] == hashes[1] == hashes[2]
     assert hashes[0]["encoder"] != hashes[0]["llm"]
 
@@ -205,8 +205,8 @@ def test_a_changed_frozen_weight_changes_its_hash(model: SteerMoE) -> None:
     assert after["llm"] != before["llm"] and after["encoder"] == before["encoder"]
 
 
-def test_lora_dropout_follows_the_mode(tiny_arm: Callable[..., Any]) -> None:
-    model = SteerMoE.from_config(tiny_arm("lora", {"lora.dropout": 0.3}))
+def test_lora_dropout_follows_the_mode(tiny_variant: Callable[..., Any]) -> None:
+    model = SteerMoE.from_config(tiny_variant("lora", {"lora.dropout": 0.3}))
     dropouts = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Dropout)]
     for mode in (False, True, False):
         model.train(mode)
@@ -220,43 +220,45 @@ def starts(models: Iterable[SteerMoE], name: str) -> list[torch.Tensor]:
     return [model.get_parameter(name) for model in models]
 
 
-def test_every_arm_of_a_seed_starts_from_the_same_projection(tiny_arm: Callable[..., Any]) -> None:
+def test_every_variant_of_a_seed_starts_from_the_same_projection(tiny_variant: Callable[..., Any]) -> None:
     state = torch.manual_seed(123).get_state()
-    models = [SteerMoE.from_config(tiny_arm(method)) for method in METHODS]
+    models = [SteerMoE.from_config(tiny_variant(method)) for method in METHODS]
     assert torch.equal(torch.get_rng_state(), state)
     first, *others = starts(models, "projection.linear.weight")
     assert all(torch.equal(first, other) for other in others)
-    again = SteerMoE.from_config(tiny_arm("steering"))
+    again = SteerMoE.from_config(tiny_variant("steering"))
     for name, tensor in models[0].trainable_state_dict().items():
         assert torch.equal(tensor, again.trainable_state_dict()[name]), name
-    other_seed = SteerMoE.from_config(tiny_arm("steering", {"seed": 6}))
+    other_seed = SteerMoE.from_config(tiny_variant("steering", {"seed": 6}))
     for name in ("projection.linear.weight", "steering.vectors"):
         assert not torch.equal(*starts([models[0], other_seed], name))
 
 
-def test_a_few_steps_lower_the_loss(method: str, tiny_arm: Callable[..., Any], make_batch: MakeBatch) -> None:
-    model = SteerMoE.from_config(tiny_arm(method))
+def test_a_few_steps_lower_the_loss(
+    method: str, tiny_variant: Callable[..., Any], make_batch: MakeBatch
+) -> None:
+    model = SteerMoE.from_config(tiny_variant(method))
     losses = train(model, make_batch(), steps=30, rate=2e-2)
     assert losses[-1] < 0.93 * losses[0]
 
 
-def test_layers_can_be_chosen(tiny_arm: Callable[..., Any], make_batch: MakeBatch) -> None:
-    model = SteerMoE.from_config(tiny_arm("steering", {"steering.layers": [1]}))
+def test_layers_can_be_chosen(tiny_variant: Callable[..., Any], make_batch: MakeBatch) -> None:
+    model = SteerMoE.from_config(tiny_variant("steering", {"steering.layers": [1]}))
     model(**make_batch()).loss.backward()
     assert model.steering is not None and len(model.steering.vectors) == 4
     assert all(p.grad is not None and p.grad.any() for p in model.steering.parameters())
 
 
-def test_concatenation_instead_of_the_mean(tiny_arm: Callable[..., Any], make_batch: MakeBatch) -> None:
-    model = SteerMoE.from_config(tiny_arm("linear", {"bridge.downsample": "concat"}))
+def test_concatenation_instead_of_the_mean(tiny_variant: Callable[..., Any], make_batch: MakeBatch) -> None:
+    model = SteerMoE.from_config(tiny_variant("linear", {"projector.downsample": "concat"}))
     assert model.get_parameter("projection.linear.weight").shape == (32, 4 * 32)
     assert model(**make_batch()).loss.isfinite()
 
 
 def test_another_llm(
-    tiny_arm: Callable[..., Any], tiny_llama_dir: Path, make_batch: MakeBatch, heard: Any, greedy: Any
+    tiny_variant: Callable[..., Any], tiny_llama_dir: Path, make_batch: MakeBatch, heard: Any, greedy: Any
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm("steering", {"llm.path": str(tiny_llama_dir)}))
+    model = SteerMoE.from_config(tiny_variant("steering", {"llm.path": str(tiny_llama_dir)}))
     assert type(model.llm).__name__ == "LlamaForCausalLM"
     losses = train(model, make_batch(), steps=10, rate=2e-2)
     assert losses[-1] < losses[0]
@@ -265,9 +267,9 @@ def test_another_llm(
 
 
 def test_bfloat16_frozen_weights(
-    method: str, tiny_arm: Callable[..., Any], make_batch: MakeBatch, heard: Any, greedy: Any
+    method: str, tiny_variant: Callable[..., Any], make_batch: MakeBatch, heard: Any, greedy: Any
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm(method, {"encoder.dtype": "bfloat16", "llm.dtype": "bfloat16"}))
+    model = SteerMoE.from_config(tiny_variant(method, {"encoder.dtype": "bfloat16", "llm.dtype": "bfloat16"}))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     losses = train(model, make_batch(), steps=15, rate=2e-2)
@@ -276,8 +278,8 @@ def test_bfloat16_frozen_weights(
     assert len(model.generate(heard(make_batch()), generation=greedy(4))) == 4
 
 
-def test_autocast(method: str, tiny_arm: Callable[..., Any], make_batch: MakeBatch) -> None:
-    model = stirred(SteerMoE.from_config(tiny_arm(method)))
+def test_autocast(method: str, tiny_variant: Callable[..., Any], make_batch: MakeBatch) -> None:
+    model = stirred(SteerMoE.from_config(tiny_variant(method)))
     exact = model(**make_batch()).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(**make_batch()).loss
@@ -307,18 +309,22 @@ def test_recordings_are_transcribed_one_or_many(model: SteerMoE, tmp_path: Path,
 @pytest.mark.parametrize("window", ["unpadded", "full"])
 @pytest.mark.parametrize(("after", "frames"), [(None, [50, 50, 50, 50]), (0, [50, 13, 13, 13])])
 def test_gates_are_those_of_the_audio_whatever_the_window(
-    window: str, after: int | None, frames: list[int], tiny_arm: Callable[..., Any]
+    window: str, after: int | None, frames: list[int], tiny_variant: Callable[..., Any]
 ) -> None:
-    changes = {"encoder.window": window, "bridge.after": after, "steering.post_encoder": True}
-    model = SteerMoE.from_config(tiny_arm("steering", changes))
+    changes = {
+        "encoder.window": window,
+        "projector.downsample_after_layer": after,
+        "steering.post_encoder": True,
+    }
+    model = SteerMoE.from_config(tiny_variant("steering", changes))
     second = np.random.default_rng(3).normal(0, 0.1, 16_000).astype(np.float32)
     assert [len(gates) for gates in model.gates(second)] == frames
     answer = model.ask(second, return_gates=True)
     assert answer.gates is not None and [len(gates) for gates in answer.gates] == frames
 
 
-def test_an_answer_brings_its_gates_where_they_are_wanted(tiny_arm: Callable[..., Any]) -> None:
-    model = SteerMoE.from_config(tiny_arm("steering"))
+def test_an_answer_brings_its_gates_where_they_are_wanted(tiny_variant: Callable[..., Any]) -> None:
+    model = SteerMoE.from_config(tiny_variant("steering"))
     samples = np.random.default_rng(3).normal(0, 0.1, 16_000).astype(np.float32)
     assert model.ask(samples).gates is None
     answer = model.ask(samples, return_gates=True)
@@ -328,4 +334,4 @@ def test_an_answer_brings_its_gates_where_they_are_wanted(tiny_arm: Callable[...
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
     with pytest.raises(ValueError, match="method linear has no gates"):
-        SteerMoE.from_config(tiny_arm("linear")).ask(samples, return_gates=True)
+        SteerMoE.from_config(tiny_variant("linear")).ask(samples, return_gates=True)

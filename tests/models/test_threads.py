@@ -42,15 +42,15 @@ def together(asked: Sequence[Callable[[], Any]]) -> list[Any]:
         return list(pool.map(lambda call: call(), asked))
 
 
-def test_answers_are_those_of_one_by_one(tiny_arm: Callable[..., Any], greedy: Any) -> None:
-    model = SteerMoE.from_config(tiny_arm("steering"))
+def test_answers_are_those_of_one_by_one(tiny_variant: Callable[..., Any], greedy: Any) -> None:
+    model = SteerMoE.from_config(tiny_variant("steering"))
     asked = calls(model, greedy(8), greedy(8, strategy="sample", temperature=1.0))
     assert together(asked) == [call() for call in asked]
 
 
-def test_two_models_over_one_llm(tiny_arm: Callable[..., Any], greedy: Any) -> None:
-    first = SteerMoE.from_config(tiny_arm("steering"))
-    second = SteerMoE(tiny_arm("linear"), load=lambda section: (first.llm, first.tokenizer))
+def test_two_models_over_one_llm(tiny_variant: Callable[..., Any], greedy: Any) -> None:
+    first = SteerMoE.from_config(tiny_variant("steering"))
+    second = SteerMoE(tiny_variant("linear"), load=lambda section: (first.llm, first.tokenizer))
     asked = [
         partial(model.transcribe, samples, generation=greedy(8))
         for samples in recordings() for model in (first, second)
@@ -58,8 +58,8 @@ def test_two_models_over_one_llm(tiny_arm: Callable[..., Any], greedy: Any) -> N
     assert together(asked) == [call() for call in asked]
 
 
-def test_strengths_change_between_answers_only(tiny_arm: Callable[..., Any]) -> None:
-    model = SteerMoE.from_config(tiny_arm("steering", {"steering.vector_std": 1.0}))
+def test_strengths_change_between_answers_only(tiny_variant: Callable[..., Any]) -> None:
+    model = SteerMoE.from_config(tiny_variant("steering", {"steering.vector_std": 1.0}))
     assert model.steering is not None
     steering, samples = model.steering, recordings()[1]
 
@@ -89,10 +89,10 @@ def test_strengths_change_between_answers_only(tiny_arm: Callable[..., Any]) -> 
 
 @pytest.mark.parametrize("strategy", ["greedy", "beam"])
 def test_an_abandoned_generator_keeps_nobody_waiting(
-    strategy: str, tiny_arm: Callable[..., Any], make_batch: Callable[..., Any], greedy: Any
+    strategy: str, tiny_variant: Callable[..., Any], make_batch: Callable[..., Any], greedy: Any
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm("linear"))
-    how = greedy(8, strategy=strategy, beams=2 if strategy == "beam" else None)
+    model = SteerMoE.from_config(tiny_variant("linear"))
+    how = greedy(8, strategy=strategy, num_beams=2 if strategy == "beam" else None)
     left = model.generate_all([Inputs.of(make_batch())] * 2, how)
     next(left)
     with ThreadPoolExecutor(1) as pool:

@@ -164,14 +164,14 @@ def test_definitions_are_checked(tools: Any, message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def caller(tiny_chat_dir: Path, tiny_arm: Callable[..., Any]) -> SteerMoE:
+def caller(tiny_chat_dir: Path, tiny_variant: Callable[..., Any]) -> SteerMoE:
     """A model whose tiny Qwen2 was trained on one recording: to call the lamp with tools, else to say `one two`."""
-    arm = tiny_arm("linear", {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"})
-    model = SteerMoE.from_config(arm)
+    variant = tiny_variant("linear", {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"})
+    model = SteerMoE.from_config(variant)
     model.llm.requires_grad_(True)
     items: list[Any] = []
     for tools, target in ((TOOLS, f"<tool_call>\n{CALL}\n</tool_call>"), (None, "one two")):
-        prompt = encode_prompt(arm.prompts, model.tokenizer, "answer", "which lamp?", tools)
+        prompt = encode_prompt(variant.prompts, model.tokenizer, "answer", "which lamp?", tools)
         target_ids = model.tokenizer.encode(target, add_special_tokens=False)
         items.append(
             {
@@ -210,11 +210,11 @@ def test_a_call_that_was_cut_short_is_an_error(caller: SteerMoE, greedy: Callabl
     assert json.dumps(answer.errors)
 
 
-def test_tools_need_a_chat(tiny_arm: Callable[..., Any], tiny_llm_dir: Path, tiny_chat_dir: Path) -> None:
-    plain = SteerMoE.from_config(tiny_arm("linear", {"llm.path": str(tiny_chat_dir)}))
+def test_tools_need_a_chat(tiny_variant: Callable[..., Any], tiny_llm_dir: Path, tiny_chat_dir: Path) -> None:
+    plain = SteerMoE.from_config(tiny_variant("linear", {"llm.path": str(tiny_chat_dir)}))
     with pytest.raises(ValueError, match=r"found tools with prompts\.format plain"):
         plain.ask(recording(), "which lamp?", TOOLS)
-    bare = SteerMoE.from_config(tiny_arm("linear", {"prompts.format": "chat"}))
+    bare = SteerMoE.from_config(tiny_variant("linear", {"prompts.format": "chat"}))
     with pytest.raises(ValueError, match="the tokenizer has no chat template"):
         bare.ask(recording(), "which lamp?", TOOLS)
     with pytest.raises(ValueError, match="tools: found none"):

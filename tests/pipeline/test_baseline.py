@@ -9,32 +9,32 @@ import pytest
 
 from pipeline import baseline
 from steermoe import config
+from steermoe import distributed as processes
 from steermoe.data import shards, skipped
 from steermoe.evaluation import decoders, floors, text_tasks
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training import processes
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
-def test_all_is_where_the_gpu_is_and_asked_as_every_arm(
+def test_all_is_where_the_gpu_is_and_asked_as_every_variant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared, found = config.load(PARAMS), dict[str, Any]()
 
-    def build(arm: config.ArmConfig) -> Any:
-        model = SimpleNamespace(config=arm, device="cpu")
-        model.to = lambda device: found.setdefault("model", SimpleNamespace(config=arm, device=device))
+    def build(variant: config.VariantConfig) -> Any:
+        model = SimpleNamespace(config=variant, device="cpu")
+        model.to = lambda device: found.setdefault("model", SimpleNamespace(config=variant, device=device))
         return model
 
     def decoder(section: Any, generation: Any, seed: int, device: str = "cpu") -> None:
         found["decoder"] = device
 
-    own = shared.arm(shared.reference)
+    own = shared.variant(shared.reference)
     changed = own.model_copy(
-        update={"prompts": own.prompts.model_copy(update={"transcribe": "of this arm alone"})}
+        update={"prompts": own.prompts.model_copy(update={"transcribe": "of this variant alone"})}
     )
-    monkeypatch.setattr(config.Config, "arm", lambda self, name: changed)
+    monkeypatch.setattr(config.Config, "variant", lambda self, name: changed)
     monkeypatch.setattr(processes, "device", lambda: "cuda:0")
     monkeypatch.setattr(SteerMoE, "from_config", build)
     monkeypatch.setattr(decoders, "own_decoder", decoder)

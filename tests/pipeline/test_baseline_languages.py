@@ -91,13 +91,13 @@ def test_nothing_but_unknown_languages_gives_no_result(
 
 @pytest.fixture
 def compared(scored: tuple[Path, str], tmp_path: Path) -> Comparison:
-    """An arm that was scored on all rows beside it."""
+    """A variant that was scored on all rows beside it."""
     settings = Evaluation(
-        normalizer="folded", batch_seconds=5.0, bootstrap_samples=100, confidence=0.95, normalizers={}
+        normalizer="folded", max_batch_seconds=5.0, bootstrap_samples=100, confidence=0.95, normalizers={}
     )
     evaluations = scored[0].parents[1]
-    arm = System(batchwise(lambda rows: rows["target"].to_list()), "as it is", "cpu")
-    found = measure(arm, read_rows(tmp_path / "shards", ["clean", "other"]), settings, 1)
+    variant = System(batchwise(lambda rows: rows["target"].to_list()), "as it is", "cpu")
+    found = measure(variant, read_rows(tmp_path / "shards", ["clean", "other"]), settings, 1)
     write_result(evaluations / "linear" / "synthetic", found, summarise(found, settings))
     return compare(["linear"], "linear", ["synthetic"], evaluations, evaluations, settings, seed=1)
 

@@ -1,4 +1,4 @@
-"""What `configure` writes of an arm that reads an adapter: a changed adapter changes the arm's inputs."""
+"""What `configure` writes of a variant that reads an adapter: a changed adapter changes the variant's inputs."""
 
 import json
 import shutil
@@ -9,40 +9,46 @@ from ruamel.yaml import YAML
 
 from pipeline.configure import main
 from steermoe.data.adapters import CONFIG, WEIGHTS
-from steermoe.data.base_models import sha256
 from steermoe.data.skipped import write_skipped
+from steermoe.hub import sha256
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project of an arm with a teacher, one that begins with it and one without, no models and no shards."""
+    """A project of a variant with a teacher, one that begins with it and one without, no models and no shards."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     shutil.copytree(ROOT / "pretrained/adapters/linear", tmp_path / "teacher")
     yaml = YAML()
     values = yaml.load(ROOT / "params.yaml")
     lesson = {"teacher": str(tmp_path / "teacher"), "logits": 1.0, "temperature": 2.0, "hidden": 0.0}
-    values["arms"]["taught"] = {"method": "linear", "overrides": {"training.distillation": lesson}}
+    values["variants"]["taught"] = {"method": "linear", "overrides": {"training.distillation": lesson}}
     more = {"training.init_from": str(tmp_path / "teacher")}
-    values["arms"]["begun"] = {"method": "linear", "overrides": more}
+    values["variants"]["begun"] = {"method": "linear", "overrides": more}
     values["compare"] = ["taught", "begun", "linear"]
     yaml.dump(values, tmp_path / "params.yaml")
-    for arm in values["compare"]:
+    for variant in values["compare"]:
         for part in ("encoder", "llm"):
-            (tmp_path / "base/arms" / arm).mkdir(parents=True, exist_ok=True)
-            (tmp_path / "base/arms" / arm / f"{part}.json").write_text("{}")
+            (tmp_path / "base/variants" / variant).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "base/variants" / variant / f"{part}.json").write_text("{}")
     for corpus in values["corpora"]:
         write_skipped(tmp_path / "shards" / corpus, "a test")
     return tmp_path
 
 
 def written(project: Path) -> dict[str, str]:
-    main(project / "arms", project / "inputs", project / "base", project / "shards", project / "params.yaml")
+    main(
+        project / "variants",
+        project / "inputs",
+        project / "base",
+        project / "shards",
+        project / "params.yaml",
+    )
     return {path.stem: path.read_text() for path in (project / "inputs").iterdir()}
 
 
-def test_the_inputs_of_an_arm_know_its_teacher(project: Path) -> None:
+def test_the_inputs_of_an_variant_know_its_teacher(project: Path) -> None:
     before = written(project)
     hashes = {name: sha256(project / "teacher" / name) for name in (WEIGHTS, CONFIG)}
     assert json.loads(before["taught"])["teacher"] == json.loads(before["begun"])["init_from"] == hashes

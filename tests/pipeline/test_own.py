@@ -42,20 +42,22 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "params.yaml"
 
 
-def test_a_profile_is_written_and_put_in_force(recordings: Path, params: Path, capsys: Any) -> None:
+def test_a_profile_is_written_and_select(recordings: Path, params: Path, capsys: Any) -> None:
     own.main("mine", recordings, language="en", params=params)
     loaded = config.load(params)
     folder = loaded.corpora["folder"]
     assert isinstance(folder, config.Folder) and folder.path == str(recordings)
     assert (loaded.profile, list(loaded.corpora)) == ("mine", ["folder"])
     assert loaded.training.max_seconds == loaded.preprocessing.max_seconds == 8.0
-    assert loaded.training.steps is not None
-    assert loaded.training.eval_every <= loaded.training.steps <= 450
+    assert loaded.training.max_steps is not None
+    assert loaded.training.eval_steps <= loaded.training.max_steps <= 450
     told = capsys.readouterr().out
     assert re.search(r"train: 14 rows(.|\n)*dev: 2 rows(.|\n)*test: 4 rows", told)
     assert "cannot learn a person's speech" in told and "test has 2 s" in told
     before = (params.parent / "configs" / "mine.yaml").read_text()
-    apply_overrides(str(params.parent / "configs" / "mine.yaml"), [f"training.steps={loaded.training.steps}"])
+    apply_overrides(
+        str(params.parent / "configs" / "mine.yaml"), [f"training.max_steps={loaded.training.max_steps}"]
+    )
     assert (params.parent / "configs" / "mine.yaml").read_text() == before
     with pytest.raises(ValueError, match="there already"):
         own.main("mine", recordings, params=params)
@@ -135,7 +137,7 @@ def test_the_state_of_what_lies_outside(recordings: Path, params: Path, tmp_path
 def test_a_change_reruns_what_depends_on_it(project: Path, recordings: Path) -> None:  # noqa: F811
     shutil.copy(ROOT / "params.yaml", project)
     told = run(project, "python", "-m", "pipeline", "own", "mine", str(recordings), "--language", "en")
-    assert "in force" in told
+    assert "selected" in told
     always = {"stamp@mine"}
     data = {"download@mine-folder", "preprocess@mine-folder", "configure@mine"}
     first = executed(run(project, "dvc", "repro", "configure"))

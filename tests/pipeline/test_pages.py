@@ -1,4 +1,4 @@
-"""What pages tell to type puts in force what they say."""
+"""What pages tell to type puts selected what they say."""
 
 import os
 import shlex
@@ -30,28 +30,28 @@ def commands(page: str, begin: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("page", "profile", "arms"),
+    ("page", "profile", "variants"),
     [
         ("distillation.md", "mini", ["steermoe-3layers", "steermoe-3layers-distilled", "linear"]),
         ("audiovisual.md", "audiovisual", ["audiovisual", "audiovisual-linear", "audio-only"]),
     ],
 )
-def test_profiles(page: str, profile: str, arms: list[str], project: Path) -> None:
+def test_profiles(page: str, profile: str, variants: list[str], project: Path) -> None:
     (command,) = commands(page, "python -m pipeline profile")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, *command[1:]], env=environment, check=True, capture_output=True)
     settings = config.load(project / "params.yaml")
-    assert settings.profile == profile and settings.compare == arms
-    for arm in arms:
-        settings.arm(arm)
+    assert settings.profile == profile and settings.compare == variants
+    for variant in variants:
+        settings.variant(variant)
 
 
-def test_a_student_of_all_arms(project: Path) -> None:
+def test_a_student_of_all_variants(project: Path) -> None:
     (command,) = commands("distillation.md", "dvc exp run")
     chosen = [command[place + 1] for place, word in enumerate(command) if word == "-S"]
     for each in chosen:
         file, _, override = each.rpartition("yaml:")
         apply_overrides(f"{file}yaml" if file else "params.yaml", [override])
-    arm = config.load(project / "params.yaml").arm("linear")
-    assert arm.encoder.layers == 3 and arm.training.distillation is not None
-    assert (ROOT / arm.training.distillation.teacher / "config.json").exists()
+    variant = config.load(project / "params.yaml").variant("linear")
+    assert variant.encoder.layers == 3 and variant.training.distillation is not None
+    assert (ROOT / variant.training.distillation.teacher / "config.json").exists()

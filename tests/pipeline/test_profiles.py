@@ -15,7 +15,7 @@ from steermoe import config
 ROOT = Path(__file__).parents[2]
 COPIED = ("configs", "pipeline", "pretrained", "steermoe")
 FILES = ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore")
-ARMS = ["steermoe", "conformer-7b-aishell2"]
+VARIANTS = ["steermoe", "conformer-7b-aishell2"]
 CORPORA = ["librispeech", "aishell2", "clothoaqa"]
 
 
@@ -49,14 +49,14 @@ def executed(output: str) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", output))
 
 
-def stages(profile: str, arms: list[str], corpora: list[str]) -> set[str]:
+def stages(profile: str, variants: list[str], corpora: list[str]) -> set[str]:
     """All stages of a profile."""
     names = {f"{stage}@{profile}" for stage in ("rehearse", "stamp", "base", "configure", "ablate")}
     names |= {f"{stage}@{profile}-{c}" for stage in ("download", "preprocess", "baseline") for c in corpora}
     return (
         names
-        | {f"train@{profile}-{a}" for a in arms}
-        | {f"eval@{profile}-{a}-{c}" for a in arms for c in corpora}
+        | {f"train@{profile}-{a}" for a in variants}
+        | {f"eval@{profile}-{a}-{c}" for a in variants for c in corpora}
     )
 
 
@@ -66,14 +66,16 @@ def metrics_of(project: Path, system: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("profile", "arms", "corpora"),
+    ("profile", "variants", "corpora"),
     [("mini", None, None), ("paper", None, None), ("paper", ["steermoe", "conformer-7b-aishell2"], None)],
 )
 def test_a_profile_has_its_stages_and_no_others(
-    project: Path, profile: str, arms: list[str] | None, corpora: list[str] | None
+    project: Path, profile: str, variants: list[str] | None, corpora: list[str] | None
 ) -> None:
     shutil.copy(ROOT / "params.yaml", project)
-    config.switch_profile(project / "params.yaml", profile, arms, corpora, "steermoe" if arms else None)
+    config.switch_profile(
+        project / "params.yaml", profile, variants, corpora, "steermoe" if variants else None
+    )
     loaded = config.load(project / "params.yaml")
     output = run(
         project, "dvc", "stage", "list", "--name-only"
@@ -81,12 +83,12 @@ def test_a_profile_has_its_stages_and_no_others(
     assert set(output.split()) == stages(profile, loaded.compare, list(loaded.corpora))
 
 
-def test_shards_that_no_arm_reads_rerun_no_training(tmp_path: Path) -> None:
-    """What `train` depends on are hashes of the splits that its arm selects."""
+def test_shards_that_no_variant_reads_rerun_no_training(tmp_path: Path) -> None:
+    """What `train` depends on are hashes of the splits that its variant selects."""
     definition = (ROOT / "dvc.yaml").read_text()
     train = definition[definition.index("  train:") : definition.index("  eval:")]
     deps = train[train.index("deps:") : train.index("outs:")]
-    assert "inputs/${item.arm}.json" in deps and "}/shards" not in deps
+    assert "inputs/${item.variant}.json" in deps and "}/shards" not in deps
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     params = tmp_path / "params.yaml"
@@ -94,13 +96,13 @@ def test_shards_that_no_arm_reads_rerun_no_training(tmp_path: Path) -> None:
     for split in ("train-clean-100", "train-clean-360", "dev-clean", "dev-other", "test-clean"):
         (tmp_path / "shards" / "librispeech").mkdir(parents=True, exist_ok=True)
         (tmp_path / "shards" / "librispeech" / f"{split}-00000.parquet").write_text(split)
-    for arm in ("steermoe", "linear"):
+    for variant in ("steermoe", "linear"):
         for part in ("encoder", "llm"):
-            (tmp_path / "base" / "arms" / arm).mkdir(parents=True, exist_ok=True)
-            (tmp_path / "base" / "arms" / arm / f"{part}.json").write_text(json.dumps({"path": part}))
+            (tmp_path / "base" / "variants" / variant).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "base" / "variants" / variant / f"{part}.json").write_text(json.dumps({"path": part}))
 
     def inputs() -> str:
-        options = ("--out", "arms", "--inputs", "inputs", "--base", "base", "--shards", "shards")
+        options = ("--out", "variants", "--inputs", "inputs", "--base", "base", "--shards", "shards")
         command = [sys.executable, "-m", "pipeline", "configure", *options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
@@ -116,12 +118,12 @@ def test_shards_that_no_arm_reads_rerun_no_training(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_rehearsal_of_the_paper_runs_from_end_to_end(project: Path) -> None:
     shutil.copy(ROOT / "params.yaml", project)
-    arguments = ("--compare", ",".join(ARMS), "--corpora", ",".join(CORPORA), "--reference", "steermoe")
+    arguments = ("--compare", ",".join(VARIANTS), "--corpora", ",".join(CORPORA), "--reference", "steermoe")
     run(project, "python", "-m", "pipeline", "profile", "paper-dry", *arguments)
-    assert executed(run(project, "dvc", "repro")) == stages("paper-dry", ARMS, CORPORA)
+    assert executed(run(project, "dvc", "repro")) == stages("paper-dry", VARIANTS, CORPORA)
     assert metrics_of(project, "baseline/encoder").keys() == {"librispeech", "aishell2"}
     assert executed(run(project, "dvc", "repro")) == {"stamp@paper-dry"}
-    for system in (*ARMS, "baseline/text-only"):
+    for system in (*VARIANTS, "baseline/text-only"):
         found = metrics_of(project, system)
         assert found.keys() == set(CORPORA)
         assert "wer" in found["librispeech"]["test-clean"]
@@ -132,5 +134,5 @@ def test_the_rehearsal_of_the_paper_runs_from_end_to_end(project: Path) -> None:
         assert text in report
     assert "**CHANGED**" not in report
     trained = json.loads((project / "models/paper-dry/conformer-7b-aishell2/config.json").read_text())
-    arm = trained.get("arm", trained)
-    assert arm["train_splits"] == {"aishell2": ["train"]} and arm["encoder"]["name"] == "firered"
+    variant = trained.get("variant", trained)
+    assert variant["train_splits"] == {"aishell2": ["train"]} and variant["encoder"]["name"] == "firered"

@@ -25,7 +25,14 @@ SHIPPED = ROOT / "pretrained"
 def tiny(tmp_path: Path) -> Path:
     values = YAML(typ="safe").load(SHIPPED / "params.yaml")
     values["speech"] |= {"utterances": 12, "dev_utterances": 4}
-    values["encoder"] |= {"width": 16, "layers": 1, "heads": 2, "ffn": 16, "steps": 3, "batch_seconds": 12}
+    values["encoder"] |= {
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "ffn": 16,
+        "steps": 3,
+        "max_batch_seconds": 12,
+    }
     values["llm"] |= {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn": 16, "steps": 3, "batch": 4}
     values["video"] |= {"width": 16, "layers": 1, "heads": 2, "ffn": 16, "steps": 3, "batch": 4}
     params = tmp_path / "params.yaml"
@@ -113,7 +120,7 @@ def test_video_recipe(tiny: Path, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_the_shipped_video_encoder_tells_shapes_apart() -> None:
-    """By a linear readout of the mean of a frame's tokens, which is what the bridge hands on."""
+    """By a linear readout of the mean of a frame's tokens, which is what the projector hands on."""
     path = str(SHIPPED / "video")
     encoder = load_video_encoder(VideoEncoder(name="vit", path=path, revision=None, dtype="float32"))
     rng = np.random.default_rng(99)
@@ -127,4 +134,4 @@ def test_the_shipped_video_encoder_tells_shapes_apart() -> None:
         right = (features[600:] @ readout).argmax(1) == answers[600:, question]
         assert right.float().mean() > 0.9, list(train_video.WORDS)[question]
     profile = YAML(typ="safe").load(ROOT / "configs" / "audiovisual.yaml")
-    assert profile["video"]["bridge"]["kernel"] == encoder.frames_per_second  # a token a frame
+    assert profile["video"]["projector"]["downsample_factor"] == encoder.frames_per_second  # a token a frame

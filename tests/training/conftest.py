@@ -1,4 +1,4 @@
-"""A few seconds of synthetic sound as shards, and arms that train on it in a moment."""
+"""A few seconds of synthetic sound as shards, and variants that train on it in a moment."""
 
 import io
 import multiprocessing
@@ -15,9 +15,9 @@ import torch
 from torch import distributed
 
 from steermoe import config
-from steermoe.config import ArmConfig
+from steermoe import distributed as processes
+from steermoe.config import VariantConfig
 from steermoe.data.shards import write_shards
-from steermoe.training import processes
 
 PRELOADED = [
     "mlflow",
@@ -117,19 +117,19 @@ def shards(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture
-def quick_arm(tiny_arm) -> Callable[..., ArmConfig]:
-    """An arm of 6 steps with an evaluation every 2, and whatever of `training` is given."""
+def quick_variant(tiny_variant) -> Callable[..., VariantConfig]:
+    """A variant of 6 steps with an evaluation every 2, and whatever of `training` is given."""
 
-    def make(method: str, **changed: object) -> ArmConfig:
-        arm = tiny_arm(method)
-        training = arm.training.model_copy(
+    def make(method: str, **changed: object) -> VariantConfig:
+        variant = tiny_variant(method)
+        training = variant.training.model_copy(
             update={
-                "steps": 6,
-                "batch_seconds": 3.0,
+                "max_steps": 6,
+                "max_batch_seconds": 3.0,
                 "max_seconds": 30.0,
                 "warmup_steps": 2,
                 "schedule": "cosine",
-                "eval_every": 2,
+                "eval_steps": 2,
                 "patience": 10,
                 **changed,
             }
@@ -139,9 +139,11 @@ def quick_arm(tiny_arm) -> Callable[..., ArmConfig]:
             "train_splits": {"tones": ["train"]},
             "dev_splits": {"tones": ["dev"]},
         }
-        if arm.lora is not None:
-            update["lora"] = arm.lora.model_copy(update={"dropout": 0.2})  # draws from the random generator
-        return arm.model_copy(update=update)
+        if variant.lora is not None:
+            update["lora"] = variant.lora.model_copy(
+                update={"dropout": 0.2}
+            )  # draws from the random generator
+        return variant.model_copy(update=update)
 
     return make
 
@@ -173,8 +175,8 @@ def train_one_run(root: Path, number: int, killed: bool = False) -> None:
     )
 
     tracker = Tracker("race", root)
-    arm = config.load(PARAMS).arm("linear").model_copy(update={"name": f"racer-{number}"})
-    tracker.start(arm, f"f{number}", "data")
+    variant = config.load(PARAMS).variant("linear").model_copy(update={"name": f"racer-{number}"})
+    tracker.start(variant, f"f{number}", "data")
     tracker.log({"x": 1.0}, step=number)
     if killed:
         os.kill(os.getpid(), signal.SIGKILL)

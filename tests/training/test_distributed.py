@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steermoe.config import ArmConfig, Distillation, Distributed, Evaluation
+from steermoe.config import Distillation, Distributed, Evaluation, VariantConfig
 from steermoe.data.shards import read_rows
+from steermoe.distributed import ONE_PROCESS, PREEMPTED, PreemptedError
 from steermoe.evaluation.evaluator import evaluate
 from steermoe.models.generation import GREEDY
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import callbacks
-from steermoe.training.processes import ONE_PROCESS, PREEMPTED, PreemptedError
 from steermoe.training.train import FrozenChangedError, train
 from steermoe.training.trainer import AdapterTrainer
 
@@ -39,7 +39,7 @@ def section(way: str) -> Distributed:
 
 
 def _engine_of(trainer: AdapterTrainer) -> dict:
-    """What is in force, read off the engine."""
+    """What is selected, read off the engine."""
     if trainer.zero is None:
         return {"model": type(trainer.model_wrapped).__name__}
     engine = trainer.zero.engine
@@ -60,7 +60,7 @@ def _engine_of(trainer: AdapterTrainer) -> dict:
     }
 
 
-def _tampered(arm: str, shards: list[Path], out: Path, root: Path, way: str) -> None:
+def _tampered(variant: str, shards: list[Path], out: Path, root: Path, way: str) -> None:
     """A training in which another process than the first changes a frozen weight, or its piece of one."""
     real = AdapterTrainer.train
 
@@ -75,19 +75,23 @@ def _tampered(arm: str, shards: list[Path], out: Path, root: Path, way: str) -> 
 
     AdapterTrainer.train = tampering  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        train(ArmConfig.from_json(arm), shards, out, root, distributed=section(way))
+        train(VariantConfig.from_json(variant), shards, out, root, distributed=section(way))
     except FrozenChangedError:
         raise SystemExit(7) from None
 
 
 @pytest.mark.parametrize("way", ["ddp", "zero2", "zero3"])
-def test_a_frozen_weight_changed_in_any_process_is_found_by_all(way, together, shards, quick_arm, tmp_path):
-    arguments = quick_arm("steering").to_json(), shards, tmp_path / "out", tmp_path, way
+def test_a_frozen_weight_changed_in_any_process_is_found_by_all(
+    way, together, shards, quick_variant, tmp_path
+):
+    arguments = quick_variant("steering").to_json(), shards, tmp_path / "out", tmp_path, way
     assert together(2, _tampered, *arguments) == [7, 7]
     assert not (tmp_path / "out").exists()
 
 
-def _train(arm: str, shards: list[Path], out: Path, root: Path, way: str | None, until: int | None) -> None:
+def _train(
+    variant: str, shards: list[Path], out: Path, root: Path, way: str | None, until: int | None
+) -> None:
     distributed = ONE_PROCESS if way is None else section(way)
     rank = int(os.environ.get("RANK", "0"))
     ended = callbacks.StepTimer.on_step_end
@@ -106,7 +110,7 @@ def _train(arm: str, shards: list[Path], out: Path, root: Path, way: str | None,
 
     callbacks.StepTimer.on_step_end, AdapterTrainer.train = end, told
     try:
-        train(ArmConfig.from_json(arm), shards, out, root, distributed=distributed)
+        train(VariantConfig.from_json(variant), shards, out, root, distributed=distributed)
     except PreemptedError:
         raise SystemExit(PREEMPTED) from None
 
@@ -131,13 +135,13 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture
-def reference(alone, shards, quick_arm, tmp_path):
+def reference(alone, shards, quick_variant, tmp_path):
     """The folder that one process without a strategy writes."""
 
     def folder(method: str) -> Path:
         if method not in alone:
             alone[method] = tmp_path / "alone"
-            train(quick_arm(method), shards, alone[method], tmp_path)
+            train(quick_variant(method), shards, alone[method], tmp_path)
         return alone[method]
 
     return folder
@@ -156,11 +160,12 @@ IN_FORCE = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_curve_is_that_of_one_process(way, together, reference, shards, quick_arm, tmp_path):
-    arm = quick_arm("steering")
+def test_the_curve_is_that_of_one_process(way, together, reference, shards, quick_variant, tmp_path):
+    variant = quick_variant("steering")
     count = WAYS[way][0]
     assert (
-        together(count, _train, arm.to_json(), shards, tmp_path / "out", tmp_path, way, None) == [0] * count
+        together(count, _train, variant.to_json(), shards, tmp_path / "out", tmp_path, way, None)
+        == [0] * count
     )
     assert_alike(tmp_path / "out", reference("steering"))
     configs = [
@@ -174,7 +179,7 @@ def test_the_curve_is_that_of_one_process(way, together, reference, shards, quic
     if way == "ddp":
         return
     frozen = sum(engine["frozen_in_pieces"] + engine["frozen_whole"] for engine in engines)
-    model = SteerMoE.from_config(arm)
+    model = SteerMoE.from_config(variant)
     whole = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     copies = count if way.startswith("zero2") else 1  # of the frozen weights, over all processes
@@ -186,17 +191,17 @@ def test_the_curve_is_that_of_one_process(way, together, reference, shards, quic
 
 
 @pytest.mark.parametrize("way", ["ddp", "zero2", "zero3"])
-def test_a_student_of_several_processes_learns_as_one_does(way, together, shards, quick_arm, tmp_path):
-    model = SteerMoE.from_config(quick_arm("lora"))
+def test_a_student_of_several_processes_learns_as_one_does(way, together, shards, quick_variant, tmp_path):
+    model = SteerMoE.from_config(quick_variant("lora"))
     with torch.no_grad():
         for parameter in model.trainable_state_dict().values():
             parameter.add_(torch.randn(parameter.shape), alpha=0.2)
     model.save_pretrained(tmp_path / "teacher")
     taught = Distillation(teacher=str(tmp_path / "teacher"), logits=1.0, temperature=2.0, hidden=0.5)
-    arm = quick_arm("steering", distillation=taught)
+    variant = quick_variant("steering", distillation=taught)
     learned = []
     for name, count, strategy in (("alone", 1, None), ("out", 2, way)):
-        arguments = arm.to_json(), shards, tmp_path / name, tmp_path, strategy, None
+        arguments = variant.to_json(), shards, tmp_path / name, tmp_path, strategy, None
         assert together(count, _train, *arguments) == [0] * count
         log = json.loads((tmp_path / "log-0.json").read_text())
         learned.append([e["distillation_loss"] for e in log if "distillation_loss" in e])
@@ -209,10 +214,10 @@ ROADS = [("ddp", None), (None, "zero2"), ("zero2", "zero3"), ("zero3", None), ("
 
 @pytest.mark.parametrize(("first", "then"), ROADS)
 def test_a_checkpoint_of_one_way_goes_on_in_another(
-    first, then, together, reference, shards, quick_arm, tmp_path
+    first, then, together, reference, shards, quick_variant, tmp_path
 ):
     """SIGTERM to one of the processes after step 3: a checkpoint between two logs and evaluations, all end with 75."""
-    arguments = (quick_arm("steering").to_json(), shards, tmp_path / "out", tmp_path)
+    arguments = (quick_variant("steering").to_json(), shards, tmp_path / "out", tmp_path)
     counts = [1 if way is None else WAYS[way][0] for way in (first, then)]
     assert together(counts[0], _train, *arguments, first, 3) == [PREEMPTED] * counts[0]
     assert not (tmp_path / "out").exists()
@@ -228,22 +233,24 @@ def test_a_checkpoint_of_one_way_goes_on_in_another(
     assert_alike(tmp_path / "out", reference("steering"))
 
 
-def _answer(arm: str, shards: list[Path], out: Path) -> None:
+def _answer(variant: str, shards: list[Path], out: Path) -> None:
     """Evaluate untrained weights on `train`, whose rows have several lengths."""
     settings = Evaluation(
-        normalizer="none", batch_seconds=1.0, bootstrap_samples=100, confidence=0.9, normalizers={}
+        normalizer="none", max_batch_seconds=1.0, bootstrap_samples=100, confidence=0.9, normalizers={}
     )
-    model = SteerMoE.from_config(ArmConfig.from_json(arm))
+    model = SteerMoE.from_config(VariantConfig.from_json(variant))
     generation = GREEDY.model_copy(update={"max_new_tokens": 4})
     predictions = evaluate(model, read_rows(shards[0], ["train"]), settings, generation, 3)
     predictions.frame.write_parquet(out / f"predictions-{os.environ.get('RANK', 'alone')}.parquet")
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_evaluation_is_shared_without_loss_or_double_counting(count, together, shards, quick_arm, tmp_path):
-    arm = quick_arm("steering").to_json()
-    _answer(arm, shards, tmp_path)
-    assert together(count, _answer, arm, shards, tmp_path) == [0] * count
+def test_evaluation_is_shared_without_loss_or_double_counting(
+    count, together, shards, quick_variant, tmp_path
+):
+    variant = quick_variant("steering").to_json()
+    _answer(variant, shards, tmp_path)
+    assert together(count, _answer, variant, shards, tmp_path) == [0] * count
     alone = pl.read_parquet(tmp_path / "predictions-alone.parquet")
     assert len(alone) == 2 * 24
     for rank in range(count):

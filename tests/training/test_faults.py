@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from steermoe.data.shards import read_rows
+from steermoe.distributed import PreemptedError
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import callbacks, checkpoints
 from steermoe.training.divergence import REPORT
-from steermoe.training.processes import PreemptedError
 from steermoe.training.resumable import CheckpointError
 from steermoe.training.train import train
 from steermoe.training.trainer import AdapterTrainer, DivergedError
 
 
 @pytest.fixture
-def undisturbed(shards, quick_arm, tmp_path) -> dict[str, bytes]:
-    train(quick_arm("steering"), shards, tmp_path / "undisturbed", tmp_path)
+def undisturbed(shards, quick_variant, tmp_path) -> dict[str, bytes]:
+    train(quick_variant("steering"), shards, tmp_path / "undisturbed", tmp_path)
     return {path.name: path.read_bytes() for path in (tmp_path / "undisturbed").iterdir()}
 
 
@@ -34,7 +34,7 @@ def outputs(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
 def test_sigterm_ends_a_training_after_its_step_and_it_goes_on_to_the_same_bytes(
-    step, undisturbed, shards, quick_arm, tmp_path, monkeypatch
+    step, undisturbed, shards, quick_variant, tmp_path, monkeypatch
 ):
     ended = callbacks.StepTimer.on_step_end
 
@@ -46,17 +46,17 @@ def test_sigterm_ends_a_training_after_its_step_and_it_goes_on_to_the_same_bytes
     with monkeypatch.context() as patched:
         patched.setattr(callbacks.StepTimer, "on_step_end", end)
         with pytest.raises(PreemptedError, match=f"ended by SIGTERM at step {step} of 6; repeat the command"):
-            train(quick_arm("steering"), shards, tmp_path / "out", tmp_path)
+            train(quick_variant("steering"), shards, tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
     [checkpoint] = tmp_path.glob(".runs/*/scratch/checkpoint-*")
     assert checkpoint.name == f"checkpoint-{step}"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    train(quick_arm("steering"), shards, tmp_path / "out", tmp_path)
+    train(quick_variant("steering"), shards, tmp_path / "out", tmp_path)
     assert outputs(tmp_path / "out") == undisturbed
 
 
 def test_sigterm_amid_an_evaluation_keeps_the_steps_before_it(
-    undisturbed, shards, quick_arm, tmp_path, monkeypatch
+    undisturbed, shards, quick_variant, tmp_path, monkeypatch
 ):
     prepared, steps = AdapterTrainer._prepare_inputs, 0
 
@@ -68,7 +68,7 @@ def test_sigterm_amid_an_evaluation_keeps_the_steps_before_it(
     with monkeypatch.context() as patched:
         patched.setattr(AdapterTrainer, "_prepare_inputs", prepare)
         with pytest.raises(PreemptedError, match="at step 4 of 6"):
-            train(quick_arm("steering"), shards, tmp_path / "out", tmp_path)
+            train(quick_variant("steering"), shards, tmp_path / "out", tmp_path)
     timed = callbacks.StepTimer.on_step_end
 
     def count(self, *args, **kwargs):
@@ -77,7 +77,7 @@ def test_sigterm_amid_an_evaluation_keeps_the_steps_before_it(
         timed(self, *args, **kwargs)
 
     monkeypatch.setattr(callbacks.StepTimer, "on_step_end", count)
-    train(quick_arm("steering"), shards, tmp_path / "out", tmp_path)
+    train(quick_variant("steering"), shards, tmp_path / "out", tmp_path)
     assert outputs(tmp_path / "out") == undisturbed
     assert steps == 2  # step 4 itself was not repeated
 
@@ -102,12 +102,12 @@ class _Broken:
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
-def test_rows_of_a_loss_that_is_no_number_are_told(gradient, shards, quick_arm, tmp_path, monkeypatch):
+def test_rows_of_a_loss_that_is_no_number_are_told(gradient, shards, quick_variant, tmp_path, monkeypatch):
     rows = read_rows(shards[0], ["train"])
     with monkeypatch.context() as patched:
         _Broken(patched, row=20, gradient=gradient)
         with pytest.raises(DivergedError, match=r"diverged by step \d.*its rows are in (.*)") as caught:
-            train(quick_arm("steering", eval_every=1), shards, tmp_path / "out", tmp_path)
+            train(quick_variant("steering", eval_steps=1), shards, tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
     path = Path(re.findall(r"rows are in (\S+)", str(caught.value))[0])
     assert path.name == REPORT
@@ -142,7 +142,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
-    undisturbed, shards, quick_arm, tmp_path, small_disk, monkeypatch
+    undisturbed, shards, quick_variant, tmp_path, small_disk, monkeypatch
 ):
     commit, filler = checkpoints.commit_checkpoint, small_disk / "filler"
 
@@ -158,17 +158,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "commit_checkpoint", fill)
         with pytest.raises(CheckpointError, match=r"step 4 cannot.*No space left.*kept is checkpoint-2"):
-            train(quick_arm("steering"), shards, tmp_path / "out", small_disk)
+            train(quick_variant("steering"), shards, tmp_path / "out", small_disk)
     [checkpoint] = small_disk.glob(".runs/*/scratch/checkpoint-*")
     assert checkpoint.name == "checkpoint-2"
     checkpoints.read_tree(checkpoint / "weights.safetensors")
     filler.unlink()
-    train(quick_arm("steering"), shards, tmp_path / "out", small_disk)
+    train(quick_variant("steering"), shards, tmp_path / "out", small_disk)
     assert outputs(tmp_path / "out") == undisturbed
 
 
 def test_a_folder_that_may_not_be_written_is_named(
-    undisturbed, shards, quick_arm, tmp_path, small_disk, monkeypatch
+    undisturbed, shards, quick_variant, tmp_path, small_disk, monkeypatch
 ):
     commit = checkpoints.commit_checkpoint
 
@@ -179,9 +179,9 @@ def test_a_folder_that_may_not_be_written_is_named(
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "commit_checkpoint", lock)
         with pytest.raises(CheckpointError, match=r"step 4 cannot.*Read-only.*kept is checkpoint-2"):
-            train(quick_arm("steering"), shards, tmp_path / "out", small_disk)
+            train(quick_variant("steering"), shards, tmp_path / "out", small_disk)
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     [checkpoint] = small_disk.glob(".runs/*/scratch/checkpoint-*")
     assert checkpoint.name == "checkpoint-2"
-    train(quick_arm("steering"), shards, tmp_path / "out", small_disk)
+    train(quick_variant("steering"), shards, tmp_path / "out", small_disk)
     assert outputs(tmp_path / "out") == undisturbed

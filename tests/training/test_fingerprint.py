@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from steermoe import config
-from steermoe.data.staging import Staging
+from steermoe.atomic_io import Staging
 from steermoe.training.fingerprint import digest, fingerprint, training_key
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -13,21 +13,21 @@ HASHES = {"encoder": "e", "llm": "l"}
 
 def test_everything_that_decides_the_result_is_in_the_fingerprint():
     loaded = config.load(PARAMS)
-    arm = loaded.arm("steermoe")
-    same = config.ArmConfig.from_json(arm.to_json())
-    base = fingerprint(training_key(arm, "data", HASHES))
+    variant = loaded.variant("steermoe")
+    same = config.VariantConfig.from_json(variant.to_json())
+    base = fingerprint(training_key(variant, "data", HASHES))
     assert base == fingerprint(training_key(same, "data", dict(reversed(HASHES.items()))))
     others = [
-        training_key(loaded.arm("steermoe-2"), "data", HASHES),
-        training_key(arm, "other data", HASHES),
-        training_key(arm, "data", HASHES | {"llm": "other"}),
+        training_key(loaded.variant("steermoe-2"), "data", HASHES),
+        training_key(variant, "other data", HASHES),
+        training_key(variant, "data", HASHES | {"llm": "other"}),
     ]
-    others += [training_key(arm, "data", HASHES, {"init_from": {"adapter.safetensors": d}}) for d in "ab"]
+    others += [training_key(variant, "data", HASHES, {"init_from": {"adapter.safetensors": d}}) for d in "ab"]
     assert len({base, *map(fingerprint, others)}) == 6
 
 
 def test_the_work_folder_bears_the_fingerprint(tmp_path):
-    key = training_key(config.load(PARAMS).arm("lora"), "data", HASHES)
+    key = training_key(config.load(PARAMS).variant("lora"), "data", HASHES)
     with Staging(tmp_path / "out", key, tmp_path) as staging:
         assert staging.scratch.parent.name == fingerprint(key)
         assert json.loads((staging.scratch.parent / "key.json").read_text()) == key

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from steermoe.config import ArmConfig
+from steermoe.config import VariantConfig
 from steermoe.models.attention import ShortAttention
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training.frozen_features import FOLDER, frozen_features, is_frozen
@@ -23,8 +23,8 @@ def kept(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files if path.is_file()}
 
 
-def trained(arm: ArmConfig, shards: list[Path], root: Path, gigabytes: float) -> list[bytes]:
-    train(arm, shards, root / "out", root, feature_cache_gb=gigabytes)
+def trained(variant: VariantConfig, shards: list[Path], root: Path, gigabytes: float) -> list[bytes]:
+    train(variant, shards, root / "out", root, feature_cache_gb=gigabytes)
     return [(root / "out" / name).read_bytes() for name in OUTPUTS]
 
 
@@ -51,35 +51,35 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_is_the_same_to_the_byte_whatever_is_kept(
-    precision: str, shards: list[Path], quick_arm: Any, tmp_path: Path, counted: list[int]
+    precision: str, shards: list[Path], quick_variant: Any, tmp_path: Path, counted: list[int]
 ) -> None:
-    arm = quick_arm("linear", precision=precision)
-    without = trained(arm, shards, tmp_path / "without", 0)
+    variant = quick_variant("linear", precision=precision)
+    without = trained(variant, shards, tmp_path / "without", 0)
     everything = len(counted)
     assert kept(tmp_path / "without") == {} and set(counted) == {1}
 
     counted.clear()
-    assert trained(arm, shards, tmp_path / "with", 1) == without
+    assert trained(variant, shards, tmp_path / "with", 1) == without
     first, files = len(counted), kept(tmp_path / "with")
     assert first == len(files) < everything
 
     counted.clear()
-    assert trained(arm, shards, tmp_path / "with", 1) == without
+    assert trained(variant, shards, tmp_path / "with", 1) == without
     assert counted == [] and kept(tmp_path / "with") == files
 
     one = max(map(len, files.values()))
     counted.clear()
-    assert trained(arm, shards, tmp_path / "little", 3.5 * one / 1e9) == without
+    assert trained(variant, shards, tmp_path / "little", 3.5 * one / 1e9) == without
     assert first < len(counted) < everything
     assert 0 < sum(map(len, kept(tmp_path / "little").values())) <= 3.5 * one
 
 
-def test_another_arm_over_the_same_encoder_finds_them(
-    shards: list[Path], quick_arm: Any, tiny_arm: Any, tmp_path: Path, counted: list[int]
+def test_another_variant_over_the_same_encoder_finds_them(
+    shards: list[Path], quick_variant: Any, tiny_variant: Any, tmp_path: Path, counted: list[int]
 ) -> None:
-    trained(quick_arm("linear"), shards, tmp_path, 1)
-    steering = tiny_arm("steering", POST).steering
-    post = quick_arm("steering").model_copy(update={"steering": steering})
+    trained(quick_variant("linear"), shards, tmp_path, 1)
+    steering = tiny_variant("steering", POST).steering
+    post = quick_variant("steering").model_copy(update={"steering": steering})
     counted.clear()
     found = trained(post, shards, tmp_path, 1)
     assert counted == []
@@ -95,17 +95,17 @@ def test_another_arm_over_the_same_encoder_finds_them(
         ("steering", {}, False),
         ("steering", {"steering.layers": "last-1"}, False),
         ("lora", {}, False),
-        ("linear", {"bridge.after": 0}, False),
+        ("linear", {"projector.downsample_after_layer": 0}, False),
     ],
 )
 def test_it_holds_where_no_gradient_enters_the_encoder(
-    method: str, overrides: dict[str, Any], frozen: bool, tiny_arm: Any, tmp_path: Path
+    method: str, overrides: dict[str, Any], frozen: bool, tiny_variant: Any, tmp_path: Path
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm(method, overrides)).train()
+    model = SteerMoE.from_config(tiny_variant(method, overrides)).train()
     assert is_frozen(model) == frozen
     features, lengths = torch.randn(2, 80, 60), torch.tensor([60, 33])
     batched, steps = model.encoder(features, lengths)
-    if overrides.get("bridge.after") is None:  # what autograd itself says
+    if overrides.get("projector.downsample_after_layer") is None:  # what autograd itself says
         assert batched.requires_grad == (not frozen)
     with frozen_features(model, tmp_path, 1):
         assert (model.heard is not None) == frozen
@@ -119,9 +119,12 @@ def test_it_holds_where_no_gradient_enters_the_encoder(
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_outputs_are_those_of_the_encoder_on_one_thread_whatever_their_batch(
-    dtype: torch.dtype | None, tiny_arm: Callable[..., Any], tmp_path: Path, threads: Callable[[int], None]
+    dtype: torch.dtype | None,
+    tiny_variant: Callable[..., Any],
+    tmp_path: Path,
+    threads: Callable[[int], None],
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm("linear"))
+    model = SteerMoE.from_config(tiny_variant("linear"))
     lengths = torch.tensor([60, 33, 50, 58])
     features = torch.randn(4, 80, 60)
     threads(1)
@@ -142,9 +145,9 @@ def test_outputs_are_those_of_the_encoder_on_one_thread_whatever_their_batch(
 
 
 def test_an_utterance_that_is_twice_in_a_batch_is_encoded_once(
-    tiny_arm: Callable[..., Any], tmp_path: Path, counted: list[int]
+    tiny_variant: Callable[..., Any], tmp_path: Path, counted: list[int]
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm("linear"))
+    model = SteerMoE.from_config(tiny_variant("linear"))
     features = torch.randn(2, 80, 60)[[0, 1, 0]]
     with frozen_features(model, tmp_path, 1):
         assert model.heard is not None
@@ -155,9 +158,9 @@ def test_an_utterance_that_is_twice_in_a_batch_is_encoded_once(
 
 @pytest.mark.parametrize("gigabytes", [0, 1])
 def test_what_one_thread_raises_is_raised_and_the_others_are_given_back(
-    gigabytes: float, tiny_arm: Callable[..., Any], tmp_path: Path, threads: Callable[[int], None]
+    gigabytes: float, tiny_variant: Callable[..., Any], tmp_path: Path, threads: Callable[[int], None]
 ) -> None:
-    model = SteerMoE.from_config(tiny_arm("linear"))
+    model = SteerMoE.from_config(tiny_variant("linear"))
     threads(2)
     with frozen_features(model, tmp_path, gigabytes):
         assert model.heard is not None
@@ -166,8 +169,8 @@ def test_what_one_thread_raises_is_raised_and_the_others_are_given_back(
         assert torch.get_num_threads() == 2
 
 
-def test_damaged_features_are_computed_again(tiny_arm: Callable[..., Any], tmp_path: Path) -> None:
-    model = SteerMoE.from_config(tiny_arm("linear"))
+def test_damaged_features_are_computed_again(tiny_variant: Callable[..., Any], tmp_path: Path) -> None:
+    model = SteerMoE.from_config(tiny_variant("linear"))
     features, lengths = torch.randn(3, 80, 60), torch.tensor([60, 33, 50])
 
     def heard() -> torch.Tensor:
@@ -188,10 +191,10 @@ def test_damaged_features_are_computed_again(tiny_arm: Callable[..., Any], tmp_p
     assert not leftover.exists()
 
 
-def test_features_of_another_encoder_make_room(tiny_arm: Callable[..., Any], tmp_path: Path) -> None:
+def test_features_of_another_encoder_make_room(tiny_variant: Callable[..., Any], tmp_path: Path) -> None:
     features, lengths = torch.randn(1, 80, 60), torch.tensor([60])
     first, other = (
-        SteerMoE.from_config(tiny_arm("linear", {"encoder.dtype": dtype}))
+        SteerMoE.from_config(tiny_variant("linear", {"encoder.dtype": dtype}))
         for dtype in ("float32", "bfloat16")
     )
 

@@ -16,11 +16,11 @@ from .test_trainer import trainer_of
 
 
 @pytest.fixture(scope="module")
-def saved(tiny_arm: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def saved(tiny_variant: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`saved(method, {"dotted.path": value})`: an adapter whose weights are not the initial ones."""
 
     def save(method: str, overrides: dict[str, Any] | None = None) -> Path:
-        model = SteerMoE.from_config(tiny_arm(method, overrides))
+        model = SteerMoE.from_config(tiny_variant(method, overrides))
         with torch.no_grad():
             for parameter in model.trainable_state_dict().values():
                 parameter.add_(
@@ -33,27 +33,29 @@ def saved(tiny_arm: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     return save
 
 
-def test_the_first_dev_loss_is_the_adapters_own(saved, quick_arm, shards, tmp_path, capsys):
+def test_the_first_dev_loss_is_the_adapters_own(saved, quick_variant, shards, tmp_path, capsys):
     source = saved("steering")
-    arm = quick_arm("steering", steps=2, init_from=str(source))
-    trainer = trainer_of(quick_arm("steering"), shards, tmp_path / "run")
+    variant = quick_variant("steering", max_steps=2, init_from=str(source))
+    trainer = trainer_of(quick_variant("steering"), shards, tmp_path / "run")
     trainer.load_trained(load_file(source / "adapter.safetensors"))
     expected = trainer.evaluate()["dev_loss"]
     trainer.progress.close()
-    train(arm, shards, tmp_path / "out", tmp_path)
+    train(variant, shards, tmp_path / "out", tmp_path)
     first, *_ = (tmp_path / "out/history.csv").read_text().splitlines()[1:]
     step, train_loss, dev_loss = first.split(",")[:3]
     assert (step, train_loss) == ("0", "") and float(dev_loss) == pytest.approx(expected, rel=1e-6)
     assert "projection, vectors, router; untrained: nothing" in capsys.readouterr().out
     other = saved("linear")
-    results = train(quick_arm("steering", steps=2, init_from=str(other)), shards, tmp_path / "out", tmp_path)
+    results = train(
+        quick_variant("steering", max_steps=2, init_from=str(other)), shards, tmp_path / "out", tmp_path
+    )
     assert "projection; untrained: vectors, router" in capsys.readouterr().out
     assert results["trainable_parameters"].keys() == {"projection", "vectors", "router"}
 
 
-def test_parts_that_the_adapter_lacks_stay_as_they_were(saved, tiny_arm):
+def test_parts_that_the_adapter_lacks_stay_as_they_were(saved, tiny_variant):
     source = saved("linear")
-    model = SteerMoE.from_config(tiny_arm("steering", {"training.init_from": str(source)}))
+    model = SteerMoE.from_config(tiny_variant("steering", {"training.init_from": str(source)}))
     before = {name: tensor.clone() for name, tensor in model.trainable_state_dict().items()}
     begin_with(model, model.frozen_hashes())
     weights = load_file(source / "adapter.safetensors")
@@ -62,23 +64,25 @@ def test_parts_that_the_adapter_lacks_stay_as_they_were(saved, tiny_arm):
 
 
 @pytest.mark.parametrize(
-    ("method", "changes", "arms", "message"),
+    ("method", "changes", "variants", "message"),
     [
-        ("steering", {"steering.num_experts": 2}, {}, r"steering\.num_experts: it has 2, the arm 4"),
-        ("steering", {}, {"bridge.kernel": 2}, r"bridge\.kernel: it has 4, the arm 2"),
-        ("lora", {}, {}, "it has lora, the arm .* none"),
+        ("steering", {"steering.num_experts": 2}, {}, r"steering\.num_experts: it has 2, the variant 4"),
+        ("steering", {}, {"projector.downsample_factor": 2}, r"projector\.kernel: it has 4, the variant 2"),
+        ("lora", {}, {}, "it has lora, the variant .* none"),
         ("linear", {"encoder.layers": 2}, {}, "over another encoder"),
         ("linear", {"llm.dtype": "bfloat16"}, {}, "over another llm"),
     ],
 )
-def test_an_adapter_that_does_not_fit_is_refused(method, changes, arms, message, saved, tiny_arm):
-    own = {**arms, "training.init_from": str(saved(method, changes))}
-    model = SteerMoE.from_config(tiny_arm("steering", own))
+def test_an_adapter_that_does_not_fit_is_refused(method, changes, variants, message, saved, tiny_variant):
+    own = {**variants, "training.init_from": str(saved(method, changes))}
+    model = SteerMoE.from_config(tiny_variant("steering", own))
     with pytest.raises(ValueError, match=rf"^training\.init_from: .*{message}"):
         begin_with(model, model.frozen_hashes())
 
 
-def test_an_adapter_of_other_training_settings_fits(saved, tiny_arm):
-    source = saved("steering", {"steering.vector_std": 0.5, "training.steps": 9, "encoder.revision": None})
-    model = SteerMoE.from_config(tiny_arm("steering", {"training.init_from": str(source)}))
+def test_an_adapter_of_other_training_settings_fits(saved, tiny_variant):
+    source = saved(
+        "steering", {"steering.vector_std": 0.5, "training.max_steps": 9, "encoder.revision": None}
+    )
+    model = SteerMoE.from_config(tiny_variant("steering", {"training.init_from": str(source)}))
     begin_with(model, model.frozen_hashes())

@@ -39,10 +39,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # as in dvc.yaml
         "corpus": "synthetic", "source": f"{DATA}/raw/synthetic", "out": f"{DATA}/shards/synthetic", "workers": 1,
     },
     "configure": {
-        "out": f"{DATA}/arms", "inputs": f"{DATA}/inputs", "base": f"{DATA}/base", "shards": f"{DATA}/shards",
+        "out": f"{DATA}/variants", "inputs": f"{DATA}/inputs", "base": f"{DATA}/base", "shards": f"{DATA}/shards",
     },
     "train": {
-        "config": f"{DATA}/arms/linear.json", "shards": f"{DATA}/shards", "out": f"{MODELS}/linear",
+        "config": f"{DATA}/variants/linear.json", "shards": f"{DATA}/shards", "out": f"{MODELS}/linear",
         "history": f"{REPORTS}/history/linear.csv", "timing": f"{REPORTS}/timing/linear.json",
         "run": f"{REPORTS}/runs/linear.json",
     },
@@ -55,7 +55,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # as in dvc.yaml
         "out": f"{REPORTS}/evaluations/baseline/synthetic",
     },
     "ablate": {
-        "arms": f"{DATA}/arms", "models": MODELS, "evaluations": f"{REPORTS}/evaluations",
+        "variants": f"{DATA}/variants", "models": MODELS, "evaluations": f"{REPORTS}/evaluations",
         "history": f"{REPORTS}/history", "timing": f"{REPORTS}/timing", "shards": f"{DATA}/shards",
         "out": f"{REPORTS}/comparison", "metrics": f"{REPORTS}/metrics.json",
     },
@@ -91,13 +91,13 @@ def project(tmp_path) -> Path:
     )
     del tree["corpora"]["digits"]
     tree["training"].update(
-        steps=4, warmup_steps=1, eval_every=2, batch_seconds=8, precision="float32", patience=9
+        max_steps=4, warmup_steps=1, eval_steps=2, max_batch_seconds=8, precision="float32", patience=9
     )
     yaml.dump(tree, profile)
     tree = yaml.load(params)
     tree.update(corpora=["synthetic"], compare=["linear"])
     tree["generation"].update(max_new_tokens=4)
-    tree["evaluation"].update(bootstrap_samples=100, batch_seconds=8)
+    tree["evaluation"].update(bootstrap_samples=100, max_batch_seconds=8)
     yaml.dump(tree, params)
     return tmp_path
 

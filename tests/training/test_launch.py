@@ -14,8 +14,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks import processes as throughput
+from steermoe import distributed as processes
 from steermoe.config import Distributed
-from steermoe.training import processes
 from steermoe.training.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def command(tmp_path, shards, quick_arm) -> list[str]:
+def command(tmp_path, shards, quick_variant) -> list[str]:
     """Trains in two processes, in a project of its own."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
@@ -34,11 +34,9 @@ def command(tmp_path, shards, quick_arm) -> list[str]:
     yaml.dump(tree, profile)
     (tmp_path / "shards").mkdir()
     shutil.copytree(shards[0], tmp_path / "shards" / "tones")
-    arm = quick_arm("steering", steps=60, eval_every=10, patience=100)
-    (tmp_path / "arm.json").write_text(arm.to_json())
-    stage = (
-        "train --config arm.json --shards shards --out models/arm --history history.csv --timing timing.json"
-    )
+    variant = quick_variant("steering", max_steps=60, eval_steps=10, patience=100)
+    (tmp_path / "variant.json").write_text(variant.to_json())
+    stage = "train --config variant.json --shards shards --out models/variant --history history.csv --timing timing.json"
     return [sys.executable, "-m", "pipeline", *stage.split()]
 
 
@@ -121,7 +119,7 @@ def test_killed_preempted_and_finished_by_the_same_command(start, tmp_path):
     output = fourth.communicate(timeout=300)[0]
     assert fourth.returncode == 0, output
     assert "resumed at step" in output
-    assert {path.name for path in (tmp_path / "models/arm").iterdir()} == {
+    assert {path.name for path in (tmp_path / "models/variant").iterdir()} == {
         "adapter.safetensors",
         "config.json",
     }
@@ -152,7 +150,7 @@ def test_sigterm_to_a_group_that_ends_well_is_no_preemption(tmp_path, monkeypatc
 
 
 def test_a_first_process_that_must_wait_is_waited_for(tmp_path, monkeypatch):
-    """For another training of the same arm, longer than a collective has patience."""
+    """For another training of the same variant, longer than a collective has patience."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     code = (
         "import time; from datetime import timedelta; from torch import distributed\n"
@@ -168,9 +166,16 @@ def test_a_first_process_that_must_wait_is_waited_for(tmp_path, monkeypatch):
         processes.launch([sys.executable, "-c", code.replace("processes.begin_together()", "")], 2)
 
 
-def test_their_throughput_is_measured(tmp_path, shards, quick_arm, monkeypatch, capsys):
-    (tmp_path / "arm.json").write_text(quick_arm("steering").to_json())
-    arguments = ["--arm", str(tmp_path / "arm.json"), "--shards", str(shards[0].parent), "--steps", "3"]
+def test_their_throughput_is_measured(tmp_path, shards, quick_variant, monkeypatch, capsys):
+    (tmp_path / "variant.json").write_text(quick_variant("steering").to_json())
+    arguments = [
+        "--variant",
+        str(tmp_path / "variant.json"),
+        "--shards",
+        str(shards[0].parent),
+        "--steps",
+        "3",
+    ]
     monkeypatch.setattr("sys.argv", ["processes", *arguments, "--repeats", "1"])
     with pytest.raises(SystemExit):  # its code says whether this machine gets the goal
         throughput.main()

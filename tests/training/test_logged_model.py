@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from steermoe import SteerMoE
 from steermoe.audio.synthesis import RATE, Synthesizer, Voice
-from steermoe.config import ArmConfig
+from steermoe.config import VariantConfig
 from steermoe.training.store import open_store, sqlite_address
 from steermoe.training.tracking import Tracker
 
@@ -51,9 +51,9 @@ def project(request, fresh_store, tmp_path, monkeypatch) -> Path:
 def evaluated(root: Path, name: str) -> Path:
     """A trained adapter of the repository, logged as its evaluation logs it."""
     model = ROOT / "pretrained" / "adapters" / name
-    arm = ArmConfig.from_json(json.dumps(json.loads((model / "config.json").read_text())["arm"]))
+    variant = VariantConfig.from_json(json.dumps(json.loads((model / "config.json").read_text())["variant"]))
     tracker = Tracker("mini", root)
-    tracker.attach(arm, model)
+    tracker.attach(variant, model)
     tracker.finish()
     return model
 
@@ -69,7 +69,7 @@ def champion(root: Path) -> str:
     client = open_store(root)
     version = client.get_model_version_by_alias("steermoe-mini", "champion")
     assert version.run_id is not None
-    return client.get_run(version.run_id).data.tags["steermoe.arm"]
+    return client.get_run(version.run_id).data.tags["steermoe.variant"]
 
 
 def test_the_champion_is_loaded_elsewhere_and_hears_speech(project, tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_kill_amid_the_log_of_a_model_leaves_one(project, monkeypatch, where):
     assert experiment is not None
     [logged] = client.search_logged_models([experiment.experiment_id])
     assert logged.status == "READY"
-    [run] = client.search_runs([experiment.experiment_id], "tags.`steermoe.kind` = 'arm'")
+    [run] = client.search_runs([experiment.experiment_id], "tags.`steermoe.kind` = 'variant'")
     assert run.data.tags["steermoe.logged_model"] == logged.model_id
     assert run.outputs is not None
     [output] = run.outputs.model_outputs

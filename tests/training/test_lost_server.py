@@ -92,14 +92,14 @@ class Saboteur(Tracking):
 
 
 def test_a_server_that_dies_and_comes_back_within_a_training_gets_everything(
-    serve, shards, quick_arm, tmp_path, monkeypatch, capsys
+    serve, shards, quick_variant, tmp_path, monkeypatch, capsys
 ):
     server = serve()
     restarted: list[subprocess.Popen] = []
     what: dict[int, Callable[[], object]] = {2: lambda: kill(server), 5: lambda: restarted.append(serve())}
     monkeypatch.setattr("steermoe.training.train.Tracking", lambda tracker: Saboteur(tracker, what))
     results = train(
-        quick_arm("steering"), shards, tmp_path / "out", tmp_path, tracker=Tracker("mini", tmp_path)
+        quick_variant("steering"), shards, tmp_path / "out", tmp_path, tracker=Tracker("mini", tmp_path)
     )
     assert not what and restarted
     assert results["steps"] == 6
@@ -110,7 +110,7 @@ def test_a_server_that_dies_and_comes_back_within_a_training_gets_everything(
     client = open_store(tmp_path)
     experiment = client.get_experiment_by_name("steermoe/mini")
     assert experiment is not None and experiment.artifact_location.startswith("mlflow-artifacts:")
-    [run] = client.search_runs([experiment.experiment_id], "tags.`steermoe.kind` = 'arm'")
+    [run] = client.search_runs([experiment.experiment_id], "tags.`steermoe.kind` = 'variant'")
     assert run.info.status == "FINISHED"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "dev/loss")] == [2, 4, 6]
     # The adapter went through the server, too.
@@ -120,17 +120,17 @@ def test_a_server_that_dies_and_comes_back_within_a_training_gets_everything(
 
 
 def test_a_server_that_is_away_to_the_end_gets_everything_from_the_next_stage(
-    serve, shards, quick_arm, tmp_path, capsys
+    serve, shards, quick_variant, tmp_path, capsys
 ):
-    arm = quick_arm("linear")
+    variant = quick_variant("linear")
     tracker = Tracker("mini", tmp_path)
-    train(arm, shards, tmp_path / "out", tmp_path, tracker=tracker)
+    train(variant, shards, tmp_path / "out", tmp_path, tracker=tracker)
     assert tracker.run_id is None
     assert "to be sent by the next stage" in capsys.readouterr().out
 
     serve()
     evaluation = Tracker("mini", tmp_path)
-    evaluation.attach(arm, tmp_path / "out")
+    evaluation.attach(variant, tmp_path / "out")
     evaluation.log({"eval/tones/dev/wer": 0.5})
     evaluation.finish()
     client = open_store(tmp_path)
@@ -140,7 +140,9 @@ def test_a_server_that_is_away_to_the_end_gets_everything_from_the_next_stage(
     assert run.info.status == "FINISHED"
 
 
-def test_a_server_that_hangs_keeps_no_stage_waiting(shards, quick_arm, tmp_path, monkeypatch, lost_quickly):
+def test_a_server_that_hangs_keeps_no_stage_waiting(
+    shards, quick_variant, tmp_path, monkeypatch, lost_quickly
+):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)  # takes connections, and never says a word
@@ -148,7 +150,7 @@ def test_a_server_that_hangs_keeps_no_stage_waiting(shards, quick_arm, tmp_path,
         monkeypatch.setattr(sender, "PATIENCE", 5.0)
         tracker = Tracker("mini", tmp_path)
         began = time.monotonic()
-        tracker.start(quick_arm("linear"), "f", "data")
+        tracker.start(quick_variant("linear"), "f", "data")
         for step in range(200):
             tracker.log({"x": 1.0}, step=step)
         assert time.monotonic() - began < 200 * 5  # no step waited its PATIENCE for the server

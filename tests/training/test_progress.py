@@ -27,7 +27,7 @@ def step(lines: ProgressLines, state: TrainerState, number: int) -> None:
 
 
 def begun(clock: Clock, first: bool = True, **options: bool) -> tuple[ProgressLines, TrainerState]:
-    lines = ProgressLines("arm", clock, **options)
+    lines = ProgressLines("variant", clock, **options)
     state = TrainerState(max_steps=101, is_world_process_zero=first)
     lines.on_train_begin(TrainingArguments(output_dir="."), state, None)
     return lines, state
@@ -41,7 +41,7 @@ def test_a_line_after_the_first_step_and_every_30_seconds(clock, capsys):
     found = capsys.readouterr()
     assert found.out == ""
     assert [line.split("  ")[0] for line in found.err.splitlines()] == [
-        "arm: step 1/101", "arm: step 31/101", "arm: step 61/101",
+        "variant: step 1/101", "variant: step 31/101", "variant: step 61/101",
     ]  # fmt: skip
     assert found.err.splitlines()[1].split("  ")[1:] == [
         "loss 0.0323", "learning rate 2.00e-03", "1.00 steps/s", "0:01:10 left at most",

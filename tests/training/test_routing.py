@@ -15,8 +15,8 @@ def heard(model: SteerMoE) -> None:
     model.hear(features, torch.tensor([120, 64]))
 
 
-def test_statistics_are_those_of_the_valid_frames(tiny_arm):
-    model = SteerMoE.from_config(tiny_arm("steering"))
+def test_statistics_are_those_of_the_valid_frames(tiny_variant):
+    model = SteerMoE.from_config(tiny_variant("steering"))
     assert model.steering is not None
     with torch.no_grad():  # sharper than at the beginning of training, and other for every layer
         for parameter in model.steering.router.parameters():
@@ -51,8 +51,8 @@ def test_statistics_are_those_of_the_valid_frames(tiny_arm):
     torch.testing.assert_close(found["scale"], mean)
 
 
-def test_nothing_was_heard_nothing_is_said_and_the_watch_is_off_again(tiny_arm):
-    model = SteerMoE.from_config(tiny_arm("steering"))
+def test_nothing_was_heard_nothing_is_said_and_the_watch_is_off_again(tiny_variant):
+    model = SteerMoE.from_config(tiny_variant("steering"))
     assert model.steering is not None
     watch = RoutingWatch(model.steering, model.lengths_of)
     assert watch.end() == {}

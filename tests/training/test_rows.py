@@ -17,11 +17,11 @@ def test_batches_of_no_rows_are_refused():
 
 @pytest.mark.parametrize("use", ["train", "dev"])
 @pytest.mark.parametrize(("found", "message"), [(5.5, "at most 4 s; 2 of"), (None, "too short")])
-def test_rows_that_the_encoder_does_not_take(use, found, message, shards, quick_arm):
+def test_rows_that_the_encoder_does_not_take(use, found, message, shards, quick_variant):
     """`found`: seconds of two rows; None: one has no sound at all."""
-    arm = quick_arm("linear")
-    encoder, data = load_encoder(arm.encoder), read_data(arm, shards)
-    check_lengths(arm, data, encoder)
+    variant = quick_variant("linear")
+    encoder, data = load_encoder(variant.encoder), read_data(variant, shards)
+    check_lengths(variant, data, encoder)
     rows = getattr(data, use)
     if found is None:
         encoder.output_lengths = lambda lengths_B: lengths_B * 0  # of utterances of a few samples
@@ -32,12 +32,12 @@ def test_rows_that_the_encoder_does_not_take(use, found, message, shards, quick_
     if found is None and use == "dev":
         named = "train"  # is looked at first
     with pytest.raises(ValueError, match=f"{message}.*{named}"):
-        check_lengths(arm, data, encoder)
+        check_lengths(variant, data, encoder)
 
 
 @pytest.mark.parametrize(("window", "least"), [("unpadded", "0.2"), ("full", "4")])
-def test_a_batch_that_no_row_fits_into(window, least, shards, quick_arm):
-    arm = quick_arm("linear", batch_seconds=0.19 if window == "unpadded" else 3.9)
-    encoder = load_encoder(arm.encoder.model_copy(update={"window": window}))
-    with pytest.raises(ValueError, match=f"training.batch_seconds: found .*at least {least}$"):
-        check_lengths(arm, read_data(arm, shards), encoder)
+def test_a_batch_that_no_row_fits_into(window, least, shards, quick_variant):
+    variant = quick_variant("linear", max_batch_seconds=0.19 if window == "unpadded" else 3.9)
+    encoder = load_encoder(variant.encoder.model_copy(update={"window": window}))
+    with pytest.raises(ValueError, match=f"training.max_batch_seconds: found .*at least {least}$"):
+        check_lengths(variant, read_data(variant, shards), encoder)

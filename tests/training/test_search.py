@@ -13,9 +13,9 @@ from steermoe.training.search import choose, search, short
 from steermoe.training.trainer import DivergedError
 
 
-def test_trials_are_alike_for_every_method_and_done_once(shards, quick_arm, tmp_path, monkeypatch):
-    arms = [quick_arm("steering"), quick_arm("linear")]
-    arguments = (arms, shards, tmp_path / "out", tmp_path, 4, (0.5, 1.0))
+def test_trials_are_alike_for_every_method_and_done_once(shards, quick_variant, tmp_path, monkeypatch):
+    variants = [quick_variant("steering"), quick_variant("linear")]
+    arguments = (variants, shards, tmp_path / "out", tmp_path, 4, (0.5, 1.0))
     result = search(*arguments)
     assert [(row["method"], row["multiplier"], row["steps"]) for row in result["trials"]] == [
         ("steering", 0.5, 4),
@@ -30,7 +30,7 @@ def test_trials_are_alike_for_every_method_and_done_once(shards, quick_arm, tmp_
     with (tmp_path / "out" / "search.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["vectors"] for row in rows][2:] == ["", ""]
-    assert float(rows[0]["vectors"]) == 0.5 * arms[0].training.learning_rates["vectors"]
+    assert float(rows[0]["vectors"]) == 0.5 * variants[0].training.learning_rates["vectors"]
 
     def never(*args, **kwargs):
         raise AssertionError("a trial was repeated")
@@ -38,22 +38,27 @@ def test_trials_are_alike_for_every_method_and_done_once(shards, quick_arm, tmp_
     monkeypatch.setattr(searching, "train", never)
     assert search(*arguments) == result
     with pytest.raises(AssertionError, match="repeated"):
-        search([quick_arm("linear", clip=0.5)], *arguments[1:])  # another configuration is another trial
+        search(
+            [quick_variant("linear", max_grad_norm=0.5)], *arguments[1:]
+        )  # another configuration is another trial
 
 
-def test_a_short_arm_keeps_the_shape_of_its_schedule(quick_arm):
-    arm = quick_arm(
-        "linear", steps=1000, warmup_steps=100, eval_every=200, learning_rates={"projection": 1e-3}
+def test_a_short_variant_keeps_the_shape_of_its_schedule(quick_variant):
+    variant = quick_variant(
+        "linear", max_steps=1000, warmup_steps=100, eval_steps=200, learning_rates={"projection": 1e-3}
     )
-    shortened = short(arm, steps=100, multiplier=0.3).training
-    assert (shortened.steps, shortened.warmup_steps, shortened.eval_every) == (100, 10, 25)
+    shortened = short(variant, steps=100, multiplier=0.3).training
+    assert (shortened.max_steps, shortened.warmup_steps, shortened.eval_steps) == (100, 10, 25)
     assert shortened.learning_rates == {"projection": 3e-4}
-    assert (one := short(arm, 1, 1.0).training).steps == 1 and (one.warmup_steps, one.eval_every) == (0, 1)
+    assert (one := short(variant, 1, 1.0).training).max_steps == 1 and (one.warmup_steps, one.eval_steps) == (
+        0,
+        1,
+    )
     with pytest.raises(ValueError, match="at least 1"):
-        short(arm, 0, 1.0)
-    of_epochs = quick_arm("linear", steps=None, epochs=3, warmup_steps=100, eval_every=200)
+        short(variant, 0, 1.0)
+    of_epochs = quick_variant("linear", max_steps=None, epochs=3, warmup_steps=100, eval_steps=200)
     shortened = short(of_epochs, 50, 1.0).training
-    assert (shortened.steps, shortened.epochs, shortened.warmup_steps, shortened.eval_every) == (
+    assert (shortened.max_steps, shortened.epochs, shortened.warmup_steps, shortened.eval_steps) == (
         50,
         None,
         5,
@@ -69,21 +74,23 @@ def test_the_command_refuses_no_steps(steps, tmp_path):
     assert found.exit_code == 2 and "'--steps'" in found.output and "equal to 1" in found.output
 
 
-def test_a_diverged_trial_loses_and_a_method_without_another_is_an_error(quick_arm, tmp_path, monkeypatch):
-    def diverge(arm, *args, **kwargs):
-        if arm.training.learning_rates["projection"] > 1e-3:
+def test_a_diverged_trial_loses_and_a_method_without_another_is_an_error(
+    quick_variant, tmp_path, monkeypatch
+):
+    def diverge(variant, *args, **kwargs):
+        if variant.training.learning_rates["projection"] > 1e-3:
             raise DivergedError("too high")
         return {"best_dev_loss": 1.0, "best_step": 2, "steps": 4}
 
     monkeypatch.setattr(searching, "train", diverge)
-    arm = quick_arm("linear", learning_rates={"projection": 1e-3})
-    result = search([arm], [], tmp_path / "out", tmp_path, 4, (1.0, 10.0))
+    variant = quick_variant("linear", learning_rates={"projection": 1e-3})
+    result = search([variant], [], tmp_path / "out", tmp_path, 4, (1.0, 10.0))
     assert result["trials"][1]["best_dev_loss"] is None
     assert result["chosen"]["linear"]["multiplier"] == 1.0
     with pytest.raises(ValueError, match="every trial of linear diverged"):
-        search([arm], [], tmp_path / "other", tmp_path, 4, (10.0,))
-    with pytest.raises(ValueError, match="one arm a method"):
-        search([arm, arm], [], tmp_path / "out", tmp_path, 4)
+        search([variant], [], tmp_path / "other", tmp_path, 4, (10.0,))
+    with pytest.raises(ValueError, match="one variant a method"):
+        search([variant, variant], [], tmp_path / "out", tmp_path, 4)
 
 
 def test_the_first_of_equals_is_chosen():

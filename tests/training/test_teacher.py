@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from steermoe.audio.features import KaldiFbank, LogMel
-from steermoe.config import ArmConfig, Distillation
+from steermoe.config import Distillation, VariantConfig
 from steermoe.data.collator import collate
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.models.steermoe import SteerMoE
@@ -27,7 +27,7 @@ from .test_trainer import trainer_of
 OUTPUTS = ("adapter.safetensors", "config.json", "history.csv")
 LOGITS = {"logits": 1.0, "temperature": 2.0, "hidden": 0.0}
 BOTH = {"logits": 1.0, "temperature": 2.0, "hidden": 0.5}
-Arm = Callable[..., ArmConfig]
+Variant = Callable[..., VariantConfig]
 
 
 def section(teacher: Path, **weights: Any) -> Distillation:
@@ -35,11 +35,11 @@ def section(teacher: Path, **weights: Any) -> Distillation:
 
 
 @pytest.fixture(scope="session")
-def saved(tiny_arm: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def saved(tiny_variant: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`saved(method, {"dotted.path": value})`: the adapter of a model that says something of its own."""
 
     def save(method: str = "steering", overrides: dict[str, Any] | None = None) -> Path:
-        model = SteerMoE.from_config(tiny_arm(method, overrides))
+        model = SteerMoE.from_config(tiny_variant(method, overrides))
         generator = torch.Generator().manual_seed(9)
         with torch.no_grad():
             for parameter in model.trainable_state_dict().values():
@@ -57,27 +57,27 @@ def teacher(saved: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def student(quick_arm: Arm, teacher: Path) -> Callable[..., ArmConfig]:
-    """`student(**weights)`: an arm over two of the encoder's three layers that learns from `teacher`."""
+def student(quick_variant: Variant, teacher: Path) -> Callable[..., VariantConfig]:
+    """`student(**weights)`: a variant over two of the encoder's three layers that learns from `teacher`."""
 
-    def make(method: str = "steering", weights: dict[str, Any] = LOGITS, **changed: Any) -> ArmConfig:
-        arm = quick_arm(method, distillation=section(teacher, **weights), **changed)
-        return arm.model_copy(update={"encoder": arm.encoder.model_copy(update={"layers": 2})})
+    def make(method: str = "steering", weights: dict[str, Any] = LOGITS, **changed: Any) -> VariantConfig:
+        variant = quick_variant(method, distillation=section(teacher, **weights), **changed)
+        return variant.model_copy(update={"encoder": variant.encoder.model_copy(update={"layers": 2})})
 
     return make
 
 
-def batch_of(arm: ArmConfig, model: SteerMoE, shards: list[Path]) -> dict[str, torch.Tensor]:
-    rows = read_data(arm, shards).train.head(6)
-    data = UtteranceDataset(rows, model.features, model.tokenizer, arm.prompts)
+def batch_of(variant: VariantConfig, model: SteerMoE, shards: list[Path]) -> dict[str, torch.Tensor]:
+    rows = read_data(variant, shards).train.head(6)
+    data = UtteranceDataset(rows, model.features, model.tokenizer, variant.prompts)
     return collate([data[place] for place in range(6)])
 
 
 def test_who_equals_its_teacher_learns_from_the_labels_alone(
-    teacher: Path, quick_arm: Arm, shards: list[Path]
+    teacher: Path, quick_variant: Variant, shards: list[Path]
 ) -> None:
     model = SteerMoE.from_pretrained(teacher)
-    batch = batch_of(quick_arm("steering"), model, shards)
+    batch = batch_of(quick_variant("steering"), model, shards)
     objective = Objective(model, Teacher(section(teacher, **BOTH), model)).train()
     found, plain = objective(**batch), Objective(model).train()(**batch)
     assert plain.distillation is None and found.distillation.abs() < 1e-5
@@ -88,12 +88,12 @@ def test_who_equals_its_teacher_learns_from_the_labels_alone(
 
 @pytest.mark.parametrize("weights", [LOGITS, {"logits": 0.0, "temperature": None, "hidden": 1.0}])
 def test_steps_bring_a_student_nearer_to_its_teacher(
-    weights: dict[str, Any], student: Callable[..., ArmConfig], shards: list[Path]
+    weights: dict[str, Any], student: Callable[..., VariantConfig], shards: list[Path]
 ) -> None:
-    arm = student(weights=weights)
-    model = SteerMoE.from_config(arm)
+    variant = student(weights=weights)
+    model = SteerMoE.from_config(variant)
     objective = Objective(model, Teacher.of(model)).train()
-    batch = batch_of(arm, model, shards)
+    batch = batch_of(variant, model, shards)
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, 1e-2)
     distances = []
@@ -107,12 +107,14 @@ def test_steps_bring_a_student_nearer_to_its_teacher(
 
 
 def test_a_teacher_is_neither_trained_nor_kept(
-    student: Callable[..., ArmConfig], teacher: Path, shards: list[Path], tmp_path: Path
+    student: Callable[..., VariantConfig], teacher: Path, shards: list[Path], tmp_path: Path
 ) -> None:
-    arm = student("lora", BOTH)
-    plain = arm.model_copy(update={"training": arm.training.model_copy(update={"distillation": None})})
+    variant = student("lora", BOTH)
+    plain = variant.model_copy(
+        update={"training": variant.training.model_copy(update={"distillation": None})}
+    )
     names, files = {}, {}
-    for name, config in (("taught", arm), ("plain", plain)):
+    for name, config in (("taught", variant), ("plain", plain)):
         trainer = trainer_of(config, shards, tmp_path / name, cast(Any, _with_teacher))
         before = {n: p.clone() for n, p in _weights(trainer.objective).items()}
         trainer.train()
@@ -128,7 +130,7 @@ def test_a_teacher_is_neither_trained_nor_kept(
     learned = [load_file(tmp_path / f"{name}-out" / "adapter.safetensors") for name in names]
     assert any(not torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
     taught, *_ = (SteerMoE.from_pretrained(folder) for folder in (tmp_path / "taught-out",))
-    assert taught.config.training.distillation == arm.training.distillation
+    assert taught.config.training.distillation == variant.training.distillation
 
 
 def _with_teacher(model: SteerMoE, *arguments: Any, **options: Any) -> AdapterTrainer:
@@ -146,25 +148,25 @@ def _weights(objective: Objective) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["linear", "lora"])  # kept features; dropout, which draws random numbers
 def test_a_training_with_a_teacher_resumes_to_the_same_bytes(
-    method: str, student: Callable[..., ArmConfig], shards: list[Path], tmp_path: Path, monkeypatch: Any
+    method: str, student: Callable[..., VariantConfig], shards: list[Path], tmp_path: Path, monkeypatch: Any
 ) -> None:
     def interrupt(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_training_stop = state.global_step == 3
         return control
 
-    arm = student(method, BOTH, precision="bfloat16")
-    train(arm, shards, tmp_path / "whole", tmp_path, feature_cache_gb=1)
+    variant = student(method, BOTH, precision="bfloat16")
+    train(variant, shards, tmp_path / "whole", tmp_path, feature_cache_gb=1)
     with monkeypatch.context() as patched:
         patched.setattr(progress.ProgressLines, "on_step_end", interrupt)
         with pytest.raises(RuntimeError, match="ended at step 3 of 6"):
-            train(arm, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)
-    train(arm, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)
+            train(variant, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)
+    train(variant, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)
     for name in OUTPUTS:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_another_teacher_is_another_training(
-    student: Callable[..., ArmConfig],
+    student: Callable[..., VariantConfig],
     teacher: Path,
     saved: Callable[..., Path],
     shards: list[Path],
@@ -177,10 +179,12 @@ def test_another_teacher_is_another_training(
         place.mkdir(exist_ok=True)
         for file in source.iterdir():
             (place / file.name).write_bytes(file.read_bytes())
-        arm = student()
-        training = arm.training.model_copy(update={"distillation": section(place, **LOGITS), "steps": 2})
-        arm = arm.model_copy(update={"training": training})
-        found.append(train(arm, shards, tmp_path / "out", tmp_path)["fingerprint"])
+        variant = student()
+        training = variant.training.model_copy(
+            update={"distillation": section(place, **LOGITS), "max_steps": 2}
+        )
+        variant = variant.model_copy(update={"training": training})
+        found.append(train(variant, shards, tmp_path / "out", tmp_path)["fingerprint"])
     assert found[0] != found[1]
 
 
@@ -192,13 +196,13 @@ def refused(student: SteerMoE, teacher: Path, **weights: Any) -> str:
 
 def test_a_teacher_that_hears_or_reads_something_else_is_refused(
     saved: Callable[..., Path],
-    tiny_arm: Any,
+    tiny_variant: Any,
     save_tiny_llm: Callable[..., Path],
     tiny_chat_dir: Path,
     video_section: Callable[..., dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    student = SteerMoE.from_config(tiny_arm("linear"))
+    student = SteerMoE.from_config(tiny_variant("linear"))
     end = "legal: an adapter where both are the same"
     asks = {"prompts.transcribe": "write: "}
     assert refused(student, saved("linear", asks)).endswith(
@@ -215,7 +219,7 @@ def test_a_teacher_that_hears_or_reads_something_else_is_refused(
     template = tmp_path / "chat" / "chat_template.jinja"
     template.write_text(template.read_text() + "\n")
     line = refused(
-        SteerMoE.from_config(tiny_arm("linear", in_turns)),
+        SteerMoE.from_config(tiny_variant("linear", in_turns)),
         saved("linear", in_turns | {"llm.path": str(template.parent)}),
     )
     assert "whose tokenizer's chat_template is " in line
@@ -227,19 +231,19 @@ def test_a_teacher_that_hears_or_reads_something_else_is_refused(
 
 
 def test_a_teacher_that_ends_answers_otherwise_is_refused(
-    saved: Callable[..., Path], tiny_arm: Any, tiny_llm_dir: Path, tmp_path: Path
+    saved: Callable[..., Path], tiny_variant: Any, tiny_llm_dir: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_llm_dir, tmp_path / "llm")
     settings = tmp_path / "llm" / "tokenizer_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token": "!"}))
     line = refused(
-        SteerMoE.from_config(tiny_arm("linear")), saved("linear", {"llm.path": str(settings.parent)})
+        SteerMoE.from_config(tiny_variant("linear")), saved("linear", {"llm.path": str(settings.parent)})
     )
     assert "whose tokenizer's eos_token is '!', the student's is '<|endoftext|>'" in line
 
 
 def test_features_of_another_kind_are_refused(
-    saved: Callable[..., Path], teacher: Path, tiny_arm: Any, tmp_path: Path
+    saved: Callable[..., Path], teacher: Path, tiny_variant: Any, tmp_path: Path
 ) -> None:
     from transformers import WhisperConfig, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -250,8 +254,10 @@ def test_features_of_another_kind_are_refused(
     )  # fmt: skip
     WhisperEncoder(sizes).save_pretrained(tmp_path)
     WhisperFeatureExtractor(feature_size=128, chunk_length=4).save_pretrained(tmp_path)
-    line = refused(SteerMoE.from_config(tiny_arm("linear")), saved("linear", {"encoder.path": str(tmp_path)}))
-    student = SteerMoE.from_config(tiny_arm("linear"))
+    line = refused(
+        SteerMoE.from_config(tiny_variant("linear")), saved("linear", {"encoder.path": str(tmp_path)})
+    )
+    student = SteerMoE.from_config(tiny_variant("linear"))
     student.features = KaldiFbank(80)
     assert "whose kind of features is 'LogMel', the student's is 'KaldiFbank'" in refused(student, teacher)
     student.features = LogMel(80)
@@ -260,11 +266,11 @@ def test_features_of_another_kind_are_refused(
     assert "whose features of a second of noise is (128, 100), the student's is (80, 100)" in line
 
 
-def test_a_teacher_that_is_not_there(quick_arm: Arm, shards: list[Path], tmp_path: Path) -> None:
+def test_a_teacher_that_is_not_there(quick_variant: Variant, shards: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    arm = quick_arm("linear", distillation=section(tmp_path / "empty", **LOGITS))
+    variant = quick_variant("linear", distillation=section(tmp_path / "empty", **LOGITS))
     with pytest.raises(
         ValueError, match=r"teacher: .*no adapter: config\.json and adapter\.safetensors missing"
     ):
-        train(arm, shards, tmp_path / "out", tmp_path)
+        train(variant, shards, tmp_path / "out", tmp_path)
     assert not (tmp_path / ".runs").exists()

@@ -1,4 +1,4 @@
-"""A real MLflow store on sqlite: one run an arm, whoever logs into it and however often."""
+"""A real MLflow store on sqlite: one run a variant, whoever logs into it and however often."""
 
 import json
 import shutil
@@ -20,9 +20,9 @@ PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
 @pytest.fixture(scope="session")
-def arms() -> dict[str, config.ArmConfig]:
+def variants() -> dict[str, config.VariantConfig]:
     loaded = config.load(PARAMS)
-    return {name: loaded.arm(name) for name in ("steermoe", "linear", "lora")}
+    return {name: loaded.variant(name) for name in ("steermoe", "linear", "lora")}
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def root(fresh_store, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def runs(root: Path, profile: str = "mini", kind: str = "arm") -> list:
+def runs(root: Path, profile: str = "mini", kind: str = "variant") -> list:
     client = open_store(root)
     experiment = client.get_experiment_by_name(f"steermoe/{profile}")
     assert experiment is not None
@@ -47,10 +47,10 @@ def adapter(folder: Path, content: bytes = b"weights") -> Path:
     return folder
 
 
-def trained(root: Path, arm: config.ArmConfig, model: Path, fingerprint: str) -> Tracker:
+def trained(root: Path, variant: config.VariantConfig, model: Path, fingerprint: str) -> Tracker:
     """A training as it logs, but for the training."""
     tracker = Tracker("mini", root)
-    tracker.start(arm, fingerprint, "data")
+    tracker.start(variant, fingerprint, "data")
     tracker.mark_adapter(model)
     tracker.finish()
     return tracker
@@ -78,37 +78,37 @@ def test_a_training_that_was_killed_goes_on_in_its_run_and_a_finished_one_does_n
     assert len([run for run in runs(root, "race") if run.info.run_name == "racer-7"]) == 2
 
 
-def test_a_training_that_was_killed_after_its_last_word_goes_on_in_its_run(root, arms):
+def test_a_training_that_was_killed_after_its_last_word_goes_on_in_its_run(root, variants):
     for resumes, number in ((False, 1), (True, 1), (False, 2)):
         tracker = Tracker("mini", root)
-        tracker.start(arms["linear"], "f1", "data", resumes)
+        tracker.start(variants["linear"], "f1", "data", resumes)
         tracker.finish()
         assert len(runs(root)) == number
     assert {run.info.status for run in runs(root)} == {"FINISHED"}
 
 
 @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
-def test_a_training_that_was_ended_with_notice_goes_on_in_its_run(root, arms, status):
+def test_a_training_that_was_ended_with_notice_goes_on_in_its_run(root, variants, status):
     first = Tracker("mini", root)
-    first.start(arms["steermoe"], "f1", "data")
+    first.start(variants["steermoe"], "f1", "data")
     first.finish(status)
     [run] = runs(root)
     assert run.info.status == status
     second = Tracker("mini", root)
-    second.start(arms["steermoe"], "f1", "data")
+    second.start(variants["steermoe"], "f1", "data")
     assert second.run_id == run.info.run_id
     assert runs(root)[0].info.status == "RUNNING"
     second.finish()
     assert runs(root)[0].info.status == "FINISHED"
 
 
-def test_evaluation_logs_into_the_run_that_trained_the_adapter(root, arms, tmp_path, monkeypatch):
+def test_evaluation_logs_into_the_run_that_trained_the_adapter(root, variants, tmp_path, monkeypatch):
     model = adapter(tmp_path / "model")
-    training = trained(root, arms["lora"], model, "f1")
+    training = trained(root, variants["lora"], model, "f1")
 
     monkeypatch.setenv("DVC_STAGE", "eval@mini-lora-digits")
     evaluation = Tracker("mini", root)
-    evaluation.attach(arms["lora"], model)
+    evaluation.attach(variants["lora"], model)
     evaluation.log_tree({"clean": {"wer": 0.25, "protocol": "text", "skipped": None}}, "eval/synthetic")
     (tmp_path / "curve.png").write_bytes(b"png")
     evaluation.artifact(tmp_path / "curve.png", "report")
@@ -128,38 +128,38 @@ def test_evaluation_logs_into_the_run_that_trained_the_adapter(root, arms, tmp_p
     ]
 
 
-def test_an_adapter_that_was_trained_elsewhere_gets_a_run(root, arms, tmp_path):
+def test_an_adapter_that_was_trained_elsewhere_gets_a_run(root, variants, tmp_path):
     model = adapter(tmp_path / "m")
     for _ in range(2):
         evaluation = Tracker("mini", root)
-        evaluation.attach(arms["linear"], model)
+        evaluation.attach(variants["linear"], model)
         evaluation.finish()
     [run] = runs(root)
     assert (run.info.run_name, run.info.status) == ("linear", "FINISHED")
     other = Tracker("mini", root)
-    other.attach(arms["linear"], adapter(tmp_path / "other", b"other weights"))
+    other.attach(variants["linear"], adapter(tmp_path / "other", b"other weights"))
     assert other.run_id not in (None, run.info.run_id)
     other.finish()
 
 
-def test_the_run_of_a_killed_evaluation_is_closed_by_the_next(root, arms, tmp_path):
+def test_the_run_of_a_killed_evaluation_is_closed_by_the_next(root, variants, tmp_path):
     model = adapter(tmp_path / "m")
     killed = Tracker("mini", root)
-    killed.attach(arms["linear"], model)
+    killed.attach(variants["linear"], model)
     assert killed.run_id is not None
     [run] = runs(root)
     assert run.info.status == "RUNNING"
     evaluation = Tracker("mini", root)
-    evaluation.attach(arms["linear"], model)
+    evaluation.attach(variants["linear"], model)
     evaluation.finish()
     [run] = runs(root)
     assert (run.info.run_id, run.info.status) == (killed.run_id, "FINISHED")
 
 
-def test_an_execution_lasts_until_its_comparison(root, arms, tmp_path):
-    folders = {name: adapter(tmp_path / name, name.encode()) for name in arms}
-    for place, (name, arm) in enumerate(arms.items()):
-        trained(root, arm, folders[name], f"f{place}")
+def test_an_execution_lasts_until_its_comparison(root, variants, tmp_path):
+    folders = {name: adapter(tmp_path / name, name.encode()) for name in variants}
+    for place, (name, variant) in enumerate(variants.items()):
+        trained(root, variant, folders[name], f"f{place}")
 
     def compare(models: dict[str, Path]) -> str:
         tracker = Tracker("mini", root)
@@ -177,9 +177,9 @@ def test_an_execution_lasts_until_its_comparison(root, arms, tmp_path):
     # Compared again with nothing new: no further run.
     assert compare(folders) == first
     assert len(runs(root, kind="execution")) == 1
-    # One arm alone, trained anew: an execution of its own, to which the comparison belongs.
+    # One variant alone, trained anew: an execution of its own, to which the comparison belongs.
     again = adapter(tmp_path / "again", b"other")
-    trained(root, arms["lora"], again, "f9")
+    trained(root, variants["lora"], again, "f9")
     second = compare(folders | {"lora": again})
     assert second != first
     assert {run.info.status for run in runs(root, kind="execution")} == {"FINISHED"}
@@ -187,14 +187,14 @@ def test_an_execution_lasts_until_its_comparison(root, arms, tmp_path):
 
 
 def test_experiments_are_executions_of_their_own_and_leave_the_runs_of_others_alone(
-    root, arms, tmp_path, monkeypatch
+    root, variants, tmp_path, monkeypatch
 ):
     model = adapter(tmp_path / "m")
-    training = trained(root, arms["linear"], model, "f1")
+    training = trained(root, variants["linear"], model, "f1")
     for name in ("brave-newt", "shy-owl", "brave-newt"):
         monkeypatch.setenv("DVC_EXP_NAME", name)
         evaluation = Tracker("mini", root)
-        evaluation.attach(arms["linear"], model)
+        evaluation.attach(variants["linear"], model)
         assert evaluation.run_id != training.run_id
         evaluation.finish()
     assert sorted(run.info.run_name for run in runs(root)) == [
@@ -210,23 +210,25 @@ def test_experiments_are_executions_of_their_own_and_leave_the_runs_of_others_al
     monkeypatch.setenv("STEERMOE_EXECUTION", "grid")  # several experiments together
     for name in ("brave-newt", "shy-owl"):
         monkeypatch.setenv("DVC_EXP_NAME", name)
-        trained(root, arms["lora"], adapter(tmp_path / name, name.encode()), name)
+        trained(root, variants["lora"], adapter(tmp_path / name, name.encode()), name)
     grid = [run.data.tags for run in runs(root) if run.info.run_name == "lora grid"]
     assert {tags["dvc.exp_name"] for tags in grid} == {"brave-newt", "shy-owl"}
     assert len({tags["mlflow.parentRunId"] for tags in grid}) == 1
 
 
-def test_every_arm_has_the_same_parameters_and_tags_say_where_it_comes_from(root, arms, monkeypatch):
+def test_every_variant_has_the_same_parameters_and_tags_say_where_it_comes_from(root, variants, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", "brave-newt")
-    for place, arm in enumerate(arms.values()):
+    for place, variant in enumerate(variants.values()):
         tracker = Tracker("mini", root)
-        tracker.start(arm, f"f{place}", "abc")
+        tracker.start(variant, f"f{place}", "abc")
         tracker.finish()
-    found = {run.data.tags["steermoe.arm"]: run for run in runs(root)}
-    assert found.keys() == arms.keys()
+    found = {run.data.tags["steermoe.variant"]: run for run in runs(root)}
+    assert found.keys() == variants.keys()
     keys = {name: set(run.data.params) for name, run in found.items()}
     assert keys["steermoe"] == keys["linear"] == keys["lora"]
-    assert found["steermoe"].data.params["steering.num_experts"] == str(arms["steermoe"].steering.num_experts)
+    assert found["steermoe"].data.params["steering.num_experts"] == str(
+        variants["steermoe"].steering.num_experts
+    )
     assert found["linear"].data.params["steering.num_experts"] == "none"
     assert found["lora"].data.params["training.learning_rates.vectors"] == "none"
     tags = found["linear"].data.tags
@@ -239,20 +241,22 @@ def test_every_arm_has_the_same_parameters_and_tags_say_where_it_comes_from(root
     assert found["linear"].info.run_name == "linear brave-newt"
 
 
-def test_parameters_are_the_whole_configuration(arms):
-    flat = flat_parameters(arms["steermoe"])
-    assert flat["training.learning_rates.vectors"] == str(arms["steermoe"].training.learning_rates["vectors"])
-    assert flat["prompts.transcribe"] == arms["steermoe"].prompts.transcribe
+def test_parameters_are_the_whole_configuration(variants):
+    flat = flat_parameters(variants["steermoe"])
+    assert flat["training.learning_rates.vectors"] == str(
+        variants["steermoe"].training.learning_rates["vectors"]
+    )
+    assert flat["prompts.transcribe"] == variants["steermoe"].prompts.transcribe
     assert flat["lora.rank"] == "none"
     assert flat["method"] == "steering"
 
 
-def test_a_broken_store_is_told_once_stops_nothing_and_gets_all_when_it_is_mended(root, arms, capsys):
+def test_a_broken_store_is_told_once_stops_nothing_and_gets_all_when_it_is_mended(root, variants, capsys):
     store = root / "mlflow.db"
     good = store.read_bytes()
     store.write_bytes(b"this is no database" * 100)
     tracker = Tracker("mini", root)
-    tracker.start(arms["linear"], "f", "data")
+    tracker.start(variants["linear"], "f", "data")
     for step in range(5):
         tracker.log({"x": float(step)}, step=step)
     tracker.finish()
@@ -261,7 +265,7 @@ def test_a_broken_store_is_told_once_stops_nothing_and_gets_all_when_it_is_mende
 
     store.write_bytes(good)
     other = Tracker("mini", root)
-    other.start(arms["lora"], "g", "data")
+    other.start(variants["lora"], "g", "data")
     other.finish()
     assert "an earlier stage had left" in capsys.readouterr().out
     [run] = [run for run in runs(root) if run.info.run_name == "linear"]
@@ -270,9 +274,9 @@ def test_a_broken_store_is_told_once_stops_nothing_and_gets_all_when_it_is_mende
     assert [path.name for path in (root / JOURNALS).iterdir()] == ["workspace"]
 
 
-def test_what_the_store_refuses_is_told_and_holds_up_nothing(root, arms, capsys):
+def test_what_the_store_refuses_is_told_and_holds_up_nothing(root, variants, capsys):
     tracker = Tracker("mini", root)
-    tracker.start(arms["linear"], "f", "data")
+    tracker.start(variants["linear"], "f", "data")
     tracker.log({"a name with | is refused": 1.0})
     tracker.tag({"after": "it"})
     tracker.finish()
@@ -281,10 +285,12 @@ def test_what_the_store_refuses_is_told_and_holds_up_nothing(root, arms, capsys)
 
 
 @pytest.mark.parametrize("what", ["experiment", "run"])
-def test_what_was_deleted_loses_nothing_and_the_command_that_restores_it_is_told(root, arms, capsys, what):
-    def logged(profile: str, arm: str) -> Tracker:
+def test_what_was_deleted_loses_nothing_and_the_command_that_restores_it_is_told(
+    root, variants, capsys, what
+):
+    def logged(profile: str, variant: str) -> Tracker:
         tracker = Tracker(profile, root)
-        tracker.start(arms[arm], arm, "data")
+        tracker.start(variants[variant], variant, "data")
         return tracker
 
     tracker, client = logged("mini", "linear"), open_store(root)
@@ -298,8 +304,8 @@ def test_what_was_deleted_loses_nothing_and_the_command_that_restores_it_is_told
     tracker.mark_adapter(adapter(root / "model"))
     tracker.finish()
     assert f"mlflow {what}s restore --{what}-id {identity}" in capsys.readouterr().out
-    for profile, arm in (("mini", "lora"), ("other", "steermoe")):  # begun after it
-        logged(profile, arm).finish()
+    for profile, variant in (("mini", "lora"), ("other", "steermoe")):  # begun after it
+        logged(profile, variant).finish()
     assert len(runs(root, "other")) == 1  # what is kept holds up nothing else
     getattr(client, f"restore_{what}")(identity)
     logged("other", "lora").finish()
@@ -309,12 +315,12 @@ def test_what_was_deleted_loses_nothing_and_the_command_that_restores_it_is_told
     assert [path.name for path in (root / JOURNALS).iterdir()] == ["workspace"]
 
 
-def test_a_copy_that_is_gone_holds_up_nothing(root, arms, tmp_path, monkeypatch, capsys):
+def test_a_copy_that_is_gone_holds_up_nothing(root, variants, tmp_path, monkeypatch, capsys):
     (tmp_path / "curve.png").write_bytes(b"png")
     tracker = Tracker("mini", root)
     with monkeypatch.context() as patched:
         patched.setattr(Sender, "send", lambda self, entry: self.journal.append(entry))
-        tracker.start(arms["linear"], "f", "data")
+        tracker.start(variants["linear"], "f", "data")
         tracker.artifact(tmp_path / "curve.png")
         [journal] = [path for path in (root / JOURNALS).iterdir() if path.is_dir()]
         shutil.rmtree(journal / "files")
@@ -324,9 +330,9 @@ def test_a_copy_that_is_gone_holds_up_nothing(root, arms, tmp_path, monkeypatch,
     assert runs(root)[0].data.tags["after"] == "it"
 
 
-def test_a_store_that_is_locked_for_long_does_not_keep_a_training_waiting(root, arms):
+def test_a_store_that_is_locked_for_long_does_not_keep_a_training_waiting(root, variants):
     tracker = Tracker("mini", root)
-    tracker.start(arms["linear"], "f", "data")
+    tracker.start(variants["linear"], "f", "data")
     assert tracker.run_id is not None
     other = sqlite3.connect(root / "mlflow.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -340,10 +346,10 @@ def test_a_store_that_is_locked_for_long_does_not_keep_a_training_waiting(root, 
     assert len(open_store(root).get_metric_history(runs(root)[0].info.run_id, "x")) == 100
 
 
-def test_a_training_logs_its_curves_and_is_found_by_its_adapter(root, shards, quick_arm, tmp_path):
-    arm = quick_arm("steering")
+def test_a_training_logs_its_curves_and_is_found_by_its_adapter(root, shards, quick_variant, tmp_path):
+    variant = quick_variant("steering")
     tracker = Tracker("mini", root)
-    results = train(arm, shards, tmp_path / "out", tmp_path, tracker=tracker)
+    results = train(variant, shards, tmp_path / "out", tmp_path, tracker=tracker)
     [run] = runs(root)
     assert run.info.status == "FINISHED"
     assert run.data.tags["steermoe.fingerprint"] == results["fingerprint"]
@@ -354,7 +360,7 @@ def test_a_training_logs_its_curves_and_is_found_by_its_adapter(root, shards, qu
     assert run.data.metrics["train/best_step"] == results["best_step"]
     assert run.data.metrics["params/trainable"] == sum(results["trainable_parameters"].values())
     curves = {"train/loss", "train/grad_norm", "train/steering_grad_norm", "train/layer_scale"}
-    rates = {f"train/lr_{part}" for part in arm.training.learning_rates}
+    rates = {f"train/lr_{part}" for part in variant.training.learning_rates}
     machine = {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
     assert curves | rates | machine | {"dev/token_accuracy"} <= run.data.metrics.keys()
 
@@ -364,7 +370,7 @@ def test_a_training_logs_its_curves_and_is_found_by_its_adapter(root, shards, qu
     assert [point.value for point in by_audio] == [point.value for point in history]
     seconds = {point.step: 3600 * point.value for point in heard}
     assert [point.step for point in by_audio] == [round(seconds[step]) for step in (2, 4, 6)]
-    assert 0 < seconds[2] < seconds[4] < seconds[6] <= 6 * arm.training.batch_seconds
+    assert 0 < seconds[2] < seconds[4] < seconds[6] <= 6 * variant.training.max_batch_seconds
 
     places = range(3)
     names = ("load_entropy", "effective_experts", "scale", "vector_norm", "steer_to_residual")
@@ -376,23 +382,25 @@ def test_a_training_logs_its_curves_and_is_found_by_its_adapter(root, shards, qu
     }
 
     evaluation = Tracker("mini", root)
-    evaluation.attach(arm, tmp_path / "out")
+    evaluation.attach(variant, tmp_path / "out")
     assert evaluation.run_id == run.info.run_id
     evaluation.finish()
 
 
-def test_tracking_changes_no_weight(root, shards, quick_arm, tmp_path):
-    arm = quick_arm("steering")
-    train(arm, shards, tmp_path / "with", tmp_path, tracker=Tracker("mini", root))
-    train(arm, shards, tmp_path / "without", tmp_path)
+def test_tracking_changes_no_weight(root, shards, quick_variant, tmp_path):
+    variant = quick_variant("steering")
+    train(variant, shards, tmp_path / "with", tmp_path, tracker=Tracker("mini", root))
+    train(variant, shards, tmp_path / "without", tmp_path)
     with_, without = (tmp_path / name / "adapter.safetensors" for name in ("with", "without"))
     assert with_.read_bytes() == without.read_bytes()
 
 
-def test_a_training_that_fails_is_marked_as_failed(root, shards, quick_arm, tmp_path):
-    arm = quick_arm("linear", warmup_steps=0, schedule="constant", learning_rates={"projection": 1e30})
+def test_a_training_that_fails_is_marked_as_failed(root, shards, quick_variant, tmp_path):
+    variant = quick_variant(
+        "linear", warmup_steps=0, schedule="constant", learning_rates={"projection": 1e30}
+    )
     with pytest.raises(DivergedError):
-        train(arm, shards, tmp_path / "out", tmp_path, tracker=Tracker("mini", root))
+        train(variant, shards, tmp_path / "out", tmp_path, tracker=Tracker("mini", root))
     [run] = runs(root)
     assert run.info.status == "FAILED"
 

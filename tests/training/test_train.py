@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from steermoe.config import ArmConfig, Video
-from steermoe.data import staging, video
+from steermoe import atomic_io as staging
+from steermoe.atomic_io import Staging, StagingBusyError
+from steermoe.config import VariantConfig, Video
+from steermoe.data import video
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.shards import read_rows, write_shards
-from steermoe.data.staging import Staging, StagingBusyError
 from steermoe.models import adapter, attention
 from steermoe.models.llm import load_llm
 from steermoe.models.steermoe import SteerMoE
@@ -69,7 +70,7 @@ KILLS: dict[str, tuple] = {  # where: what to patch, and the steps that are left
 }
 
 
-def _in_child(arm: str, shards: list[Path], out: Path, root: Path, where: str | None) -> None:
+def _in_child(variant: str, shards: list[Path], out: Path, root: Path, where: str | None) -> None:
     torch.set_num_threads(1)
     if where is not None:
         _die_at(*KILLS[where][:3], before=KILLS[where][3], when=KILLS[where][4])
@@ -82,7 +83,7 @@ def _in_child(arm: str, shards: list[Path], out: Path, root: Path, where: str | 
         timed(self, *args, **kwargs)
 
     callbacks.StepTimer.on_step_end = count
-    train(ArmConfig.from_json(arm), shards, out, root)
+    train(VariantConfig.from_json(variant), shards, out, root)
     (out / "steps").write_text(str(steps))
 
 
@@ -105,10 +106,10 @@ def references() -> dict[str, dict[str, bytes]]:
 
 
 @pytest.fixture
-def undisturbed(references, shards, quick_arm, tmp_path) -> Callable[[str], dict[str, bytes]]:
+def undisturbed(references, shards, quick_variant, tmp_path) -> Callable[[str], dict[str, bytes]]:
     def outputs(method: str) -> dict[str, bytes]:
         if method not in references:
-            train(quick_arm(method), shards, tmp_path / "reference", tmp_path)
+            train(quick_variant(method), shards, tmp_path / "reference", tmp_path)
             references[method] = {name: (tmp_path / "reference" / name).read_bytes() for name in OUTPUTS}
         return references[method]
 
@@ -117,11 +118,11 @@ def undisturbed(references, shards, quick_arm, tmp_path) -> Callable[[str], dict
 
 @pytest.mark.parametrize("place", range(len(KILLS)), ids=list(KILLS))
 def test_a_killed_training_is_finished_to_the_same_bytes(
-    place, child, undisturbed, shards, quick_arm, tmp_path
+    place, child, undisturbed, shards, quick_variant, tmp_path
 ):
     where = list(KILLS)[place]
     method = ("lora", "steering")[place % 2]  # LoRA has dropout here: it draws from the random generator
-    arguments = (quick_arm(method).to_json(), shards, tmp_path / "out", tmp_path)
+    arguments = (quick_variant(method).to_json(), shards, tmp_path / "out", tmp_path)
     assert child(*arguments, where) == -signal.SIGKILL
     assert child(*arguments, None) == 0
     for name, content in undisturbed(method).items():
@@ -130,9 +131,9 @@ def test_a_killed_training_is_finished_to_the_same_bytes(
     assert list((tmp_path / ".runs").iterdir()) == []
 
 
-def test_outputs_hold_the_best_weights_and_a_row_an_evaluation(shards, quick_arm, tmp_path):
-    arm = quick_arm("steering")
-    results = train(arm, shards, tmp_path / "out", tmp_path, timing=tmp_path / "t" / "timing.json")
+def test_outputs_hold_the_best_weights_and_a_row_an_evaluation(shards, quick_variant, tmp_path):
+    variant = quick_variant("steering")
+    results = train(variant, shards, tmp_path / "out", tmp_path, timing=tmp_path / "t" / "timing.json")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(OUTPUTS)
     header, *rows = (tmp_path / "out" / "history.csv").read_text().splitlines()
     table = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
@@ -149,7 +150,7 @@ def test_outputs_hold_the_best_weights_and_a_row_an_evaluation(shards, quick_arm
 
 @pytest.mark.parametrize("part", ["encoder", "llm"])
 def test_a_frozen_weight_that_training_changed_is_named_and_nothing_is_written(
-    part, shards, quick_arm, tmp_path, monkeypatch
+    part, shards, quick_variant, tmp_path, monkeypatch
 ):
     real = AdapterTrainer.train
 
@@ -158,18 +159,18 @@ def test_a_frozen_weight_that_training_changed_is_named_and_nothing_is_written(
         weights = self.adapted.frozen_parts()[part]
         weights[sorted(weights)[3]].view(-1)[0] += 1e-3
 
-    arm = quick_arm("steering")
-    tensor = sorted(SteerMoE.from_config(arm).frozen_parts()[part])[3]
+    variant = quick_variant("steering")
+    tensor = sorted(SteerMoE.from_config(variant).frozen_parts()[part])[3]
     with monkeypatch.context() as patched, pytest.raises(FrozenChangedError, match=f"{part}, {tensor}"):
         patched.setattr(AdapterTrainer, "train", tampering)
-        train(arm, shards, tmp_path / "out", tmp_path)
+        train(variant, shards, tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
     with pytest.raises(FrozenChangedError, match=tensor):  # its checkpoints are no base for another try
-        train(arm, shards, tmp_path / "out", tmp_path)
+        train(variant, shards, tmp_path / "out", tmp_path)
 
 
-def test_the_hashes_before_and_after_are_told_and_are_the_adapters(shards, quick_arm, tmp_path):
-    results = train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
+def test_the_hashes_before_and_after_are_told_and_are_the_adapters(shards, quick_variant, tmp_path):
+    results = train(quick_variant("linear"), shards, tmp_path / "out", tmp_path)
     saved = adapter.read(tmp_path / "out").frozen
     assert results["frozen"] == {part: {"before": of, "after": of} for part, of in saved.items()}
     assert saved == SteerMoE.from_pretrained(tmp_path / "out").frozen_hashes()
@@ -179,25 +180,27 @@ def _fail(*args: object, **kwargs: object) -> None:
     raise RuntimeError("no further today")
 
 
-def test_patience_ends_a_training_and_the_best_is_kept(shards, quick_arm, tmp_path, monkeypatch):
+def test_patience_ends_a_training_and_the_best_is_kept(shards, quick_variant, tmp_path, monkeypatch):
     # The words of these dev rows are never trained on: the more a model learns others, the worse they fare.
     unheard = pl.lit("house dog")
     dev = read_rows(shards[0], ["dev"]).with_columns(transcript=unheard, target=unheard)
     folder = tmp_path / "tones"
     write_shards(dev.iter_rows(named=True), folder, "dev", rows_per_shard=16)
     shutil.copy(shards[0] / "train-00000.parquet", folder)
-    arm = quick_arm("linear", steps=60, warmup_steps=0, patience=2, schedule="constant_with_warmup")
+    variant = quick_variant(
+        "linear", max_steps=60, warmup_steps=0, patience=2, schedule="constant_with_warmup"
+    )
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="no further"):
         patched.setattr(adapter, "write", _fail)
-        train(arm, [folder], tmp_path / "out", tmp_path)
+        train(variant, [folder], tmp_path / "out", tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(AdapterTrainer, "train", _fail)  # stopped is stopped: a resume trains no step more
-        results = train(arm, [folder], tmp_path / "out", tmp_path)
+        results = train(variant, [folder], tmp_path / "out", tmp_path)
     assert results["stopped_early"]
-    assert results["steps"] == results["best_step"] + 2 * arm.training.eval_every < 60
+    assert results["steps"] == results["best_step"] + 2 * variant.training.eval_steps < 60
 
-    again = quick_arm(
-        "linear", steps=results["best_step"], warmup_steps=0, patience=2, schedule="constant_with_warmup"
+    again = quick_variant(
+        "linear", max_steps=results["best_step"], warmup_steps=0, patience=2, schedule="constant_with_warmup"
     )
     train(again, [folder], tmp_path / "short", tmp_path)
     best, last = (load_file(tmp_path / out / "adapter.safetensors") for out in ("out", "short"))
@@ -205,17 +208,17 @@ def test_patience_ends_a_training_and_the_best_is_kept(shards, quick_arm, tmp_pa
         assert torch.equal(tensor, last[name])
 
 
-def test_a_training_that_diverges_says_so_and_writes_nothing(shards, quick_arm, tmp_path):
-    arm = quick_arm(
+def test_a_training_that_diverges_says_so_and_writes_nothing(shards, quick_variant, tmp_path):
+    variant = quick_variant(
         "linear", warmup_steps=0, schedule="constant_with_warmup", learning_rates={"projection": 1e30}
     )
     with pytest.raises(DivergedError, match=r"diverged by step \d.*training\.learning_rates"):
-        train(arm, shards, tmp_path / "out", tmp_path)
+        train(variant, shards, tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_training_that_stops_short_is_an_error_and_resumes(
-    undisturbed, shards, quick_arm, tmp_path, monkeypatch
+    undisturbed, shards, quick_variant, tmp_path, monkeypatch
 ):
     def interrupt(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step == 3
@@ -224,81 +227,86 @@ def test_a_training_that_stops_short_is_an_error_and_resumes(
     with monkeypatch.context() as patched:
         patched.setattr(progress.ProgressLines, "on_step_end", interrupt)
         with pytest.raises(RuntimeError, match="ended at step 3 of 6"):
-            train(quick_arm("steering"), shards, tmp_path / "out", tmp_path)
+            train(quick_variant("steering"), shards, tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
-    train(quick_arm("steering"), shards, tmp_path / "out", tmp_path)
+    train(quick_variant("steering"), shards, tmp_path / "out", tmp_path)
     assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == undisturbed("steering")[
         "adapter.safetensors"
     ]
 
 
-def test_other_code_that_resumes_is_told(shards, quick_arm, tmp_path, monkeypatch, capsys):
+def test_other_code_that_resumes_is_told(shards, quick_variant, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="no further"):
         patched.setattr(adapter, "write", _fail)
-        train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
+        train(quick_variant("linear"), shards, tmp_path / "out", tmp_path)
     monkeypatch.setattr(training, "code_digest", lambda *packages: "other")
-    train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
+    train(quick_variant("linear"), shards, tmp_path / "out", tmp_path)
     assert "resumes a training that other code began" in capsys.readouterr().out
 
 
-def test_rows_that_are_missing_are_named(shards, quick_arm, tmp_path):
-    arm = quick_arm("linear")
+def test_rows_that_are_missing_are_named(shards, quick_variant, tmp_path):
+    variant = quick_variant("linear")
     with pytest.raises(ValueError, match="no shards of corpus 'songs'; given are \\['tones'\\]"):
-        train(arm.model_copy(update={"train_splits": {"songs": ["train"]}}), shards, tmp_path, tmp_path)
+        train(variant.model_copy(update={"train_splits": {"songs": ["train"]}}), shards, tmp_path, tmp_path)
     with pytest.raises(ValueError, match="no rows in"):
-        train(arm.model_copy(update={"dev_splits": {"tones": []}}), shards, tmp_path, tmp_path)
+        train(variant.model_copy(update={"dev_splits": {"tones": []}}), shards, tmp_path, tmp_path)
 
 
-def test_all_rows_over_max_seconds_are_refused_before_the_first_step(shards, quick_arm, tmp_path):
+def test_all_rows_over_max_seconds_are_refused_before_the_first_step(shards, quick_variant, tmp_path):
     with pytest.raises(
         ValueError, match=r"training\.max_seconds: found 0\.1; all 24 .* tones/train/train-000 \(0\.20 s\)"
     ):
-        train(quick_arm("linear", max_seconds=0.1), shards, tmp_path / "out", tmp_path)
+        train(quick_variant("linear", max_seconds=0.1), shards, tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_training_of_epochs_reads_every_row_so_often_and_is_evaluated_at_its_end(
-    shards, quick_arm, tmp_path, capsys
+    shards, quick_variant, tmp_path, capsys
 ):
-    arm = quick_arm("linear", steps=None, epochs=2, eval_every=5)
-    results = train(arm, shards, tmp_path / "out", tmp_path)
-    seconds = read_data(arm, shards).train["seconds"].to_list()
-    counts = [len(bucketed_batches(seconds, 3.0, arm.seed, epoch)) for epoch in range(2)]
+    variant = quick_variant("linear", max_steps=None, epochs=2, eval_steps=5)
+    results = train(variant, shards, tmp_path / "out", tmp_path)
+    seconds = read_data(variant, shards).train["seconds"].to_list()
+    counts = [len(bucketed_batches(seconds, 3.0, variant.seed, epoch)) for epoch in range(2)]
     assert results["steps"] == sum(counts) and results["steps"] % 5
     assert f"2 epochs are {sum(counts)} steps" in capsys.readouterr().out
     rows = (tmp_path / "out" / "history.csv").read_text().splitlines()[1:]
     assert [int(row.split(",")[0]) for row in rows] == [5, 10, sum(counts)]
-    with pytest.raises(ValueError, match=r"eval_every: found 99.* at most 12, as 2 epochs"):
-        train(quick_arm("linear", steps=None, epochs=2, eval_every=99), shards, tmp_path / "other", tmp_path)
+    with pytest.raises(ValueError, match=r"eval_steps: found 99.* at most 12, as 2 epochs"):
+        train(
+            quick_variant("linear", max_steps=None, epochs=2, eval_steps=99),
+            shards,
+            tmp_path / "other",
+            tmp_path,
+        )
 
 
-def test_rows_over_max_seconds_are_dropped_and_counted(shards, quick_arm, tmp_path, capsys):
-    results = train(quick_arm("linear", max_seconds=0.5), shards, tmp_path / "out", tmp_path)
+def test_rows_over_max_seconds_are_dropped_and_counted(shards, quick_variant, tmp_path, capsys):
+    results = train(quick_variant("linear", max_seconds=0.5), shards, tmp_path / "out", tmp_path)
     assert (results["train_rows"], results["dropped_rows"]) == (12, 12)
     assert "12 of 24 training rows are longer than training.max_seconds (0.5)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("beyond", [24, 8, 0])
-def test_targets_that_no_answer_can_reach_are_reported(shards, quick_arm, capsys, beyond):
-    rows = read_data(quick_arm("linear"), shards).train
+def test_targets_that_no_answer_can_reach_are_reported(shards, quick_variant, capsys, beyond):
+    rows = read_data(quick_variant("linear"), shards).train
     texts = ["one two three four" if row % 3 == 0 else "one two three" for row in range(24)]
-    tokenizer = load_llm(quick_arm("linear").llm)[1]
+    tokenizer = load_llm(quick_variant("linear").llm)[1]
     shorter, longest = (len(tokenizer.encode(text, add_special_tokens=False)) + 1 for text in texts[1::-1])
     most = {24: shorter - 1, 8: shorter, 0: longest}[beyond]
-    warn_of_long_targets("arm", rows.with_columns(pl.Series("target", texts)), tokenizer, most)
+    warn_of_long_targets("variant", rows.with_columns(pl.Series("target", texts)), tokenizer, most)
     told = capsys.readouterr().err
     assert (f"{beyond} of 24 training rows" in told) == (beyond > 0) == bool(told)
     assert not beyond or f"{rows['source_id'][0]!r} of {longest} tokens" in told
 
 
-def test_a_training_says_beforehand_what_evaluation_would_cut(shards, quick_arm, tmp_path, capsys):
-    train(quick_arm("linear"), shards, tmp_path / "out", tmp_path, max_new_tokens=1)
+def test_a_training_says_beforehand_what_evaluation_would_cut(shards, quick_variant, tmp_path, capsys):
+    train(quick_variant("linear"), shards, tmp_path / "out", tmp_path, max_new_tokens=1)
     assert "24 of 24 training rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("precision", "is_short"), [("bfloat16", True), ("float32", False)])
 def test_in_bfloat16_short_sequences_are_attended_to_by_products(
-    shards, quick_arm, tmp_path, monkeypatch, precision, is_short
+    shards, quick_variant, tmp_path, monkeypatch, precision, is_short
 ):
     real, lengths = attention.attention, []
 
@@ -307,11 +315,11 @@ def test_in_bfloat16_short_sequences_are_attended_to_by_products(
         return real(query, key, *rest, **options)
 
     monkeypatch.setattr(attention, "attention", noted)
-    train(quick_arm("linear", precision=precision), shards, tmp_path / "out", tmp_path)
+    train(quick_variant("linear", precision=precision), shards, tmp_path / "out", tmp_path)
     assert bool(lengths) == is_short and all(length <= attention.LONGEST for length in lengths)
 
 
-def test_the_work_folder_is_held_while_training(shards, quick_arm, tmp_path, monkeypatch):
+def test_the_work_folder_is_held_while_training(shards, quick_variant, tmp_path, monkeypatch):
     held = []
 
     def look(self, *args, **kwargs):
@@ -321,21 +329,21 @@ def test_the_work_folder_is_held_while_training(shards, quick_arm, tmp_path, mon
         held.append(folder)
 
     monkeypatch.setattr(progress.ProgressLines, "on_train_begin", look)
-    train(quick_arm("linear"), shards, tmp_path / "out", tmp_path)
+    train(quick_variant("linear"), shards, tmp_path / "out", tmp_path)
     assert held
 
 
-def test_a_second_branch_is_trained_too(quick_arm, video_section, shards, tmp_path):
+def test_a_second_branch_is_trained_too(quick_variant, video_section, shards, tmp_path):
     rows = read_rows(shards[0], ["train", "dev"]).to_dicts()
     for place, row in enumerate(rows):
         drawn = np.random.default_rng(place).integers(0, 256, (1 + place % 3, 8, 8), dtype=np.uint8)
         row["video"] = video.encode(drawn)
     for split in ("train", "dev"):
         write_shards((row for row in rows if row["split"] == split), tmp_path / "tones", split, 16)
-    plain = quick_arm("steering")
-    arm = plain.model_copy(update={"video": Video.model_validate(video_section())})
-    before = SteerMoE.from_config(arm).trainable_state_dict()
-    results = train(arm, [tmp_path / "tones"], tmp_path / "out", tmp_path)
+    plain = quick_variant("steering")
+    variant = plain.model_copy(update={"video": Video.model_validate(video_section())})
+    before = SteerMoE.from_config(variant).trainable_state_dict()
+    results = train(variant, [tmp_path / "tones"], tmp_path / "out", tmp_path)
     after = load_file(tmp_path / "out" / "adapter.safetensors")
     assert after.keys() == before.keys() and any(name.startswith("video.steering.") for name in after)
     assert all(not torch.equal(after[name], before[name]) for name in before)
@@ -344,10 +352,10 @@ def test_a_second_branch_is_trained_too(quick_arm, video_section, shards, tmp_pa
         part = next((part for part in ("projection", "router") if part in name), "vectors")
         sizes[part] += tensor.numel()
     assert results["trainable_parameters"] == sizes
-    # On the audio of the same rows, an arm without the branch is what it is without any video.
+    # On the audio of the same rows, a variant without the branch is what it is without any video.
     train(plain, [tmp_path / "tones"], tmp_path / "deaf", tmp_path)
     train(plain, shards, tmp_path / "reference", tmp_path)
     ours, theirs = ((tmp_path / name / "adapter.safetensors").read_bytes() for name in ("deaf", "reference"))
     assert ours == theirs
     with pytest.raises(ValueError, match="rows without column 'video'"):
-        train(arm, shards, tmp_path / "blind", tmp_path)
+        train(variant, shards, tmp_path / "blind", tmp_path)

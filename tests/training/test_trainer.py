@@ -36,20 +36,20 @@ class Recorder(TrainerCallback):
         self.rates.append({group["name"]: group["lr"] for group in self.trainer.optimizer.param_groups})
 
 
-def trainer_of(arm, shards, run: Path, kind=AdapterTrainer, callbacks=()) -> AdapterTrainer:
-    model = SteerMoE.from_config(arm)
-    data = read_data(arm, shards)
+def trainer_of(variant, shards, run: Path, kind=AdapterTrainer, callbacks=()) -> AdapterTrainer:
+    model = SteerMoE.from_config(variant)
+    data = read_data(variant, shards)
     train, dev = (
-        (UtteranceDataset(rows, model.features, model.tokenizer, arm.prompts), rows["seconds"].to_list())
+        (UtteranceDataset(rows, model.features, model.tokenizer, variant.prompts), rows["seconds"].to_list())
         for rows in (data.train, data.dev)
     )
     run.mkdir()
-    return kind(model, arm, train, dev, run, callbacks=callbacks)
+    return kind(model, variant, train, dev, run, callbacks=callbacks)
 
 
-def recorded(arm, shards, run: Path) -> Recorder:
+def recorded(variant, shards, run: Path) -> Recorder:
     recorder = Recorder()
-    trainer = trainer_of(arm, shards, run, callbacks=[recorder])
+    trainer = trainer_of(variant, shards, run, callbacks=[recorder])
     recorder.trainer = trainer
     trainer.train()
     trainer.progress.close()
@@ -71,7 +71,7 @@ def test_batches_run_over_epochs_and_processes_share_each():
             assert {~row for part in parts for row in part if row < 0} <= {whole[0]}
 
 
-def test_every_method_sees_the_same_batches_in_the_same_order(shards, quick_arm, tmp_path):
+def test_every_method_sees_the_same_batches_in_the_same_order(shards, quick_variant, tmp_path):
     class Spy(AdapterTrainer):
         def training_step(self, model, inputs, num_items_in_batch=None):
             seen.append(inputs["indices"].tolist())
@@ -80,7 +80,7 @@ def test_every_method_sees_the_same_batches_in_the_same_order(shards, quick_arm,
     orders = {}
     for method in METHODS:
         seen: list[list[int]] = []
-        trainer = trainer_of(quick_arm(method), shards, tmp_path / method, Spy)
+        trainer = trainer_of(quick_variant(method), shards, tmp_path / method, Spy)
         trainer.train()
         trainer.progress.close()
         orders[method] = seen
@@ -88,30 +88,30 @@ def test_every_method_sees_the_same_batches_in_the_same_order(shards, quick_arm,
     assert orders["steering"] == orders["linear"] == orders["lora"]
 
 
-def test_each_part_follows_the_schedule_at_its_own_rate(shards, quick_arm, tmp_path):
+def test_each_part_follows_the_schedule_at_its_own_rate(shards, quick_variant, tmp_path):
     rates = {"projection": 1e-3, "vectors": 1e-2, "router": 1e-4}
-    arm = quick_arm("steering", steps=4, eval_every=4, schedule="linear", learning_rates=rates)
-    recorder = recorded(arm, shards, tmp_path / "run")
+    variant = quick_variant("steering", max_steps=4, eval_steps=4, schedule="linear", learning_rates=rates)
+    recorder = recorded(variant, shards, tmp_path / "run")
     # warm-up over 2 steps from 0, then linear to 0 at step 4
     for part, peak in rates.items():
         assert [step[part] for step in recorder.rates] == pytest.approx([0, peak / 2, peak, peak / 2])
 
 
-def test_steering_is_clipped_alone_and_then_all_gradients_together(shards, quick_arm, tmp_path):
+def test_steering_is_clipped_alone_and_then_all_gradients_together(shards, quick_variant, tmp_path):
     def norms(name: str, **limits: float) -> list[dict[str, float]]:
-        arm = quick_arm("steering", steps=2, eval_every=2, **limits)
-        return recorded(arm, shards, tmp_path / name).norms
+        variant = quick_variant("steering", max_steps=2, eval_steps=2, **limits)
+        return recorded(variant, shards, tmp_path / name).norms
 
     def of(step: dict[str, float], *parts: str) -> float:
         return sum(step[part] ** 2 for part in parts) ** 0.5
 
-    [free, _] = norms("free", clip=1e9, steering_clip=1e9)
+    [free, _] = norms("free", max_grad_norm=1e9, steering_max_grad_norm=1e9)
     limit = of(free, "vectors", "router") / 10
-    [alone, _] = norms("alone", clip=1e9, steering_clip=limit)
+    [alone, _] = norms("alone", max_grad_norm=1e9, steering_max_grad_norm=limit)
     assert of(alone, "vectors", "router") == pytest.approx(limit, rel=1e-4)
     assert alone["projection"] == free["projection"]
     total = of(alone, "vectors", "router", "projection") / 4
-    [both, _] = norms("both", clip=total, steering_clip=limit)
+    [both, _] = norms("both", max_grad_norm=total, steering_max_grad_norm=limit)
     assert of(both, "vectors", "router", "projection") == pytest.approx(total, rel=1e-4)
     assert of(both, "vectors", "router") == pytest.approx(
         limit / 4, rel=1e-4
@@ -119,8 +119,8 @@ def test_steering_is_clipped_alone_and_then_all_gradients_together(shards, quick
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_checkpoint_holds_what_is_trained_and_nothing_pickled(method, shards, quick_arm, tmp_path):
-    trainer = trainer_of(quick_arm(method, steps=2), shards, tmp_path / "run")
+def test_a_checkpoint_holds_what_is_trained_and_nothing_pickled(method, shards, quick_variant, tmp_path):
+    trainer = trainer_of(quick_variant(method, max_steps=2), shards, tmp_path / "run")
     trainer.train()
     trainer.progress.close()
     checkpoint = last_checkpoint(tmp_path / "run")
@@ -142,11 +142,11 @@ def test_a_checkpoint_holds_what_is_trained_and_nothing_pickled(method, shards, 
         assert sum(sizes) >= copies * trained
 
 
-def test_dev_loss_is_the_mean_over_tokens_whatever_the_batches(shards, quick_arm, tmp_path):
+def test_dev_loss_is_the_mean_over_tokens_whatever_the_batches(shards, quick_variant, tmp_path):
     losses = []
     for budget in (0.1, 100.0):
-        arm = quick_arm("steering", batch_seconds=budget)
-        trainer = trainer_of(arm, shards, tmp_path / str(budget))
+        variant = quick_variant("steering", max_batch_seconds=budget)
+        trainer = trainer_of(variant, shards, tmp_path / str(budget))
         losses.append(trainer.evaluate())
         trainer.progress.close()
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

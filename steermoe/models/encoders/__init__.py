@@ -3,10 +3,10 @@
 import importlib
 
 from steermoe import config
-from steermoe.data.base_models import located
+from steermoe.hub import located
 from steermoe.models.encoders.encoder import Encoder
 from steermoe.models.frozen import keep_layers
-from steermoe.models.registry import choose
+from steermoe.registry import choose
 
 
 def load_encoder(section: config.Encoder) -> Encoder:

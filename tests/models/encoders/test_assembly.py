@@ -10,9 +10,9 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from steermoe import config
 from steermoe.data.collator import collate
+from steermoe.export.merge import write_merged
 from steermoe.models.encoders import ENCODERS
 from steermoe.models.steermoe import SteerMoE
-from steermoe.serving.merged import write_merged
 
 CHOICES = [*((name, "unpadded") for name in ENCODERS), ("whisper", "full")]
 
@@ -21,14 +21,14 @@ CHOICES = [*((name, "unpadded") for name in ENCODERS), ("whisper", "full")]
 def test_the_model_hears_with_it(
     name: str,
     window: str,
-    tiny_arm: Callable[..., config.ArmConfig],
+    tiny_variant: Callable[..., config.VariantConfig],
     section: Callable[..., config.Encoder],
     speech: Callable[[int, int], np.ndarray],
     greedy: Callable[..., config.Generation],
 ) -> None:
     chosen: dict[str, Any] = section(name, window=window).model_dump()
-    arm = tiny_arm("steering", {f"encoder.{key}": value for key, value in chosen.items()})
-    model = SteerMoE.from_config(arm)
+    variant = tiny_variant("steering", {f"encoder.{key}": value for key, value in chosen.items()})
+    model = SteerMoE.from_config(variant)
     assert model.features is model.encoder.features
     waveforms = [speech(samples, seed) for seed, samples in enumerate((16_000, 7_000, 30_000))]
     together = model.transcribe(waveforms, generation=greedy(6))
@@ -39,7 +39,7 @@ def test_the_model_hears_with_it(
 @pytest.mark.parametrize("name", [*ENCODERS, "whole whisper"])
 def test_it_can_be_merged(
     name: str,
-    tiny_arm: Callable[..., config.ArmConfig],
+    tiny_variant: Callable[..., config.VariantConfig],
     tiny_chat_dir: Path,
     section: Callable[..., config.Encoder],
     speech: Callable[[int, int], np.ndarray],
@@ -59,7 +59,7 @@ def test_it_can_be_merged(
         WhisperFeatureExtractor().save_pretrained(chosen["path"])
     changes = {f"encoder.{key}": value for key, value in chosen.items()}
     changes |= {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"}
-    model = SteerMoE.from_config(tiny_arm("steering", changes))
+    model = SteerMoE.from_config(tiny_variant("steering", changes))
     model.save_pretrained(tmp_path / "adapter")
     write_merged(tmp_path / "adapter", tmp_path / "merged")
     merged = SteerMoE.from_pretrained(tmp_path / "merged")
@@ -73,13 +73,13 @@ def test_it_can_be_merged(
 
 
 PLACES: list[dict[str, Any]] = [
-    {"steering.site": "attention"},
-    {"steering.layers": "last-2", "steering.post_encoder": True, "bridge.after": 0},
+    {"steering.hook_point": "attention"},
+    {"steering.layers": "last-2", "steering.post_encoder": True, "projector.downsample_after_layer": 0},
     {
         "steering.router": "progressive",
         "steering.stages": 2,
-        "steering.z_loss": 0.0,
-        "steering.load_balance": 0.1,
+        "steering.router_z_loss_coef": 0.0,
+        "steering.router_aux_loss_coef": 0.1,
     },
 ]
 
@@ -90,12 +90,14 @@ def test_any_placement_trains_with_it(
     name: str,
     window: str,
     places: dict[str, Any],
-    tiny_arm: Callable[..., config.ArmConfig],
+    tiny_variant: Callable[..., config.VariantConfig],
     section: Callable[..., config.Encoder],
     speech: Callable[[int, int], np.ndarray],
 ) -> None:
     chosen = {f"encoder.{key}": value for key, value in section(name, window=window).model_dump().items()}
-    model = SteerMoE.from_config(tiny_arm("steering", chosen | places | {"steering.vector_std": 0.3})).train()
+    model = SteerMoE.from_config(
+        tiny_variant("steering", chosen | places | {"steering.vector_std": 0.3})
+    ).train()
     features = [model.features(speech(samples, seed)) for seed, samples in enumerate((16_000, 7_000))]
     item: Any = {"prefix_ids": [], "prompt_ids": [5, 6], "target_ids": [7, 8, 9]}
     batch = collate([item | {"features": each, "index": row} for row, each in enumerate(features)])

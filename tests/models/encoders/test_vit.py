@@ -50,11 +50,13 @@ def test_every_frame_is_as_transformers_has_it(encoder: Encoder, tiny_video_dir:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("site", ["output", "attention"])
-def test_a_video_does_not_depend_on_its_batch(encoder: Encoder, make_steering: Any, site: str) -> None:
-    layers = [encoder.attention(n) if site == "attention" else encoder.layers[n] for n in range(2)]
+@pytest.mark.parametrize("hook_point", ["output", "attention"])
+def test_a_video_does_not_depend_on_its_batch(encoder: Encoder, make_steering: Any, hook_point: str) -> None:
+    layers = [encoder.attention(n) if hook_point == "attention" else encoder.layers[n] for n in range(2)]
     plain, _ = encoder(*batch(encoder, LENGTHS))
-    steering = Steering(make_steering(site=site, scale_init=0.5, vector_std=1.0), layers, encoder.width)
+    steering = Steering(
+        make_steering(hook_point=hook_point, scale_init=0.5, vector_std=1.0), layers, encoder.width
+    )
     widths = []
     with steering.observed(lambda _, hidden, gates: widths.append(tuple(hidden.shape[:2]))):
         together, lengths = encoder(*batch(encoder, LENGTHS))

@@ -1,0 +1,1 @@
+"""Speech recognition on recordings of any length: segments, timestamps, transcripts."""

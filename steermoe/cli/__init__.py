@@ -1,0 +1,1 @@
+"""The command `steermoe`: one module for each subcommand."""

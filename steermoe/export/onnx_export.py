@@ -1,0 +1,198 @@
+"""A trained model as ONNX graphs, through transformers' exporter; `OnnxModel` runs them without any of its weights.
+
+A folder has `audio/` (encoder with steering or adapters, down-sampling, projection), `llm/` (one step of any number of
+tokens, with its cache), `embeddings.safetensors` (the LLM's token embeddings), its tokenizer, and `steermoe.json`.
+
+Shapes: B batch, M feature channels, T feature frames, A audio tokens, P prompt tokens, W tokens of a step, C cached
+tokens, H width of the LLM, V its vocabulary.
+"""
+
+import contextlib
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.export import Dim
+from transformers import DynamicCache
+from transformers.exporters.configs import OnnxConfig
+from transformers.exporters.exporter_onnx import OnnxExporter
+
+from steermoe.atomic_io import write_text
+from steermoe.audio.features import LogMel
+from steermoe.models.llm import CausalLM, input_embeddings
+from steermoe.models.steermoe import SteerMoE
+
+FORMAT = 1
+AUDIO, LLM, EMBEDDINGS, DESCRIPTION = "audio", "llm", "embeddings.safetensors", "steermoe.json"
+ROWS, FRAMES, TOKENS, CACHED = 3, 301, 7, 5  # of the sample that is traced; all but M and H stay free
+
+
+class Listener(nn.Module):
+    """Features to audio tokens: what of the model is not the LLM."""
+
+    config = None  # transformers' exporter asks for one
+
+    def __init__(self, model: SteerMoE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        feature_lengths: torch.Tensor,
+        prompt: torch.Tensor | None = None,
+        prompt_lengths: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Features (B, M, T), and the embedded prompt (B, P, H) where the projection reads it, to tokens (B, A, H)."""
+        audio, lengths = self.model.encode(features, feature_lengths, prompt, prompt_lengths)
+        return {"audio": audio, "audio_lengths": lengths}
+
+
+def export_onnx(model: SteerMoE, folder: Path, int8: bool = False) -> dict[str, int]:
+    """Write the model as ONNX graphs; the folder appears whole, or not at all.
+
+    Args:
+        model: in float32, with an encoder that takes log-mel features.
+        folder: where to; it must not exist.
+        int8: weights of matrices as int8, activations quantised while running (ONNX Runtime's dynamic quantisation).
+
+    Returns:
+        Bytes by part: audio, llm, embeddings.
+
+    Raises:
+        FileExistsError: there is such a folder.
+        ValueError: the model cannot be exported: another dtype or other features.
+    """
+    _check(model)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; name another folder, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+        made = Path(temporary) / folder.name
+        with _quiet():
+            exporter = OnnxExporter()
+            listener: Any = Listener(model).eval()  # a module will do
+            exporter.export(listener, *_audio_sample(model, int8)).save_pretrained(made / AUDIO)
+            exporter.export(model.llm, *_llm_sample(model.llm, int8)).save_pretrained(made / LLM)
+        model.tokenizer.save_pretrained(made / LLM)
+        save_file({"weight": input_embeddings(model.llm).contiguous()}, made / EMBEDDINGS)
+        write_text(made / DESCRIPTION, json.dumps(_description(model, int8), indent=2) + "\n")
+        made.rename(folder)
+    sizes = {part: _size(folder / part) for part in (AUDIO, LLM)}
+    return sizes | {"embeddings": (folder / EMBEDDINGS).stat().st_size}
+
+
+def _description(model: SteerMoE, int8: bool) -> dict[str, Any]:
+    assert isinstance(model.features, LogMel)
+    return {
+        "format": FORMAT,
+        "variant": json.loads(model.config.to_json()),
+        "features": {"num_mels": model.features.channels, "tail": model.features.tail},
+        "reads_prompt": model.projection.reads_prompt,
+        "stops": model.llm.generation_config.eos_token_id,
+        "padding": model.llm.generation_config.pad_token_id,
+        "cache": [list(layer.keys.shape[1::2]) for layer in _cache(model.llm, 1, 1).layers],  # heads, width
+        "int8": int8,
+    }
+
+
+def _check(model: SteerMoE) -> None:
+    if model.video is not None:
+        raise ValueError(
+            "export: found a video branch (section `video`); only models of audio can be exported"
+        )
+    if not isinstance(model.features, LogMel):
+        raise ValueError(
+            f"export: encoder {model.config.encoder.name!r} takes {type(model.features).__name__}; only encoders of "
+            "log-mel features (whisper) can be exported"
+        )
+    for part, section in (("encoder", model.config.encoder), ("llm", model.config.llm)):
+        if section.dtype != "float32":
+            raise ValueError(
+                f"export: found {part}.dtype {section.dtype!r}; load the model with float32 (ONNX Runtime's CPU "
+                "kernels know no bfloat16)"
+            )
+    if model.config.llm.quantization != "none":
+        raise ValueError(
+            "export: found llm.quantization; its kernels are no ONNX operators: use none, and int8 here"
+        )
+
+
+def _audio_sample(model: SteerMoE, int8: bool) -> tuple[dict[str, Any], OnnxConfig]:
+    lengths = torch.tensor([FRAMES, FRAMES * 2 // 3, FRAMES // 3])
+    inputs = {"features": torch.randn(ROWS, model.features.channels, FRAMES), "feature_lengths": lengths}
+    free: dict[str, dict[int, Any]] = {
+        "features": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC},
+        "feature_lengths": {0: Dim.DYNAMIC},
+    }
+    if model.projection.reads_prompt:
+        inputs["prompt"] = torch.randn(ROWS, TOKENS, model.llm.config.get_text_config().hidden_size)
+        inputs["prompt_lengths"] = torch.tensor([TOKENS, TOKENS - 1, TOKENS - 2])
+        free |= {"prompt": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "prompt_lengths": {0: Dim.DYNAMIC}}
+    return inputs, OnnxConfig(dynamic_shapes=free, quantizer=_quantizer(int8))
+
+
+def _llm_sample(llm: CausalLM, int8: bool) -> tuple[dict[str, Any], OnnxConfig]:
+    width = llm.config.get_text_config().hidden_size
+    mask = torch.ones(ROWS, CACHED + TOKENS, dtype=torch.long)
+    mask[0, :2] = 0  # a row with padding, or the mask would not become an input
+    inputs = {
+        "inputs_embeds": torch.randn(ROWS, TOKENS, width),
+        "attention_mask": mask,
+        "position_ids": torch.arange(CACHED, CACHED + TOKENS)[None].expand(ROWS, -1).contiguous(),
+        "past_key_values": _cache(llm, ROWS, CACHED),
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
+    return inputs, OnnxConfig(dynamic=True, quantizer=_quantizer(int8))
+
+
+@torch.no_grad()
+def _cache(llm: CausalLM, rows: int, tokens: int) -> Any:
+    cache = DynamicCache(config=llm.config)
+    llm.base_model(
+        inputs_embeds=torch.zeros(rows, tokens, llm.config.get_text_config().hidden_size),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return cache
+
+
+def _quantizer(int8: bool) -> Any:
+    if not int8:
+        return None
+    from transformers.exporters.quantizers.quantizer_onnxruntime import (
+        OnnxRuntimeDynamicConfig,
+        OnnxRuntimeQuantizer,
+    )
+
+    return OnnxRuntimeQuantizer(
+        OnnxRuntimeDynamicConfig(op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
+    )
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the exporter says about itself, its versions and torchvision is of no use to who exports."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers", "onnxscript", "")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

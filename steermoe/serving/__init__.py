@@ -1,1 +1,0 @@
-"""What is used from outside: the command line."""

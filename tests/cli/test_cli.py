@@ -1,0 +1,240 @@
+"""The command line as it is called: what it prints, its exit codes, and what it imports to do so."""
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from steermoe import __version__
+from steermoe.cli import main as cli
+
+ROOT = Path(__file__).parents[2]
+HEAVY = set("torch transformers peft polars pandera mlflow matplotlib scipy numpy".split())
+LARGE = ("--encoder", "whisper-large-v3", "--llm", "qwen2.5-7b-instruct")
+Call = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs `steermoe ...` in the project's root: exit code, output, errors."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments: str) -> SimpleNamespace:
+        code = cli.main(arguments)
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
+def write_tones() -> Callable[[Path, dict[str, int]], Path]:
+    """`write_tones(folder, {"clean": 4})` writes shards of short tones, so many rows a split."""
+    import numpy as np
+
+    from steermoe.audio.waveform import RATE, encode_flac
+    from steermoe.data.shards import write_shards
+
+    def write(folder: Path, counts: dict[str, int]) -> Path:
+        time = np.arange(RATE // 4) / RATE
+        for split, count in counts.items():
+            rows = [
+                {
+                    "source_id": f"{split}-{number}", "split": split, "speaker": f"s{number % 2}",
+                    "task": "transcribe", "prompt": "", "transcript": "one", "target": "one",
+                    "audio": encode_flac((0.2 * np.sin(time * 700 * (number + 1))).astype(np.float32), RATE),
+                    "sample_rate": RATE, "seconds": 0.25,
+                }
+                for number in range(count)
+            ]  # fmt: skip
+            write_shards(rows, folder, split, 100)
+        return folder
+
+    return write
+
+
+def fresh(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        [],
+        ["--version"],
+        ["params", "--help"],
+        ["plan", "--help"],
+        ["transcribe", "--help"],
+        ["stream", "--help"],
+    ],
+)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"import sys; from steermoe.cli.main import main; assert main({arguments}) == 0; print(*sys.modules)"
+    )
+    loaded = set(fresh(code).stdout.split())
+    assert "steermoe.cli.main" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_real_process() -> None:
+    command = [sys.executable, "-m", "steermoe.cli.main"]
+    run = subprocess.run([*command, "--version"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"steermoe {__version__}\n", "")
+    run = subprocess.run([*command, "plam"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert "Did you mean 'plan'" in run.stderr
+
+
+def test_console_script_is_this() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'steermoe = "steermoe.cli.main:main"' in text
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "extra"),
+    [
+        ("serve", "prometheus_client", "serve"),
+        ("demo", "gradio", "demo,serve"),
+        ("export onnx", "onnx", "export"),
+    ],
+)
+def test_a_missing_extra_is_named(command: str, library: str, extra: str, tmp_path: Path) -> None:
+    model = ["--model", str(ROOT / "pretrained" / "adapters" / "steermoe")]
+    out = ["--out", str(tmp_path / "out")] if extra == "export" else []
+    code = (
+        f"import sys; sys.modules[{library!r}] = None; from steermoe.cli.main import main; "
+        f"sys.exit(main({[*command.split(), *model, *out]!r}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert f"pip install 'steermoe[{extra}]'" in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr
+
+
+def test_without_arguments_it_helps(call: Call) -> None:
+    run = call()
+    assert run.code == 0
+    assert run.out.strip() == call("--help").out.strip()
+    for name, summary in cli.COMMANDS.items():
+        assert name in run.out
+        assert summary.split()[0] in run.out
+    assert "steermoe plan --encoder" in run.out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_a_function_in_a_file_with_examples(name: str, call: Call) -> None:
+    module = importlib.import_module(f"steermoe.cli.{name.replace('-', '_')}")
+    assert f"steermoe {name}" in (inspect.getdoc(module.main) or "").partition("Examples:")[2]
+    run = call(name, "--help")
+    assert run.code == 0
+    assert f"steermoe {name}" in run.out
+    assert "Examples" in run.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["parms"], "No such command 'parms'. Did you mean 'params'? (see `steermoe --help`)"),
+        (["--nope"], "No such option: --nope (see `steermoe --help`)"),
+        (["plan", "--hours", "1"], "Missing option '--epochs' (see `steermoe plan --help`)"),
+        (["plan", "--epochs", "1"], "Missing option '--hours' (see `steermoe plan --help`)"),
+        (
+            ["export", "hub", "a/b", "--model", "m", "--folder", "f", "--private"],
+            "--private: no effect with --folder",
+        ),
+        (["plan", "--hours", "1", "--epochs", "1", "--profile", "papr"], 'profile: found "papr"'),
+        (["plan", "--hours", "x", "--epochs", "1"], "Invalid value for '--hours'"),
+        (["plan", "--hours", "1", "--epochs", "1", "--gpu", "tpu"], "Invalid value for '--gpu'"),
+        (["params", "--variant", "nope"], 'variant: found "nope"; legal: one of steermoe'),
+        (["params", "--encoder", "nope"], "encoder: found 'nope'; legal: whisper-base"),
+        (["params", "--params", "nope.yaml"], "nope.yaml"),
+        (["plan", "--hours", "1", "--epochs", "1", "--mean-seconds", "99"], "mean-seconds: found 99"),
+    ],
+)
+def test_wrong_use_is_a_line_and_two(arguments: list[str], said: str, call: Call) -> None:
+    run = call(*arguments)
+    assert run.code == 2
+    assert run.err.startswith("steermoe: ")
+    assert said in run.err
+    assert run.err.count("\n") == 1
+    assert "Traceback" not in run.err
+
+
+def test_params_of_the_variants_in_force(call: Call) -> None:
+    run = call("params", *LARGE)
+    assert run.code == 0
+    for part in ("5,246,752", "4,591,104", "636,968,960", "0.064 %"):
+        assert part in run.out
+    assert "16,387,584" in run.out
+
+
+def test_params_as_json(call: Call) -> None:
+    found = json.loads(
+        call("params", "--variant", "steermoe-16", "--variant", "linear", *LARGE, "--json").out
+    )
+    assert list(found) == ["steermoe-16", "linear"]
+    assert found["steermoe-16"]["trained"]["vectors"] == 655_360
+    assert found["linear"]["trained"] == {"projection": 4_591_104}
+
+
+def test_params_of_the_models_that_are_configured(call: Call) -> None:
+    found = json.loads(call("params", "--variant", "steermoe", "--json").out)["steermoe"]
+    assert found["encoder"] == "pretrained/encoder"
+    assert found["trained_total"] == sum(found["trained"].values())
+
+
+def test_plan_of_the_published_run(call: Call) -> None:
+    run = call("plan", "--hours", "1", "--epochs", "1", *LARGE, "--gpu", "h200")
+    for part in ("16.34", "7.41", "not padded", "790.0 TFLOP/s"):
+        assert part in run.out
+
+
+def test_plan_refuses_what_cannot_fit(call: Call) -> None:
+    run = call("plan", "--hours", "1", "--epochs", "1", *LARGE, "--gpu", "rtx4090", "--json")
+    assert run.code == 1 and run.err.startswith("steermoe: the run does not fit: memory: ")
+    assert "24.0 GB" in json.loads(run.out)["refusal"]
+
+
+def test_plan_of_the_small_models_at_hand(call: Call) -> None:
+    options = ("--hours", "0.1", "--epochs", "2", "--mean-seconds", "3", "--gpu", "cpu", "--variant", "lora")
+    run = call("plan", *options, "--json")
+    assert (run.code, run.err) == (0, "")
+    found = json.loads(run.out)
+    assert found["setup"]["encoder_dtype"] == "float32"
+    assert "measured now" in found["setup"]["gpu"]["source"]
+    assert found["trained"]["lora"] > 0
+
+
+def test_plan_of_another_profile(call: Call) -> None:
+    found = json.loads(call("plan", "--hours", "464", "--epochs", "10", "--profile", "paper", "--json").out)
+    assert found["encoder"] == "whisper-large-v3" and found["setup"]["padded"]
+
+
+def test_analyze_writes_a_report_over_the_wanted_splits(
+    call: Call, tiny_variant: Callable[..., object], write_tones: Callable[..., Path], tmp_path: Path
+) -> None:
+    from steermoe.models.steermoe import SteerMoE
+
+    model = SteerMoE.from_config(tiny_variant("steering"))  # pyright: ignore[reportArgumentType]
+    model.save_pretrained(tmp_path / "adapter")
+    shards, out = write_tones(tmp_path / "shards", {"train": 5, "clean": 4, "other": 3}), tmp_path / "out"
+    run = call("analyze", str(tmp_path / "adapter"), str(shards), "--out", str(out), "--condition", "split")
+    assert run.code == 0, run.err
+    assert f"{out / 'report.md'}: 7 utterances of clean, other; with it" in run.out.replace("\n", "")
+    assert "split" in (out / "divergences.csv").read_text()
+    wrong = call("analyze", str(tmp_path / "adapter"), str(shards), "--split", "odd")
+    assert (
+        wrong.code == 2 and "--split: found 'odd'; " in wrong.err and "has: clean, other, train" in wrong.err
+    )
+    wrong = call("analyze", str(tmp_path / "adapter"), str(shards), "--out", str(out), "--condition", "mood")
+    assert wrong.code == 2 and "conditions: found 'mood'" in wrong.err

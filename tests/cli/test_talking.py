@@ -1,0 +1,221 @@
+"""`steermoe ask`, `chat` and `stream` as they are called."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from steermoe.asr import audio_sources as live
+from steermoe.audio.waveform import RATE
+from steermoe.cli import loading as opening
+from steermoe.data.prompts import TASKS
+
+Call = Callable[..., SimpleNamespace]
+WAVE = {
+    "type": "function",
+    "function": {"name": "wave", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+@pytest.fixture
+def recording(tmp_path: Path, spoken: list[SimpleNamespace]) -> Path:
+    path = tmp_path / "my talk.wav"
+    soundfile.write(path, spoken[0].samples, RATE)
+    return path
+
+
+def test_a_question_and_tasks(call: Call, recording: Path, mini: Any, monkeypatch: pytest.MonkeyPatch):
+    asked = call("ask", str(recording), "who is in it")
+    assert (asked.code, asked.out, asked.err) == (0, mini.ask(recording, "who is in it").text + "\n", "")
+    assert asked.out == "frank\n"
+    written = call("ask", str(recording), "--task", "transcribe")
+    assert written.out == mini.transcribe(recording) + "\n"
+    prompt = mini.config.prompts.transcribe
+    assert call("ask", str(recording), "--prompt", prompt).out == written.out
+    found = json.loads(call("ask", str(recording), "--task", "transcribe", "--json").out)
+    assert found["text"] == written.out.strip() and 0 < found["confidence"] <= 1
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(recording.read_bytes())))
+    assert call("ask", "-", "who is in it").out == asked.out
+
+
+def test_a_recording_that_is_not_there_is_named_as_everywhere(call: Call):
+    run = call("ask", "none.wav", "who is in it")
+    assert (run.code, run.err) == (1, "steermoe: none.wav: No such file or directory\n")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_by_name(call: Call, recording: Path, mini: Any, task: str):
+    question = ["who is in it"] if task == "answer" else []
+    run = call("ask", str(recording), *question, "--task", task)
+    text = getattr(mini.config.prompts, task).replace("{question}", "".join(question))
+    assert (run.code, run.err) == (0, "") and run.out == call("ask", str(recording), "--prompt", text).out
+    assert run.out == mini.ask(recording, prompt=text).text + "\n" and task in call("ask", "--help").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "translate"], "found 'translate'; legal: transcribe, answer, caption, summarize, emotion; the"),
+        (["why", "--task", "emotion"], "asks no question, so 'why' has no effect"),
+        (["--task", "answer"], "--task answer: there is no question"),
+        ([], "--task answer: there is no question"),
+        (["why", "--task", "transcribe"], "asks no question, so 'why' has no effect"),
+        (["why", "--prompt", "say it"], "--prompt: is asked as it is"),
+        (["--task", "answer", "--prompt", "say it"], "--task: no effect with --prompt"),
+        (["why", "--tools", "{0}/tools.json"], "found tools with prompts.format plain"),
+        (["why", "--tools", "{0}/object.json"], "expected [{"),
+        (["why", "--tools", "{0}/my talk.wav"], "not JSON"),
+    ],
+)  # fmt: skip
+def test_wrong_questions(call: Call, recording: Path, arguments: list[str], message: str):
+    (recording.parent / "tools.json").write_text(json.dumps([WAVE]))
+    (recording.parent / "object.json").write_text(json.dumps(WAVE))
+    given = [argument.replace("{0}", str(recording.parent)) for argument in arguments]
+    run = call("ask", str(recording), *given)
+    assert run.code == 2 and message in run.err and run.out == ""
+
+
+def test_a_spoken_request_can_call_a_tool(
+    call: Call, recording: Path, tmp_path: Path, tiny_variant: Any, tiny_chat_dir: Path, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    """The LLM is random: what it writes is put in its mouth, the road around it is the real one."""
+    from steermoe import SteerMoE
+    from steermoe.models.generating import Generated
+
+    variant = tiny_variant("steering", {"prompts.format": "chat", "llm.path": str(tiny_chat_dir)})
+    model = SteerMoE.from_config(variant)
+    monkeypatch.setattr(opening, "open_model", lambda source, device: model)
+    said = model.tokenizer.encode('<tool_call>{"name": "wave", "arguments": {}}</tool_call>')
+    monkeypatch.setattr(model, "generate_all", lambda *_: [Generated(0, said, [0.0])])
+    (tmp_path / "tools.json").write_text(json.dumps([WAVE]))
+    run = call("ask", str(recording), "greet them", "--tools", str(tmp_path / "tools.json"))
+    assert json.loads(run.out)["tool_calls"] == [{"name": "wave", "arguments": {}}]
+
+
+def chatted(call: Call, monkeypatch: pytest.MonkeyPatch, *lines: str) -> SimpleNamespace:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    return call("chat")
+
+
+def test_turns_of_text_and_audio(call: Call, recording: Path, mini: Any, monkeypatch: pytest.MonkeyPatch):
+    shutil.copy(recording, recording.parent / "a.wav")
+    path = recording.parent / "a.wav"
+    last = f"/audio '{recording}' who is in it"
+    run = chatted(call, monkeypatch, f"/audio {path}", "", "what did frank make", "/reset", last)
+    assert (run.code, run.err) == (0, "")
+    assert run.out.splitlines() == [mini.transcribe(path), "chairs", "frank"]
+    again = chatted(call, monkeypatch, f"/audio {path}", "what did frank make", "/reset", f"/audio {path}")
+    assert again.out.splitlines() == [mini.transcribe(path), "chairs", mini.transcribe(path)]
+
+
+def test_a_wrong_turn_is_named_and_the_next_one_goes_on(
+    call: Call, recording: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lines = ["/audio none.wav", "/audio", "/sing", f'/audio "{recording}" who is in it', "/quit", "not read"]
+    run = chatted(call, monkeypatch, *lines)
+    assert (run.code, run.out) == (0, "frank\n")
+    problems = run.err.splitlines()
+    assert problems[0] == "steermoe: none.wav: No such file or directory"
+    assert "no file; write /audio FILE" in problems[1] and "/sing: no such command" in problems[2]
+
+
+@pytest.fixture
+def talk_file(tmp_path: Path, talk: np.ndarray) -> Path:
+    path = tmp_path / "talk.flac"
+    soundfile.write(path, talk, RATE)
+    return path
+
+
+def test_a_file_played(call: Call, talk_file: Path):
+    written = call("transcribe", str(talk_file), "--format", "tsv").out.splitlines()[1:]
+    run = call("stream", str(talk_file), "--speed", "20", "--json", "--partial", "1")
+    events = [json.loads(line) for line in run.out.splitlines()]
+    final = [event for event in events if event["event"] == "final"]
+    assert [event["text"] for event in final] == [line.split("\t")[2] for line in written]
+    assert {"number", "start", "end", "confidence", "latency"} <= final[0].keys()
+    assert run.code == 0 and run.err.startswith("4 segments; end of speech to final text: median ")
+    plain = call("stream", str(talk_file), "--speed", "20")
+    assert [line.split("  ")[-1] for line in plain.out.splitlines()] == [event["text"] for event in final]
+
+
+def test_raw_samples_by_a_pipe(
+    call: Call, talk: np.ndarray, talk_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    raw = (talk * 32768).astype("<i2").tobytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
+    run = call("stream", "-")
+    played = call("stream", str(talk_file), "--speed", "50")
+    assert run.code == 0 and run.out == played.out and len(run.out.splitlines()) == 4
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(raw[:3001])))
+    run = call("stream", "-")
+    assert run.code == 2 and "standard input: ends within a sample" in run.err
+
+
+def test_played_in_time(talk_file: Path):
+    import time
+
+    begin = time.monotonic()
+    arrived = list(live.played(talk_file, speed=30))
+    seconds = sum(len(block) for _, block in arrived) / RATE
+    assert seconds / 30 <= time.monotonic() - begin
+    assert [moment for moment, _ in arrived] == sorted(moment for moment, _ in arrived)
+    # Due times do not depend on how late a block was given: the whole takes a thirtieth of the talk.
+    assert arrived[-1][0] - arrived[0][0] == pytest.approx((seconds - len(arrived[0][1]) / RATE) / 30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-", "--speed", "2"], "--speed: no effect without a file"),
+        (["talk.wav", "--microphone", "3"], "--microphone: no effect with talk.wav"),
+    ],
+)
+def test_wrong_streams(call: Call, arguments: list[str], message: str):
+    run = call("stream", *arguments)
+    assert run.code == 2 and message in run.err
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a process in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_ends_live_audio_and_a_second_one_breaks_off(talk_file: Path) -> None:
+    before, count = signal.getsignal(signal.SIGINT), 0
+    for _ in live.until_interrupted(live.played(talk_file, speed=100)):
+        count += 1
+        if count == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert count == 5 and signal.getsignal(signal.SIGINT) is before
+    blocks = live.until_interrupted(live.played(talk_file, speed=100))
+    next(blocks)
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert not list(blocks)
+
+
+def test_a_microphone_that_is_not_there() -> None:
+    """In a process of its own: with or without PortAudio, this machine's microphone or the wish for one is refused."""
+    code = (
+        "from steermoe.asr import audio_sources as live\n"
+        "try: next(live.microphone('no such microphone'))\n"
+        "except ValueError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(("the microphone is not available", "the microphone cannot be opened"))

@@ -1,0 +1,422 @@
+"""`/v1/chat/completions` as the official client uses it: questions about recordings, streams, calls of tools.
+
+The mini model answers in words. Calls of tools come from a tiny Qwen2 that is trained here on one recording.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from steermoe.audio.level import levelled
+from steermoe.data.collator import collate
+from steermoe.data.prompts import encode_prompt, end_of_turn
+from steermoe.models.steermoe import SteerMoE
+from steermoe.server.engine import Engine
+
+from .conftest import NAME, Running, wav
+
+QUESTION = "how many hammers were found?"
+LAMP = {
+    "type": "function",
+    "function": {
+        "name": "lamp",
+        "parameters": {
+            "type": "object",
+            "properties": {"room": {"type": "string"}, "level": {"type": "integer"}},
+            "required": ["room"],
+        },
+    },
+}
+CALL = '<tool_call>\n{"name": "lamp", "arguments": {"room": "hall", "level": 3}}\n</tool_call>'
+
+
+def audio(data: bytes, kind: str = "wav") -> Any:
+    encoded = base64.b64encode(data).decode()
+    return {"type": "input_audio", "input_audio": {"data": encoded, "format": kind}}
+
+
+def user(data: bytes, *texts: str) -> Any:
+    return {"role": "user", "content": [audio(data), *({"type": "text", "text": text} for text in texts)]}
+
+
+def ask(server: Running, *messages: Any, **fields: Any) -> Any:
+    return server.client.chat.completions.create(model=NAME, messages=list(messages), **fields)
+
+
+def test_a_question_is_answered(
+    server: Running, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
+) -> None:
+    reply = ask(server, user(recordings[0], QUESTION))
+    (choice,) = reply.choices
+    assert choice.message.content == model.transcribe(waveforms[0], QUESTION)
+    assert (choice.message.role, choice.finish_reason, choice.message.tool_calls) == (
+        "assistant",
+        "stop",
+        None,
+    )
+    assert reply.object == "chat.completion" and reply.model == NAME
+    usage = reply.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert usage.completion_tokens == len(model.tokenizer.encode(choice.message.content))
+    longer = ask(server, user(recordings[0], QUESTION + " hammers")).usage
+    assert longer.prompt_tokens == usage.prompt_tokens + 1
+
+
+def test_without_a_question_it_is_written_down(
+    server: Running, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
+) -> None:
+    assert ask(server, user(recordings[1])).choices[0].message.content == model.transcribe(waveforms[1])
+
+
+def test_questions_that_share_a_batch_get_their_own_answers(
+    serve: Callable[..., Any], model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    asked = [(place, text) for place in (0, 1, 2) for text in (QUESTION, "what is it about?", None)]
+    with serve(linger=0.3) as server, ThreadPoolExecutor(9) as pool:
+
+        def one(question: tuple[int, str | None]) -> str:
+            place, text = question
+            return ask(server, user(recordings[place], *([text] if text else []))).choices[0].message.content
+
+        found = list(pool.map(one, asked))
+        assert server.metric("steermoe_batch_rows_sum") > 9 == server.metric("steermoe_batch_rows_count")
+    assert found == [model.transcribe(waveforms[place], text) for place, text in asked]
+
+
+def test_a_stream_is_the_answer_in_chunks(
+    server: Running, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
+) -> None:
+    options = {"include_usage": True}
+    chunks = list(ask(server, user(recordings[2]), stream=True, stream_options=options))
+    *written, last, usage = chunks
+    assert written[0].choices[0].delta.role == "assistant"
+    assert len(written) > 2  # token by token
+    text = "".join(chunk.choices[0].delta.content for chunk in written)
+    assert text == model.transcribe(waveforms[2])
+    assert last.choices[0].finish_reason == "stop"
+    assert usage.choices == [] and usage.usage.completion_tokens >= len(text.split())
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_an_answer_that_had_to_end_says_so(server: Running, recordings: list[bytes]) -> None:
+    reply = ask(server, user(recordings[0]), max_tokens=2)
+    assert (reply.choices[0].finish_reason, reply.usage.completion_tokens) == ("length", 2)
+    reply = ask(server, user(recordings[0]), max_completion_tokens=3)
+    assert reply.usage.completion_tokens == 3
+
+
+def test_what_is_sampled_depends_on_the_seed_alone(server: Running, recordings: list[bytes]) -> None:
+    found = {
+        seed: [
+            ask(server, user(recordings[0]), temperature=2.0, top_p=0.9, seed=seed).choices[0].message.content
+            for _ in range(2)
+        ]
+        for seed in (1, 2, 3)
+    }
+    assert all(first == second for first, second in found.values())
+    assert len({first for first, _ in found.values()}) > 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "fields", "said"),
+    [
+        ([{"role": "user", "content": "hello"}], {}, "found 0 parts of type input_audio, expected one"),
+        (["user", "user"], {}, "found 2 parts of type input_audio, expected one"),
+        (["user", {"role": "assistant", "content": "so"}], {}, "the last turn is not the user's"),
+        (["user", {"role": "function", "content": "so"}], {}, "messages[1].role: Input should be"),
+        (["user", {"role": "tool", "content": "so"}], {}, "found calls of tools with prompts.format plain"),
+        (["user", {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}], {},
+         "messages[1].tool_calls[0].function.arguments: Invalid JSON"),
+        (["user", {"role": "user", "content": None}], {}, "messages[1].content: found none"),
+        (["user"], {"seed": 2**70}, "seed: Input should be less than"),
+        (["user"], {"frequency_penalty": 0.5}, "frequency_penalty: this server does not heed it"),
+        (["user", {"role": "system", "content": "so"}], {}, "messages[1]: found a turn of the system, which may be"),
+        ([{"role": "system", "content": "be kind"}, "user"], {}, "found a system turn with prompts.format plain"),
+        (["user"], {"tools": [LAMP]}, "found tools with prompts.format plain"),
+        (["user"], {"tools": [{"type": "function"}]}, "tools[0]: found"),
+        (["user"], {"max_tokens": 61}, "max_tokens: found 61, allowed are at most 60"),
+        (["user"], {"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens: found max_completion_tokens, too"),
+        (["user"], {"top_p": 0.5}, "top_p: has no effect at temperature 0"),
+        (["user"], {"n": 2}, "n: Input should be 1"),
+        (["user"], {"logprobs": True}, "logprobs: this server does not heed it; leave it out"),
+        (["user"], {"tool_choice": "required"}, "tool_choice: Input should be"),
+        (["user"], {"tool_choice": "none"}, "tool_choice: has no effect without tools"),
+        (["user"], {"stream_options": {"include_usage": True}}, "stream_options: has no effect without stream"),
+        (["question <|endoftext|>"], {}, "found '<|endoftext|>', which has a meaning of its own to the LLM"),
+        (["word " * 4000], {}, "more than 16000 characters"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], {},
+         "messages[0].content[0].type: Input should be 'text' or 'input_audio'; found 'image_url'"),
+        ([{"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "input_audio", "input_audio":
+         {"data": "", "format": "xyz"}}]}], {}, "messages[0].content[1].input_audio.format: Input should be 'wav' or"),
+        ([{"role": "user", "content": [{"type": "text"}]}], {}, "messages[0].content[0].text: missing"),
+        ([{"role": "user", "content": [{"text": "?"}]}], {}, "messages[0].content[0].type: "),
+        ([{"role": "user", "content": ["?"]}], {}, "messages[0].content[0]: Input should be"),
+        ([{"role": "user", "content": {"type": "text", "text": "?"}}], {}, "messages[0].content: Input should be a"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_named(
+    server: Running, recordings: list[bytes], messages: list[Any], fields: dict[str, Any], said: str
+) -> None:
+    turns = [
+        user(recordings[0])
+        if turn == "user"
+        else user(recordings[0], turn)
+        if isinstance(turn, str)
+        else turn
+        for turn in messages
+    ]
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(server, *turns, **fields)
+    assert said in str(refused.value)
+    assert refused.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{", "Invalid JSON"),
+        (b"[]", "Input should be an object"),
+        (b'{"model": "steermoe", "messages": []}', "messages: List should have at least 1 item"),
+        (b'{"model": "x", "messages": [{"role": "user", "content": "?"}]}', "model: found 'x'"),
+        (b'{"a": ' * 3000, "Invalid JSON"),
+        (b'{"model": "a", "model": "b"}', "found 'model' twice"),
+        (b'{"model": "a", "messages": [{"role": "user", "role": "user"}]}', "found 'role' twice"),
+        (b'{"model": "a", "temperature": NaN}', "found NaN"),
+        (b'{"model": "a", "seed": 1' + 5000 * b"0" + b"}", "Invalid JSON"),
+        (b'{"model": "\xe9"}', "Invalid JSON"),
+    ],
+)
+def test_bodies_that_are_none(server: Running, body: bytes, said: str) -> None:
+    answer = httpx.post(f"{server.address}/v1/chat/completions", content=body, trust_env=False)
+    assert answer.status_code in (400, 404)
+    assert said in answer.json()["error"]["message"]
+
+
+def test_a_reply_is_a_turn_of_the_next_request(server: Running, recordings: list[bytes]) -> None:
+    reply = ask(server, user(recordings[0], QUESTION)).choices[0].message
+    later = {"role": "user", "content": "what is pink?"}
+    expected = ask(
+        server, user(recordings[0], QUESTION), {"role": "assistant", "content": reply.content}, later
+    )
+    others = {
+        "name": "me", "reasoning_content": None, "annotations": [], "audio": None, "function_call": None,
+        "tool_calls": None, "tool_errors": ["x"],
+    }  # fmt: skip
+    parts = {"content": [{"type": "text", "text": reply.content, "annotations": None}]}
+    for turn in (reply, reply.model_dump(), reply.model_dump() | others, reply.model_dump() | parts):
+        found = ask(server, user(recordings[0], QUESTION), turn, later)
+        assert found.choices[0].message.content == expected.choices[0].message.content
+
+
+def test_half_a_surrogate_pair_is_no_text(server: Running, recordings: list[bytes]) -> None:
+    for field in (
+        {"messages": [user(recordings[0], "a\ud800")]},
+        {"tools": [{"type": "function", "a": "\ud800"}]},
+    ):
+        body = json.dumps({"model": NAME, "messages": [user(recordings[0])], **field})
+        answer = httpx.post(f"{server.address}/v1/chat/completions", content=body, trust_env=False)
+        assert answer.status_code == 400 and "surrogates not allowed" in answer.json()["error"]["message"]
+
+
+def test_fields_without_effect_are_passed_over(server: Running, recordings: list[bytes]) -> None:
+    expected = ask(server, user(recordings[0], QUESTION)).choices[0].message.content
+    fields = {
+        "temperature": 0, "top_p": 1, "n": 1, "stop": None, "presence_penalty": 0, "frequency_penalty": 0.0,
+        "logprobs": False, "user": "me", "metadata": {"a": "b"}, "store": True, "seed": -1, "tools": None,
+        "response_format": {"type": "text"}, "max_tokens": None, "logit_bias": {}, "stream": None,
+    }  # fmt: skip
+    assert ask(server, user(recordings[0], QUESTION), **fields).choices[0].message.content == expected
+    part = audio(recordings[0])
+    part["input_audio"]["data"] = "data:audio/wav;base64," + base64.encodebytes(recordings[0]).decode()
+    turn = {"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}
+    assert ask(server, turn).choices[0].message.content == expected
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 1e-40}, {"temperature": 5e-324}, {"temperature": 1e-5, "top_p": 1e-300}]
+)
+def test_hardly_any_temperature_is_greedy(
+    server: Running, recordings: list[bytes], fields: dict[str, float]
+) -> None:
+    expected = ask(server, user(recordings[0])).choices[0].message.content
+    assert ask(server, user(recordings[0]), seed=7, **fields).choices[0].message.content == expected
+
+
+FIELDS = (
+    "model",
+    "messages",
+    "tools",
+    "stream",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "seed",
+    "n",
+    "stop",
+    "other",
+)
+PARTS = ("role", "content", "name", "tool_calls", "text", "type", "input_audio")
+ODD = st.recursive(
+    st.sampled_from([None, True, 0, -1, 2**63, 10**400, 0.5, 1e-40, 5e-324, 1e308, "", "x", "\x00", "\ud800", "auto"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(PARTS), inner, max_size=2),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.sampled_from(FIELDS), st.sampled_from(PARTS), ODD, st.booleans())
+def test_odd_bodies_never_break_it(server: Running, name: str, part: str, value: Any, deep: bool) -> None:
+    data = wav(np.zeros(1600), 16000)
+    body: dict[str, Any] = {"model": NAME, "messages": [user(data, "?")], "max_tokens": 1}
+    (
+        body["messages"][0]
+        if part in ("role", "content", "name", "tool_calls")
+        else body["messages"][0]["content"][0]
+    )[part] = value
+    if not deep:
+        body = {"model": NAME, "messages": [user(data)], "max_tokens": 1, name: value}
+    answer = httpx.post(f"{server.address}/v1/chat/completions", content=json.dumps(body), trust_env=False)
+    assert answer.status_code in (200, 400, 404), answer.text
+    assert answer.status_code == 200 or answer.json()["error"]["message"]
+
+
+def test_audio_that_is_no_base64_or_no_audio(server: Running) -> None:
+    part = {"type": "input_audio", "input_audio": {"data": "???", "format": "wav"}}
+    with pytest.raises(
+        openai.BadRequestError, match=r"messages\[0\]\.content\[0\]\.input_audio\.data: no base64"
+    ):
+        ask(server, {"role": "user", "content": [part]})
+    with pytest.raises(openai.BadRequestError, match="not readable as audio"):
+        ask(server, user(b"no audio, but a text, " * 9))
+    with pytest.raises(
+        openai.BadRequestError, match=r"found 20\.0 s of audio, a question may be about at most 8"
+    ):
+        ask(server, user(wav(np.zeros(320_000), 16000)))
+
+
+# calls of tools
+
+
+def tone() -> np.ndarray:
+    return np.sin(np.arange(16000) * 0.1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def caller(tiny_chat_dir: Path, tiny_variant: Callable[..., Any]) -> SteerMoE:
+    """A model whose tiny Qwen2 was trained on one recording: to call the lamp with tools, else to say `one two`."""
+    changes = {
+        "llm.path": str(tiny_chat_dir),
+        "prompts.format": "chat",
+        "train_splits": {"folder": ["train"]},
+    }
+    variant = tiny_variant("linear", changes)  # a folder may hold sounds, as this tone
+    model = SteerMoE.from_config(variant)
+    model.llm.requires_grad_(True)
+    items: list[Any] = []
+    for tools, target in (([LAMP], CALL), (None, "one two")):
+        prompt = encode_prompt(variant.prompts, model.tokenizer, "answer", "which lamp?", tools)
+        ids = model.tokenizer.encode(target, add_special_tokens=False)
+        items.append(
+            {
+                "features": model.features(levelled(tone())), "prefix_ids": prompt.prefix, "prompt_ids": prompt.suffix,
+                "target_ids": [*ids, end_of_turn(model.tokenizer)], "index": len(items),
+            }
+        )  # fmt: skip
+    batch = collate(items)
+    optimizer = torch.optim.Adam(model.llm.parameters(), lr=3e-3)
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(300):
+            loss = model(**batch)
+            optimizer.zero_grad()
+            loss.loss.backward()
+            optimizer.step()
+            if loss.num_correct == loss.num_tokens and loss.loss < 0.05:
+                break
+    model.llm.requires_grad_(False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def calling(serve: Callable[..., Any], caller: SteerMoE) -> Iterator[Running]:
+    with serve(Engine(caller)) as running:
+        yield running
+
+
+def test_a_spoken_request_can_end_in_a_call(calling: Running) -> None:
+    turn = user(wav(tone(), 16000), "which lamp?")
+    (choice,) = ask(calling, turn, tools=[LAMP]).choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    (call,) = choice.message.tool_calls
+    assert (call.type, call.function.name) == ("function", "lamp")
+    assert json.loads(call.function.arguments) == {"room": "hall", "level": 3}
+    for fields in ({}, {"tools": [LAMP], "tool_choice": "none"}):
+        (choice,) = ask(calling, turn, **fields).choices
+        assert (choice.finish_reason, choice.message.content) == ("stop", "one two")
+
+
+def test_a_reply_with_a_call_and_its_result_are_turns(calling: Running) -> None:
+    turn = user(wav(tone(), 16000), "which lamp?")
+    reply = ask(calling, turn, tools=[LAMP]).choices[0].message
+    result = {"role": "tool", "tool_call_id": reply.tool_calls[0].id, "content": "done"}
+    first, called, done = (
+        ask(calling, *turns, tools=[LAMP]).usage.prompt_tokens
+        for turns in ([turn], [turn, reply, {"role": "user", "content": "so?"}], [turn, reply, result])
+    )
+    assert min(called, done) > first + 10
+
+
+def test_a_call_in_a_stream(calling: Running) -> None:
+    turn = user(wav(tone(), 16000), "which lamp?")
+    first, last = ask(calling, turn, tools=[LAMP], stream=True)
+    (call,) = first.choices[0].delta.tool_calls
+    assert (call.index, call.function.name) == (0, "lamp")
+    assert json.loads(call.function.arguments)["level"] == 3
+    assert last.choices[0].finish_reason == "tool_calls"
+
+
+def test_a_call_that_is_wrong_is_told(calling: Running) -> None:
+    turn = user(wav(tone(), 16000), "which lamp?")
+    (choice,) = ask(calling, turn, tools=[LAMP], max_tokens=20).choices
+    assert choice.message.tool_calls is None
+    assert "which is not JSON" in choice.message.tool_errors[0]
+
+
+def test_a_system_turn_is_read(calling: Running) -> None:
+    turn = user(wav(tone(), 16000), "which lamp?")
+    system = {"role": "system", "content": "the cat is red"}
+    alone, with_system = (ask(calling, *turns).usage.prompt_tokens for turns in ([turn], [system, turn]))
+    assert with_system > alone + 3
+
+
+def test_what_was_said_before_is_read(calling: Running, server: Running, model: SteerMoE, recordings: list[bytes],
+                                      waveforms: list[np.ndarray]) -> None:  # fmt: skip
+    turn = user(wav(tone(), 16000), "which lamp?")
+    later = [{"role": "assistant", "content": "one two"}, {"role": "user", "content": "is the dog blue?"}]
+    assert ask(calling, turn, *later).usage.prompt_tokens > ask(calling, turn).usage.prompt_tokens + 6
+    history: list[Any] = [
+        {
+            "role": "user",
+            "content": [{"type": "audio", "audio": waveforms[0]}, {"type": "text", "text": QUESTION}],
+        },
+        {"role": "assistant", "content": "nine"},
+        {"role": "user", "content": "what is pink?"},
+    ]
+    expected = model.chat(history).text
+    assert ask(server, user(recordings[0], QUESTION), *history[1:]).choices[0].message.content == expected

@@ -1,0 +1,185 @@
+"""`steermoe serve` as a process: what it prints, the examples of its page, and how it ends."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from .conftest import NAME, ROOT, wav
+
+PAGE = ROOT / "docs" / "server.md"
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process, self.lines = process, []
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        self.address = self.said(r"serving steermoe at (\S+)/v1")
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.lines.extend(self.process.stderr)
+
+    def said(self, pattern: str) -> str:
+        until = time.monotonic() + 300
+        while time.monotonic() < until:
+            if found := re.search(pattern, "".join(self.lines)):
+                return found[1]
+            assert self.process.poll() is None, "".join(self.lines)
+            time.sleep(0.02)
+        raise AssertionError("".join(self.lines))
+
+    def transcribe(self, data: bytes, key: str = "none") -> str:
+        with openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, timeout=300) as client:
+            return client.audio.transcriptions.create(model=NAME, file=("a.wav", data)).text
+
+
+@contextmanager
+def started(*arguments: str, **environment: str) -> Iterator[Process]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("STEERMOE_")}
+    command = [sys.executable, "-m", "steermoe.cli.main", "serve", "--port", "0", *arguments]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=kept | environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        yield Process(process)
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def test_what_was_accepted_is_finished(recordings: list[bytes], waveforms: list[np.ndarray]) -> None:
+    pause = np.zeros(16000, np.float32)
+    long = wav(np.concatenate([part for wave in waveforms * 8 for part in (wave, pause)]), 16000)
+    with started("--batch-rows", "1", "--drain-seconds", "300") as server, ThreadPoolExecutor(8) as pool:
+        alone = server.transcribe(recordings[0])
+        url = f"{server.address}/metrics"
+        first = pool.submit(server.transcribe, long)
+        others = [pool.submit(server.transcribe, recordings[0]) for _ in range(4)]
+        while "steermoe_queue_length 0.0" in httpx.get(url).text:
+            assert not first.done()
+        server.process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{server.address}/health/ready").status_code == 200:
+            time.sleep(0.01)
+        with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
+            server.transcribe(recordings[0])
+        assert refused.value.status_code == 503
+        assert refused.value.response.headers["retry-after"] == "5"
+        answer = httpx.get(f"{server.address}/health/ready")
+        assert (answer.status_code, answer.json()) == (503, {"status": "closing"})
+        assert len(first.result(300).split()) > 8 * 20
+        assert [other.result(300) for other in others] == [alone] * 4
+        assert server.process.wait(30) == 0
+        assert "Traceback" not in "".join(server.lines)
+
+
+def test_others_need_a_key_which_is_made_up_and_told(recordings: list[bytes]) -> None:
+    with started("--host", "0.0.0.0") as server:
+        key = server.said(r"API key, made up for this run: (\S+)")
+        server.address = server.address.replace("0.0.0.0", "127.0.0.1")
+        assert server.transcribe(recordings[0], key)
+        with pytest.raises(openai.AuthenticationError):
+            server.transcribe(recordings[0])
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+
+
+def test_an_address_of_this_machine_alone_is_answered_by_its_name() -> None:
+    with started("--host", "127.0.0.2") as server:
+        assert httpx.get(f"{server.address}/v1/models", trust_env=False).status_code == 200
+        evil = httpx.get(f"{server.address}/v1/models", headers={"host": "evil.example"}, trust_env=False)
+        assert evil.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["--llm-model", "x"], {}, "steermoe: --llm-model: has no effect without --llm-url"),
+        (["--api-key-file", "nowhere"], {}, "nowhere"),
+        ([], {"STEERMOE_API_KEY": "short"}, "steermoe: STEERMOE_API_KEY: found 5 characters"),
+    ],
+)
+def test_wrong_use_is_a_line(arguments: list[str], environment: dict[str, str], said: str) -> None:
+    command = [sys.executable, "-m", "steermoe.cli.main", "serve", *arguments]
+    run = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode in (1, 2)
+    assert said in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_an_address_that_cannot_be_had_is_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments in (
+            ["--port", port],
+            ["--host", "203.0.113.9", "--port", port],
+            ["--host", "no.such.host"],
+        ):
+            command = [sys.executable, "-m", "steermoe.cli.main", "serve", *arguments]
+            run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert run.returncode == 1 and run.stderr.count("\n") == 1
+            assert re.match(r"steermoe: --host \S+, --port \d+: .*; give another$", run.stderr)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+def test_the_examples_of_the_page(recordings: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "speech.wav").write_bytes(recordings[0])
+    (tmp_path / "key.txt").write_text("0123456789abcdef0123456789abcdef\n")
+    with started("--language", "en") as server:
+        for code in blocks("python"):
+            code = code.replace("http://127.0.0.1:8000", server.address)
+            run = subprocess.run(
+                [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+            assert (run.returncode, run.stderr) == (0, "")
+            assert "hammers" in run.stdout
+        for command in blocks("bash"):
+            if "curl" in command:
+                command = command.replace("http://127.0.0.1:8000", server.address)
+                run = subprocess.run(
+                    ["bash", "-ec", command], cwd=tmp_path, capture_output=True, text=True, check=False
+                )
+                assert run.returncode == 0, run.stderr
+                assert '"error"' not in run.stdout
+
+
+def test_the_commands_of_the_page_are_as_the_command_takes_them(capsys: Any) -> None:
+    from steermoe.cli import main as cli
+
+    cli.main(["serve", "--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    used = [word for code in blocks("bash") for line in code.splitlines() if line.startswith("steermoe serve")
+            for word in re.findall(r"--[a-z-]+", line)]  # fmt: skip
+    assert used and set(used) <= known

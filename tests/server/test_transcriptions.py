@@ -1,0 +1,302 @@
+"""`/v1/audio/transcriptions` as the official client uses it: formats, streams, fields, bad audio, many at once."""
+
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from steermoe.asr.recognizer import Recognizer
+from steermoe.asr.transcript import Transcript, render
+from steermoe.models.steermoe import SteerMoE
+
+from .conftest import NAME, TEXTS, Running, wav
+
+
+@pytest.fixture(scope="module")
+def transcripts(model: SteerMoE, waveforms: list[np.ndarray]) -> list[Transcript]:
+    """What the library writes of each recording, one by one."""
+    recognizer = Recognizer(model, words=True)
+    return [recognizer.transcript(samples) for samples in waveforms]
+
+
+@pytest.fixture(scope="module")
+def said(transcripts: list[Transcript]) -> list[str]:
+    return [transcript.text for transcript in transcripts]
+
+
+def transcribe(server: Running, data: bytes, **fields: Any) -> Any:
+    return server.client.audio.transcriptions.create(model=NAME, file=("some.wav", data), **fields)
+
+
+def test_the_model_understands_what_is_said(said: list[str]) -> None:
+    assert sum(found == text for found, text in zip(said, TEXTS, strict=True)) >= 4
+
+
+def test_every_format(server: Running, recordings: list[bytes], transcripts: list[Transcript]) -> None:
+    data, transcript = recordings[0], transcripts[0]
+    json = transcribe(server, data)
+    assert json.text == transcript.text
+    assert (json.usage.type, json.usage.seconds) == ("duration", transcript.seconds)
+    for kind in ("text", "srt", "vtt"):
+        assert transcribe(server, data, response_format=kind) == render(transcript, kind)
+    verbose = transcribe(server, data, response_format="verbose_json")
+    assert (verbose.text, verbose.duration, verbose.language) == (transcript.text, transcript.seconds, "en")
+    (segment,), (expected,) = verbose.segments, transcript.segments
+    assert (segment.text, segment.start, segment.end) == (expected.text, expected.start, expected.end)
+    assert segment.confidence == pytest.approx(expected.confidence, abs=1e-4)
+    assert verbose.words is None
+
+
+@pytest.mark.parametrize("granularities", [["word"], ["segment"], ["word", "segment"]])
+def test_times_of_segments_and_words(
+    server: Running, recordings: list[bytes], transcripts: list[Transcript], granularities: Any
+) -> None:
+    found = transcribe(
+        server, recordings[0], response_format="verbose_json", timestamp_granularities=granularities
+    )
+    assert (found.segments is not None) == ("segment" in granularities)
+    assert (found.words is not None) == ("word" in granularities)
+    if found.words is not None:
+        expected = [word for segment in transcripts[0].segments for word in segment.words]
+        assert [(w.word, w.start, w.end) for w in found.words] == [(w.word, w.start, w.end) for w in expected]
+
+
+def test_long_audio_is_written_down_piece_by_piece(
+    server: Running, model: SteerMoE, waveforms: list[np.ndarray]
+) -> None:
+    pause = np.zeros(16000, np.float32)
+    samples = np.concatenate([part for wave in waveforms for part in (wave, pause)])
+    assert len(samples) > 16000 * 19  # the encoder takes 8 s
+    expected = Recognizer(model).transcript(samples)
+    data = wav(samples, 16000)
+    found = transcribe(server, data, response_format="verbose_json")
+    assert found.text == expected.text
+    assert [(s.start, s.end) for s in found.segments] == [(s.start, s.end) for s in expected.segments]
+    *deltas, done = transcribe(server, data, stream=True)
+    assert len(deltas) == len(expected.segments) > 4
+    assert "".join(event.delta for event in deltas) == done.text == expected.text
+
+
+def test_silence_is_no_text(server: Running) -> None:
+    data = wav(np.zeros(32000), 16000)
+    assert transcribe(server, data).text == ""
+    assert transcribe(server, data, response_format="verbose_json").segments == []
+    assert [event.type for event in transcribe(server, data, stream=True)] == ["transcript.text.done"]
+
+
+def test_a_prompt_is_context(
+    server: Running, model: SteerMoE, recordings: list[bytes], waveforms: Any
+) -> None:
+    expected = Recognizer(model, context="kate and nine").transcript(waveforms[0]).text
+    assert transcribe(server, recordings[0], prompt="kate and nine").text == expected
+
+
+def test_files_of_other_kinds(
+    server: Running, waveforms: list[np.ndarray], said: list[str], encode: Any
+) -> None:
+    import soxr
+
+    stereo = np.stack([soxr.resample(waveforms[0], 16000, 48000)] * 2, axis=1)
+    for kind in (("FLAC", "PCM_24"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")):
+        found = transcribe(server, encode(stereo, 48000, *kind)).text
+        assert set(found.split()) & set(said[0].split())
+
+
+def test_a_stream_is_the_text_in_pieces(server: Running, recordings: list[bytes], said: list[str]) -> None:
+    events = list(transcribe(server, recordings[1], stream=True))
+    assert [event.type for event in events[:-1]] == ["transcript.text.delta"] * (len(events) - 1)
+    assert events[-1].type == "transcript.text.done"
+    assert "".join(event.delta for event in events[:-1]) == events[-1].text == said[1]
+
+
+def test_many_at_once_get_what_each_gets_alone(
+    serve: Callable[..., Any], recordings: list[bytes], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    order = [number % len(recordings) for number in range(24)]
+    with serve(linger=0.2) as server, ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(lambda place: transcribe(server, recordings[place]).text, order))
+        assert found == [said[place] for place in order]
+        assert server.metric("steermoe_batch_rows_count") == 24
+        assert server.metric("steermoe_batch_rows_sum") >= 48  # so batches were made
+        assert "broke down" not in caplog.text
+        assert server.metric("steermoe_audio_seconds_total") > 24
+        assert server.metric("steermoe_queue_length") == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"language": "fr"}, "language", "found 'fr'; steermoe is for en: leave it out"),
+        ({"language": "fr-CA"}, "language", "found 'fr-CA'"),
+        ({"language": "no language"}, "language", "expected a code such as en"),
+        ({"prompt": "word " * 4000}, "prompt", "more than 16000 characters"),
+        ({"temperature": 3}, "temperature", "expected a number from 0 to 1"),
+        ({"response_format": "diarized_json"}, "response_format", "json, text, srt, verbose_json, vtt"),
+        ({"response_format": "srt", "stream": True}, "stream", "response_format srt has no pieces"),
+        (
+            {"timestamp_granularities": ["word"]},
+            "timestamp_granularities[]",
+            "needs response_format verbose_json",
+        ),
+        (
+            {"include": ["logprobs"]},
+            "include[]",
+            "this server does not heed it; leave it out. It heeds: file, ",
+        ),
+        ({"chunking_strategy": "auto"}, "chunking_strategy", "does not heed it"),
+        ({"extra_body": {"stream": "maybe"}}, "stream", "found 'maybe', expected true or false"),
+    ],
+)
+def test_fields_are_heeded_or_refused_by_name(
+    server: Running, recordings: list[bytes], fields: dict[str, Any], param: str, said: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        transcribe(server, recordings[0], **fields)
+    assert refused.value.param == param
+    assert refused.value.type == "invalid_request_error"
+    assert said in str(refused.value)
+
+
+def test_language_and_temperature_0_are_fine(
+    server: Running, recordings: list[bytes], said: list[str]
+) -> None:
+    assert transcribe(server, recordings[0], language="en", temperature=0).text == said[0]
+
+
+@pytest.mark.parametrize("language", ["EN", "en-US", "en_gb", "English", "auto", ""])
+def test_a_language_may_be_written_in_any_way(
+    server: Running, recordings: list[bytes], language: str
+) -> None:
+    found = transcribe(server, recordings[0], language=language, response_format="verbose_json")
+    assert (found.language, bool(found.text)) == ("en", True)
+
+
+def test_a_language_is_a_hint_where_none_is_known(serve: Callable[..., Any], recordings: list[bytes]) -> None:
+    with serve() as server:
+        for language, told in (("en-US", "en"), ("fr", "fr"), ("auto", "und")):
+            found = transcribe(server, recordings[0], language=language, response_format="verbose_json")
+            assert (found.language, bool(found.text)) == (told, True)
+
+
+@pytest.mark.parametrize("name", ["model", "language", "response_format", "file", "prompt"])
+def test_a_field_that_is_given_twice_is_refused(server: Running, recordings: list[bytes], name: str) -> None:
+    parts: list[Any] = [("model", (None, NAME)), ("file", ("a.wav", recordings[0])), (name, (None, "en"))]
+    parts += [(name, (None, "en"))] if name not in ("model", "file") else []
+    answer = httpx.post(f"{server.address}/v1/audio/transcriptions", files=parts, trust_env=False)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, name) and "twice" in error["message"]
+
+
+def test_a_client_that_leaves_during_its_upload_is_no_failure(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path, kind in (
+        ("audio/transcriptions", "multipart/form-data; boundary=x"),
+        ("chat/completions", "text/json"),
+    ):
+        before = server.metric("steermoe_requests_total")
+        with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2]))) as connection:
+            head = f"POST /v1/{path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {kind}\r\n"
+            connection.sendall(head.encode() + b"content-length: 9000\r\n\r\n--x\r\n")
+        until = time.monotonic() + 300
+        while (
+            server.metric("steermoe_requests_total") < before + 2 and time.monotonic() < until
+        ):  # one is ours
+            time.sleep(0.01)
+    assert not [
+        record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL") or record.exc_info
+    ]
+
+
+def test_sampling_has_a_temperature(server: Running, recordings: list[bytes]) -> None:
+    assert transcribe(server, recordings[0], temperature=0.2).text
+
+
+def test_another_model_is_not_found(server: Running, recordings: list[bytes]) -> None:
+    with pytest.raises(
+        openai.NotFoundError, match="found 'whisper-1'; this server has 'steermoe'"
+    ) as refused:
+        server.client.audio.transcriptions.create(model="whisper-1", file=("a.wav", recordings[0]))
+    assert refused.value.code == "model_not_found"
+    assert [row.id for row in server.client.models.list()] == [NAME]
+    assert server.client.models.retrieve(NAME).owned_by == "steermoe"
+    with pytest.raises(openai.NotFoundError):
+        server.client.models.retrieve("gpt-9")
+
+
+def flac_of_ten_hours(data: bytes) -> bytes:
+    fields = int.from_bytes(data[18:26], "big") & ~(2**36 - 1)
+    return data[:18] + (fields | 10 * 3600 * 16000).to_bytes(8, "big") + data[26:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("empty", "empty, 0 bytes"),
+        ("text", "not readable as audio"),
+        ("truncated", "corrupt FLAC audio"),
+        ("ten hours", "36000.0 s by its header, allowed are at most 60"),
+        ("nine channels", "9 channels, allowed are 1 to 8"),
+        ("384 kHz", "sampled at 384000 Hz"),
+        ("nan", "sample 5 is nan, expected finite numbers"),
+        ("no samples", "no samples"),
+        ("adpcm", "is not admitted"),
+    ],
+)
+def test_bad_audio_is_named(server: Running, encode: Callable[..., bytes], kind: str, said: str) -> None:
+    flac = encode(np.linspace(-0.5, 0.5, 32000), 16000, "FLAC", "PCM_16")
+    holed = np.zeros(16000)
+    holed[5] = np.nan
+    data = {
+        "empty": lambda: b"",
+        "text": lambda: b"What is this? It is a text. " * 99,
+        "truncated": lambda: flac[: len(flac) // 2],
+        "ten hours": lambda: flac_of_ten_hours(flac),
+        "nine channels": lambda: encode(np.zeros((1600, 9)), 16000),
+        "384 kHz": lambda: encode(np.zeros(38400), 384000),
+        "nan": lambda: encode(holed, 16000),
+        "no samples": lambda: encode(np.zeros(0), 16000, "WAV", "PCM_16"),
+        "adpcm": lambda: encode(np.zeros(16000), 16000, "WAV", "IMA_ADPCM"),
+    }[kind]()
+    with pytest.raises(openai.BadRequestError) as refused:
+        transcribe(server, data)
+    assert said in str(refused.value)
+
+
+def test_eight_channels_are_mixed(
+    server: Running, waveforms: list[np.ndarray], said: list[str], encode: Any
+) -> None:
+    assert transcribe(server, encode(np.stack([waveforms[0]] * 8, axis=1), 16000)).text == said[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"data": {"model": NAME}}, "file: missing"),
+        ({"data": {"model": NAME, "file": "a.wav"}}, "file: missing"),
+        ({"json": {"model": NAME}}, "file: missing"),
+        ({"content": b"--x\r\nnonsense", "headers": {"content-type": "multipart/form-data; boundary=x"}}, ""),
+    ],
+)
+def test_a_body_that_is_no_form_with_a_file(server: Running, content: dict[str, Any], said: str) -> None:
+    answer = httpx.post(f"{server.address}/v1/audio/transcriptions", trust_env=False, **content)
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+
+
+def test_unknown_addresses_and_methods_have_the_same_errors(server: Running) -> None:
+    assert server.get("/v1/nothing").json()["error"]["message"] == "GET /v1/nothing: Not Found"
+    answer = server.get("/v1/chat/completions")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (405, "invalid_request_error")
+    assert answer.headers["allow"] == "POST"
+    for path in ("/health", "/health/live", "/health/ready", "/metrics", "/v1/models", f"/v1/models/{NAME}"):
+        answer = httpx.head(server.address + path, trust_env=False)
+        assert (answer.status_code, answer.content) == (200, b"")
+        answer = httpx.post(server.address + path, trust_env=False)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
