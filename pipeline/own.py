@@ -101,13 +101,13 @@ def _listed(section: dict[str, Any], embedded: Path) -> dict[str, Any]:
     from pydantic import ValidationError
 
     from steermoe import config
-    from steermoe.config.problems import located
+    from steermoe.config.errors import located
     from steermoe.corpora import folder
 
     try:
         settings = config.Folder(**section)
     except ValidationError as error:
-        lines = [f"{path}{line}" for path, line in located(error, config.Folder.model_json_schema())]
+        lines = [f"{path}{line}" for path, line in located(error, config.Folder)]
         raise config.ConfigError(lines) from error
     found, left_out = folder.listed(settings, embedded)
     for line in left_out:

@@ -27,24 +27,14 @@ from steermoe.config.corpora import (
     Shapes,
     Synthetic,
 )
-from steermoe.config.language import Generation, Prompts
-from steermoe.config.loading import Config, load
+from steermoe.config.edit import preview, select, switch_profile
+from steermoe.config.errors import ConfigError
+from steermoe.config.experiments import VariantConfig
+from steermoe.config.load import Config, Rehearsal, load
 from steermoe.config.lock import Locked, lock_file, lock_text, read_lock
-from steermoe.config.method import Lora, Projector, Steering
-from steermoe.config.problems import ConfigError
-from steermoe.config.profile import Rehearsal
-from steermoe.config.sections import (
-    Distillation,
-    Distributed,
-    Encoder,
-    Evaluation,
-    Llm,
-    Training,
-    of_the_hub,
-)
-from steermoe.config.switching import preview, select, switch_profile
-from steermoe.config.variants import VariantConfig
-from steermoe.config.video import Video, VideoEncoder
+from steermoe.config.model import Encoder, Llm, Lora, Projector, Prompts, Steering, Video, VideoEncoder
+from steermoe.config.run import Distillation, Distributed, Evaluation, Generation, Training
+from steermoe.config.section import of_the_hub
 
 __all__ = [
     "LANGUAGE_TAG",

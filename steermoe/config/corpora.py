@@ -4,8 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from steermoe.config.problems import illegal
-from steermoe.config.sections import Count, Names, Rows, Section, Seed, Text
+from steermoe.config.errors import illegal
+from steermoe.config.section import Count, Names, Rows, Section, Seed, Text
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a commit, 40 hexadecimal digits")]
 LANGUAGE_TAG = r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$"  # BCP 47, in short

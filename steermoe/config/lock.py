@@ -1,7 +1,7 @@
-"""The lock beside a profile: which commit of the hub a frozen model is of, and the hashes of its files.
+"""The lock file of a profile: the commit of the hub that a frozen model is of, and the hashes of its files.
 
-`configs/<profile>.lock.json` is written when a model of the hub is first fetched, and compared from then on; it
-is text for version control. A profile's own `revision` stands above it.
+`configs/<profile>.lock.json` is written when a model of the hub is first fetched, and compared from then on. It
+belongs into version control. A `revision` in the profile takes precedence.
 """
 
 import json
@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from steermoe.config.problems import ConfigError
-from steermoe.config.sections import Commit, Encoder, Llm, Section
-from steermoe.config.video import Video, VideoEncoder
+from steermoe.config.errors import ConfigError
+from steermoe.config.model import Encoder, Llm, VideoEncoder
+from steermoe.config.section import Commit, Section
 
 Base = TypeVar("Base", Encoder, Llm, VideoEncoder)
 
@@ -62,8 +62,3 @@ def pinned(section: Base, lock: Lock) -> Base:
     if section.revision is not None or locked is None:
         return section
     return section.model_copy(update={"revision": locked.revision})
-
-
-def pinned_video(section: Video | None, lock: Lock) -> Video | None:
-    """The section with the locked commit of its encoder."""
-    return section and section.model_copy(update={"encoder": pinned(section.encoder, lock)})

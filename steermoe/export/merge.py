@@ -16,7 +16,7 @@ import torch
 from transformers.utils import CONFIG_NAME
 
 from steermoe.config import VariantConfig
-from steermoe.config.variants import parts_of
+from steermoe.config.experiments import parts_of
 from steermoe.data.adapters import PARTS, WEIGHTS, adapter_folder
 from steermoe.hub import KINDS, located
 from steermoe.models import adapter

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW
 
-from steermoe.config.variants import METHODS, parts_of
+from steermoe.config.experiments import METHODS, parts_of
 
 # Every part that some method trains, each once.
 PARTS = tuple(dict.fromkeys(part for method in METHODS for part in parts_of(method)))

@@ -54,7 +54,7 @@ def test_losses_that_do_not_compare_are_left_out(
     assert judged_by(variants["lora"]) != judged_by(variants["linear"])
 
 
-def test_an_variant_that_trains_nothing_or_has_no_loss_does_not_win(
+def test_a_variant_that_trains_nothing_or_has_no_loss_does_not_win(
     comparison: Comparison, variants: dict[str, VariantConfig]
 ) -> None:
     timing = dict(comparison.timing)

@@ -30,7 +30,7 @@ def test_shipped_configuration_loads(params: Path, profile: str) -> None:
     assert isinstance(rates["vectors"], float)  # YAML 1.1 reads 1e-2 as text
 
 
-def test_every_problem_of_both_files_is_told_at_once(edit: Edit, problems: Problems) -> None:
+def test_every_problem_of_both_files_is_reported_at_once(edit: Edit, problems: Problems) -> None:
     edit(
         {
             "steering": {},
@@ -65,9 +65,9 @@ def test_corpora_that_are_not_the_profiles(edit: Edit, problems: Problems, corpo
     [
         ("a: 1\na: 2\n", 'line 2: not YAML: found duplicate key "a"'),
         ("a: [1\n", "not YAML"),
-        ("- a\n", "legal: keys with values"),
-        ("a: {1: 2}\n", "key: found 1; legal: text"),
-        ("a: {2026-01-01: 2}\n", 'key: found "2026-01-01"; legal: text'),
+        ("- a\n", "allowed: keys with values"),
+        ("a: {1: 2}\n", "key: found 1; allowed: text"),
+        ("a: {2026-01-01: 2}\n", 'key: found "2026-01-01"; allowed: text'),
     ],
 )
 def test_text_that_is_no_configuration(params: Path, problems: Problems, text: str, rest: str) -> None:
@@ -104,7 +104,7 @@ def test_switch_to_a_wrong_profile_leaves_params_alone(edit: Edit, params: Path)
     before = params.read_bytes()
     with pytest.raises(config.ConfigError, match=r"other\.yaml: training\.max_steps"):
         config.switch_profile(params, "other")
-    with pytest.raises(config.ConfigError, match="nearest: other"):
+    with pytest.raises(config.ConfigError, match="did you mean other"):
         config.switch_profile(params, "othr")
     assert params.read_bytes() == before
 
@@ -116,7 +116,7 @@ def test_select_changes_one_list(params: Path) -> None:
     assert config.load(params).compare == every
     changed = [line for line in difflib.ndiff(before, params.read_text().splitlines()) if line[0] in "+-"]
     assert changed == [f"+ - {name}" for name in every if name not in ("steermoe", "linear", "lora")]
-    with pytest.raises(config.ConfigError, match="nearest: linear"):
+    with pytest.raises(config.ConfigError, match="did you mean linear"):
         config.select(params, ["liner"])
     assert config.load(params).compare == every
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from steermoe import config, corpora
-from steermoe.config.problems import located
+from steermoe.config.errors import located
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.index import Entry
 from steermoe.corpora.splits import share_out
@@ -126,8 +126,8 @@ def test_a_caption_and_a_language_of_its_own(own: Path, fetched: Any, section: A
 def test_unknown_language_in_the_configuration(section: Any):
     with pytest.raises(ValidationError) as caught:
         settings(section, None, language="german (Austria)")
-    lines = dict(located(caught.value, config.Folder.model_json_schema()))
-    assert lines["language"] == ': found "german (Austria)"; legal: a BCP 47 tag; und where unknown'
+    lines = dict(located(caught.value, config.Folder))
+    assert lines["language"] == ': found "german (Austria)"; allowed: a BCP 47 tag; und where unknown'
 
 
 def texts(fetched: Any, section: Any, **changed: Any) -> dict[str, str]:

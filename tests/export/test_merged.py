@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from steermoe import SteerMoE
 from steermoe.audio.waveform import RATE
-from steermoe.config.variants import METHODS, parts_of
+from steermoe.config.experiments import METHODS, parts_of
 from steermoe.export.merge import merged_variant, write_merged
 from steermoe.export.pyfunc import Transcriber
 from steermoe.models import adapter

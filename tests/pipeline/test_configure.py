@@ -48,7 +48,7 @@ def written(project: Path) -> dict[str, str]:
     return {path.stem: path.read_text() for path in (project / "inputs").iterdir()}
 
 
-def test_the_inputs_of_an_variant_know_its_teacher(project: Path) -> None:
+def test_the_inputs_of_a_variant_know_its_teacher(project: Path) -> None:
     before = written(project)
     hashes = {name: sha256(project / "teacher" / name) for name in (WEIGHTS, CONFIG)}
     assert json.loads(before["taught"])["teacher"] == json.loads(before["begun"])["init_from"] == hashes

@@ -10,7 +10,7 @@ from transformers import WhisperForConditionalGeneration
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 
 from steermoe.config import Encoder, Generation, Llm
-from steermoe.config.sections import Dtype
+from steermoe.config.section import Dtype
 from steermoe.evaluation.decoders import own_decoder
 from steermoe.models.encoders import load_encoder
 from steermoe.models.encoders.firered_conformer import FireRedConformer

@@ -1,14 +1,14 @@
-"""Puts another profile, other variants or other selected corpora, by editing params.yaml."""
+"""Select a profile, variants and corpora by editing params.yaml."""
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from steermoe.config.loading import Config, checked, needed, profile_file, read
+from steermoe.atomic_io import write_text
+from steermoe.config.load import Config, checked, needed, profile_file, read
 
 
 def switch_profile(
@@ -18,14 +18,14 @@ def switch_profile(
     corpora: Sequence[str] | None = None,
     reference: str | None = None,
 ) -> None:
-    """Put another selected profile: sets `profile` and `corpora` in params.yaml, and keeps all else as it is.
+    """Select a profile: set `profile` and `corpora` in params.yaml, and keep everything else.
 
     Args:
         params: the file.
         profile: name of a profile.
-        compare: variants to put selected too; None: those that are.
-        corpora: corpora to put selected; None: those that the selected variants are trained on or chosen by.
-        reference: the variant that p-values are against; None: as it is.
+        compare: variants to select; None: the selected ones.
+        corpora: corpora to select; None: those that the selected variants are trained on or chosen by.
+        reference: the variant that p-values compare with; None: unchanged.
 
     Raises:
         ConfigError: the configuration would not be valid; params.yaml is then left alone.
@@ -36,7 +36,7 @@ def switch_profile(
 def preview(
     params: Path, profile: str, compare: Sequence[str] | None = None, corpora: Sequence[str] | None = None
 ) -> Config:
-    """The configuration that `switch_profile` would put selected; nothing is written.
+    """Return the configuration that `switch_profile` would select, without writing anything.
 
     Raises:
         ConfigError: it would not be valid.
@@ -46,9 +46,9 @@ def preview(
 
 
 def select(params: Path, variants: list[str]) -> None:
-    """Train and compare other variants: sets `compare` in params.yaml, and keeps all else as it is.
+    """Select variants: set `compare` in params.yaml, and keep everything else.
 
-    Corpora that the variants are trained on or chosen by come to those selected.
+    Corpora that the variants are trained on or chosen by are selected, too.
 
     Raises:
         ConfigError: the configuration would not be valid; params.yaml is then left alone.
@@ -61,7 +61,7 @@ def select(params: Path, variants: list[str]) -> None:
 
 
 def _corpora(params: Path, values: dict[str, Any]) -> list[str]:
-    """All corpora of the profile in `values`."""
+    """Return the names of all corpora of the profile in `values`."""
     there = read(profile_file(params, values)).get("corpora")
     return list(there) if isinstance(there, dict) else []
 
@@ -73,7 +73,7 @@ def _switched(
     corpora: Sequence[str] | None,
     reference: str | None,
 ) -> dict[str, Any]:
-    """What of params.yaml changes."""
+    """Return the keys of params.yaml that change."""
     changes: dict[str, Any] = {"profile": profile}
     values = read(params) | changes
     if compare is not None:
@@ -85,7 +85,7 @@ def _switched(
     if corpora is None:
         wanted = needed([whole.variants[variant] for variant in whole.compare], whole.corpora)
         changes["corpora"] = wanted
-    else:  # unknown names at the end, to be told as such
+    else:  # unknown names at the end, where they are reported
         changes["corpora"] = sorted(corpora, key=[*there, *corpora].index)
     return changes
 
@@ -98,9 +98,4 @@ def _rewrite(params: Path, changes: dict[str, Any]) -> None:
     tree.update(changes)
     text = io.StringIO()
     yaml.dump(tree, text)
-    whole = params.with_name(f".{params.name}.{os.getpid()}")
-    with whole.open("w", encoding="utf-8") as file:
-        file.write(text.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    whole.replace(params)
+    write_text(params, text.getvalue())
