@@ -1,5 +1,6 @@
 # Everything runs in .venv, which `make setup` makes and the other targets make sure of, with as much as they need.
 
+comma := ,
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON := $(shell command -v python3)# Python 3.11 to 3.13, for making .venv
@@ -86,7 +87,7 @@ define install
 endef
 
 $(READY): pyproject.toml constraints.txt
-	$(call install,[serve])
+	$(call install,[pipeline$(comma)serve])
 
 $(WHOLE): pyproject.toml constraints.txt
 	$(call install,[dev])

@@ -1,0 +1,67 @@
+"""Write docs/api.md, the API reference, from the docstrings of what `steermoe` exports.
+
+    python docs/api_reference.py [--check]
+
+With `--check` nothing is written; the exit code is 1 if the page is not up to date.
+"""
+
+import argparse
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import steermoe
+
+PAGE = Path(__file__).with_name("api.md")
+HEAD = """# API reference
+
+Generated from the docstrings by `python docs/api_reference.py`; a test fails if the page is not up to date.
+
+    from steermoe import {names}
+"""
+
+
+def section(title: str, thing: Any, level: int) -> Iterator[str]:
+    """Yield the lines of one class, method or function."""
+    yield f"\n{'#' * level} {title}\n"
+    if callable(thing):
+        try:
+            yield f"```python\n{title.rpartition('.')[2]}{inspect.signature(thing)}\n```\n"
+        except ValueError:  # without a signature, such as a type alias
+            pass
+    yield inspect.cleandoc(inspect.getdoc(thing) or "")
+
+
+def members(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the public methods and properties that a class of this project defines, in the order of its source."""
+    for name, thing in vars(kind).items():
+        function = getattr(thing, "__func__", thing)
+        if not name.startswith("_") and (inspect.isfunction(function) or isinstance(thing, property)):
+            yield name, function
+
+
+def page() -> str:
+    """Return the text of the page."""
+    lines = [HEAD.format(names=", ".join(steermoe.__all__))]
+    for name in steermoe.__all__:
+        thing = getattr(steermoe, name)
+        lines += section(name, thing, 2)
+        for method, function in members(thing) if inspect.isclass(thing) else ():
+            lines += section(f"{name}.{method}", function, 3)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> int:
+    """Write the page, or compare it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare only")
+    if parser.parse_args().check:
+        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page())
+    PAGE.write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
