@@ -2,10 +2,11 @@
 
     python -m benchmarks.frozen_features [--utterances 28] [--repeats 5] [--threads 2]
 
-The mini profile's encoder in bfloat16, utterances of 1.4 to 3.6 s (random features), as in the first epoch of a variant
-whose encoder nothing trains. Side by side is what training does (steermoe/training/frozen_features.py), its folder
-included; one after another is the encoder alone. The two ways in turns; both give the same bits, which is asserted. On
-a machine that has other work the threads of the first way wait for each other at every product: look at the load.
+The mini profile's encoder in bfloat16, utterances of 1.4 to 3.6 s (random features), as in the first epoch of a
+variant whose encoder is not trained. Side by side is what training does (steermoe/training/frozen_features.py), its
+folder included; one after another is the encoder alone. The two ways in turns; both give the same bits, which is
+asserted. On a machine that has other work the threads of the first way wait for each other at every product: look at
+the load.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Training at full size: Whisper-large-v3 and Qwen2.5-7B by their shapes, random weights in bfloat16, on one GPU.
 
-    python -m benchmarks.full_size [--batch-seconds 51 160 320 640] [--minutes 7] [--compile] [--attention sdpa]
+    python -m benchmarks.full_size [--max-batch-seconds 51 160 320 640] [--minutes 7] [--compile] [--attention sdpa]
     python -m benchmarks.full_size --tiny            # a few layers on the CPU: does the script work?
 
 Clips are as long as LibriSpeech's train-clean-100 (mean 12.69 s; its quantiles, roughly), in batches of so many audio
@@ -257,7 +257,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="a few small layers, on the CPU if need be")
-    parser.add_argument("--batch-seconds", type=float, nargs="+", default=[51, 160, 320, 640])
+    parser.add_argument("--max-batch-seconds", type=float, nargs="+", default=[51, 160, 320, 640])
     parser.add_argument(
         "--minutes", type=float, default=7.0, help="begin no further batch size after so many"
     )

@@ -86,7 +86,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--batch-seconds", type=float, default=51.0)
+    parser.add_argument("--max-batch-seconds", type=float, default=51.0)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))

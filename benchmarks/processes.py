@@ -1,10 +1,11 @@
 """A training step shared by processes: the throughput of several beside that of one.
 
-    python -m benchmarks.processes [--variant data/mini/variants/steermoe.json] [--shards data/mini/shards] [--processes 1 2]
+    python -m benchmarks.processes [--variant data/mini/variants/steermoe.json] [--shards data/mini/shards]
+        [--processes 1 2]
 
-Stage `train` itself runs a few steps of a variant with each number of processes (`training.distributed`, ddp), in turns,
-one thread a process. A step has the same batch whatever their number, and `seconds_per_step` is the median that the
-stage writes: forward, backward, update. On otherwise idle cores, one for each process, two should reach 1.8 times the
+Stage `train` runs a few steps of a variant with each number of processes (`training.distributed`, ddp), in turns, one
+thread per process. A step has the same batch whatever their number, and `seconds_per_step` is the median that the stage
+writes: forward, backward, update. On otherwise idle cores, one for each process, two should reach 1.8 times the
 throughput of one; the script ends with 1 where they do not.
 """
 

@@ -1,7 +1,8 @@
 """What steering itself costs: a training step with it against one with the same encoder backward and without it.
 
-Both variants run the same frozen models (random weights) on the same batch in turns. In the unsteered variant the output of
-layer 0 asks for a gradient, so that the backward pass goes through the same layers of the encoder there, too.
+Both variants run the same frozen models (random weights) on the same batch in turns. In the unsteered variant the
+output of layer 0 asks for a gradient, so that the backward pass goes through the same layers of the encoder there,
+too.
 
     python -m benchmarks.steering_cost --width 384 --layers 6 --experts 8
 """

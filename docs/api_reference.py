@@ -27,10 +27,7 @@ def section(title: str, thing: Any, level: int) -> Iterator[str]:
     """Yield the lines of one class, method or function."""
     yield f"\n{'#' * level} {title}\n"
     if callable(thing):
-        try:
-            yield f"```python\n{title.rpartition('.')[2]}{inspect.signature(thing)}\n```\n"
-        except ValueError:  # without a signature, such as a type alias
-            pass
+        yield f"```python\n{title.rpartition('.')[2]}{inspect.signature(thing)}\n```\n"
     yield inspect.cleandoc(inspect.getdoc(thing) or "")
 
 

@@ -3,9 +3,9 @@
     python docs/screenshots.py --profile mini
 
 Starts `mlflow ui` on the project's store, or on another one, looks at three pages of the experiment
-`steermoe/<profile>` with Chromium, and writes runs.png (the table of runs), curves.png (learning curves of the variants of
-the newest execution) and run.png (the page of one of them) into docs/pictures. Needs `pip install -e .[dev]` and a
-Chromium of the system.
+`steermoe/<profile>` with Chromium, and writes runs.png (the table of runs), curves.png (learning curves of the
+variants of the newest execution) and run.png (the page of one of them) into docs/pictures. Needs `pip install -e
+.[dev]` and a Chromium of the system.
 """
 
 import argparse

@@ -138,7 +138,7 @@ def test_startup(run: Callable[..., str]) -> None:
 
 
 def test_full_size_with_few_layers(run: Callable[..., str]) -> None:
-    printed = rows(run(full_size, "--tiny", "--batch-seconds", "30"))
+    printed = rows(run(full_size, "--tiny", "--max-batch-seconds", "30"))
     shares = {row[0]: float(row[1].rstrip(" %")) for row in printed if row[0] in full_size.PARTS}
     assert set(shares) == set(full_size.PARTS)
     assert all(shares[part] > 0 for part in full_size.PARTS if part != "data")
