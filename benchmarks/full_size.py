@@ -251,8 +251,8 @@ def measure(
     return row, shares
 
 
-def main() -> None:
-    """Print tables in Markdown."""
+def options() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -264,14 +264,15 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile of every layer's forward")
     parser.add_argument("--attention", choices=["sdpa", "eager", "flash_attention_2"], default="sdpa")
     chosen = parser.parse_args()
-    began = time.perf_counter()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not chosen.tiny:
-        parser.error(
-            "there is no CUDA device here, and full size needs one of 24 GB or more; --tiny runs anywhere"
-        )
+    if not torch.cuda.is_available() and not chosen.tiny:
+        parser.error("full size needs a CUDA device of 24 GB or more, and there is none; --tiny runs anywhere")
+    return chosen
+
+
+def configurations(tiny: bool) -> tuple[Any, Any]:
+    """Return the configurations of encoder and LLM."""
     encoder, llm = presets.ENCODERS["whisper-large-v3"], presets.LLMS["qwen2.5-7b-instruct"]
-    if chosen.tiny:
+    if tiny:
         encoder, llm = (
             type(sizes)(
                 **{**sizes.to_dict(), **TINY[part], "layer_types": None}
@@ -280,6 +281,15 @@ def main() -> None:
             )
             for part, sizes in (("encoder", encoder), ("llm", llm))
         )
+    return encoder, llm
+
+
+def main() -> None:
+    """Print tables in Markdown."""
+    chosen = options()
+    began = time.perf_counter()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder, llm = configurations(chosen.tiny)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         encoder.save_pretrained(f"{folder}/encoder")

@@ -4,8 +4,8 @@
         [--processes 1 2]
 
 Stage `train` runs a few steps of a variant with each number of processes (`training.distributed`, ddp), in turns, one
-thread per process. A step has the same batch whatever their number, and `seconds_per_step` is the median that the stage
-writes: forward, backward, update. On otherwise idle cores, one for each process, two should reach 1.8 times the
+thread per process. A step has the same batch whatever their number, and `seconds_per_step` is the median that the
+stage writes: forward, backward, update. On otherwise idle cores, one for each process, two should reach 1.8 times the
 throughput of one; the script ends with 1 where they do not.
 """
 
