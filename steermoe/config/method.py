@@ -131,7 +131,7 @@ class Projector(Section):
     downsample: Annotated[str, row_of("models/downsample.py", "DOWNSAMPLERS")]
     downsample_factor: Count
     downsample_after_layer: Rows | None
-    projection: Annotated[str, row_of("models/projection.py", "PROJECTIONS")]
+    projection: Annotated[str, row_of("models/projectors.py", "PROJECTIONS")]
     width: Count | None
     heads: Count | None
     experts: Parts | None

@@ -147,7 +147,7 @@ class Llm(Section):
     path: Text
     revision: Revision
     dtype: Dtype
-    quantization: Annotated[str, row_of("models/quantization.py", "QUANTIZATIONS")]
+    quantization: Annotated[str, row_of("models/llm.py", "QUANTIZATIONS")]
     layers: Depth
 
 

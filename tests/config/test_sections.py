@@ -334,7 +334,7 @@ def test_registries_are_those_of_the_modules() -> None:
     from steermoe.evaluation.normalizers import NORMALIZERS
     from steermoe.models.downsample import DOWNSAMPLERS
     from steermoe.models.encoders import ENCODERS, VIDEO_ENCODERS
-    from steermoe.models.projection import PROJECTIONS
+    from steermoe.models.projectors import PROJECTIONS
     from steermoe.models.routers import ROUTERS
 
     library = ROOT / "steermoe"

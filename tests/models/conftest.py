@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from steermoe.models import answers, chat, trust
-from steermoe.models.inputs import Inputs
+from steermoe.data.dataset import Batch
+from steermoe.models import chat, trust
+from steermoe.models import inference as answers
 
 Batch = dict[str, torch.Tensor]
 FRAMES = (37, 160, 5, 98)  # feature frames of the rows: odd, even, shorter than a pooling window
@@ -53,6 +54,6 @@ def make_batch() -> Callable[..., Batch]:
 
 
 @pytest.fixture(scope="session")
-def heard() -> Callable[[Batch], Inputs]:
+def heard() -> Callable[[Batch], Batch]:
     """The part of a batch that `generate` takes."""
-    return Inputs.of
+    return Batch.of

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from steermoe.models import adapter
+from steermoe.models import checkpoint as adapter
 from steermoe.models.steermoe import SteerMoE
 
 METHODS = ("steering", "linear", "lora")

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from steermoe.config import ConfigError
-from steermoe.data.collator import collate
-from steermoe.models.inputs import Inputs
+from steermoe.data.dataset import Batch, collate
 from steermoe.models.steermoe import SteerMoE
 
 Batch = dict[str, torch.Tensor]
@@ -65,7 +64,7 @@ def test_the_video_stands_before_the_audio_and_behind_the_prefix(
     assert model.video is not None
     table = model.llm.get_input_embeddings()
     batch = make_seen((1,), prefix=(7, 8, 9))
-    rows, valid = model.embed_prompt(Inputs.of(batch))
+    rows, valid = model.embed_prompt(Batch(**batch))
     video, frames = model.video.encode(batch["video_features"], batch["video_lengths"])
     audio, _ = model.encode(batch["features"], batch["feature_lengths"])
     assert frames.tolist() == [FRAMES[1]]  # one token a frame
@@ -77,13 +76,13 @@ def test_the_video_stands_before_the_audio_and_behind_the_prefix(
 def test_rows_do_not_depend_on_their_batch(
     model: SteerMoE, make_seen: Callable[..., Batch], greedy: Any
 ) -> None:
-    together = model.generate(Inputs.of(make_seen()), greedy(7))
+    together = model.generate(Batch.of(make_seen()), greedy(7))
     whole = model(**make_seen())
     alone = [model(**make_seen((row,))) for row in range(4)]
     tokens = make_seen()["target_lengths"].tolist()
     mean = sum(float(one.loss) * count for one, count in zip(alone, tokens, strict=True)) / sum(tokens)
     assert float(whole.loss) == pytest.approx(mean, rel=1e-4)
-    assert [model.generate(Inputs.of(make_seen((row,))), greedy(7))[0] for row in range(4)] == together
+    assert [model.generate(Batch.of(make_seen((row,))), greedy(7))[0] for row in range(4)] == together
     for row, found in enumerate(alone):
         changed = make_seen((row,))
         changed["video_features"] = -changed["video_features"]
@@ -118,8 +117,8 @@ def test_without_strength_a_branch_is_as_unsteered(
 ) -> None:
     assert model.video is not None and model.video.steering is not None and model.steering is not None
     steered = model(**make_seen()).loss
-    model.video.steering.strength(0)
-    model.steering.strength(0)
+    model.video.steering.set_scale(0)
+    model.steering.set_scale(0)
     plain = SteerMoE.from_config(tiny_variant("linear", {"video": video_section() | {"steering": None}}))
     assert plain.video is not None and plain.video.steering is None
     torch.testing.assert_close(model(**make_seen()).loss, plain(**make_seen()).loss)
@@ -142,7 +141,7 @@ def test_losses_on_routing_are_of_both_branches(
         and added == pytest.approx(expected.item(), rel=1e-3)
         and added > 0.1
     )
-    assert weighted.video.lengths_of(25).tolist() == [5 * count for count in FRAMES]
+    assert weighted.video.frame_lengths(25).tolist() == [5 * count for count in FRAMES]
 
 
 def test_saved_and_loaded_it_answers_the_same(
@@ -153,7 +152,7 @@ def test_saved_and_loaded_it_answers_the_same(
     batch = make_seen()
     with torch.no_grad():
         assert torch.equal(again(**batch).loss, model(**batch).loss)
-    assert again.generate(Inputs.of(batch), greedy(5)) == model.generate(Inputs.of(batch), greedy(5))
+    assert again.generate(Batch(**batch), greedy(5)) == model.generate(Batch(**batch), greedy(5))
     moved = tmp_path / "moved"
     shutil.copytree(tiny_video_dir, moved)
     given = SteerMoE.from_pretrained(tmp_path / "adapter", video=moved)

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from steermoe.config import Llm
-from steermoe.models import continuous
-from steermoe.models.continuous import Prompt, Slots, answers, continues
-from steermoe.models.generating import log_likelihoods
-from steermoe.models.generation import decode
+from steermoe.models import continuous_batching as continuous
+from steermoe.models.continuous_batching import DecodeSlots, Prompt, answers, continues
+from steermoe.models.generation import decode, log_likelihoods
 from steermoe.models.llm import load_llm, narrows
 
 PROMPTS = 23
@@ -69,7 +68,7 @@ def test_answers_and_likelihoods_are_those_of_rows_alone(
 ) -> None:
     asked, generation = prompts(llm, prefixes), greedy(20, **{"max_repeats": None} | settings)
     assert narrows(llm) and continues(llm, generation)
-    slots = Slots(llm, generation, scored=True, narrow=narrow)
+    slots = DecodeSlots(llm, generation, scored=True, narrow=narrow)
     found = {key: (ids, scores) for key, ids, scores in answers(slots, asked, most)}
     assert len(found) == len(asked) and not slots.live and not slots.take()
     lengths = set()
@@ -83,9 +82,9 @@ def test_answers_and_likelihoods_are_those_of_rows_alone(
 
 def test_room_is_taken_again_when_it_is_full(llm: Any, greedy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, generation = prompts(llm), greedy(20, max_repeats=None, min_new_tokens=15)
-    expected = {key: ids for key, ids, _ in answers(Slots(llm, generation), asked, 4)}
-    monkeypatch.setattr("steermoe.models.room.AHEAD", 1)
-    assert {key: ids for key, ids, _ in answers(Slots(llm, generation), asked, 4)} == expected
+    expected = {key: ids for key, ids, _ in answers(DecodeSlots(llm, generation), asked, 4)}
+    monkeypatch.setattr("steermoe.models.continuous_batching.AHEAD", 1)
+    assert {key: ids for key, ids, _ in answers(DecodeSlots(llm, generation), asked, 4)} == expected
 
 
 def test_no_token_is_written_behind_an_end(llm: Any, greedy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +97,7 @@ def test_no_token_is_written_behind_an_end(llm: Any, greedy: Any, monkeypatch: p
         computed += inputs["inputs_embeds"].shape[0]
 
     counting = llm.base_model.register_forward_pre_hook(count, with_kwargs=True)
-    tokens = sum(min(20, len(ids) + 1) for _, ids, _ in answers(Slots(llm, generation), asked, 8))
+    tokens = sum(min(20, len(ids) + 1) for _, ids, _ in answers(DecodeSlots(llm, generation), asked, 8))
     counting.remove()
     assert tokens <= computed <= tokens / (1 - continuous.REFILL)
 
@@ -113,7 +112,7 @@ def test_prompts_are_taken_when_there_is_room(llm: Any, greedy: Any) -> None:
             yield prompt
 
     ended = 0
-    for _ in answers(Slots(llm, greedy(20, max_repeats=None)), lazily(), 4):
+    for _ in answers(DecodeSlots(llm, greedy(20, max_repeats=None)), lazily(), 4):
         ended += 1
         assert taken <= ended + 4 + 3  # those that end in one step are told one by one
     assert taken == ended == PROMPTS
@@ -121,8 +120,8 @@ def test_prompts_are_taken_when_there_is_room(llm: Any, greedy: Any) -> None:
 
 def test_what_is_dropped_ends_as_it_is(llm: Any, greedy: Any) -> None:
     asked, generation = prompts(llm)[:6], greedy(20, max_repeats=None, min_new_tokens=18)
-    expected = {key: ids for key, ids, _ in answers(Slots(llm, generation), asked, 6)}
-    slots = Slots(llm, generation)
+    expected = {key: ids for key, ids, _ in answers(DecodeSlots(llm, generation), asked, 6)}
+    slots = DecodeSlots(llm, generation)
     slots.read(asked)
     for _ in range(4):
         slots.step()

@@ -6,8 +6,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from steermoe.models import frozen
-from steermoe.models.frozen import digest, frozen_weights, load_frozen
+from steermoe.models import pretrained as frozen
+from steermoe.models.pretrained import digest, frozen_weights, load_frozen
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.0)}
 

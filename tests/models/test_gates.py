@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from steermoe.models.gates import Gate, load_balancing_loss, z_loss
+from steermoe.models.gating import Gate, load_balancing_loss, z_loss
 
 LOGITS = 3 * torch.randn(2, 50, 6, generator=torch.Generator().manual_seed(1))
 Make = Callable[..., Any]

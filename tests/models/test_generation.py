@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from steermoe.config import Llm
 from steermoe.models.generation import LONGEST_CYCLE, cycle, decode, describe, ended
 from steermoe.models.llm import CausalLM, load_llm
-from steermoe.models.sequence import pack
+from steermoe.models.packing import pack
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 IDS = st.lists(st.integers(0, 2), max_size=40)

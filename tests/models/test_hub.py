@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from steermoe.cli import main as cli
-from steermoe.models import adapter
+from steermoe.models import checkpoint as adapter
 from steermoe.models.steermoe import SteerMoE
 
 

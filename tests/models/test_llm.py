@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from steermoe.config import Llm
 from steermoe.models.generation import answer_texts, decode
 from steermoe.models.llm import decoder_layers, hidden_states, load_llm, logits
-from steermoe.models.sequence import pack
+from steermoe.models.packing import pack
 
 PROMPTS = ["the cat sings", "please transcribe the audio: one two three two one", "red"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from steermoe.models.downsample import DOWNSAMPLERS
-from steermoe.models.projection import PROJECTIONS
+from steermoe.models.projectors import PROJECTIONS
 from steermoe.models.routers import ROUTERS
 from steermoe.models.steermoe import SteerMoE
 
@@ -111,7 +111,7 @@ def test_gates_sum_to_one(model: SteerMoE, make_batch: Any) -> None:
     seen: list[torch.Tensor] = []
     with steering.observed(lambda index, hidden, gates: seen.append(gates)):
         model(**make_batch())
-    assert [gates.shape[-1] for gates in seen] == [place.experts for place in steering.places]
+    assert [gates.shape[-1] for gates in seen] == [place.experts for place in steering.hook_points]
     for gates in seen:
         torch.testing.assert_close(gates.sum(-1), torch.ones(gates.shape[:-1]))
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from steermoe.models.prefix import prefix_cache
 
 from steermoe.audio.level import levelled
 from steermoe.data.prompts import encode_prompt
-from steermoe.models.prefix import prefix_cache
 from steermoe.models.steermoe import SteerMoE
 
 PREFIX = (17, 301, 5, 44, 9, 60, 2)
-NO_CACHE = "steermoe.models.steermoe.prefix_cache", "steermoe.models.continuous.prefix_cache"
+NO_CACHE = "steermoe.models.steermoe.prefix_cache", "steermoe.models.continuous_batching.prefix_cache"
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:

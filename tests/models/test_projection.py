@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from steermoe.models.projection import PROJECTIONS, make_projection
+from steermoe.models.projectors import PROJECTIONS, make_projection
 
 OPTIONS: dict[str, dict[str, int]] = {
     "linear": {},

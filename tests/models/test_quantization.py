@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steermoe.models import quantization
-from steermoe.models.quantization import QUANTIZATIONS, load_options
+from steermoe.models.llm import QUANTIZATIONS, load_options
 from steermoe.models.steermoe import SteerMoE
 
 ON_GPU = pytest.param(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from steermoe.models.gates import Gate
+from steermoe.models.gating import Gate
 from steermoe.models.routers import ROUTERS, PerLayer, Progressive, Shared, make_router
 
 LAYERS, EXPERTS, WIDTH = 3, 4, 6

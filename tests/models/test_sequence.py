@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe.models.sequence import pack, target_rows
+from steermoe.models.packing import pack, target_rows
 
 ROW = st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(0, 5))
 

@@ -48,7 +48,7 @@ def test_steering_is_the_papers_formula(variant: config.VariantConfig) -> None:
     plain = load_encoder(variant.encoder)  # the same layers without hooks, steered by hand
     hidden, lengths = plain.stem(FEATURES, LENGTHS)
     context = plain.context(hidden, lengths)
-    experts = steering.places[0].experts
+    experts = steering.hook_points[0].experts
     for number, layer in enumerate(plain.layers):
         hidden = layer(hidden, *context)
         logits = steering.router(hidden, number)
@@ -70,7 +70,7 @@ def test_transformers_own_forward_is_steered_too(variant: config.VariantConfig) 
 @torch.no_grad()
 def test_only_chosen_layers_are_steered_and_have_parameters(variant: config.VariantConfig) -> None:
     encoder, steering = attach(variant, layers=[2, 0])
-    assert [place.layer for place in steering.places] == [0, 2]
+    assert [place.layer for place in steering.hook_points] == [0, 2]
     assert len(steering.vectors) == 2 * 4 and len(steering.scales) == 2
     seen: list[tuple[int, torch.Size, torch.Size]] = []
     outputs = []
@@ -132,17 +132,17 @@ def test_strengths_scale_layers_and_experts_and_can_be_taken_back(variant: confi
     as_trained = heard()
     with steering.disabled():
         plain = heard()
-    steering.strength(0)
+    steering.set_scale(0)
     assert torch.equal(heard(), plain)
-    steering.strength(1, layer=1, expert=2)
+    steering.set_scale(1, layer=1, expert=2)
     assert not torch.equal(heard(), plain)
-    steering.strength()
+    steering.set_scale()
     assert torch.equal(heard(), as_trained)
-    steering.strength(-1, post=True)
+    steering.set_scale(-1, post=True)
     pushed = heard()
     with torch.no_grad():
         steering.vectors[-4:] *= -1
-    steering.strength()
+    steering.set_scale()
     assert torch.equal(heard(), pushed)
     assert not any("strength" in name for name in steering.state_dict())
     for wrong, message in (
@@ -150,7 +150,7 @@ def test_strengths_scale_layers_and_experts_and_can_be_taken_back(variant: confi
         ({"expert": 4}, "expert 4"),
     ):
         with pytest.raises(ValueError, match=message):
-            steering.strength(0.5, **wrong)  # pyright: ignore[reportArgumentType]
+            steering.set_scale(0.5, **wrong)  # pyright: ignore[reportArgumentType]
 
 
 @torch.no_grad()

@@ -329,7 +329,7 @@ def test_an_answer_brings_its_gates_where_they_are_wanted(tiny_variant: Callable
     assert model.ask(samples).gates is None
     answer = model.ask(samples, return_gates=True)
     assert answer.gates is not None and model.steering is not None
-    assert len(answer.gates) == len(model.steering.places)
+    assert len(answer.gates) == len(model.steering.hook_points)
     for found, expected in zip(answer.gates, model.gates(samples), strict=True):
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)

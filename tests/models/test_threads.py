@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from steermoe.models.inputs import Inputs
+from steermoe.data.dataset import Batch
 from steermoe.models.steermoe import SteerMoE
 
 THREADS, CALLS = 5, 12
@@ -67,14 +67,14 @@ def test_strengths_change_between_answers_only(tiny_variant: Callable[..., Any])
         return [torch.from_numpy(gates) for gates in model.gates(samples)]
 
     legal = [hear(0)]
-    steering.strength(0.0)
+    steering.set_scale(0.0)
     legal.append(hear(0))
     ended = threading.Event()
 
     def turn() -> None:
         while not ended.is_set():
             for value in (0.0, 1.0):
-                steering.strength(value)
+                steering.set_scale(value)
 
     turning = threading.Thread(target=turn)
     turning.start()
@@ -93,7 +93,7 @@ def test_an_abandoned_generator_keeps_nobody_waiting(
 ) -> None:
     model = SteerMoE.from_config(tiny_variant("linear"))
     how = greedy(8, strategy=strategy, num_beams=2 if strategy == "beam" else None)
-    left = model.generate_all([Inputs.of(make_batch())] * 2, how)
+    left = model.generate_all([Batch.of(make_batch())] * 2, how)
     next(left)
     with ThreadPoolExecutor(1) as pool:
         assert isinstance(pool.submit(model.transcribe, recordings()[0], None, how).result(60), str)

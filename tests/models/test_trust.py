@@ -19,7 +19,7 @@ from steermoe.asr.recognizer import Recognizer
 from steermoe.asr.transcript import Segment, Transcript
 from steermoe.audio.segmentation import speaks
 from steermoe.export.pyfunc import Transcriber
-from steermoe.models import trust
+from steermoe.models import inference as trust
 from steermoe.models.tools import Answer
 
 Spoken = list[SimpleNamespace]

@@ -9,7 +9,7 @@ import pytest
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from steermoe import config
-from steermoe.data.collator import collate
+from steermoe.data.dataset import collate
 from steermoe.export.merge import write_merged
 from steermoe.models.encoders import ENCODERS
 from steermoe.models.steermoe import SteerMoE
@@ -106,4 +106,4 @@ def test_any_placement_trains_with_it(
     for part, parameters in model.parameter_groups().items():
         assert all(p.grad is not None and p.grad.any() for p in parameters), part
     assert all(p.grad is None for p in model.encoder.model.parameters())
-    assert len(model.gates(speech(16_000, 0))) == len(model.steering.places)  # pyright: ignore
+    assert len(model.gates(speech(16_000, 0))) == len(model.steering.hook_points)  # pyright: ignore
