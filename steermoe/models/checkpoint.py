@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from pydantic import ValidationError
 from safetensors.torch import load, save
 
 from steermoe.atomic_io import write_bytes, write_text
 from steermoe.config import ConfigError, Generation, VariantConfig
 from steermoe.data.adapters import CONFIG, PARTS, WEIGHTS, adapter_folder
+from steermoe.models.generation import validated
 
 FORMAT = 1
 CARD = "README.md"
@@ -106,7 +106,7 @@ def read(source: str | Path) -> Adapter:
         description["frozen"],
         _without_per_layer(load(content)),
         None if merged is None else Merged(**merged),
-        None if generation is None else Generation.model_validate(generation),
+        None if generation is None else validated(generation),
         description.get("normalizer"),
     )
 
@@ -127,8 +127,8 @@ def _description(path: Path) -> dict[str, Any]:
         if "merged" in description:
             Merged(**description["merged"])
         if "generation" in description:
-            Generation.model_validate(description["generation"])
-    except (ValueError, TypeError, ValidationError) as error:
+            validated(description["generation"])
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not the description of an adapter: {error}") from error
     if description["format"] != FORMAT:
         raise ValueError(

@@ -3,7 +3,7 @@
 Shapes: B batch, W width of the packed batch, H width of the LLM, L tokens generated so far.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,8 +64,13 @@ def generation_settings(
         base = base.model_copy(update={"num_beams": None, "temperature": None, "top_p": None})
         if wanted["strategy"] == "sample":
             wanted.setdefault("temperature", 1.0)
+    return validated(base.model_dump() | wanted)
+
+
+def validated(values: Mapping[str, Any]) -> Generation:
+    """Return values as a `Generation`; ValueError names those that are invalid."""
     try:
-        return Generation.model_validate(base.model_dump() | wanted)
+        return Generation.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"generation: {problems}") from error
