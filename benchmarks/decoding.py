@@ -18,13 +18,12 @@ import torch
 from benchmarks.inference import sentences
 from benchmarks.shapes import machine, spread, table
 from steermoe import SteerMoE
-from steermoe.data.collator import collate
+from steermoe.data.dataset import collate, make_item
 from steermoe.data.prompts import encode_texts, texts_around
-from steermoe.models.continuous import Prompt, Slots, answers
-from steermoe.models.generating import log_likelihoods, prompts
-from steermoe.models.generation import GREEDY, decode
-from steermoe.models.inputs import Inputs
-from steermoe.models.sequence import pack
+from steermoe.models.continuous_batching import DecodeSlots, Prompt, answers
+from steermoe.models.generation import GREEDY, decode, log_likelihoods
+from steermoe.models.inference import prompts_of
+from steermoe.models.packing import pack
 
 Decode = Callable[[], dict[int, list[int]]]
 
@@ -35,12 +34,8 @@ def encoded(model: SteerMoE, count: int) -> list[Prompt]:
     ids = encode_texts(model.tokenizer, *texts)
     found = []
     for key, samples in enumerate(sentences(count / 12)[:count]):
-        item = {
-            "features": model.features(samples), "prefix_ids": ids.prefix, "prompt_ids": ids.suffix,
-            "target_ids": [], "index": key,
-        }  # fmt: skip
-        with torch.no_grad():
-            found += prompts(model, Inputs.of(collate([item])), [key])
+        batch = collate([make_item(model.features(samples), ids)])
+        found += prompts_of(model.embed_prompt, batch, [key])
     return sorted(found, key=lambda prompt: len(prompt.embeddings))
 
 
@@ -61,7 +56,7 @@ def in_batches(model: SteerMoE, asked: list[Prompt], rows: int, scored: bool) ->
 
 def continuously(model: SteerMoE, asked: list[Prompt], rows: int, scored: bool) -> dict[int, list[int]]:
     """Where one ends, the next takes its place."""
-    slots = Slots(model.llm, GREEDY, scored, model.narrows)
+    slots = DecodeSlots(model.llm, GREEDY, scored)
     return {key: ids for key, ids, _ in answers(slots, asked, rows)}
 
 

@@ -39,8 +39,8 @@ def one_after_another(assembly: SteerMoE, clips: dict[str, torch.Tensor]) -> lis
 def side_by_side(assembly: SteerMoE, clips: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Outputs (S, D) of each, and a folder filled with them."""
     with tempfile.TemporaryDirectory() as folder, frozen_features(assembly, Path(folder), 1):
-        assert assembly.heard is not None
-        found, lengths_B = assembly.heard(clips["features"], clips["feature_lengths"])
+        assert assembly.encode_override is not None
+        found, lengths_B = assembly.encode_override(clips["features"], clips["feature_lengths"])
     return [hidden[:length] for hidden, length in zip(found, lengths_B.tolist(), strict=True)]
 
 

@@ -30,8 +30,8 @@ from steermoe.analysis.work import clip, work
 from steermoe.config import VariantConfig
 from steermoe.data.batching import bucketed_batches
 from steermoe.models.encoders.encoder import layer_hidden
-from steermoe.models.frozen import DTYPES
 from steermoe.models.llm import decoder_layers, load_tokenizer
+from steermoe.models.pretrained import DTYPES
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training.parameter_groups import adamw
 

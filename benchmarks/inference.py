@@ -20,13 +20,11 @@ from steermoe.audio import synthesis
 from steermoe.audio.segmentation import VoiceActivity
 from steermoe.audio.waveform import RATE
 from steermoe.corpora import grammar, synthetic
-from steermoe.data.collator import collate
-from steermoe.data.dataset import Item
+from steermoe.data.dataset import Item, collate
 from steermoe.data.prompts import encode_texts, texts_around
-from steermoe.models.continuous import Slots
-from steermoe.models.generating import prompts
+from steermoe.models.continuous_batching import DecodeSlots
 from steermoe.models.generation import GREEDY
-from steermoe.models.inputs import Inputs
+from steermoe.models.inference import prompts_of
 
 
 def sentences(minutes: float) -> list[np.ndarray]:
@@ -60,8 +58,8 @@ def first_token(model: SteerMoE, samples: np.ndarray) -> float:
         "target_ids": [], "index": 0,
     }  # fmt: skip
     with torch.no_grad():
-        slots = Slots(model.llm, GREEDY, narrow=model.narrows)
-        slots.read(prompts(model, Inputs.of(collate([item]), model.device), [0]))
+        slots = DecodeSlots(model.llm, GREEDY)
+        slots.read(prompts_of(model.embed_prompt, collate([item]).to(model.device), [0]))
     return time.perf_counter() - begin
 
 

@@ -26,8 +26,7 @@ from benchmarks.preprocess import SECONDS, speech_like
 from benchmarks.shapes import frozen_models, machine, model, table
 from steermoe.audio import waveform
 from steermoe.data.batching import bucketed_batches
-from steermoe.data.collator import collate
-from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.dataset import UtteranceDataset, collate
 from steermoe.models.steermoe import SteerMoE
 
 

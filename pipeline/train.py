@@ -32,7 +32,8 @@ def main(
     """Train the variant that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint.
 
     Of PARAMS only `training.distributed` of the profile is read, on what the variant is trained, and
-    `generation.max_new_tokens`, to report targets that no answer can reach. Exit code 75: it was asked to end
+    `generation` and `evaluation.normalizer`, which the adapter stores for its use, and by which targets that no answer
+    can reach are reported. Exit code 75: it was asked to end
     (SIGTERM), has kept what is done, and goes on when the command is repeated.
     """
     from steermoe import config as configuration
@@ -63,6 +64,8 @@ def main(
                 feature_cache_gb=feature_cache_gb,
                 distributed=distributed,
                 max_new_tokens=settings.generation.max_new_tokens,
+                generation=settings.generation,
+                normalizer=settings.evaluation.normalizer,
             )
             if processes.world().rank == 0:
                 print(f"{out}: dev loss {results['best_dev_loss']:.4f} at step {results['best_step']}")

@@ -22,7 +22,7 @@ from pretrained import NOTICE
 from pretrained.soft_text import KINDS, PROMPTS, Item, Reader, held_out, items, pool, soft_weights
 from steermoe.corpora import grammar
 from steermoe.models.generation import GREEDY, decode
-from steermoe.models.sequence import pack
+from steermoe.models.packing import pack
 
 EOS = "<|endoftext|>"
 HELD_OUT = 200  # items of each task

@@ -24,12 +24,13 @@ class LockError(ValueError):
     """A model's files are not those that the lock beside the profile has."""
 
 
-def located(section: Base, setting: str) -> Base:
+def located(section: Base, setting: str, local_files_only: bool = False) -> Base:
     """The section with the folder that has the model's files as its path, downloaded where that is needed.
 
     Args:
         section: `path` is a folder, or an id of the hub; `revision` its commit, null for the latest.
         setting: name of the configuration's section, for errors.
+        local_files_only: do not download anything.
 
     Raises:
         ValueError: there is neither such a folder nor such a model, or a folder has a revision.
@@ -48,7 +49,11 @@ def located(section: Base, setting: str) -> Base:
 
     try:
         folder = snapshot_download(
-            section.path, revision=section.revision, allow_patterns=[*FETCHED], ignore_patterns=[*LEFT]
+            section.path,
+            revision=section.revision,
+            local_files_only=local_files_only,
+            allow_patterns=[*FETCHED],
+            ignore_patterns=[*LEFT],
         )
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise ValueError(

@@ -12,8 +12,8 @@ from torch import nn
 from steermoe import config
 from steermoe.analysis.presets import EncoderShape, LlmShape, count, encoder_shape, llm_shape
 from steermoe.models.downsample import make_downsampler
-from steermoe.models.frozen import Depth
-from steermoe.models.projection import make_projection
+from steermoe.models.pretrained import Depth
+from steermoe.models.projectors import make_projection
 from steermoe.models.steering import Steering
 
 TRAINED = ("vectors", "scales", "router", "downsample", "projection", "lora", "llm_lora")

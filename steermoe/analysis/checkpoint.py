@@ -60,7 +60,7 @@ def analyze(
     write_bytes(out / "divergences.csv", differs.write_csv().encode())
     write_json(out / "steering.json", use | {"geometry": shapes})
     longest = frame.sort("seconds", descending=True).row(0, named=True)
-    timeline = model.gates(waveform.load(longest["audio"]))
+    timeline = list(model.gates(waveform.load(longest["audio"])).values())
     heading = f"{longest['source_id']}: {longest['transcript'][:60]}"
     pictures = portraits.draw_all(
         model.config.name, use, shapes, gates, differs, (timeline, longest["seconds"], heading), out

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from steermoe.config import of_the_hub
-from steermoe.models.encoders.firered_conformer import FireRedConfig
-from steermoe.models.frozen import DTYPES, Depth, keep_layers
+from steermoe.models.encoders.firered import FireRedConfig
+from steermoe.models.pretrained import DTYPES, Depth, keep_layers
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ KINDS: dict[str, Kind] = {
         "encoder.layers", "hidden_size", 50.0,
     ),
     "firered_conformer": Kind(
-        "steermoe.models.encoders.firered_conformer:FireRedConformer", "layer_stack", "hidden_size", 25.0,
+        "steermoe.models.encoders.firered:FireRedConformer", "layer_stack", "hidden_size", 25.0,
         longest="max_frames",
     ),
     "parakeet_encoder": Kind(

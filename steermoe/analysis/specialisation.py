@@ -51,13 +51,13 @@ def usage(model: SteerMoE, frame: pl.DataFrame) -> Usage:
     """
     if model.steering is None:
         raise ValueError(f"method {model.config.method} has no experts to analyze; steering has")
-    places = model.steering.places
+    places = model.steering.hook_points
     gates = [np.zeros((len(frame), 2, place.experts)) for place in places]
     frames = [np.zeros((len(frame), 2), int) for _ in places]
     audio = frame["audio"]
     for number in track(range(len(frame)), description="gates"):
         samples = waveform.load(audio[number])
-        for place, gates_SN in enumerate(model.gates(samples)):
+        for place, gates_SN in enumerate(model.gates(samples).values()):
             silent_S = _silent(samples, len(gates_SN))
             for kind, chosen in enumerate((~silent_S, silent_S)):
                 gates[place][number, kind] = gates_SN[chosen].sum(0)
@@ -156,7 +156,7 @@ def _divergence(totals: Sequence[np.ndarray], counts: Sequence[int]) -> float:
 def geometry(steering: Steering) -> dict[str, dict]:
     """Of each place: norm of each expert's scaled vector, and cosine similarity between all, (N, N)."""
     found = {}
-    for index, place in enumerate(steering.places):
+    for index, place in enumerate(steering.hook_points):
         vectors_ND = steering.scaled_vectors(index).detach().double().cpu()
         norms_N = vectors_ND.norm(dim=1)
         unit_ND = vectors_ND / norms_N.clamp(min=1e-12)[:, None]

@@ -8,8 +8,7 @@ import polars as pl
 import torch
 
 from steermoe.data.batching import bucketed_batches
-from steermoe.data.collator import collate
-from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.dataset import UtteranceDataset, collate
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.steering import Steering
 from steermoe.models.steermoe import SteerMoE
@@ -67,16 +66,16 @@ def collect(
     rows = frame.sample(min(utterances, len(frame)), seed=seed)
     dataset = UtteranceDataset(rows, model.features, model.tokenizer, model.config.prompts)
     steering = model.steering
-    totals = [Totals(place.experts) for place in steering.places]
+    totals = [Totals(place.experts) for place in steering.hook_points]
     seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     with steering.observed(lambda index, hidden, gates: seen.append((index, hidden, gates))):
         window = model.encoder.window_seconds
         for chosen in bucketed_batches(rows["seconds"].to_list(), max_batch_seconds, None, 0, window):
             batch = collate([dataset[row] for row in chosen])
             features, lengths = (batch[name].to(model.device) for name in ("features", "feature_lengths"))
-            model.hear(features, lengths)
+            model.encode_frames(features, lengths)
             for index, hidden, gates in seen:
-                valid = valid_frames(model.lengths_of(hidden.shape[1]), hidden.shape[1])
+                valid = valid_frames(model.frame_lengths(hidden.shape[1]), hidden.shape[1])
                 totals[index].add(steering, index, hidden[valid], gates[valid])
             seen.clear()
     return summary(steering, totals, len(rows))
@@ -87,8 +86,8 @@ def summary(steering: Steering, totals: list[Totals], utterances: int) -> dict:
     gates = [total.gates / total.frames for total in totals]
     entropy = [total.entropy / total.frames for total in totals]
     return {
-        "layers": [str(place) for place in steering.places],
-        "experts": [place.experts for place in steering.places],
+        "layers": [str(place) for place in steering.hook_points],
+        "experts": [place.experts for place in steering.hook_points],
         "utterances": utterances,
         "frames": totals[0].frames,
         "mean_gates": [each.tolist() for each in gates],

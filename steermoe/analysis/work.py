@@ -15,7 +15,7 @@ from torch import nn
 
 from steermoe.analysis.audit import Sections
 from steermoe.analysis.presets import EncoderShape, LlmShape
-from steermoe.models.placement import places
+from steermoe.models.gating import hook_points
 
 RECOMPUTED = 2.5  # backward of attention over its forward
 PRECISE = 4  # bytes of a float32
@@ -103,7 +103,7 @@ def steered_layers(sections: Sections, layers: int) -> list[int]:
     """Numbers of the steered layers of an encoder of so many."""
     if sections.steering is None:
         return []
-    return [place.layer for place in places(sections.steering, layers) if place.layer is not None]
+    return [place.layer for place in hook_points(sections.steering, layers) if place.layer is not None]
 
 
 def activations(
@@ -118,7 +118,7 @@ def activations(
     if through:
         below = heard.frames * sum(kept_bytes(layer, bytes_a_number) for layer in encoder.layers[-through:])
     if sections.steering is not None:  # the frame itself in float32, for router and vectors
-        count = len(places(sections.steering, len(encoder.layers)))
+        count = len(hook_points(sections.steering, len(encoder.layers)))
         below += heard.frames * count * encoder.width * PRECISE
     above = heard.positions * sum(kept_bytes(layer, bytes_a_number) for layer in llm.layers)
     vocabulary = llm.head_weights / llm.width

@@ -36,11 +36,9 @@ from steermoe.audio.segmentation import Segmenter, Stretch
 from steermoe.audio.waveform import RATE, source_name
 from steermoe.config import Generation
 from steermoe.data.tokens import plain
-from steermoe.models.answers import BATCH_SECONDS, answer_all
-from steermoe.models.generation import GREEDY
+from steermoe.models.inference import BATCH_SECONDS, answer_all, say
 from steermoe.models.steermoe import SteerMoE
 from steermoe.models.tools import Answer
-from steermoe.models.trust import say
 
 Recording = str | Path | bytes | BinaryIO | np.ndarray
 LONGEST = 30.0  # seconds of a stretch, for encoders without a limit
@@ -90,7 +88,7 @@ class Recognizer:
         context: hot words or a topic, put before the prompt. An LLM that was trained on other prompts (the mini
             models were) may not heed it, or suffer from it.
         words: tell the times of words, too; see `alignment`.
-        generation: how to decode.
+        generation: how to decode; None: as the adapter says.
         seed: of sampling.
         silence: seconds without speech that end a stretch.
         max_batch_seconds: audio seconds a batch, padding included; None: BATCH_SECONDS, on a CPU ON_CPU.
@@ -104,7 +102,7 @@ class Recognizer:
         prompt: str | None = None,
         context: str | None = None,
         words: bool = False,
-        generation: Generation = GREEDY,
+        generation: Generation | None = None,
         seed: int = 0,
         silence: float = 0.4,
         max_batch_seconds: float | None = None,
@@ -112,7 +110,8 @@ class Recognizer:
         track: int | None = None,
     ) -> None:
         self._answer_all = answer
-        self.model, self.words, self.generation, self.seed = model, words, generation, seed
+        self.model, self.words, self.seed = model, words, seed
+        self.generation = model.generation if generation is None else generation
         self.silence, self.track = silence, track
         usual = ON_CPU if model.device.type == "cpu" else BATCH_SECONDS
         self.max_batch_seconds = usual if max_batch_seconds is None else max_batch_seconds

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
-from steermoe.models.trust import UNSURE
+from steermoe.models.inference import UNSURE
 
 BREAKS = re.compile("[\x00-\x20\x7f-\x9f\u2028\u2029]+")
 

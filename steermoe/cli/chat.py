@@ -26,7 +26,7 @@ def main(model: Model = None, device: Device = None) -> None:
         printf '/audio talk.wav\\nwho is in it\\n' | steermoe chat
     """
     from steermoe.cli import loading as opening
-    from steermoe.models.trust import NO_SPEECH
+    from steermoe.models.inference import NO_SPEECH
 
     talk = opening.open_model(model, device)
     console = plain_console(soft_wrap=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
-    from steermoe.models.steermoe import LoadLlm, SteerMoE
+    from steermoe.models.speech_llm import LoadLlm
+    from steermoe.models.steermoe import SteerMoE
 
 DEFAULT_MODEL = "pretrained/adapters/steermoe"
 STANDARD_INPUT = "-"
@@ -31,10 +32,9 @@ def open_model(source: str | None, device: str | None, load: "LoadLlm | None" = 
         raise ValueError(f"--model: none given, and no {DEFAULT_MODEL} here; give a folder, or a hub id")
     import torch
 
-    from steermoe.models.llm import load_llm
     from steermoe.models.steermoe import SteerMoE
 
-    model = SteerMoE.from_pretrained(source or DEFAULT_MODEL, load=load or load_llm)
+    model = SteerMoE.from_pretrained(source or DEFAULT_MODEL, load=load)
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(name)

@@ -9,21 +9,33 @@ WEIGHTS, CONFIG = "adapter.safetensors", "config.json"
 PARTS = ("encoder", "llm")  # folders of a merged adapter
 
 
-def adapter_folder(source: str | Path) -> Path:
-    """The folder of an adapter, downloaded from the hub where `source` is no folder.
+def adapter_folder(source: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """Return the folder of an adapter, downloaded from the hub unless `source` is a folder.
+
+    Args:
+        source: a folder, or a repository on the hub.
+        revision: branch, tag or commit of the repository; None: its main branch.
+        local_files_only: do not download anything.
 
     Raises:
         ValueError: there is neither such a folder nor such a repository.
     """
     folder = Path(source)
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{source}: found revision {revision!r} of a folder; only repositories have one")
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     own = [f"{part}/{pattern}" for part in PARTS for pattern in FETCHED]
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[WEIGHTS, CONFIG, *own]))
+        files = [WEIGHTS, CONFIG, *own]
+        return Path(
+            snapshot_download(
+                str(source), revision=revision, local_files_only=local_files_only, allow_patterns=files
+            )
+        )
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise ValueError(
             f"{source}: neither a folder nor a repository that the hub gives us: {error}"

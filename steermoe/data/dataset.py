@@ -1,10 +1,13 @@
-"""Utterances as what the model takes: features of the audio, and token ids of prompt and target."""
+"""Utterances as the model takes them, and batches of them: features, and token ids of prompt and target."""
 
-from typing import NotRequired, TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import NotRequired, Self, TypedDict
 
 import numpy as np
 import polars as pl
 import torch
+from torch.nn.functional import pad
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +20,7 @@ from steermoe.data.rows import VIDEO
 from steermoe.data.tokens import target_ids
 
 COLUMNS = ("source_id", "task", "prompt", "target", "audio")
+IGNORED = -100  # target id of padding, which torch's cross-entropy ignores
 
 
 class Item(TypedDict):
@@ -24,12 +28,94 @@ class Item(TypedDict):
 
     features: torch.Tensor  # (M, T) float32, unpadded
     prefix_ids: list[int]  # before the audio
-    prompt_ids: list[int]  # behind it
+    prompt_ids: list[int]  # after it
     target_ids: list[int]  # the end token included
     index: int  # row of the frame
-    video: NotRequired[
-        torch.Tensor
-    ]  # features (M, T) float32 of the video, where the model has a branch for it
+    video: NotRequired[torch.Tensor]  # features (M, T) float32, where the model has a video tower
+
+
+def make_item(features: torch.Tensor, prompt: Prompt, target: Sequence[int] = (), index: int = 0) -> Item:
+    """Make an item of features (M, T), the prompt around the audio, and the target, if there is one."""
+    return {
+        "features": features,
+        "prefix_ids": prompt.prefix,
+        "prompt_ids": prompt.suffix,
+        "target_ids": list(target),
+        "index": index,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Mapping[str, torch.Tensor]):
+    """Items, each field right-padded to the longest row; lengths and ids are int64.
+
+    B rows, M feature channels, T feature frames, P0 tokens before the audio, P after it, Y target tokens. A mapping of
+    the fields that are not None, so that `model(**batch)` works.
+    """
+
+    features: torch.Tensor  # (B, M, T) float32, 0 after feature_lengths
+    feature_lengths: torch.Tensor  # (B,)
+    prefix_ids: torch.Tensor  # (B, P0), 0 after prefix_lengths
+    prefix_lengths: torch.Tensor  # (B,)
+    prompt_ids: torch.Tensor  # (B, P), 0 after prompt_lengths
+    prompt_lengths: torch.Tensor  # (B,)
+    target_ids: torch.Tensor | None = None  # (B, Y), IGNORED after target_lengths
+    target_lengths: torch.Tensor | None = None  # (B,), the end token included
+    video_features: torch.Tensor | None = None  # (B, M, T) with M and T of the video
+    video_lengths: torch.Tensor | None = None  # (B,)
+    indices: torch.Tensor | None = None  # (B,), rows of the frame
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.features)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the batch on a device."""
+        return type(self)(
+            **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.items()}
+        )
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in set(self):
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Pad items on the right and stack them, the same way for training and for evaluation."""
+    features, feature_lengths = _stacked([item["features"] for item in items])
+    prefix_ids, prefix_lengths = _padded([item["prefix_ids"] for item in items], 0)
+    prompt_ids, prompt_lengths = _padded([item["prompt_ids"] for item in items], 0)
+    target_ids, target_lengths = _padded([item["target_ids"] for item in items], IGNORED)
+    videos = [item["video"] for item in items if "video" in item]
+    video_features, video_lengths = _stacked(videos) if videos else (None, None)
+    indices = torch.tensor([item["index"] for item in items])
+    return Batch(
+        features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths,
+        target_ids, target_lengths, video_features, video_lengths, indices,
+    )  # fmt: skip
+
+
+def _stacked(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack features (M, T), each of its own T, to (B, M, T); return them and each T."""
+    lengths = [row.shape[1] for row in rows]
+    padded = [pad(row, (0, max(lengths) - n)) for row, n in zip(rows, lengths, strict=True)]
+    return torch.stack(padded), torch.tensor(lengths)
+
+
+def _padded(rows: Sequence[list[int]], filling: int) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = [len(row) for row in rows]
+    table = torch.full((len(rows), max(lengths)), filling)
+    for row, ids in enumerate(rows):
+        table[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return table, torch.tensor(lengths)
 
 
 class UtteranceDataset(Dataset[Item]):
@@ -38,13 +124,11 @@ class UtteranceDataset(Dataset[Item]):
     Args:
         frame: rows of `Utterance`, at least COLUMNS.
         features: from waveform to features.
-        tokenizer: the LLM's; it must know its end-of-text token.
-        prompts: format and templates of what is asked.
-        cache_dtype: features are kept at this precision; float16 halves the memory and rounds what is
-            returned, the first time too.
-        cache_bytes: features, and frames of videos, are kept until they fill so much memory (in every process
-            that loads data); those of the other rows are computed each time.
-        video_features: from a video's frames to features; None: videos are not looked at.
+        tokenizer: the LLM's; it must have an end-of-text token.
+        prompts: format and templates of the prompts.
+        cache_bytes: features, and frames of videos, are cached up to this many bytes (in every process that loads
+            data); those of other rows are computed each time.
+        video_features: from a video's frames to features; None: videos are not read.
 
     Raises:
         ValueError: a column is missing (`video` is needed with `video_features`), or the tokenizer has no
@@ -57,7 +141,6 @@ class UtteranceDataset(Dataset[Item]):
         features: Features,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
-        cache_dtype: torch.dtype = torch.float32,
         cache_bytes: int = 2**30,
         video_features: Features | None = None,
     ) -> None:
@@ -68,8 +151,8 @@ class UtteranceDataset(Dataset[Item]):
         self._questions = frame.select("task", "prompt").rows()
         self._features, self._tokenizer, self._prompts = features, tokenizer, prompts
         self._end = end_token(prompts, tokenizer)
+        self._free_bytes = cache_bytes
         self._cache: dict[int, torch.Tensor] = {}
-        self._cache_dtype, self._free_bytes = cache_dtype, cache_bytes
         self._encoded: dict[tuple[str, str], Prompt] = {}
         self._videos = None if video_features is None else frame[VIDEO]
         self._video_features, self._frames = video_features, dict[int, np.ndarray]()
@@ -78,56 +161,36 @@ class UtteranceDataset(Dataset[Item]):
         return len(self._audio)
 
     def __getitem__(self, index: int) -> Item:
-        """Raises ValueError naming the utterance whose audio or target cannot be used."""
-        prompt = self._prompt_of(index)
-        target = self._target_of(index)
-        item: Item = {
-            "features": self._features_of(index),
-            "prefix_ids": prompt.prefix,
-            "prompt_ids": prompt.suffix,
-            "target_ids": [*target, self._end],
-            "index": index,
-        }
-        if self._video_features is not None:
-            item["video"] = self._video_features(self._frames_of(index))
-        return item
-
-    def _target_of(self, index: int) -> list[int]:
+        """Raise ValueError naming the utterance whose audio, video or target cannot be used."""
         try:
-            return target_ids(self._tokenizer, self._targets[index])
+            asked = self._questions[index]
+            if asked not in self._encoded:
+                self._encoded[asked] = encode_prompt(self._prompts, self._tokenizer, *asked)
+            target = target_ids(self._tokenizer, self._targets[index])
+            features = self._features_of(index)
+            item = make_item(features, self._encoded[asked], [*target, self._end], index)
+            if self._video_features is not None:
+                item["video"] = self._video_features(self._frames_of(index))
         except ValueError as error:
             raise ValueError(f"utterance {self._ids[index]!r} (row {index}): {error}") from error
+        return item
 
     def _features_of(self, index: int) -> torch.Tensor:
-        if index not in self._cache:
-            try:
-                computed = self._features(waveform.load(self._audio[index])).to(self._cache_dtype)
-            except ValueError as error:
-                raise ValueError(f"utterance {self._ids[index]!r} (row {index}): {error}") from error
-            if computed.nbytes > self._free_bytes:
-                return computed.float()
+        if index in self._cache:
+            return self._cache[index]
+        computed = self._features(waveform.load(self._audio[index]))
+        if computed.nbytes <= self._free_bytes:
             self._free_bytes -= computed.nbytes
             self._cache[index] = computed
-        return self._cache[index].float()
+        return computed
 
     def _frames_of(self, index: int) -> np.ndarray:
         if index in self._frames:
             return self._frames[index]
-        assert self._videos is not None
-        where = f"utterance {self._ids[index]!r} (row {index})"
-        if self._videos[index] is None:
-            raise ValueError(f"{where}: no video; a model with a video branch needs one in every row")
-        try:
-            frames = video.load(self._videos[index])
-        except video.VideoError as error:
-            raise ValueError(f"{where}: {error}") from error
+        if self._videos is None or self._videos[index] is None:
+            raise ValueError("no video; a model with a video tower needs one in every row")
+        frames = video.load(self._videos[index])
         if frames.nbytes <= self._free_bytes:
             self._free_bytes -= frames.nbytes
             self._frames[index] = frames
         return frames
-
-    def _prompt_of(self, index: int) -> Prompt:
-        asked = self._questions[index]
-        if asked not in self._encoded:
-            self._encoded[asked] = encode_prompt(self._prompts, self._tokenizer, *asked)
-        return self._encoded[asked]

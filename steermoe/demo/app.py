@@ -35,7 +35,7 @@ from steermoe.demo.callbacks import (
 )
 from steermoe.demo.examples import Example
 from steermoe.demo.inference import ALL, Listener
-from steermoe.models.trust import notice
+from steermoe.models.inference import notice
 from steermoe.server.auth import own_names
 
 KEPT = 3600  # seconds

@@ -18,7 +18,7 @@ from steermoe.asr.recognizer import Recognizer, longest
 from steermoe.asr.transcript import Transcript
 from steermoe.audio.segmentation import Segmenter, Stretch
 from steermoe.audio.waveform import RATE, AudioError
-from steermoe.models.exclusive import LOCK
+from steermoe.models.pretrained import LOCK
 from steermoe.models.steermoe import SteerMoE
 from steermoe.models.tools import Answer
 from steermoe.server.limits import Limits
@@ -66,12 +66,18 @@ class Listener:
     @property
     def experts(self) -> list[int]:
         """N of each steered place; none without steering."""
-        return [] if self.model.steering is None else [place.experts for place in self.model.steering.places]
+        return (
+            []
+            if self.model.steering is None
+            else [place.experts for place in self.model.steering.hook_points]
+        )
 
     @property
     def places(self) -> list[str]:
         """The steered places' names: layers of the encoder by number, `post` behind it."""
-        return [] if self.model.steering is None else [str(place) for place in self.model.steering.places]
+        return (
+            [] if self.model.steering is None else [str(place) for place in self.model.steering.hook_points]
+        )
 
     def close(self) -> None:
         """End the process that decodes."""
@@ -146,7 +152,7 @@ class Listener:
             for stretch in _stretches(model, samples):
                 first = round(stretch.start / RATE * rate)
                 last = min(width, first + max(1, round(stretch.seconds * rate)))
-                for whole, gates in zip(found, model.gates(stretch.samples), strict=True):
+                for whole, gates in zip(found, model.gates(stretch.samples).values(), strict=True):
                     # Where frames are joined within the encoder, one stands for several from there on.
                     frames = np.linspace(0, len(gates), last - first, endpoint=False).astype(int)
                     whole[first:last] = gates[frames]
@@ -159,17 +165,17 @@ class Listener:
         with LOCK:
             try:
                 for expert, factors in strengths.items():
-                    if steering is None or len(factors) != len(steering.places):
+                    if steering is None or len(factors) != len(steering.hook_points):
                         raise ValueError(
                             f"strengths: found {len(factors)}, the model has {len(self.places)} steered places"
                         )
-                    for rows, place, factor in zip(steering.rows, steering.places, factors, strict=True):
+                    for rows, place, factor in zip(steering.rows, steering.hook_points, factors, strict=True):
                         if expert < place.experts:
-                            steering.strengths[rows if expert == ALL else rows.start + expert] *= factor
+                            steering.expert_scales[rows if expert == ALL else rows.start + expert] *= factor
                 yield
             finally:
                 if steering is not None:
-                    steering.strength(1.0)
+                    steering.set_scale(1.0)
 
 
 def _stretches(model: SteerMoE, samples: np.ndarray) -> list[Stretch]:

@@ -19,8 +19,7 @@ from steermoe.audio.features import Features
 from steermoe.audio.waveform import RATE
 from steermoe.config import Evaluation, Generation
 from steermoe.data.batching import bucketed_batches
-from steermoe.data.collator import collate
-from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.dataset import Batch, UtteranceDataset, collate
 from steermoe.data.limits import target_tokens
 from steermoe.data.rows import with_defaults
 from steermoe.distributed import gathered, world
@@ -30,7 +29,6 @@ from steermoe.evaluation.metrics import count_errors
 from steermoe.evaluation.normalizers import normalizer
 from steermoe.evaluation.predictions import Predictions, Speed
 from steermoe.models.generation import describe
-from steermoe.models.inputs import Inputs
 from steermoe.models.steermoe import SteerMoE
 
 ASKED = ("audio", "video", "language", "task", "prompt")  # all that an answer depends on
@@ -86,9 +84,9 @@ def adapter(model: SteerMoE, generation: Generation, seed: int) -> System:
     features = _Beginning(model.features, model.encoder.max_seconds)
     seen = None if model.video is None else model.video.features
 
-    def inputs(rows: pl.DataFrame) -> Inputs:
+    def inputs(rows: pl.DataFrame) -> Batch:
         dataset = UtteranceDataset(rows, features, model.tokenizer, model.config.prompts, video_features=seen)
-        return Inputs.of(collate([dataset[row] for row in range(len(dataset))]), model.device)
+        return collate([dataset[row] for row in range(len(dataset))]).to(model.device)
 
     @torch.inference_mode()
     def respond(batches: Iterable[pl.DataFrame]) -> Iterator[tuple[int, str]]:

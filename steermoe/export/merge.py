@@ -19,8 +19,8 @@ from steermoe.config import VariantConfig
 from steermoe.config.experiments import parts_of
 from steermoe.data.adapters import PARTS, WEIGHTS, adapter_folder
 from steermoe.hub import KINDS, located
-from steermoe.models import adapter
-from steermoe.models.frozen import progress
+from steermoe.models import checkpoint as adapter
+from steermoe.models.pretrained import progress
 from steermoe.models.steermoe import SteerMoE
 
 FOLDED = ("lora", "llm_lora")  # ingredients of a method

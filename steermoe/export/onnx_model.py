@@ -30,13 +30,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from steermoe.audio.features import LogMel
 from steermoe.config import Generation, VariantConfig
+from steermoe.data.dataset import Batch
 from steermoe.export.onnx_export import AUDIO, DESCRIPTION, EMBEDDINGS, FORMAT, LLM
-from steermoe.models.answers import Audio, answer_spoken
-from steermoe.models.generating import Generated
 from steermoe.models.generation import GREEDY, decode
-from steermoe.models.inputs import Inputs
+from steermoe.models.inference import Audio, Generated, answer_spoken
 from steermoe.models.llm import load_tokenizer
-from steermoe.models.sequence import pack
+from steermoe.models.packing import pack
 
 
 class OnnxLlm(PreTrainedModel, GenerationMixin):
@@ -146,7 +145,7 @@ class OnnxModel:
 
     @torch.no_grad()
     def generate_all(
-        self, batches: Iterable[Inputs], generation: Generation, seed: int = 0, scored: bool = False
+        self, batches: Iterable[Batch], generation: Generation, seed: int = 0, scored: bool = False
     ) -> Iterator[Generated]:
         """As `SteerMoE.generate_all`, batch by batch, and without likelihoods."""
         before = 0
@@ -155,7 +154,7 @@ class OnnxModel:
             yield from (Generated(row, ids, []) for row, ids in enumerate(found, start=before))
             before += len(found)
 
-    def _read(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read(self, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """What the LLM reads, left-padded, and where that is valid."""
         prompt = self.llm.table(inputs.prompt_ids.clamp(min=0))
         heard: dict[str, Any] = {"features": inputs.features, "feature_lengths": inputs.feature_lengths}

@@ -36,14 +36,14 @@ class Transcriber(PythonModel):
             next((path for root in roots if (path := root / variant[part]["path"]).is_dir()), None)
             for part in ("encoder", "llm")
         )
-        self.model = SteerMoE.from_pretrained(adapter, encoder, llm)
+        self.model = SteerMoE.from_pretrained(adapter, encoder=encoder, llm=llm)
 
     def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:
         """A text for each row."""
         asked = model_input["question"] if "question" in model_input else [None] * len(model_input)
         questions = [str(question) if isinstance(question, str) else None for question in asked]
         texts = [
-            self.model.transcribe(audio, question)
+            self.model.ask(audio, question).text
             for audio, question in zip(model_input["audio"], questions, strict=True)
         ]
         return pd.DataFrame({"text": texts}, index=model_input.index)

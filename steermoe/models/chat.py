@@ -7,13 +7,11 @@ hand, `{"type": "audio", "audio": <path or waveform>}`.
 Shapes: A audio tokens, P tokens of a text, H width of the LLM.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +21,20 @@ from steermoe.audio.level import levelled
 from steermoe.config import Generation
 from steermoe.data.prompts import Turn, conversation
 from steermoe.data.tokens import encode
-from steermoe.models.answers import confidence, to_waveform
-from steermoe.models.exclusive import exclusive
-from steermoe.models.generating import log_likelihoods
-from steermoe.models.generation import decode
+from steermoe.models.generation import decode, log_likelihoods
+from steermoe.models.inference import (
+    confidence,
+    nothing_heard,
+    notice,
+    rated,
+    say,
+    say_once,
+    to_waveform,
+    unanswerable,
+)
+from steermoe.models.pretrained import exclusive
+from steermoe.models.speech_llm import SpeechLlm
 from steermoe.models.tools import Answer, check_tools, read_answer
-from steermoe.models.trust import nothing_heard, notice, rated, say, say_once, unanswerable
-
-if TYPE_CHECKING:
-    from steermoe.models.steermoe import SteerMoE
 
 ROLES = ("system", "user", "assistant")
 SHOWN = 80  # characters of what was found, in errors
@@ -40,7 +43,7 @@ SHOWN = 80  # characters of what was found, in errors
 @exclusive
 @torch.no_grad()
 def chat(
-    model: SteerMoE,
+    model: SpeechLlm,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[dict] | None,
     generation: Generation,
@@ -75,13 +78,13 @@ def chat(
     return answer
 
 
-def _text(model: SteerMoE, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _text(model: SpeechLlm, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (1, P) and their number (1,)."""
     row = torch.tensor([ids], dtype=torch.int64, device=model.device)
     return row, torch.tensor([len(ids)], device=model.device)
 
 
-def _audio(model: SteerMoE, samples: np.ndarray, asked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _audio(model: SpeechLlm, samples: np.ndarray, asked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Audio tokens (1, A, H) and their number (1,); `asked` is for projectors that read the prompt."""
     features = model.features(levelled(samples))[None].to(model.device)
     ids, count = _text(model, asked)

@@ -1,7 +1,7 @@
-"""Down-sampling the encoder's frames to audio tokens: (hidden_BSD, lengths_B) -> (audio_BAD', lengths_B).
+"""Down-sampling of encoder frames to audio tokens: (hidden_BSD, lengths_B) -> (tokens_BAE, lengths_B).
 
-Windows of K frames side by side, A = ceil(S / K) of them, to which frames beyond a row's length add nothing.
-Shapes: B batch, S encoder frames, A audio tokens, K kernel, D encoder width, D' width after.
+Windows of K adjacent frames become A = ceil(S / K) tokens; frames beyond a row's length add nothing.
+Shapes: B batch, S encoder frames, A audio tokens, K factor, D encoder width, E width of a token.
 """
 
 from abc import ABC, abstractmethod
@@ -10,142 +10,126 @@ import torch
 from torch import nn
 
 from steermoe import config
-from steermoe.models.encoders.encoder import valid_frames
+from steermoe.models.packing import valid_frames
 from steermoe.registry import choose
 
 
 class Downsampler(nn.Module, ABC):
-    """What every down-sampler has.
+    """Base class; a subclass may set `frames_per_token`, by which a token is wider than a frame.
 
     Attributes:
-        kernel: K.
-        width: D'.
+        factor: K.
+        width: E.
 
     Args:
         section: the configuration of the projector.
         frame_width: D.
     """
 
-    width: int
-
     def __init__(self, section: config.Projector, frame_width: int) -> None:
         super().__init__()
-        self.kernel = section.downsample_factor
-        self.width = frame_width * self.frames_a_token(section.downsample_factor)
+        self.factor = section.downsample_factor
+        self.width = frame_width * self.frames_per_token(section.downsample_factor)
 
     @staticmethod
-    @abstractmethod
-    def frames_a_token(kernel: int) -> int:
-        """D' / D."""
-
-    @abstractmethod
-    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frames to audio tokens, and their lengths."""
-
-
-class Average(Downsampler):
-    """The mean over the valid frames of each window; D' = D."""
-
-    @staticmethod
-    def frames_a_token(kernel: int) -> int:
-        """A token is as wide as a frame."""
+    def frames_per_token(factor: int) -> int:
+        """Return E / D."""
         return 1
 
     def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A window that ends within an utterance's padding is averaged over what is not padding."""
-        windows_BAKD = _windows(hidden_BSD, lengths_B, self.kernel)
-        tokens = windows_BAKD.shape[1]
-        starts_A = torch.arange(tokens, device=lengths_B.device) * self.kernel
-        frames_BA = (lengths_B[:, None] - starts_A).clamp(1, self.kernel)
-        mean_BAD = windows_BAKD.sum(2) / frames_BA[..., None].to(hidden_BSD.dtype)
-        return mean_BAD, _ceil_div(lengths_B, self.kernel)
+        """Turn frames into audio tokens; return them and their lengths."""
+        frames = hidden_BSD.shape[1]
+        hidden_BSD = hidden_BSD.masked_fill(~valid_frames(lengths_B, frames)[..., None], 0)
+        missing = -frames % self.factor
+        if torch.compiler.is_exporting() or missing:  # an exported graph always pads, if only by zero
+            hidden_BSD = nn.functional.pad(hidden_BSD, (0, 0, 0, missing))
+        tokens_BAE = self.pool(hidden_BSD.unflatten(1, (-1, self.factor)), lengths_B)
+        return tokens_BAE, (lengths_B + self.factor - 1) // self.factor
+
+    @abstractmethod
+    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Turn windows, zero beyond each row's length in frames, into tokens (B, A, E)."""
+
+
+class Average(Downsampler):
+    """The mean over the valid frames of each window; E = D."""
+
+    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Average a window that ends in padding over its valid frames."""
+        starts_A = torch.arange(windows_BAKD.shape[1], device=lengths_B.device) * self.factor
+        frames_BA = (lengths_B[:, None] - starts_A).clamp(1, self.factor)
+        return windows_BAKD.sum(2) / frames_BA[..., None].to(windows_BAKD.dtype)
 
 
 class Concat(Downsampler):
-    """The frames of each window side by side, zeros beyond the end; D' = K * D."""
+    """The frames of each window side by side, zeros beyond the end; E = K * D."""
 
     @staticmethod
-    def frames_a_token(kernel: int) -> int:
+    def frames_per_token(factor: int) -> int:
         """A token holds all frames of its window."""
-        return kernel
+        return factor
 
-    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first frame of a window comes first."""
-        return _windows(hidden_BSD, lengths_B, self.kernel).flatten(2), _ceil_div(lengths_B, self.kernel)
+    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Put the first frame of a window first."""
+        return windows_BAKD.flatten(2)
 
 
-class Max(Average):
-    """The largest value, per channel, over the valid frames of each window; D' = D."""
+class Max(Downsampler):
+    """The largest value per channel over the valid frames of each window; E = D."""
 
-    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Padding never wins; a window of nothing but padding is zero."""
-        windows_BAKD = _windows(hidden_BSD, lengths_B, self.kernel)
+    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Ignore padding; a window of padding alone is zero."""
         tokens = windows_BAKD.shape[1]
-        valid_BAK = valid_frames(lengths_B, tokens * self.kernel).unflatten(1, (-1, self.kernel))
+        valid_BAK = valid_frames(lengths_B, tokens * self.factor).unflatten(1, (-1, self.factor))
         largest_BAD = windows_BAKD.masked_fill(~valid_BAK[..., None], -torch.inf).amax(2)
-        return largest_BAD.masked_fill(~valid_BAK.any(2)[..., None], 0), _ceil_div(lengths_B, self.kernel)
+        return largest_BAD.masked_fill(~valid_BAK.any(2)[..., None], 0)
 
 
-class Convolution(Average):
-    """A trained convolution of kernel and stride K; D' = D. K * D * D + D parameters.
-
-    It starts as the average over a full window.
-    """
+class Convolution(Downsampler):
+    """A trained convolution with kernel and stride K, initially the average: K * D * D + D parameters; E = D."""
 
     def __init__(self, section: config.Projector, frame_width: int) -> None:
         super().__init__(section, frame_width)
-        self.linear = nn.Linear(section.downsample_factor * frame_width, frame_width)
+        self.linear = nn.Linear(self.factor * frame_width, frame_width)
         with torch.no_grad():
-            self.linear.weight.copy_(
-                torch.eye(frame_width).repeat(1, section.downsample_factor) / section.downsample_factor
-            )
+            self.linear.weight.copy_(torch.eye(frame_width).repeat(1, self.factor) / self.factor)
             self.linear.bias.zero_()
 
-    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """With stride = kernel it is one matrix over the frames of a window side by side."""
-        windows_BAE = _windows(hidden_BSD, lengths_B, self.kernel).flatten(2)
-        tokens_BAD = self.linear(windows_BAE.to(self.linear.weight.dtype))
-        return tokens_BAD.to(hidden_BSD.dtype), _ceil_div(lengths_B, self.kernel)
+    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Convolve; with stride = kernel this is one matrix over the concatenated frames of a window."""
+        tokens_BAD = self.linear(windows_BAKD.flatten(2).to(self.linear.weight.dtype))
+        return tokens_BAD.to(windows_BAKD.dtype)
 
 
-class Identity(Average):
+class Identity(Downsampler):
     """No down-sampling: every frame is an audio token."""
 
     def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What comes in."""
+        """Return the arguments."""
         return hidden_BSD, lengths_B
 
-
-def _windows(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor, kernel: int) -> torch.Tensor:
-    """Windows (B, A, K, D) with zeros beyond each length."""
-    frames = hidden_BSD.shape[1]
-    hidden_BSD = hidden_BSD.masked_fill(~valid_frames(lengths_B, frames)[..., None], 0)
-    missing = -frames % kernel
-    if torch.compiler.is_exporting() or missing:  # a graph pads always, if by nothing
-        hidden_BSD = nn.functional.pad(hidden_BSD, (0, 0, 0, missing))
-    return hidden_BSD.unflatten(1, (-1, kernel))
-
-
-def _ceil_div(lengths_B: torch.Tensor, kernel: int) -> torch.Tensor:
-    return (lengths_B + kernel - 1) // kernel
+    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Return windows of one frame as they are."""
+        return windows_BAKD.flatten(1, 2)
 
 
 def make_downsampler(section: config.Projector, frame_width: int, layers: int) -> Downsampler:
-    """The down-sampler that the section names, for frames of width D from an encoder of so many layers.
+    """Build the down-sampler that the section names, for frames of width D from an encoder with `layers` layers.
 
     Raises:
-        ValueError: there is no such down-sampler, or it cannot stand where `projector.downsample_after_layer` says.
+        ValueError: there is no such down-sampler, or `projector.downsample_after_layer` does not suit it.
     """
     downsampler = choose(DOWNSAMPLERS, section.downsample, "projector.downsample")(section, frame_width)
-    if section.downsample_after_layer is not None and section.downsample_after_layer >= layers:
+    after = section.downsample_after_layer
+    if after is not None and after >= layers:
         raise ValueError(
-            f"projector.downsample_after_layer: found {section.downsample_after_layer}, the encoder has layers 0 to {layers - 1}"
+            f"projector.downsample_after_layer: found {after}, the encoder has layers 0 to {layers - 1}"
         )
-    if section.downsample_after_layer is not None and downsampler.width != frame_width:
+    if after is not None and downsampler.width != frame_width:
         raise ValueError(
-            f"projector.downsample_after_layer: found {section.downsample_after_layer} with projector.downsample {section.downsample!r}, whose tokens are "
-            f"{downsampler.width} wide, but the layers behind take {frame_width}; use null, or another "
-            "down-sampler"
+            f"projector.downsample_after_layer: found {after} with projector.downsample {section.downsample!r}, "
+            f"whose tokens are {downsampler.width} wide, but the following layers take {frame_width}; use null, "
+            "or another down-sampler"
         )
     return downsampler
 

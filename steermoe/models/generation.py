@@ -1,30 +1,79 @@
-"""How answers are decoded: the `generation` section, the same way for audio, texts and Whisper's own decoder.
+"""Decoding by the `generation` section, the same way for audio, texts and Whisper's own decoder.
 
 Shapes: B batch, W width of the packed batch, H width of the LLM, L tokens generated so far.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, NoRepeatNGramLogitsProcessor, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    NoRepeatNGramLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.logits_process import LogitsProcessorList
 
 from steermoe.config import Generation
-from steermoe.models.exclusive import exclusive
-from steermoe.models.llm import CausalLM
-from steermoe.models.sequence import pack
+from steermoe.models.llm import CausalLM, hidden_states, logits
+from steermoe.models.packing import pack
+from steermoe.models.pretrained import exclusive
 
-GREEDY = Generation(  # for a model in use, where nobody says otherwise
+GREEDY = Generation(  # of adapters that do not store their generation settings
     max_new_tokens=200, min_new_tokens=0, strategy="greedy", num_beams=None, temperature=None, top_p=None,
     no_repeat_ngram_size=None, max_repeats=8,
 )  # fmt: skip
 Watch = Callable[[list[list[int]]], Sequence[bool]]
-"""Shown every row's ids after each step, padding behind an end included; says which rows are to end here."""
-LEAST_TEMPERATURE = 1e-5  # logits divided by less overflow; sampling is greedy long before
-LONGEST_CYCLE = 64  # tokens; longer cycles are not looked for
+"""Gets every row's ids after each step, padding after an end token included; returns which rows must end."""
+MIN_TEMPERATURE = 1e-5  # logits divided by less overflow; sampling is greedy long before
+LONGEST_CYCLE = 64  # tokens; longer repetitions are not searched for
+# Fields of a transformers GenerationConfig that are no decoding settings of a call.
+NOT_SETTINGS = {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
+
+
+def generation_settings(
+    base: Generation, given: GenerationConfig | None = None, **changes: Any
+) -> Generation:
+    """Return `base` with the settings of a transformers GenerationConfig, then with `changes`.
+
+    Args:
+        base: settings where neither says otherwise.
+        given: max_new_tokens, min_new_tokens, do_sample, num_beams, temperature, top_p and no_repeat_ngram_size are
+            used; do_sample and num_beams choose the strategy.
+        **changes: values of these or of `Generation`'s fields; None: no change.
+
+    Raises:
+        ValueError: a setting has no effect here, or a value is invalid.
+    """
+    wanted = {} if given is None else {k: v for k, v in given.to_diff_dict().items() if k not in NOT_SETTINGS}
+    wanted |= {name: value for name, value in changes.items() if value is not None}
+    sampled = wanted.pop("do_sample", None)
+    if wanted.get("num_beams") == 1:
+        del wanted["num_beams"]
+        sampled = bool(sampled)
+    if "strategy" not in wanted and (sampled is not None or "num_beams" in wanted):
+        wanted["strategy"] = "sample" if sampled else "beam" if "num_beams" in wanted else "greedy"
+    if unknown := sorted(wanted.keys() - Generation.model_fields.keys()):
+        legal = ", ".join(["do_sample", *Generation.model_fields])
+        raise ValueError(f"generation: found {', '.join(unknown)}, which have no effect; legal: {legal}")
+    if wanted.get("strategy", base.strategy) != base.strategy:
+        base = base.model_copy(update={"num_beams": None, "temperature": None, "top_p": None})
+        if wanted["strategy"] == "sample":
+            wanted.setdefault("temperature", 1.0)
+    return validated(base.model_dump() | wanted)
+
+
+def validated(values: Mapping[str, Any]) -> Generation:
+    """Return values as a `Generation`; ValueError names those that are invalid."""
+    try:
+        return Generation.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"generation: {problems}") from error
 
 
 @exclusive
@@ -35,42 +84,28 @@ def decode(
     valid_BW: torch.Tensor,
     generation: Generation,
     seed: int = 0,
-    cache: Cache | None = None,
     watch: Watch | None = None,
 ) -> list[list[int]]:
-    """Continuations of left-padded rows, up to the first end token, which is left out.
+    """Return continuations of left-padded rows, up to the first end token, which is left out.
 
     Args:
-        llm: its `generation_config` says which tokens end an answer; nothing else there is heeded.
-        embeddings_BWH: rows as `pack` makes them.
-        valid_BW: where they are no padding.
-        generation: how to decode.
-        seed: of strategy `sample`: the same seed gives the same answers to the same batch.
-        cache: keys and values of what stands before every row (`prefix_cache`); it is used up.
-        watch: looks on, of strategies `greedy` and `sample`.
+        llm: its `generation_config` has the end tokens, and nothing else that matters.
+        embeddings_BWH, valid_BW: rows as `pack` returns them.
+        generation, seed: how to decode, and the seed of sampling; the same seed gives the same batch the same answers.
+        watch: called after each step of the strategies `greedy` and `sample`.
     """
-    if cache is not None:
-        # generate() wants the whole rows and leaves out as many places as the cache has.
-        before = (len(embeddings_BWH), cache.get_seq_length())
-        zeros = embeddings_BWH.new_zeros(*before, embeddings_BWH.shape[-1])
-        embeddings_BWH = torch.cat([zeros, embeddings_BWH], dim=1)
-        valid_BW = torch.cat([valid_BW.new_ones(before), valid_BW], dim=1)
-    inputs: dict[str, Any] = {"inputs_embeds": embeddings_BWH, "attention_mask": valid_BW.long()}
-    if cache is not None:
-        cache.batch_repeat_interleave(generation.num_beams or 1)  # generate() does so with all else
-        inputs["past_key_values"] = cache
     arguments = options(generation)
     if watch is not None:
         own = arguments.get("stopping_criteria", StoppingCriteriaList())
-        arguments["stopping_criteria"] = StoppingCriteriaList([*own, Watched(watch)])
+        arguments["stopping_criteria"] = StoppingCriteriaList([*own, _Stop(watch)])
     with seeded(generation, seed, embeddings_BWH.device):
-        generated = llm.generate(**inputs, **arguments)
+        generated = llm.generate(inputs_embeds=embeddings_BWH, attention_mask=valid_BW.long(), **arguments)
     stops = set(llm.generation_config.eos_token_id)
     return [ended(ids, stops, generation.max_repeats) for ids in generated.tolist()]
 
 
 def options(generation: Generation) -> dict[str, Any]:
-    """The arguments of transformers' `generate` that the section stands for."""
+    """Return the arguments of transformers' `generate` for the section."""
     arguments: dict[str, Any] = {
         "max_new_tokens": generation.max_new_tokens,
         "do_sample": generation.strategy == "sample",
@@ -80,19 +115,21 @@ def options(generation: Generation) -> dict[str, Any]:
     if generation.min_new_tokens:
         arguments["min_new_tokens"] = generation.min_new_tokens
     if generation.strategy == "sample":
-        temperature = max(generation.temperature or 0.0, LEAST_TEMPERATURE)
+        temperature = max(generation.temperature or 0.0, MIN_TEMPERATURE)
         arguments |= {"temperature": temperature, "top_p": generation.top_p or 1.0, "top_k": 0}
     if generation.no_repeat_ngram_size is not None:
         blocked = NoRepeatNGramLogitsProcessor(generation.no_repeat_ngram_size)
         arguments["logits_processor"] = LogitsProcessorList([blocked])
-    if generation.max_repeats is not None:
-        arguments["stopping_criteria"] = StoppingCriteriaList([RepeatedTail(generation.max_repeats)])
+    most = generation.max_repeats
+    if most is not None:
+        repeated = _Stop(lambda rows: [repeats(row, most) for row in rows])
+        arguments["stopping_criteria"] = StoppingCriteriaList([repeated])
     return arguments
 
 
 @contextmanager
 def seeded(generation: Generation, seed: int, device: torch.device) -> Iterator[None]:
-    """Where the section samples: draw from generators seeded anew, and leave the global ones as they were."""
+    """Seed the random generators if the section samples, and restore them afterwards."""
     if generation.strategy != "sample":
         yield
         return
@@ -103,7 +140,7 @@ def seeded(generation: Generation, seed: int, device: torch.device) -> Iterator[
 
 
 def describe(generation: Generation, seed: int) -> str:
-    """The section in words, for the protocol of an evaluation; `seed` where it matters."""
+    """Describe the section in words, with the seed if it matters."""
     match generation.strategy:
         case "beam":
             words = [f"beam search, {generation.num_beams} beams"]
@@ -125,7 +162,7 @@ def describe(generation: Generation, seed: int) -> str:
 def answer_texts(
     llm: CausalLM, tokenizer: Any, prompts: Sequence[Sequence[int]], generation: Generation, seed: int
 ) -> list[str]:
-    """The LLM's own answers to prompts of token ids, without any audio."""
+    """Return the LLM's answers to prompts of token ids without audio."""
     ids = [torch.tensor(prompt) for prompt in prompts]
     padded = pad_sequence(ids, batch_first=True).to(llm.device)
     lengths = torch.tensor([len(row) for row in ids], device=llm.device)
@@ -134,36 +171,44 @@ def answer_texts(
     return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
 
 
-class RepeatedTail(StoppingCriteria):
-    """Ends each row whose last tokens are one cycle, more than `max_repeats` times in a row."""
+@exclusive
+@torch.no_grad()
+def log_likelihoods(
+    llm: CausalLM, rows_BWH: torch.Tensor, valid_BW: torch.Tensor, ids: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """Return the log-likelihood of each token of answers to left-padded rows, in one pass over both."""
+    table = llm.get_input_embeddings()
+    answered = [torch.tensor(row, dtype=torch.int64, device=rows_BWH.device) for row in ids]
+    whole = [
+        torch.cat([row_WH[valid], table(answer[:-1]).to(row_WH.dtype)])
+        for row_WH, valid, answer in zip(rows_BWH, valid_BW, answered, strict=True)
+    ]
+    hidden_BWH = hidden_states(llm, pad_sequence(whole, batch_first=True))
+    found = []
+    for hidden_WH, before, answer in zip(hidden_BWH, valid_BW.sum(1).tolist(), answered, strict=True):
+        scores = logits(llm, hidden_WH[before - 1 : before - 1 + len(answer)]).float().log_softmax(-1)
+        found.append(scores.gather(-1, answer[:, None])[:, 0].tolist())  # row by row, as V is large
+    return found
 
-    def __init__(self, max_repeats: int) -> None:
-        self.max_repeats = max_repeats
+
+class _Stop(StoppingCriteria):
+    """Ends the rows for which `check` returns True."""
+
+    def __init__(self, check: Watch) -> None:
+        self.check = check
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """True for each of the rows (B, L) that ends here."""
-        found = [repeats(row, self.max_repeats) for row in input_ids.tolist()]
-        return torch.tensor(found, device=input_ids.device)
-
-
-class Watched(StoppingCriteria):
-    """Shows each step to somebody, who may end rows."""
-
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """True for each of the rows (B, L) that is to end."""
-        return torch.tensor(self.watch(input_ids.tolist()), device=input_ids.device)
+        """Return True for each of the rows (B, L) that ends here."""
+        return torch.tensor(self.check(input_ids.tolist()), device=input_ids.device)
 
 
 def repeats(ids: Sequence[int], max_repeats: int | None) -> bool:
-    """Whether a cycle stands more than `max_repeats` times at the end of `ids`; None: whatever stands there."""
+    """Return whether `ids` end in more than `max_repeats` repetitions of a cycle; None: never."""
     return max_repeats is not None and cycle(ids[-LONGEST_CYCLE * (max_repeats + 1) :], max_repeats) > 0
 
 
 def cycle(ids: Sequence[int], max_repeats: int) -> int:
-    """Length of the shortest cycle that stands more than `max_repeats` times at the end of `ids`; 0: none."""
+    """Return the length of the shortest cycle that ends `ids` more than `max_repeats` times; 0: there is none."""
     for length in range(1, min(LONGEST_CYCLE, len(ids) // (max_repeats + 1)) + 1):
         start = len(ids) - length * (max_repeats + 1)
         if ids[start:-length] == ids[start + length :]:
@@ -172,7 +217,7 @@ def cycle(ids: Sequence[int], max_repeats: int) -> int:
 
 
 def ended(ids: list[int], stops: set[int], max_repeats: int | None) -> list[int]:
-    """Generated ids up to the first end token, or to where a cycle came `max_repeats` times."""
+    """Return generated ids up to the first end token, or to the `max_repeats`-th repetition of a cycle."""
     end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
     for place in range(1, end + 1 if max_repeats is not None else 0):
         surplus = cycle(ids[:place], max_repeats or 0)

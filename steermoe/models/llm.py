@@ -1,39 +1,46 @@
-"""The frozen language model: any that transformers loads as a causal LM; nothing here knows its architecture.
+"""The frozen LLM: any causal LM that transformers loads, optionally quantised, or its first layers only.
 
-Shapes: B batch, W width of the packed batch, H width of the LLM, V its vocabulary.
+Shapes: B batch, W width of the packed batch, C columns of a KV cache, H width of the LLM, V its vocabulary.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from steermoe import config
 from steermoe.data.prompts import end_of_turn
 from steermoe.hub import located
-from steermoe.models.frozen import DTYPES, Depth, keep_layers, load_frozen
-from steermoe.models.quantization import load_options
+from steermoe.models.pretrained import DTYPES, Depth, keep_layers, load_frozen
+from steermoe.registry import choose
 
-Rows = tuple[torch.Tensor, torch.Tensor]
-"""Row and column of each of N positions."""
 CausalLM = Any  # a PreTrainedModel with a head; transformers types its accessors too loosely to be of use
 
 
-def load_llm(section: config.Llm) -> tuple[CausalLM, Any]:
-    """The frozen LLM, with so many of its layers, and its tokenizer.
+def load_llm(section: config.Llm, local_files_only: bool = False) -> tuple[CausalLM, Any]:
+    """Load the frozen LLM with its first `layers` layers, and its tokenizer.
 
-    Of the LLM's own generation settings (sampling, penalties, ...) only the tokens that it stops at are kept;
-    it stops at the tokenizer's end token too, and at the token that ends a turn in its chat template.
+    Of the LLM's own generation settings (sampling, penalties, ...) only the end tokens are kept; generation also
+    stops at the tokenizer's end token and at the token that ends a turn in its chat template.
 
     Raises:
         ValueError: it cannot be loaded, its tokenizer has no end token or does not fit it, or its logits are not
             its output embeddings applied to its last hidden states, scaled and capped as its configuration declares
             (then our loss would not be the model's).
     """
-    section = located(section, "llm")
+    section = located(section, "llm", local_files_only)
     options = load_options(section.quantization, DTYPES[section.dtype])
     llm = load_frozen(AutoModelForCausalLM, section.path, section.dtype, "llm", **options)
     keep_decoder_layers(llm, section.layers)
@@ -43,8 +50,38 @@ def load_llm(section: config.Llm) -> tuple[CausalLM, Any]:
     return llm, tokenizer
 
 
+def load_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the further arguments of transformers' `from_pretrained` for a key of QUANTIZATIONS.
+
+    Gradients pass through a quantised LLM; embeddings, norms and output embeddings keep their dtype.
+
+    Args:
+        name: key of QUANTIZATIONS.
+        dtype: in which products are computed.
+
+    Raises:
+        ValueError: there is no such key, bitsandbytes is not installed, or nf4 is selected without a GPU: on CPUs
+            it repacks weights for inference at the first evaluation, and then passes no gradients.
+    """
+    options: dict[str, Any] | None = choose(QUANTIZATIONS, name, "llm.quantization")
+    if options is None:
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"llm.quantization: found {name!r}, which needs bitsandbytes: pip install 'steermoe[quantization]'"
+        )
+    if "load_in_4bit" in options and not torch.cuda.is_available():
+        raise ValueError(f"llm.quantization: found {name!r}, which needs a CUDA GPU; legal here: none, int8")
+    from transformers import BitsAndBytesConfig
+
+    if "load_in_4bit" in options:
+        options = options | {"bnb_4bit_compute_dtype": dtype}
+    place = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": BitsAndBytesConfig(**options), "device_map": {"": place}}
+
+
 def keep_stops(llm: CausalLM, tokenizer: Any, path: str) -> None:
-    """Leave of an LLM's generation settings its end tokens, with those of the tokenizer and its chat template.
+    """Reduce an LLM's generation settings to its end tokens, those of its tokenizer and chat template included.
 
     Raises:
         ValueError: the tokenizer has no end token, or tokens that the LLM has no embeddings for.
@@ -57,14 +94,8 @@ def keep_stops(llm: CausalLM, tokenizer: Any, path: str) -> None:
         stops.add(end_of_turn(tokenizer))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     llm.generation_config = GenerationConfig(eos_token_id=sorted(stops), pad_token_id=pad)
-    _check_vocabulary(llm, tokenizer, path)
-
-
-def _check_vocabulary(llm: CausalLM, tokenizer: Any, path: str) -> None:
-    """Check that every token has an embedding; a table may have more rows than there are tokens."""
-    rows = llm.get_input_embeddings().num_embeddings
-    ends = llm.generation_config
-    special = {"an end token": max(ends.eos_token_id), "the padding token": ends.pad_token_id}
+    rows = llm.get_input_embeddings().num_embeddings  # the table may have more rows than there are tokens
+    special = {"an end token": max(stops), "the padding token": pad}
     for what, largest in {"a token": max(tokenizer.get_vocab().values()), **special}.items():
         if largest >= rows:
             raise ValueError(
@@ -75,10 +106,10 @@ def _check_vocabulary(llm: CausalLM, tokenizer: Any, path: str) -> None:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer as its tokenizer.json describes it, where its tokenizer_config.json says that this is all of it.
+    """Load a tokenizer as its tokenizer.json describes it, where its tokenizer_config.json says that this is all.
 
-    AutoTokenizer (transformers 5.23) takes the class of the model's architecture instead, which builds a
-    pre-tokenizer of its own: every prompt would then be cut into other tokens.
+    AutoTokenizer (transformers 5.23) takes the class of the model's architecture instead, which builds another
+    pre-tokenizer and so splits prompts into other tokens.
     """
     if get_tokenizer_config(path).get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast"):
         return PreTrainedTokenizerFast.from_pretrained(path)
@@ -99,10 +130,9 @@ def _check_head(llm: CausalLM, path: str) -> None:
 
 @torch.no_grad()
 def input_embeddings(llm: CausalLM) -> torch.Tensor:
-    """All token embeddings as the layers are given them, (V, H): the space of `inputs_embeds`.
+    """Return all token embeddings as the layers get them, (V, H): the space of `inputs_embeds`.
 
-    Gemma's embedding module multiplies its weights by sqrt(H): they are not yet what the layers get. Granite
-    multiplies `inputs_embeds`, whatever they come from, later on: this is no part of the space.
+    Gemma's embedding module multiplies its weights by sqrt(H), so the weights alone are not what the layers get.
     """
     table = llm.get_input_embeddings()
     return table(torch.arange(table.num_embeddings, device=table.weight.device))
@@ -112,113 +142,64 @@ def hidden_states(
     llm: CausalLM,
     embeddings_BWH: torch.Tensor,
     cache: Cache | None = None,
-    wanted: Rows | None = None,
     valid_BC: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Last hidden states (B, W, H) of right-padded rows, or of others.
+    """Return the last hidden states (B, W, H).
 
-    Right-padded rows need no attention mask: causality keeps padding on the right away from all that stands
-    before it, and positions count from 0, or from the end of the cache, in every row as they are. Of a cache the
-    new keys and values are appended; it is used up.
+    Right-padded rows need no mask: causality hides padding on the right, and positions count from 0.
 
     Args:
-        llm, embeddings_BWH, cache: what reads, what is read, and what was read before.
-        wanted: row and column of the hidden states that count, where `narrows` is true of the LLM; those of
-            the others come out undefined but finite, and cost less.
-        valid_BC: of rows that are not right-padded, what is no padding, of the cache's C - W columns, too.
+        llm, embeddings_BWH: the LLM, and its input.
+        cache: gets the new keys and values.
+        valid_BC: for rows that are not right-padded, True where a column is not padding.
     """
     inputs: dict[str, Any] = {"inputs_embeds": embeddings_BWH, "use_cache": cache is not None}
     if valid_BC is not None:
-        places_BC = (valid_BC.cumsum(1) - 1).clamp(min=0)
-        places_BW = places_BC[:, -embeddings_BWH.shape[1] :]
-        inputs |= {"attention_mask": valid_BC.long(), "position_ids": places_BW}
+        positions_BC = (valid_BC.cumsum(1) - 1).clamp(min=0)
+        inputs |= {"attention_mask": valid_BC.long(), "position_ids": positions_BC}
     if cache is not None:
         inputs["past_key_values"] = cache
-    with _narrowed(_last_feed_forward(llm), wanted):
-        return llm.base_model(**inputs).last_hidden_state
+    return llm.base_model(**inputs).last_hidden_state
 
 
-@torch.no_grad()
-def narrows(llm: CausalLM) -> bool:
-    """Whether the feed-forward of the last layer can be spared where nothing reads its output.
-
-    Behind the last attention no position looks at another one, in all architectures that we know; here it is
-    tried, for the LLM may be one that we do not know.
-    """
-    if _last_feed_forward(llm) is None:
-        return False
-    ids = torch.arange(min(8, llm.get_input_embeddings().num_embeddings))[None].to(llm.device)
-    embedded = llm.get_input_embeddings()(ids)
-    wanted = (torch.tensor([0, 0], device=llm.device), torch.tensor([2, 5], device=llm.device))
-    try:
-        found = hidden_states(llm, embedded, wanted=wanted)[wanted].float()
-    except (TypeError, AttributeError, IndexError, RuntimeError):  # it takes or returns more than a tensor
-        return False
-    whole = hidden_states(llm, embedded)[wanted].float()
-    return torch.allclose(found, whole, rtol=1e-2, atol=1e-2 * float(whole.abs().max()))
-
-
-def _last_feed_forward(llm: CausalLM) -> torch.nn.Module | None:
-    layers = decoder_layers(llm)  # none where another machine has them
-    return getattr(layers[-1], "mlp", None) if layers else None
-
-
-@contextmanager
-def _narrowed(feed_forward: torch.nn.Module | None, wanted: Rows | None) -> Iterator[None]:
-    """Within the context, a feed-forward sees the wanted rows only, and returns zeros for the others."""
-    if wanted is None or feed_forward is None:
-        yield
-        return
-    shapes: list[torch.Size] = []
-
-    def narrow(module: torch.nn.Module, args: Any) -> Any:
-        shapes.append(args[0].shape)
-        return (args[0][wanted][None], *args[1:])
-
-    def widen(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.new_zeros(shapes.pop()).index_put(wanted, output[0])
-
-    hooks = [feed_forward.register_forward_pre_hook(narrow), feed_forward.register_forward_hook(widen)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def attends_to_all(llm: CausalLM) -> bool:
+    """Return whether every layer attends to all earlier tokens: none has a sliding window or a recurrent state."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=llm.config).layers)
 
 
 def decoder_layers(llm: CausalLM) -> list[torch.nn.Module]:
-    """The LLM's layers, in order."""
+    """Return the LLM's layers in order."""
     return list(_layer_list(llm))
 
 
 def _layer_list(llm: CausalLM) -> torch.nn.ModuleList:
-    """The longest list of modules that is in no other list: experts are lists inside the layers."""
+    """Return the longest list of modules that is in no other list: lists of experts are inside the layers."""
     found = {name: module for name, module in llm.named_modules() if isinstance(module, torch.nn.ModuleList)}
     outermost = (m for name, m in found.items() if not any(name.startswith(f"{other}.") for other in found))
     return max(outermost, key=len)
 
 
 def keep_decoder_layers(llm: CausalLM, depth: Depth) -> None:
-    """Drop all layers of an LLM but the first `depth`; its configuration, which caches are made by, says so.
+    """Drop all layers of an LLM but the first `depth`, in its configuration as well, which caches are made from.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: there are fewer layers.
     """
     keep_layers(_layer_list(llm), depth, "llm")
     declared = llm.config.get_text_config()
     if depth != "all":
         declared.num_hidden_layers = depth
-        if getattr(declared, "layer_types", None) is not None:  # of each layer, how it attends
+        if getattr(declared, "layer_types", None) is not None:  # how each layer attends
             declared.layer_types = declared.layer_types[:depth]
 
 
 def vocabulary_size(llm: CausalLM) -> int:
-    """V: how many logits there are, a padded table counted whole."""
+    """Return V, the number of logits, padding of the table included."""
     return llm.config.get_text_config().vocab_size
 
 
 def logits(llm: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits (..., V) of hidden states (..., H), scaled and capped as the model's config.json declares."""
+    """Return logits (..., V) of hidden states (..., H), scaled and capped as the model's config.json declares."""
     scores = llm.get_output_embeddings()(hidden)
     declared = llm.config.get_text_config()
     for name, change in LOGIT_CHANGES.items():
@@ -238,4 +219,10 @@ LOGIT_CHANGES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "logits_scaling": torch.div,  # Granite
     "lm_head_multiplier": torch.mul,  # Falcon-H1
     "final_logit_softcapping": _capped,  # Gemma 2 and later
+}
+QUANTIZATIONS: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "int8": {"load_in_8bit": True},  # LLM.int8() (Dettmers et al. 2022)
+    # 4-bit NormalFloat with double quantisation (QLoRA, Dettmers et al. 2023)
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
 }

@@ -1,8 +1,8 @@
-"""Routers: how much a frame favours each expert, `router(hidden_BSD, layer, vectors_ND) -> logits_BSN`.
+"""Routers: `router(hidden_BSD, layer, vectors_ND) -> logits_BSN`, the affinity of each frame to each expert.
 
-gates.py makes the gates of the logits. "Layer" counts the steered layers from 0.
+"Layer" counts the steered hook points from 0; gating.py turns logits into gates.
 Shapes: B batch, S encoder frames, D encoder width, L steered layers, N experts of a layer, G groups, C stages.
-Every row states its number of parameters for the same N in all layers.
+Each router states its number of parameters for the same N in all layers.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from steermoe.registry import choose
 
 
 class Router(nn.Module, ABC):
-    """What every router has.
+    """Base class.
 
     Args:
         section: the configuration of steering.
@@ -36,13 +36,13 @@ class Router(nn.Module, ABC):
     def forward(
         self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, S, N); `vectors_ND` are what the layer's experts add, scale included."""
+        """Return logits (B, S, N); `vectors_ND` are the layer's expert vectors, scale included."""
 
 
 class Shared(Router):
-    """One Linear(D, L*N) for all layers (paper, section 2), of which layer l computes its own N outputs only.
+    """One Linear(D, L*N) (paper, section 2), of which layer l computes its own N outputs: L*N*(D + 1).
 
-    L*N*(D + 1) parameters. Count and function are those of `per_layer`: no weight serves two layers.
+    No weight serves two layers: a Linear(D, N) for each layer would be the same function.
     """
 
     def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
@@ -52,27 +52,13 @@ class Shared(Router):
     def forward(
         self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The layer's slice of the outputs."""
+        """Return the layer's slice of the outputs."""
         rows = self.rows[layer]
         return linear(hidden_BSD, self.linear.weight[rows], self.linear.bias[rows])
 
 
-class PerLayer(Router):
-    """A Linear(D, N) for each layer: L*N*(D + 1) parameters."""
-
-    def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
-        super().__init__(section, experts, width)
-        self.linears = nn.ModuleList([nn.Linear(width, count) for count in experts])
-
-    def forward(
-        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The layer's own Linear."""
-        return self.linears[layer](hidden_BSD)
-
-
 class Mixed(Router):
-    """One Linear(D, N) for all layers, then a matrix (N, N) for each: N*(D + 1) + L*N*N parameters.
+    """One Linear(D, N) for all layers, then a matrix (N, N) for each: N*(D + 1) + L*N*N.
 
     About L times smaller than `shared`. The matrices start as identities. Where layers have different numbers
     of experts, the Linear has as many outputs as the largest.
@@ -86,15 +72,14 @@ class Mixed(Router):
     def forward(
         self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The common logits, mixed by the layer's matrix."""
+        """Return the common logits, mixed by the layer's matrix."""
         return linear(self.linear(hidden_BSD), self.mixing[layer])
 
 
 class Hierarchical(Router):
-    """Gates over G groups of experts, times gates over the N/G experts within each group.
+    """Gates between G groups, times gates within each group: L*(G + N)*(D + 1).
 
-    L*(G + N)*(D + 1) parameters. A vector of a group's own, added by the group's gate, would add nothing: the
-    gates within a group sum to one, so its experts' vectors can hold it.
+    Group vectors would add nothing: gates within a group sum to one, so its experts' vectors can hold them.
     """
 
     def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
@@ -107,7 +92,7 @@ class Hierarchical(Router):
     def forward(
         self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logarithms of the products, whose softmax are the products."""
+        """Return logarithms of the products, whose softmax is the products."""
         groups, rows = slice(layer * self.groups, (layer + 1) * self.groups), self.rows[layer]
         between_BSG = linear(hidden_BSD, self.between.weight[groups], self.between.bias[groups])
         within_BSN = linear(hidden_BSD, self.within.weight[rows], self.within.bias[rows])
@@ -116,11 +101,10 @@ class Hierarchical(Router):
 
 
 class Progressive(Router):
-    """C stages of N/C experts; a stage sees the frame, and what the stages before it add.
+    """C stages of N/C experts; a stage reads the frame and what earlier stages add.
 
-    The gates of a stage sum to 1/C. L*N*(D + 1) parameters for the frame, and L*N*(C - 1)/C*D for what was
-    added, which is not summed up first: its product with the stage's weights is the earlier gates times a
-    matrix (N before, N of the stage).
+    The gates of a stage sum to 1/C. L*N*(D + 1) parameters for the frame and L*N*(C - 1)/C*D for the earlier
+    stages' sum, which is not formed: its product with a stage's weights is the earlier gates times a small matrix.
     """
 
     def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
@@ -136,7 +120,7 @@ class Progressive(Router):
     def forward(
         self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logarithms of the stages' gates, whose softmax over all N are these, divided by C."""
+        """Return logarithms of the stages' gates, whose softmax over all N is these divided by C."""
         assert vectors_ND is not None
         rows = self.rows[layer]
         frame_BSN = linear(hidden_BSD, self.linear.weight[rows], self.linear.bias[rows])
@@ -151,7 +135,7 @@ class Progressive(Router):
 
 
 class Static(Router):
-    """No routing: the same learned mixture for every frame; L*N parameters. The ablation of "dynamic"."""
+    """No routing: the same learned mixture for every frame, L*N. The ablation of "dynamic"."""
 
     def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
         super().__init__(section, experts, width)
@@ -160,22 +144,17 @@ class Static(Router):
     def forward(
         self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The layer's logits, whatever the frame."""
+        """Return the layer's logits for every frame."""
         return self.logits[self.rows[layer]].expand(*hidden_BSD.shape[:-1], -1)
 
 
 def make_router(section: config.Steering, experts: Sequence[int], width: int) -> Router:
-    """The router that the section names.
-
-    Raises:
-        ValueError: there is no such router.
-    """
+    """Build the router that the section names; ValueError if there is no such router."""
     return choose(ROUTERS, section.router, "steering.router")(section, experts, width)
 
 
 ROUTERS: dict[str, type[Router]] = {
     "shared": Shared,
-    "per_layer": PerLayer,
     "mixed": Mixed,
     "hierarchical": Hierarchical,
     "progressive": Progressive,

@@ -6,7 +6,7 @@ A tool is a function definition as OpenAI's API and chat templates take it:
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,7 @@ class Answer:
         errors: what is wrong with the others, one line each.
         confidence: the geometric mean of the probabilities of its tokens, in 0..1; None where it was not asked for,
             or there are none.
-        gates: an array (frames, experts) for each steered place; None where they were not asked for.
+        gates: an array (frames, experts) by layer; None where they were not asked for.
         warnings: what speaks against it, a line each; see `trust`.
     """
 
@@ -57,7 +57,7 @@ class Answer:
     tool_calls: tuple[ToolCall, ...] = ()
     errors: tuple[str, ...] = ()
     confidence: float | None = field(default=None, compare=False)
-    gates: tuple[np.ndarray, ...] | None = field(default=None, compare=False)
+    gates: Mapping[str, np.ndarray] | None = field(default=None, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
 

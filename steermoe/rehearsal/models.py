@@ -73,7 +73,7 @@ def whisper(folder: Path) -> None:
 
 def conformer(folder: Path) -> None:
     """FireRedASR's encoder, as `firered_convert` writes it."""
-    from steermoe.models.encoders.firered_conformer import FireRedConfig, FireRedConformer
+    from steermoe.models.encoders.firered import FireRedConfig, FireRedConformer
 
     sizes = FireRedConfig(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, conv_kernel_size=7)
     model = FireRedConformer(sizes)

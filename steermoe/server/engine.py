@@ -12,16 +12,12 @@ import torch
 from steermoe.audio.level import levelled
 from steermoe.audio.waveform import RATE
 from steermoe.config import Generation
-from steermoe.data.collator import collate
-from steermoe.data.dataset import Item
+from steermoe.data.dataset import Batch, Item, collate
 from steermoe.data.prompts import PLACE, Turn, conversation, encode_texts, render, texts_around
-from steermoe.models.answers import confidence
-from steermoe.models.continuous import Prompt, Slots, continues
-from steermoe.models.generating import log_likelihoods, prompts
-from steermoe.models.generation import Watch, cycle, decode
-from steermoe.models.inputs import Inputs
+from steermoe.models.continuous_batching import DecodeSlots, Prompt, continues
+from steermoe.models.generation import Watch, cycle, decode, log_likelihoods
+from steermoe.models.inference import confidence, nothing_heard, prompts_of, rated, unanswerable
 from steermoe.models.tools import Answer, check_tools, read_answer
-from steermoe.models.trust import nothing_heard, rated, unanswerable
 
 if TYPE_CHECKING:
     from steermoe.models.steermoe import SteerMoE
@@ -177,7 +173,7 @@ class Engine:
         if self._continue is not None or not continues(self.model.llm, generation):
             yield from self._batch(jobs, generation)
             return
-        slots = Slots(self.model.llm, generation, scored=True, narrow=self.model.narrows)
+        slots = DecodeSlots(self.model.llm, generation, scored=True)
         at_work: dict[Job, tuple[Written, int]] = {}
         while jobs or slots.live:
             read: list[Prompt] = []
@@ -186,7 +182,7 @@ class Engine:
                     yield job, prompt
                     continue
                 read.append(prompt)
-                at_work[job] = Written(job, self.model), len(prompt.prefix_ids) + len(prompt.embeddings)
+                at_work[job] = Written(job, self.model), len(prompt.embeddings)
             if read:
                 slots.read(read)
             else:
@@ -221,7 +217,7 @@ class Engine:
         for row, before, own, each in zip(rows, valid_BW.sum(1).tolist(), ids, scores, strict=True):
             yield row.job, self._answered(row, before, own, each)
 
-    def _inputs(self, jobs: Sequence[Job]) -> Inputs:
+    def _inputs(self, jobs: Sequence[Job]) -> Batch:
         items: list[Item] = []
         for row, job in enumerate(jobs):
             prompt = encode_texts(self.model.tokenizer, *self._texts(job.asked))
@@ -231,14 +227,14 @@ class Engine:
                     "prompt_ids": prompt.suffix, "target_ids": [], "index": row,
                 }
             )  # fmt: skip
-        return Inputs.of(collate(items), self.model.device)
+        return collate(items).to(self.model.device)
 
     def _prompts(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Prompt | Exception]]:
         """What the LLM reads of each job; where one spoils it for all, they are read one by one."""
         if not jobs:
             return
         try:
-            yield from zip(jobs, prompts(self.model, self._inputs(jobs), jobs), strict=True)
+            yield from zip(jobs, prompts_of(self.model.embed_prompt, self._inputs(jobs), jobs), strict=True)
         except (ValueError, RuntimeError) as error:
             if len(jobs) == 1:
                 yield jobs[0], error

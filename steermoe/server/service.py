@@ -17,7 +17,7 @@ from steermoe.audio.blocks import BLOCK_SECONDS
 from steermoe.audio.segmentation import Segmenter
 from steermoe.audio.waveform import RATE, AudioError
 from steermoe.config import Generation
-from steermoe.models.trust import notice
+from steermoe.models.inference import notice
 from steermoe.server.batching import HISTORY, Batcher
 from steermoe.server.engine import Answered, Engine, Question
 from steermoe.server.errors import RequestError

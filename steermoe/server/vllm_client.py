@@ -20,9 +20,9 @@ from transformers.utils import logging
 
 from steermoe import config
 from steermoe.config import Generation
-from steermoe.models.frozen import load_frozen
 from steermoe.models.generation import Watch, ended
 from steermoe.models.llm import CausalLM, keep_stops, load_tokenizer
+from steermoe.models.pretrained import load_frozen
 from steermoe.server.batching import WholeBatchError
 
 MOST_BYTES = 2**24  # of a reply

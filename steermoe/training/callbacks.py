@@ -123,7 +123,7 @@ class Tracking(TrainerCallback):
             self._seconds = enumerate(batches.audio_seconds(), 1)
         for module in kwargs["model"].modules():
             if isinstance(module, SteerMoE) and module.steering is not None:
-                self._routing = RoutingWatch(module.steering, module.lengths_of)
+                self._routing = RoutingWatch(module.steering, module.frame_lengths)
 
     @override
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:

@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from steermoe.atomic_io import TEMPORARY
 from steermoe.models.attention import ShortAttention
 from steermoe.models.encoders.encoder import Encoder
-from steermoe.models.frozen import digest, frozen_weights
+from steermoe.models.pretrained import digest, frozen_weights
 from steermoe.models.steermoe import SteerMoE
 
 GIGABYTE = 10**9
@@ -57,18 +57,20 @@ def frozen_features(
     held = None
     if root is not None and gigabytes > 0:
         held = _Folder(root / FOLDER, _key(model), gigabytes * GIGABYTE, processes)
-    model.heard = _OneByOne(model, held)
+    model.encode_override = _OneByOne(model, held)
     try:
         yield
     finally:
-        model.heard = None
+        model.encode_override = None
         if held is not None:
             held.close()
 
 
 def is_frozen(model: SteerMoE) -> bool:
     """Whether nothing that is trained comes before the encoder's output."""
-    steered = model.steering is not None and any(place.layer is not None for place in model.steering.places)
+    steered = model.steering is not None and any(
+        place.layer is not None for place in model.steering.hook_points
+    )
     trained = any(parameter.requires_grad for parameter in model.encoder.parameters())
     return not steered and not trained and model.config.projector.downsample_after_layer is None
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from steermoe.data.adapters import adapter_folder
 from steermoe.distributed import world
-from steermoe.models import adapter
+from steermoe.models import checkpoint as adapter
 from steermoe.models.steermoe import SteerMoE
 
 SETTING = "training.init_from"

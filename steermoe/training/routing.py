@@ -53,7 +53,7 @@ class RoutingWatch:
         found: dict[str, float] = {}
         for name in next(iter(rows.values())):
             for place, row in rows.items():
-                found[f"{name}/{self.steering.places[place]}"] = row[name]
+                found[f"{name}/{self.steering.hook_points[place]}"] = row[name]
             found[name] = math.fsum(row[name] for row in rows.values()) / len(rows)
         return found
 

@@ -60,7 +60,7 @@ class Teacher:
         device = batch["features"].device
         if self.model.device != device:
             self.model.to(device)
-        hidden_NG, _ = self.model.predicting(**batch)
+        hidden_NG, _ = self.model.target_hidden_states(**batch)
         return Lesson(self.section, hidden_NG, partial(logits, self.model.llm))
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from transformers import TrainerState, set_seed
 
 from steermoe.atomic_io import Staging, code_digest, project_root, write_text
-from steermoe.config import Distributed, VariantConfig
+from steermoe.config import Distributed, Generation, VariantConfig
 from steermoe.data.adapters import adapters_of
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.distributed import ONE_PROCESS, PreemptedError, begin_together, check, gathered, world
-from steermoe.models import adapter
+from steermoe.models import checkpoint as adapter
 from steermoe.models.attention import ShortAttention
-from steermoe.models.frozen import digests
+from steermoe.models.pretrained import digests
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import divergence
 from steermoe.training import history as log
@@ -48,6 +48,8 @@ def train(
     feature_cache_gb: float = 0.0,
     distributed: Distributed = ONE_PROCESS,
     max_new_tokens: int | None = None,
+    generation: Generation | None = None,
+    normalizer: str | None = None,
 ) -> dict[str, Any]:
     """Train `variant`, or finish what a killed process began, and write the best weights.
 
@@ -68,6 +70,7 @@ def train(
             many gigabytes, and not computed again; the result is the same. 0 keeps none.
         distributed: how the processes share the work.
         max_new_tokens: longest answer of the evaluation to come; targets beyond it are reported before step 1.
+        generation, normalizer: stored in the adapter, for its use; they do not affect training.
 
     Returns:
         best_dev_loss, best_step, steps (trained), stopped_early, train_rows, dropped_rows, dev_rows,
@@ -112,7 +115,8 @@ def train(
             trainer = made(staging.scratch, tracked)
             frozen = _unchanged(trainer, before)
             results = _results(trainer, data, key, frozen)
-            adapter.write(staging.files, adapter.Adapter(variant, frozen, trainer.best_weights))
+            made = (variant, frozen, trainer.best_weights, None, generation, normalizer)
+            adapter.write(staging.files, adapter.Adapter(*made))
             table = log.to_csv(log.table(trainer.state.log_history))
             write_text(history or staging.part("history.csv"), table)
             if timing is not None:

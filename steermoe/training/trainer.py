@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from steermoe.config import Distributed, VariantConfig
 from steermoe.data.batching import bucketed_batches
-from steermoe.data.collator import collate
+from steermoe.data.dataset import collate
 from steermoe.distributed import ONE_PROCESS
 from steermoe.models.steering import Steering
 from steermoe.models.steermoe import SteerMoE
@@ -86,7 +86,7 @@ class AdapterTrainer(ResumableTrainer):
         super().__init__(
             model=self.objective,
             args=arguments(variant.training, steps, variant.seed, workers, distributed),
-            data_collator=collate,
+            data_collator=lambda items: dict(collate(items)),
             train_dataset=Shares(train[0]),
             eval_dataset=Shares(dev[0]),
             callbacks=[

@@ -10,7 +10,7 @@ from torch import nn
 from steermoe import SteerMoE, config
 from steermoe.analysis import presets
 from steermoe.analysis.audit import Audit, Sections, audit, trained_parameters
-from steermoe.models.encoders.firered_conformer import FireRedConfig
+from steermoe.models.encoders.firered import FireRedConfig
 from tests.analysis.paper import PAPER_LORA, PAPER_PROJECTOR, PAPER_STEERING
 
 WIDTHS = {"qwen2.5-0.5b-instruct": 896, "qwen2.5-3b-instruct": 2048, "qwen2.5-7b-instruct": 3584}

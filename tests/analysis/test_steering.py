@@ -10,8 +10,7 @@ import torch
 
 from steermoe.analysis.steering import collect, collect_all
 from steermoe.audio.waveform import RATE, encode_flac
-from steermoe.data.collator import collate
-from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.dataset import UtteranceDataset, collate
 from steermoe.models.steering import Steering
 from steermoe.models.steermoe import SteerMoE
 

@@ -21,8 +21,8 @@ from steermoe.asr.filters import doubt
 from steermoe.asr.recognizer import Recognizer, longest
 from steermoe.asr.transcript import Transcript
 from steermoe.audio.waveform import RATE, AudioError
-from steermoe.models.answers import answer_all
 from steermoe.models.generation import GREEDY
+from steermoe.models.inference import answer_all
 
 ROOT = Path(__file__).parents[2]
 Spoken = list[SimpleNamespace]

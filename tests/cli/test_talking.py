@@ -91,7 +91,7 @@ def test_a_spoken_request_can_call_a_tool(
 ):  # fmt: skip
     """The LLM is random: what it writes is put in its mouth, the road around it is the real one."""
     from steermoe import SteerMoE
-    from steermoe.models.generating import Generated
+    from steermoe.models.inference import Generated
 
     variant = tiny_variant("steering", {"prompts.format": "chat", "llm.path": str(tiny_chat_dir)})
     model = SteerMoE.from_config(variant)

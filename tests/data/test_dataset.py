@@ -17,8 +17,7 @@ from steermoe.audio.features import LogMel
 from steermoe.config import Prompts
 from steermoe.data import video
 from steermoe.data.batching import BatchSampler
-from steermoe.data.collator import IGNORED, collate
-from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.dataset import IGNORED, UtteranceDataset, collate
 from steermoe.data.rows import frame_of
 
 PROMPTS = Prompts(

@@ -38,14 +38,14 @@ def test_strengths_are_undone_after_an_error(listener: Listener, spoken: list[Si
     assert listener.model.steering is not None
     with pytest.raises(ValueError, match="found 3, the model has 4 steered places"):
         listener.transcript(spoken[0].samples, {ALL: [2.0] * 4, 0: [0.0] * 3})
-    assert (listener.model.steering.strengths == 1).all()
+    assert (listener.model.steering.expert_scales == 1).all()
 
 
 def test_an_experts_strength_counts_times_that_of_all(listener: Listener) -> None:
     steering = listener.model.steering
     assert steering is not None
     with listener._steered({ALL: [1.0, 2.0, 1.0, 1.0], 5: [1.0, -1.5, 1.0, 0.0]}):
-        found = steering.strengths.reshape(4, 8).clone()
+        found = steering.expert_scales.reshape(4, 8).clone()
     expected = np.ones((4, 8), np.float32)
     expected[1] = 2
     expected[1, 5], expected[3, 5] = -3, 0

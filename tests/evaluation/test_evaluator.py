@@ -13,13 +13,11 @@ from steermoe.audio import waveform
 from steermoe.audio.waveform import RATE, encode_flac
 from steermoe.config import Evaluation, Generation
 from steermoe.data import video
-from steermoe.data.collator import collate
-from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.dataset import Batch, UtteranceDataset, collate
 from steermoe.evaluation.controls import shuffled_audio
 from steermoe.evaluation.evaluator import System, adapter, batchwise, evaluate, measure
 from steermoe.evaluation.normalizers import folded
 from steermoe.evaluation.predictions import Predictions, remarks, summarise
-from steermoe.models.inputs import Inputs
 from steermoe.models.steermoe import SteerMoE
 
 
@@ -50,7 +48,7 @@ def test_answers_are_the_models_own_in_the_order_of_the_rows(
     dataset = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)
     for row in range(len(utterances)):
         batch = collate([dataset[row]])
-        [tokens] = model.generate(Inputs.of(batch), generation)
+        [tokens] = model.generate(Batch(**batch), generation)
         assert own["hypothesis"][row] == model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert own["hypothesis"].n_unique() > 3  # else the order would not be tested
 
@@ -156,7 +154,7 @@ def test_references_and_answers_at_the_limit_of_tokens_are_counted(
     lengths = [len(model.tokenizer.encode(text, add_special_tokens=False)) for text in utterances["target"]]
     assert found.frame["target_fits"].to_list() == [length + 1 <= most for length in lengths]
     dataset = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)
-    inputs = Inputs.of(collate([dataset[row] for row in range(len(dataset))]))
+    inputs = Batch.of(collate([dataset[row] for row in range(len(dataset))]))
     ids = {each.row: each.ids for each in model.generate_all([inputs], greedy(most))}
     assert found.frame["cut"].to_list() == [len(ids[row]) == most for row in range(len(utterances))]
     assert found.frame["cut"].any()
@@ -257,7 +255,7 @@ def test_a_model_with_a_video_branch_has_controls_for_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "steermoe.models.answers.levelled", lambda samples: samples
+        "steermoe.models.inference.levelled", lambda samples: samples
     )  # evaluation hears them as they are
     strong = {"steering.scale_init": 1.0, "steering.vector_std": 1.0, "video": video_section(scale_init=1.0)}
     both = SteerMoE.from_config(tiny_variant("steering", strong))

@@ -24,7 +24,7 @@ from steermoe.audio.waveform import RATE
 from steermoe.config.experiments import METHODS, parts_of
 from steermoe.export.merge import merged_variant, write_merged
 from steermoe.export.pyfunc import Transcriber
-from steermoe.models import adapter
+from steermoe.models import checkpoint as adapter
 
 ROOT = Path(__file__).parents[2]
 

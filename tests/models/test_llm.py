@@ -1,3 +1,6 @@
+"""Frozen LLMs of several architectures, quantised, with LoRA, or recomputed, against transformers' own results."""
+
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,16 +9,57 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from steermoe.config import Llm
-from steermoe.models.generation import answer_texts, decode
-from steermoe.models.llm import decoder_layers, hidden_states, load_llm, logits
-from steermoe.models.sequence import pack
+from steermoe.data.dataset import Batch
+from steermoe.models import llm as llms
+from steermoe.models.encoders import load_encoder
+from steermoe.models.generation import answer_texts
+from steermoe.models.llm import (
+    QUANTIZATIONS,
+    attends_to_all,
+    decoder_layers,
+    hidden_states,
+    input_embeddings,
+    load_llm,
+    load_options,
+    logits,
+)
+from steermoe.models.lora import add_lora, train_lora
+from steermoe.models.steermoe import SteerMoE
+
+from .conftest import MakeBatch
 
 PROMPTS = ["the cat sings", "please transcribe the audio: one two three two one", "red"]
+WINDOW = 6  # tokens that a layer with a sliding window attends to: fewer than any row has
+SIZES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": WINDOW, "head_dim": 8},
+    # Untied: tied and scaled, random weights only repeat the last token.
+    "gemma": {"head_dim": 8, "tie_word_embeddings": False},
+    "gemma2": {
+        "head_dim": 8, "tie_word_embeddings": False, "sliding_window": WINDOW, "final_logit_softcapping": 0.5,
+    },
+    "gemma3_text": {
+        "head_dim": 8, "tie_word_embeddings": False, "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 4.0, "embedding_multiplier": 6.0},
+}  # fmt: skip
+ATTENDS_TO_ALL = ("qwen2", "qwen3", "gemma", "cohere", "granite")
+PREFIX = (17, 301, 5, 44, 9)
+FEATURES, LENGTHS = torch.randn(2, 80, 60, generator=torch.Generator().manual_seed(3)), torch.tensor([60, 33])
 
 
-def section(path: Path, dtype: str = "float32", layers: str | int = "all") -> Llm:
-    values = {"path": str(path), "revision": None, "dtype": dtype, "quantization": "none", "layers": layers}
-    return Llm.model_validate(values)
+def section(path: Path, **changes: Any) -> Llm:
+    values = {
+        "path": str(path),
+        "revision": None,
+        "dtype": "float32",
+        "quantization": "none",
+        "layers": "all",
+    }
+    return Llm.model_validate(values | changes)
 
 
 @pytest.fixture(params=["tiny_llm_dir", "tiny_llama_dir"])
@@ -23,118 +67,121 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture(scope="module", params=SIZES)
+def model(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    save_tiny_llm: Callable[..., Path],
+    tiny_variant: Callable[..., Any],
+) -> SteerMoE:
+    path = save_tiny_llm(tmp_path_factory.mktemp(request.param), request.param, **SIZES[request.param])
+    torch.manual_seed(3)
+    made = SteerMoE.from_config(tiny_variant("linear", {"llm.path": str(path)}))
+    assert made.llm.config.model_type == request.param
+    return made
+
+
+# architectures
+
+
 @torch.no_grad()
-def by_hand(llm: Any, embeddings: torch.Tensor, stops: list[int], limit: int) -> list[int]:
-    """Greedy decoding of one row without cache, padding or generate()."""
-    answer: list[int] = []
-    while len(answer) < limit:
-        token = int(llm(inputs_embeds=embeddings[None]).logits[0, -1].argmax())
-        if token in stops:
-            break
-        answer.append(token)
-        embeddings = torch.cat([embeddings, llm.get_input_embeddings()(torch.tensor([token]))])
-    return answer
+def whole_row(model: SteerMoE, batch: Batch) -> torch.Tensor:
+    """The only row of a batch, assembled by hand."""
+    audio, _ = model.encode(batch.features, batch.feature_lengths)
+    table = model.llm.get_input_embeddings()
+    return torch.cat([table(batch.prefix_ids), audio, table(batch.prompt_ids)], dim=1)
 
 
-def test_decoding_is_plain_greedy_whatever_the_generation_config_says(folder: Path, greedy: Any) -> None:
-    llm, _ = load_llm(section(folder))
-    torch.manual_seed(0)
-    rows = [torch.randn(length, 32) for length in (3, 17, 1, 8)]
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    embeddings, valid = pack([padded], [torch.tensor([len(row) for row in rows])], "left")
-    # Stop tokens that these rows really meet, one of them in mid-answer.
-    free = by_hand(llm, rows[1], [], 12)
-    stops = sorted({*llm.generation_config.eos_token_id, free[5]})
-    llm.generation_config.eos_token_id = stops
-    free_of_guards = greedy(12, max_repeats=None)
-    answers = decode(llm, embeddings, valid, free_of_guards)
-    assert answers == [by_hand(llm, row, stops, 12) for row in rows]
-    assert len(answers[1]) < 12
-    assert answers == decode(llm, embeddings, valid, free_of_guards)
+@torch.no_grad()
+def test_logits_and_embeddings_are_the_models_own(model: SteerMoE) -> None:
+    ids, kind = torch.arange(24).view(2, 12), model.llm.config.model_type
+    own = model.llm(input_ids=ids).logits
+    hidden = hidden_states(model.llm, model.llm.get_input_embeddings()(ids))
+    assert torch.equal(logits(model.llm, hidden), own)
+    unchanged = model.llm.get_output_embeddings()(hidden)
+    assert torch.allclose(unchanged, own, rtol=1e-3) != (kind in ("gemma2", "cohere", "granite"))
+    assert attends_to_all(model.llm) == (kind in ATTENDS_TO_ALL)
+    tokens = model.llm.get_input_embeddings()(torch.arange(model.llm.config.vocab_size))
+    assert torch.equal(input_embeddings(model.llm), tokens)
+    assert torch.allclose(tokens, model.llm.get_input_embeddings().weight) != kind.startswith("gemma")
+    audio = model.projection(torch.randn(1, 500, 32), torch.zeros(1, 1, 32), torch.tensor([1]))
+    expected = float(tokens.square().mean().sqrt())
+    assert float(audio.square().mean().sqrt()) == pytest.approx(expected, rel=0.15)
 
 
-def test_the_stored_generation_config_would_have_sampled(folder: Path) -> None:
-    stored = AutoModelForCausalLM.from_pretrained(folder).generation_config
-    assert stored.do_sample and stored.repetition_penalty == 1.3
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", [(), PREFIX])
+def test_loss_and_answers_of_a_batch_are_those_of_its_rows_by_hand(
+    model: SteerMoE, prefix: tuple[int, ...], make_batch: MakeBatch, greedy: Any
+) -> None:
+    """The loss is transformers' own; answers are decoded without padding, KV cache or `generate`."""
+    free, total, tokens = greedy(7, max_repeats=None), 0.0, 0
+    together = model.generate(make_batch(prefix=prefix), free)
+    table, stops = model.llm.get_input_embeddings(), model.llm.generation_config.eos_token_id
+    for row in range(4):
+        batch = make_batch(rows=[row], prefix=prefix)
+        assert batch.target_ids is not None
+        rows = torch.cat([whole_row(model, batch), table(batch.target_ids)], dim=1)
+        labels = torch.full(rows.shape[:2], -100)
+        labels[:, -batch.target_ids.shape[1] :] = batch.target_ids
+        total += float(model.llm(inputs_embeds=rows, labels=labels).loss) * batch.target_ids.shape[1]
+        tokens += batch.target_ids.shape[1]
+        assert model.generate(batch, free) == [together[row]]
+        rows, answer = whole_row(model, batch), []
+        while (
+            len(answer) < 7
+            and (token := int(model.llm(inputs_embeds=rows).logits[0, -1].argmax())) not in stops
+        ):
+            answer.append(token)
+            rows = torch.cat([rows, table(torch.tensor([[token]]))], dim=1)
+        assert together[row] == answer
+    assert float(model(**make_batch(prefix=prefix)).loss) == pytest.approx(total / tokens, rel=1e-4)
+    assert len({tuple(answer) for answer in together}) > 1
+
+
+def test_unknown_changes_of_the_logits_are_refused(
+    tmp_path: Path, save_tiny_llm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_tiny_llm(tmp_path, "gemma2", head_dim=8, final_logit_softcapping=0.5)
+    monkeypatch.delitem(llms.LOGIT_CHANGES, "final_logit_softcapping")
+    with pytest.raises(ValueError, match=r"llm\.path: the logits of .* are not its output embeddings"):
+        load_llm(section(path))
+
+
+# loading
+
+
+@torch.no_grad()
+def test_it_is_frozen_and_the_untouched_model(folder: Path) -> None:
+    llm, tokenizer = load_llm(section(folder))
+    assert not any(p.requires_grad for p in llm.parameters())
+    assert not any(module.training for module in llm.modules())
+    untouched = AutoModelForCausalLM.from_pretrained(folder)
+    assert untouched.generation_config.do_sample and not llm.generation_config.do_sample
+    ids = torch.tensor([tokenizer(PROMPTS[1])["input_ids"]])
+    assert torch.equal(llm(input_ids=ids).logits, untouched(input_ids=ids).logits)
+    rows, mask = torch.randn(2, 9, 32), torch.ones(2, 9, dtype=torch.long)
+    mask[0, 4:] = 0  # right-padded rows need no mask
+    masked, ours = llm(inputs_embeds=rows, attention_mask=mask).logits, logits(llm, hidden_states(llm, rows))
+    torch.testing.assert_close(ours[0, :4], masked[0, :4])
+    torch.testing.assert_close(ours[1], masked[1])
 
 
 def test_texts_are_answered_as_one_by_one(folder: Path, greedy: Any) -> None:
     llm, tokenizer = load_llm(section(folder))
     prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    answers = answer_texts(llm, tokenizer, prompts, greedy(8), seed=0)
-    table = llm.get_input_embeddings()
-    stops = llm.generation_config.eos_token_id
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
-        ids = by_hand(llm, table(torch.tensor(tokenizer(prompt)["input_ids"])), stops, 8)
+    together = answer_texts(llm, tokenizer, prompts, greedy(8), seed=0)
+    for prompt, answer in zip(prompts, together, strict=True):
+        ids = llm.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
         assert answer == tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-@torch.no_grad()
-def test_hidden_states_of_right_padded_rows_need_no_mask(folder: Path) -> None:
-    llm, _ = load_llm(section(folder))
-    rows = torch.randn(2, 9, 32)
-    mask = torch.ones(2, 9, dtype=torch.long)
-    mask[0, 4:] = 0
-    masked = llm(inputs_embeds=rows, attention_mask=mask).logits
-    ours = logits(llm, hidden_states(llm, rows))
-    torch.testing.assert_close(ours[0, :4], masked[0, :4])
-    torch.testing.assert_close(ours[1], masked[1])
-
-
-def test_it_is_frozen_and_its_text_logits_are_the_untouched_models(folder: Path) -> None:
-    llm, tokenizer = load_llm(section(folder))
-    assert not any(p.requires_grad for p in llm.parameters())
-    assert not any(module.training for module in llm.modules())
-    ids = torch.tensor([tokenizer(PROMPTS[1])["input_ids"]])
-    with torch.no_grad():
-        untouched = AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
-        assert torch.equal(llm(input_ids=ids).logits, untouched)
-
-
-def test_a_tokenizer_without_an_end_token_is_refused(tmp_path: Path, tiny_llm_dir: Path) -> None:
-    AutoModelForCausalLM.from_pretrained(tiny_llm_dir).save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llm_dir)
-    tokenizer.eos_token = None
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no eos_token"):
-        load_llm(section(tmp_path))
-
-
-@pytest.mark.parametrize("what", ["tokens", "end", "padding"])
-def test_tokens_beyond_the_embedding_table_are_refused(what: str, tmp_path: Path, tiny_llm_dir: Path) -> None:
-    llm = AutoModelForCausalLM.from_pretrained(tiny_llm_dir)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llm_dir)
-    rows = llm.config.vocab_size
-    if what == "end":
-        llm.generation_config.eos_token_id = [0, rows]
-    else:
-        tokenizer.add_tokens([f"<extra {n}>" for n in range(3)])
-    if what == "padding":
-        tokenizer.pad_token = "<extra 2>"
-    llm.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"llm\.path.*{len(tokenizer)} tokens.*{rows} rows"):
-        load_llm(section(tmp_path))
-    llm.resize_token_embeddings(rows + 64)  # a table that is larger than the vocabulary is fine
-    llm.save_pretrained(tmp_path)
-    assert len(load_llm(section(tmp_path))[1]) == len(tokenizer)
 
 
 def test_layers_are_not_their_experts(save_tiny_llm: Any, tmp_path: Path) -> None:
     sizes = {"num_experts": 8, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
     llm, _ = load_llm(section(save_tiny_llm(tmp_path, "qwen2_moe", **sizes)))
-    assert decoder_layers(llm) == list(llm.model.layers)
-    for layer in llm.model.layers:  # as of architectures whose experts are a list
+    for layer in llm.model.layers:  # as in architectures whose experts are a list
         layer.mlp.experts = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(8))
     assert decoder_layers(llm) == list(llm.model.layers)
-
-
-def test_pickled_weights_are_refused(tmp_path: Path, tiny_llm_dir: Path) -> None:
-    llm = AutoModelForCausalLM.from_pretrained(tiny_llm_dir)
-    llm.config.save_pretrained(tmp_path)
-    torch.save(llm.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"llm\.path: found .* safetensors"):
-        load_llm(section(tmp_path))
 
 
 @torch.no_grad()
@@ -144,8 +191,7 @@ def test_first_layers_are_those_of_the_whole(folder: Path, depth: int) -> None:
     whole = AutoModelForCausalLM.from_pretrained(folder)
     ids = tokenizer(PROMPTS[1], return_tensors="pt").input_ids
     states = whole.base_model(input_ids=ids, output_hidden_states=True).hidden_states
-    norm = whole.base_model.get_submodule("norm")
-    expected = states[depth] if depth == 2 else norm(states[depth])
+    expected = states[depth] if depth == 2 else whole.base_model.get_submodule("norm")(states[depth])
     assert torch.equal(hidden_states(llm, llm.get_input_embeddings()(ids)), expected)
     assert llm.config.num_hidden_layers == depth == len(DynamicCache(config=llm.config).layers)
     cached, plain = (
@@ -154,6 +200,132 @@ def test_first_layers_are_those_of_the_whole(folder: Path, depth: int) -> None:
     assert torch.equal(cached, plain)
 
 
-def test_more_layers_than_there_are(tiny_llm_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"llm\.layers: found 3, the model has 2; legal: all, or 1 to 2"):
-        load_llm(section(tiny_llm_dir, layers=3))
+@pytest.mark.parametrize("what", ["tokens", "end", "padding", "no end", "pickle", "layers"])
+def test_unusable_llms_are_errors(what: str, tmp_path: Path, tiny_llm_dir: Path) -> None:
+    llm = AutoModelForCausalLM.from_pretrained(tiny_llm_dir)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm_dir)
+    rows = llm.config.vocab_size
+    if what == "end":
+        llm.generation_config.eos_token_id = [0, rows]
+    if what in ("tokens", "padding"):
+        tokenizer.add_tokens([f"<extra {n}>" for n in range(3)])
+    if what == "padding":
+        tokenizer.pad_token = "<extra 2>"
+    if what == "no end":
+        tokenizer.eos_token = None
+    if what == "pickle":
+        llm.config.save_pretrained(tmp_path)
+        torch.save(llm.state_dict(), tmp_path / "pytorch_model.bin")
+    else:
+        llm.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    message = {
+        "no end": "has no eos_token",
+        "pickle": r"llm\.path: found .* safetensors",
+        "layers": r"llm\.layers: found 3, the model has 2; legal: all, or 1 to 2",
+    }.get(what, rf"llm\.path.*{len(tokenizer)} tokens.*{rows} rows")
+    with pytest.raises(ValueError, match=message):
+        load_llm(section(tmp_path, layers=3 if what == "layers" else "all"))
+    if what == "tokens":
+        llm.resize_token_embeddings(rows + 64)  # a table may have more rows than there are tokens
+        llm.save_pretrained(tmp_path)
+        assert len(load_llm(section(tmp_path))[1]) == len(tokenizer)
+
+
+# quantisation, recomputation, LoRA
+
+ON_GPU = pytest.param(
+    "nf4", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="nf4 needs a GPU")
+)
+
+
+@pytest.mark.parametrize("kind", ["int8", ON_GPU])
+def test_gradients_pass_through_a_quantised_llm(
+    kind: str, tiny_variant: Any, make_batch: MakeBatch, tmp_path: Path, save_tiny_llm: Any
+) -> None:
+    llm = save_tiny_llm(tmp_path / "llm", "qwen2", hidden_size=128, intermediate_size=256)
+    plain = SteerMoE.from_config(tiny_variant("steering", {"llm.path": str(llm)}))
+    model = SteerMoE.from_config(tiny_variant("steering", {"llm.path": str(llm), "llm.quantization": kind}))
+    linear: Any = model.llm.model.layers[0].mlp.up_proj
+    assert linear.weight.dtype in (torch.int8, torch.uint8) and not linear.weight.requires_grad
+    loss, expected = model(**make_batch()).loss, plain(**make_batch()).loss
+    assert loss != expected
+    torch.testing.assert_close(loss, expected, rtol=0.1, atol=0.1)
+    loss.backward()
+    expected.backward()
+    for (name, p), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert (p.grad is not None) is p.requires_grad, name
+        if p.grad is not None and other.grad is not None:
+            assert torch.nn.functional.cosine_similarity(p.grad.flatten(), other.grad.flatten(), 0) > 0.7, (
+                name
+            )
+    model.save_pretrained(tmp_path / "adapter")
+    again = SteerMoE.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(again(**make_batch()).loss, loss)
+    assert again.frozen_hashes() == model.frozen_hashes() != plain.frozen_hashes()
+
+
+def test_quantisations_that_cannot_be_used_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_options("none", torch.float32) == {} and set(QUANTIZATIONS) == {"none", "int8", "nf4"}
+    with pytest.raises(ValueError, match=r"llm\.quantization: found 'int4', must be one of: int8, nf4, none"):
+        load_options("int4", torch.float32)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"llm\.quantization: found 'nf4', which needs a CUDA GPU"):
+        load_options("nf4", torch.float32)
+    monkeypatch.setattr(llms, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'steermoe\[quantization\]'"):
+        load_options("nf4", torch.float32)
+
+
+@pytest.mark.parametrize("method", ["steering", "steering+lora+llm_lora"])
+def test_gradient_checkpointing_changes_nothing_but_memory(
+    method: str, tiny_variant: Any, make_batch: MakeBatch, greedy: Any
+) -> None:
+    kept, gradients, losses, answers = [], [], [], []
+    for recompute in (False, True):
+        model = SteerMoE.from_config(tiny_variant(method, {"training.gradient_checkpointing": recompute}))
+        kept.append(0)
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            kept[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model.train()(**make_batch(prefix=PREFIX)).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        answers.append(model.eval().generate(make_batch(), greedy(4)))
+    assert torch.equal(*losses) and answers[0] == answers[1]
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_lora_adapters_start_at_zero_and_alone_are_trained(tiny_variant: Any) -> None:
+    variant = tiny_variant("lora", {"lora.dropout": 0.5, "encoder.dtype": "bfloat16"})
+    plain, _ = load_encoder(variant.encoder)(FEATURES, LENGTHS)
+    encoder = load_encoder(variant.encoder)
+    parameters = add_lora(variant.lora, encoder.model, encoder.layers, "lora")
+    assert torch.equal(encoder(FEATURES, LENGTHS)[0], plain)
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert trained and all(".lora_A." in name or ".lora_B." in name for name in trained)
+    rank, layers, width, ffn = 2, 3, 32, 64
+    assert sum(p.numel() for p in parameters) == layers * rank * (2 * (width + width) + (width + ffn))
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.normal_(std=0.3)
+    first, _ = encoder(FEATURES, LENGTHS)
+    assert torch.equal(encoder(FEATURES, LENGTHS)[0], first) and first.dtype == torch.bfloat16
+    train_lora(encoder, True)  # dropout is active in training only
+    assert not torch.equal(encoder(FEATURES, LENGTHS)[0], encoder(FEATURES, LENGTHS)[0])
+    assert not encoder.layers[0].training
+    train_lora(encoder, False)
+    assert torch.equal(encoder(FEATURES, LENGTHS)[0], first)
+    first.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
+    wrong = variant.lora.model_copy(update={"targets": ["q_proj", "o_proj"]})
+    with pytest.raises(
+        ValueError, match=r"lora\.targets: found \['o_proj'\], the layers have: fc1, fc2, k_proj"
+    ):
+        encoder = load_encoder(variant.encoder)
+        add_lora(wrong, encoder.model, encoder.layers, "lora")

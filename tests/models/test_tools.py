@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from steermoe.data.collator import collate
+from steermoe.data.dataset import collate
 from steermoe.data.prompts import encode_prompt, end_of_turn
 from steermoe.models.steermoe import SteerMoE
 from steermoe.models.tools import Answer, ToolCall, check_tools, misfit, read_answer

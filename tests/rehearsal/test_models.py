@@ -13,7 +13,7 @@ from steermoe.config import Encoder, Generation, Llm
 from steermoe.config.section import Dtype
 from steermoe.evaluation.decoders import own_decoder
 from steermoe.models.encoders import load_encoder
-from steermoe.models.encoders.firered_conformer import FireRedConformer
+from steermoe.models.encoders.firered import FireRedConformer
 from steermoe.models.llm import load_llm
 from steermoe.rehearsal.models import make_models
 

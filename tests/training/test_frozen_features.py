@@ -108,13 +108,13 @@ def test_it_holds_where_no_gradient_enters_the_encoder(
     if overrides.get("projector.downsample_after_layer") is None:  # what autograd itself says
         assert batched.requires_grad == (not frozen)
     with frozen_features(model, tmp_path, 1):
-        assert (model.heard is not None) == frozen
-        if model.heard is not None:
-            alone, found = model.heard(features, lengths)
+        assert (model.encode_override is not None) == frozen
+        if model.encode_override is not None:
+            alone, found = model.encode_override(features, lengths)
             assert torch.equal(found, steps)
             for row, length in enumerate(steps):
                 torch.testing.assert_close(alone[row, :length], batched[row, :length], atol=1e-5, rtol=1e-4)
-    assert model.heard is None
+    assert model.encode_override is None
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -137,8 +137,8 @@ def test_outputs_are_those_of_the_encoder_on_one_thread_whatever_their_batch(
         threads(count)
         autocast = torch.autocast("cpu", dtype, enabled=dtype is not None)
         with frozen_features(model, tmp_path, gigabytes), autocast:
-            assert model.heard is not None
-            found, steps = model.heard(features[rows], lengths[rows])
+            assert model.encode_override is not None
+            found, steps = model.encode_override(features[rows], lengths[rows])
         assert torch.get_num_threads() == count
         for row, hidden, length in zip(rows, found, steps.tolist(), strict=True):
             assert torch.equal(hidden[:length], alone[row]), (count, rows, row)
@@ -150,8 +150,8 @@ def test_an_utterance_that_is_twice_in_a_batch_is_encoded_once(
     model = SteerMoE.from_config(tiny_variant("linear"))
     features = torch.randn(2, 80, 60)[[0, 1, 0]]
     with frozen_features(model, tmp_path, 1):
-        assert model.heard is not None
-        found, _ = model.heard(features, torch.tensor([60, 60, 60]))
+        assert model.encode_override is not None
+        found, _ = model.encode_override(features, torch.tensor([60, 60, 60]))
     assert counted == [1, 1] and len(kept(tmp_path)) == 2
     assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
 
@@ -163,9 +163,9 @@ def test_what_one_thread_raises_is_raised_and_the_others_are_given_back(
     model = SteerMoE.from_config(tiny_variant("linear"))
     threads(2)
     with frozen_features(model, tmp_path, gigabytes):
-        assert model.heard is not None
+        assert model.encode_override is not None
         with pytest.raises(ValueError, match="too short for a single frame"):
-            model.heard(torch.randn(3, 80, 60), torch.tensor([60, 0, 60]))
+            model.encode_override(torch.randn(3, 80, 60), torch.tensor([60, 0, 60]))
         assert torch.get_num_threads() == 2
 
 
@@ -175,8 +175,8 @@ def test_damaged_features_are_computed_again(tiny_variant: Callable[..., Any], t
 
     def heard() -> torch.Tensor:
         with frozen_features(model, tmp_path, 1):
-            assert model.heard is not None
-            return model.heard(features, lengths)[0]
+            assert model.encode_override is not None
+            return model.encode_override(features, lengths)[0]
 
     before = heard()
     first, second, third = sorted((tmp_path / FOLDER).glob("*/*"))

@@ -12,7 +12,7 @@ from steermoe.training.routing import RoutingWatch
 
 def heard(model: SteerMoE) -> None:
     features = torch.randn(2, 80, 120, generator=torch.Generator().manual_seed(3))
-    model.hear(features, torch.tensor([120, 64]))
+    model.encode_frames(features, torch.tensor([120, 64]))
 
 
 def test_statistics_are_those_of_the_valid_frames(tiny_variant):
@@ -22,7 +22,7 @@ def test_statistics_are_those_of_the_valid_frames(tiny_variant):
         for parameter in model.steering.router.parameters():
             parameter.mul_(4)
         model.steering.scales.copy_(torch.tensor([0.1, 0.2, 0.4]))
-    watch = RoutingWatch(model.steering, model.lengths_of)
+    watch = RoutingWatch(model.steering, model.frame_lengths)
     watch.begin()
     heard(model)
     found = watch.end()
@@ -33,7 +33,7 @@ def test_statistics_are_those_of_the_valid_frames(tiny_variant):
     scales = model.steering.scales.detach().tolist()
     norms = model.steering.vectors.detach().norm(dim=1)
     for place, (hidden, gates) in enumerate(seen):
-        valid = valid_frames(model.lengths_of(hidden.shape[1]), hidden.shape[1])
+        valid = valid_frames(model.frame_lengths(hidden.shape[1]), hidden.shape[1])
         assert 0 < int(valid.sum()) < valid.numel()
         hidden, gates = hidden[valid].detach().double(), gates[valid].detach().double()
         added = gates @ model.steering.scaled_vectors(place).detach().double()
@@ -54,7 +54,7 @@ def test_statistics_are_those_of_the_valid_frames(tiny_variant):
 def test_nothing_was_heard_nothing_is_said_and_the_watch_is_off_again(tiny_variant):
     model = SteerMoE.from_config(tiny_variant("steering"))
     assert model.steering is not None
-    watch = RoutingWatch(model.steering, model.lengths_of)
+    watch = RoutingWatch(model.steering, model.frame_lengths)
     assert watch.end() == {}
     watch.begin()
     watch.end()

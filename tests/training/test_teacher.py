@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from steermoe.audio.features import KaldiFbank, LogMel
 from steermoe.config import Distillation, VariantConfig
-from steermoe.data.collator import collate
-from steermoe.data.dataset import UtteranceDataset
+from steermoe.data.dataset import UtteranceDataset, collate
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import progress
 from steermoe.training.checkpoints import last_checkpoint

@@ -19,7 +19,8 @@ from steermoe.config import VariantConfig, Video
 from steermoe.data import video
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.shards import read_rows, write_shards
-from steermoe.models import adapter, attention
+from steermoe.models import attention
+from steermoe.models import checkpoint as adapter
 from steermoe.models.llm import load_llm
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import callbacks, checkpoints, progress

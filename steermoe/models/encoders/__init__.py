@@ -1,42 +1,42 @@
-"""Encoders of speech, and of video. A new one is a file with an `Encoder` subclass and a row here."""
+"""Encoders of speech, and of video. A new one is an `Encoder` subclass and a row here."""
 
 import importlib
+from typing import Any
 
 from steermoe import config
 from steermoe.hub import located
 from steermoe.models.encoders.encoder import Encoder
-from steermoe.models.frozen import keep_layers
+from steermoe.models.pretrained import keep_layers
 from steermoe.registry import choose
 
 
-def load_encoder(section: config.Encoder) -> Encoder:
-    """The frozen encoder that the section names, with so many of its layers, in evaluation mode.
+def load_encoder(section: config.Encoder, local_files_only: bool = False) -> Encoder:
+    """Load the frozen encoder that the section names, with its first `layers` layers, in evaluation mode.
 
     Raises:
-        ValueError: there is no such encoder, its weights cannot be loaded, or a setting does not fit it.
+        ValueError: there is no such encoder, its weights cannot be loaded, or a setting does not suit it.
     """
-    module, kind = choose(ENCODERS, section.name, "encoder.name").split(":")
-    encoder = getattr(importlib.import_module(module), kind)(located(section, "encoder")).eval()
+    encoder = _loaded(ENCODERS, section, "encoder", local_files_only)
     keep_layers(encoder.layers, section.layers, "encoder")
     return encoder
 
 
-def load_video_encoder(section: config.VideoEncoder) -> Encoder:
-    """The frozen video encoder that the section names, in evaluation mode.
-
-    Raises:
-        ValueError: as `load_encoder`.
-    """
-    module, kind = choose(VIDEO_ENCODERS, section.name, "video.encoder.name").split(":")
-    return getattr(importlib.import_module(module), kind)(located(section, "video.encoder")).eval()
+def load_video_encoder(section: config.VideoEncoder, local_files_only: bool = False) -> Encoder:
+    """Load the frozen video encoder that the section names, in evaluation mode; errors as `load_encoder`."""
+    return _loaded(VIDEO_ENCODERS, section, "video.encoder", local_files_only)
 
 
-# `module:class`, imported when it is chosen: each brings in its own modelling code of transformers.
+def _loaded(rows: dict[str, str], section: Any, setting: str, local_files_only: bool) -> Encoder:
+    module, kind = choose(rows, section.name, f"{setting}.name").split(":")
+    return getattr(importlib.import_module(module), kind)(located(section, setting, local_files_only)).eval()
+
+
+# `module:class`, imported when it is selected: each imports its own modelling code of transformers.
 ENCODERS = {
     "whisper": "steermoe.models.encoders.whisper:Whisper",
-    "wav2vec2-conformer": "steermoe.models.encoders.wav2vec2_conformer:Wav2Vec2Conformer",
-    "w2v-bert": "steermoe.models.encoders.w2v_bert:W2vBert",
-    "parakeet": "steermoe.models.encoders.parakeet:Parakeet",
+    "wav2vec2-conformer": "steermoe.models.encoders.conformers:Wav2Vec2Conformer",
+    "w2v-bert": "steermoe.models.encoders.conformers:W2vBert",
+    "parakeet": "steermoe.models.encoders.conformers:Parakeet",
     "firered": "steermoe.models.encoders.firered:FireRed",
 }
 VIDEO_ENCODERS = {

@@ -1,4 +1,4 @@
-"""What every encoder, of speech or of video, offers: features, a stem, a list of frozen layers, and a finish.
+"""The interface of an encoder, of speech or of video: features, a stem, a list of frozen layers, and a finish.
 
 Shapes: B batch, M feature channels, T feature frames, S encoder frames, D encoder width.
 """
@@ -12,9 +12,10 @@ from torch import nn
 
 from steermoe import config
 from steermoe.audio.features import Features
+from steermoe.models.packing import valid_frames
 
 Between = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""(hidden_BSD, lengths_B) -> the same of fewer frames; applied between two layers."""
+"""(hidden_BSD, lengths_B) -> the same with fewer frames; applied between two layers."""
 
 
 class Encoder(nn.Module, ABC):
@@ -22,8 +23,9 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         windows: legal values of `encoder.window`.
+        self_attention: the name of a layer's self-attention, whose output (first, if a tuple) joins the residual.
         features: waveform to features, as the model was trained with.
-        model: the wrapped pretrained module; all of its parameters are frozen.
+        model: the pretrained module; all of its parameters are frozen.
         layers: its layers in order; each is called as `layer(hidden_BSD, *context)`.
         width: D.
         frames_per_second: of the output.
@@ -33,10 +35,11 @@ class Encoder(nn.Module, ABC):
         section: its configuration.
 
     Raises:
-        ValueError: the section's window means nothing to this encoder.
+        ValueError: the encoder does not support the section's window.
     """
 
     windows: ClassVar[tuple[str, ...]] = ("unpadded",)
+    self_attention: ClassVar[str] = "self_attn"
     features: Features
     model: nn.Module
     layers: nn.ModuleList
@@ -54,39 +57,39 @@ class Encoder(nn.Module, ABC):
 
     @property
     def max_seconds(self) -> float | None:
-        """The longest input; None: no limit."""
+        """The duration of the longest input; None: no limit."""
         return None if self.max_frames is None else self.max_frames / self.frames_per_second
 
     @property
     def window_seconds(self) -> float:
-        """Seconds that every utterance is padded to, and costs at least; 0 where it is as long as its audio."""
+        """The duration to which every utterance is padded; 0 if it is not."""
         return (self.max_seconds or 0.0) if self.window == "full" else 0.0
 
     @abstractmethod
     def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
-        """Encoder frames of utterances of so many feature frames."""
+        """Return the numbers of encoder frames for numbers of feature frames."""
 
     @abstractmethod
     def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
-        """What comes before the layers: hidden_BSD, its first frames those of `output_lengths`.
+        """Compute the input of the layers, hidden_BSD, whose valid frames are those of `output_lengths`.
 
-        `features_BMT` are of the model's type, and zero behind each length; `padded`: whether there are such.
+        `features_BMT` have the model's dtype and are zero after each length; `padded`: there are such frames.
         """
 
     @abstractmethod
     def context(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[Any, ...]:
-        """What every layer takes beside the hidden states: the attention mask, position embeddings."""
+        """Return the other arguments of every layer: the attention mask, position embeddings."""
 
-    @abstractmethod
     def finish(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
-        """What comes after the layers: the final norm."""
+        """Apply what follows the layers: the final norm, if there is one."""
+        return hidden_BSD
 
-    @abstractmethod
     def attention(self, layer_number: int) -> nn.Module:
-        """The self-attention of a layer: what it returns (first, if a tuple) is added to the residual."""
+        """Return the self-attention of a layer."""
+        return self.layers[layer_number].get_submodule(self.self_attention)
 
     def stem(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What comes before the layers: (hidden_BSD, lengths_B in encoder frames to be attended to).
+        """Compute the input of the layers: hidden_BSD, and the number of frames to attend to in each row.
 
         Raises:
             ValueError: the features are longer than the encoder can take, too short for a single frame, or
@@ -98,7 +101,7 @@ class Encoder(nn.Module, ABC):
                 f"features: found {channels} channels, the encoder takes {self.features.channels}"
             )
         steps_B = self.output_lengths(lengths_B)
-        if not torch.compiler.is_exporting():  # a graph cannot refuse anything
+        if not torch.compiler.is_exporting():  # a graph cannot raise errors
             self._check(frames, lengths_B, steps_B)
         features_BMT = features_BMT.to(next(self.model.parameters()).dtype)
         padding_B1T = ~valid_frames(lengths_B, frames)[:, None]
@@ -129,16 +132,15 @@ class Encoder(nn.Module, ABC):
         lengths_B: torch.Tensor,
         between: Mapping[int, Between] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features to (hidden_BSD, lengths_B); frames beyond a length are undefined but finite.
+        """Encode features to (hidden_BSD, lengths_B); frames after a length are undefined but finite.
 
         Args:
-            features_BMT: right-padded features.
-            lengths_B: how many of their frames are valid.
-            between: layer number -> what shortens the sequence after that layer. What a full window holds
-                beyond the utterances is cut off before it; the later layers mask as without a window.
+            features_BMT, lengths_B: right-padded features and their lengths.
+            between: layer number -> what shortens the sequence after that layer. The padding of a full window is
+                cut off before it; later layers mask as without a window.
 
         Raises:
-            ValueError: as `stem`; or `between` names a layer that there is not.
+            ValueError: as `stem`; or `between` names a layer that does not exist.
         """
         between = between or {}
         if wrong := [number for number in between if number not in range(len(self.layers))]:
@@ -155,22 +157,17 @@ class Encoder(nn.Module, ABC):
 
 
 def layer_hidden(output: Any) -> torch.Tensor:
-    """The hidden states in what a layer returns: a tensor, or a tuple that begins with it."""
+    """Return the hidden states in the output of a layer: a tensor, or the first of a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def _longest(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-    """As many frames as the longest row has: a full window has more. A graph keeps them all."""
+    """Cut hidden states to the longest row, as a full window has more frames; an exported graph keeps them all."""
     return hidden_BSD if torch.compiler.is_exporting() else hidden_BSD[:, : int(lengths_B.max())]
 
 
-def valid_frames(lengths_B: torch.Tensor, frames: int) -> torch.Tensor:
-    """True where a frame is within its row's length, (B, frames)."""
-    return torch.arange(frames, device=lengths_B.device) < lengths_B[:, None]
-
-
 def padding_mask(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor | None:
-    """True where a frame is valid, (B, S); None if all are (not in a graph): layers then run without a mask."""
+    """Return True where a frame is valid, (B, S), or None if all are: layers then run without a mask."""
     steps = hidden_BSD.shape[1]
     if not torch.compiler.is_exporting() and bool((lengths_B == steps).all()):
         return None

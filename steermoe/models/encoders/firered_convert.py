@@ -1,14 +1,13 @@
-"""Turns FireRedASR-AED's published checkpoint into safetensors, once and offline.
+"""Convert FireRedASR-AED's published checkpoint to safetensors, once and offline.
 
     python -m steermoe.models.encoders.firered_convert FOLDER OUT
 
-FOLDER holds `model.pth.tar` and `cmvn.ark`, as on the hub. The first is a pickle, which can run whatever its
-writer wants: it is read with torch's restricted unpickler, which builds tensors, plain containers and an
-`argparse.Namespace`, and refuses all else. OUT gets config.json and model.safetensors.
+FOLDER has `model.pth.tar` and `cmvn.ark`, as on the hub. The first is a pickle, which could run any code: it is read
+with torch's restricted unpickler, which builds tensors, plain containers and an `argparse.Namespace` only. OUT gets
+config.json and model.safetensors.
 """
 
 import argparse
-import os
 import pickle
 import struct
 import sys
@@ -20,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from steermoe.models.adapter import check_weights
-from steermoe.models.encoders.firered_conformer import FireRedConfig, FireRedConformer
+from steermoe.models.checkpoint import check_weights
+from steermoe.models.encoders.firered import FireRedConfig, FireRedConformer
 
 CHECKPOINT, CMVN = "model.pth.tar", "cmvn.ark"
 SIZES = {  # of the checkpoint's Namespace -> of FireRedConfig
@@ -39,18 +38,17 @@ VARIANCE_FLOOR = 1e-20
 
 
 def convert(source: Path, out: Path) -> None:
-    """Write what `FireRed` reads.
+    """Write the folder that `FireRed` reads; it appears whole or not at all.
 
     Args:
         source: folder with model.pth.tar and cmvn.ark.
-        out: folder that appears whole or not at all.
+        out: folder to write.
 
     Raises:
-        ValueError: `out` is there already, a file of `source` is missing, holds what must not be unpickled,
-            or is not of a FireRedASR-AED.
+        ValueError: `out` exists, a file of `source` is missing, must not be unpickled, or is not of a FireRedASR-AED.
     """
     if out.exists():
-        raise ValueError(f"{out}: is there already; remove it, or name another folder")
+        raise ValueError(f"{out}: exists already; remove it, or name another folder")
     package = read_checkpoint(source / CHECKPOINT)
     settings = FireRedConfig(**_sizes(package, source / CHECKPOINT))
     weights = _encoder_weights(package, source / CHECKPOINT)
@@ -62,20 +60,15 @@ def convert(source: Path, out: Path) -> None:
     model.load_state_dict(weights, assign=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        whole = Path(folder) / out.name
-        model.save_pretrained(whole, max_shard_size="100GB")
-        for path in [*whole.iterdir(), whole]:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        whole.rename(out)
+        model.save_pretrained(Path(folder) / out.name, max_shard_size="100GB")
+        (Path(folder) / out.name).rename(out)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The dictionary in a checkpoint; nothing of it is run.
+    """Return the dictionary in a checkpoint, without running anything in it.
 
     Raises:
-        ValueError: there is no such file, or it holds more than tensors, containers and a Namespace.
+        ValueError: there is no such file, or it has more than tensors, containers and a Namespace.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the checkpoint's folder has {CHECKPOINT} and {CMVN}")
@@ -95,17 +88,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def cmvn(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and inverse standard deviation (M,) of the features, from sums (2, M + 1) in Kaldi's format.
+    """Return mean and inverse standard deviation (M,) of the features.
 
-    The last column is the number of frames, and 0.
+    The file is a binary matrix of Kaldi (2, M + 1): sums and sums of squares, and in the last column the number of
+    frames. It consists of `\\0B`, `FM ` or `DM `, the numbers of rows and columns, and values by row.
 
     Raises:
-        ValueError: there is no such file, or it holds something else.
+        ValueError: there is no such file, or it has another content.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the checkpoint's folder has {CHECKPOINT} and {CMVN}")
-    sums = kaldi_matrix(path.read_bytes(), str(path))
-    if sums.shape[0] != 2 or sums.shape[1] < 2 or not np.isfinite(sums).all() or not sums[0, -1] >= 1:
+    content = path.read_bytes()
+    kind = {b"\0BFM ": np.dtype("<f4"), b"\0BDM ": np.dtype("<f8")}.get(content[:5])
+    if kind is None or len(content) < 15:
+        raise ValueError(
+            f"{path}: found {content[:5]!r}..., expected a binary matrix of Kaldi (\\0BFM, \\0BDM)"
+        )
+    _, rows, _, columns = struct.unpack("<bibi", content[5:15])
+    expected = 15 + rows * columns * kind.itemsize
+    if rows < 0 or columns < 0 or len(content) != expected:
+        raise ValueError(
+            f"{path}: found {len(content)} bytes, expected {expected} of a matrix {rows} x {columns}"
+        )
+    sums = np.frombuffer(content, kind, offset=15).reshape(rows, columns).astype(np.float64)
+    if rows != 2 or columns < 2 or not np.isfinite(sums).all() or not sums[0, -1] >= 1:
         raise ValueError(
             f"{path}: found a matrix {sums.shape}, expected sums and sums of squares of M bands (2, M + 1), "
             "the number of frames in the last column"
@@ -113,27 +119,6 @@ def cmvn(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     mean = sums[0, :-1] / sums[0, -1]
     variance = np.maximum(sums[1, :-1] / sums[0, -1] - mean**2, VARIANCE_FLOOR)
     return torch.from_numpy(mean).float(), torch.from_numpy(1 / np.sqrt(variance)).float()
-
-
-def kaldi_matrix(content: bytes, name: str) -> np.ndarray:
-    """The matrix in a binary file of Kaldi, float64: `\\0B`, `FM ` or `DM `, rows, columns, values by row.
-
-    Raises:
-        ValueError: `content` is no such matrix, or not all of one.
-    """
-    kinds = {b"FM ": np.dtype("<f4"), b"DM ": np.dtype("<f8")}
-    kind = kinds.get(content[2:5])
-    if content[:2] != b"\0B" or kind is None or len(content) < 15:
-        raise ValueError(
-            f"{name}: found {content[:5]!r}..., expected a binary matrix of Kaldi (\\0BFM, \\0BDM)"
-        )
-    size_of_rows, rows, size_of_columns, columns = struct.unpack("<bibi", content[5:15])
-    expected = 15 + rows * columns * kind.itemsize
-    if (size_of_rows, size_of_columns) != (4, 4) or rows < 0 or columns < 0 or len(content) != expected:
-        raise ValueError(
-            f"{name}: found {len(content)} bytes, expected {expected} of a matrix {rows} x {columns}"
-        )
-    return np.frombuffer(content, kind, offset=15).reshape(rows, columns).astype(np.float64)
 
 
 def _sizes(package: dict[str, Any], path: Path) -> dict[str, Any]:

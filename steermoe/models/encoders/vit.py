@@ -1,9 +1,8 @@
 """ViT (Dosovitskiy et al. 2021, transformers' ViTModel) on each frame of a video.
 
-The tokens of a frame (its class token, then its patches, row by row) stand one after another, and so do the
-frames: a video of T frames is a sequence of T x K tokens, K a frame. Attention stays within a frame; all else in a
-ViT's layers is for each token by itself. So steering adds to every token, and down-sampling `average` with kernel K
-gives the mean of each frame.
+The K tokens of a frame are its class token and its patches, row by row; a video of T frames is a sequence of T x K
+tokens. Attention stays within a frame, and steering adds to every token. Down-sampling `average` with factor K gives
+the mean of each frame.
 
 Shapes: B batch, M values of a frame (colours x height x width), T frames, K tokens of a frame, S = T x K tokens,
 D encoder width.
@@ -20,11 +19,11 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from steermoe import config
 from steermoe.data import video
 from steermoe.models.encoders.encoder import Encoder
-from steermoe.models.frozen import load_frozen
+from steermoe.models.pretrained import load_frozen
 
 
 class Frames:
-    """Frames to what a ViT takes, by the image processor that lies beside the weights: resized and normalised.
+    """Frames to the input of a ViT, by the image processor of its checkpoint: resized and normalised.
 
     Attributes:
         channels: M.
@@ -35,13 +34,13 @@ class Frames:
             self._processor = ViTImageProcessorPil.from_pretrained(path)
         except OSError as error:
             raise ValueError(
-                f"video.encoder.path: {path!r} lacks preprocessor_config.json, which says how frames are "
+                f"video.encoder.path: {path!r} lacks preprocessor_config.json, which describes how frames are "
                 f"normalised: {error}"
             ) from error
         self.channels = channels
 
     def __call__(self, frames: np.ndarray | torch.Tensor, /) -> torch.Tensor:
-        """Features (M, T) float32 of uint8 frames (T, H, W) or (T, H, W, 3).
+        """Return features (M, T) float32 of uint8 frames (T, H, W) or (T, H, W, 3).
 
         Raises:
             ValueError: the frames are of another type or shape.
@@ -62,6 +61,8 @@ class ViT(Encoder):
         ValueError: nothing can be loaded from the path, or weights are missing in it.
     """
 
+    self_attention = "attention"
+
     def __init__(self, section: config.VideoEncoder) -> None:
         super().__init__(section)
         self.model: Any = load_frozen(
@@ -72,36 +73,32 @@ class ViT(Encoder):
         self.tokens: int = patches.num_patches + 1
         self.layers: nn.ModuleList = self.model.layers
         self.width: int = self.model.config.hidden_size
-        self.frames_per_second = float(self.tokens)  # a video's second is not known: of one frame
+        self.frames_per_second = float(self.tokens)  # of one frame, as the duration is unknown
         self.features = Frames(section.path, patches.num_channels * self.height * self.width_of_frame)
         for layer in self.layers:
             _WithinFrames(layer.get_submodule("attention"), self.tokens)
 
     def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
-        """K tokens a frame."""
+        """Return K tokens for each frame."""
         return lengths_B * self.tokens
 
     def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
-        """Patches, class token and positions of each frame."""
+        """Embed patches, class token and positions of each frame."""
         rows, _, frames = features_BMT.shape
         pixels = features_BMT.transpose(1, 2).reshape(rows * frames, -1, self.height, self.width_of_frame)
         return self.model.embeddings(pixels).reshape(rows, frames * self.tokens, self.width)
 
     def context(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[Any, ...]:
-        """Nothing: no frame sees another, padding or not."""
+        """Return nothing: no frame attends to another one."""
         return ()
 
     def finish(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
-        """The final layer norm."""
+        """Apply the final layer norm."""
         return self.model.layernorm(hidden_BSD)
-
-    def attention(self, layer_number: int) -> nn.Module:
-        """ViTAttention."""
-        return self.layers[layer_number].get_submodule("attention")
 
 
 class _WithinFrames:
-    """Hooks that show an attention the frames one by one: (B, T x K, D) as (B x T, K, D), and back."""
+    """Hooks by which an attention gets each frame as a row: (B, T x K, D) as (B x T, K, D), and back."""
 
     def __init__(self, attention: nn.Module, tokens: int) -> None:
         self.tokens, self.rows = tokens, 0

@@ -9,7 +9,7 @@ import pytest
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from steermoe import config
-from steermoe.data.collator import collate
+from steermoe.data.dataset import collate
 from steermoe.export.merge import write_merged
 from steermoe.models.encoders import ENCODERS
 from steermoe.models.steermoe import SteerMoE
@@ -31,8 +31,8 @@ def test_the_model_hears_with_it(
     model = SteerMoE.from_config(variant)
     assert model.features is model.encoder.features
     waveforms = [speech(samples, seed) for seed, samples in enumerate((16_000, 7_000, 30_000))]
-    together = model.transcribe(waveforms, generation=greedy(6))
-    assert together == [model.transcribe(each, generation=greedy(6)) for each in waveforms]
+    together = model.transcribe(waveforms, generation_config=greedy(6))
+    assert together == [model.transcribe(each, generation_config=greedy(6)) for each in waveforms]
     assert any(together)
 
 
@@ -67,7 +67,9 @@ def test_it_can_be_merged(
     assert merged.llm.generation_config.eos_token_id == model.llm.generation_config.eos_token_id
     assert merged.tokenizer.chat_template == model.tokenizer.chat_template
     sounds = [speech(16_000, 0), speech(9_000, 1)]
-    assert merged.transcribe(sounds, generation=greedy(6)) == model.transcribe(sounds, generation=greedy(6))
+    assert merged.transcribe(sounds, generation_config=greedy(6)) == model.transcribe(
+        sounds, generation_config=greedy(6)
+    )
     for one, other in zip(merged.gates(sounds[0]), model.gates(sounds[0]), strict=True):
         assert np.array_equal(one, other)
 
@@ -106,4 +108,4 @@ def test_any_placement_trains_with_it(
     for part, parameters in model.parameter_groups().items():
         assert all(p.grad is not None and p.grad.any() for p in parameters), part
     assert all(p.grad is None for p in model.encoder.model.parameters())
-    assert len(model.gates(speech(16_000, 0))) == len(model.steering.places)  # pyright: ignore
+    assert len(model.gates(speech(16_000, 0))) == len(model.steering.hook_points)  # pyright: ignore

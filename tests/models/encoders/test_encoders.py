@@ -10,8 +10,8 @@ import torch
 from steermoe import config
 from steermoe.models.encoders import ENCODERS, Encoder, load_encoder
 from steermoe.models.encoders.encoder import layer_hidden
-from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.lora import add_lora
+from steermoe.models.pretrained import digest, frozen_weights
 from steermoe.models.steering import Steering
 
 from .conftest import CHECKPOINTS, SAMPLES, batch

@@ -22,7 +22,7 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
 from steermoe.audio.features import KaldiFbank
 from steermoe.config import Encoder
 from steermoe.models.encoders import load_encoder
-from steermoe.models.encoders.firered_conformer import (
+from steermoe.models.encoders.firered import (
     Attention,
     FireRedConfig,
     FireRedConformer,

@@ -18,7 +18,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from steermoe import config
 from steermoe.models.encoders import ENCODERS, load_encoder
-from steermoe.models.encoders.firered_conformer import FireRedConformer
+from steermoe.models.encoders.firered import FireRedConformer
 
 from .conftest import CHECKPOINTS, SAMPLES, batch
 

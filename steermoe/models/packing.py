@@ -1,4 +1,4 @@
-"""Rows of different lengths, put together without gaps: `[prefix ; audio ; prompt ; target]`, and padding on one side.
+"""Masks of padded rows, and packing rows of different lengths without gaps.
 
 Shapes: B batch, Y target tokens, W width of the packed batch, H width of the LLM.
 """
@@ -7,18 +7,21 @@ from typing import Literal
 
 import torch
 
-from steermoe.models.encoders.encoder import valid_frames
+
+def valid_frames(lengths_B: torch.Tensor, frames: int) -> torch.Tensor:
+    """Return True where a frame is within its row's length, (B, frames)."""
+    return torch.arange(frames, device=lengths_B.device) < lengths_B[:, None]
 
 
 def pack(
     parts: list[torch.Tensor], lengths: list[torch.Tensor], padding: Literal["left", "right"]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Join right-padded parts row by row into contiguous rows.
+    """Join right-padded parts into contiguous rows.
 
     Args:
-        parts: tensors (B, length, H).
-        lengths: how much of each row of each part is valid, (B,) each.
-        padding: the side on which shorter rows are filled up.
+        parts: tensors (B, length, H), for example `[prefix ; audio ; prompt ; target]`.
+        lengths: number of valid tokens in each row of each part, (B,) each.
+        padding: the side on which shorter rows are padded.
 
     Returns:
         The packed rows (B, W, H), W the longest row, and True where they are valid, (B, W).
@@ -39,15 +42,12 @@ def pack(
 def target_rows(
     before_B: torch.Tensor, lengths_B: torch.Tensor, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the hidden states are that predict the targets of right-padded rows.
+    """Return row and column of the hidden states that predict each target token of right-padded rows.
 
     Args:
-        before_B: how many tokens stand before each target, at least one.
-        lengths_B: how long each target is.
+        before_B: number of tokens before each target, at least one.
+        lengths_B: length of each target.
         width: Y, of the padded targets.
-
-    Returns:
-        Row and column of each target token, in the order of `target_ids[valid]`.
     """
     rows, steps = valid_frames(lengths_B, width).nonzero(as_tuple=True)
     return rows, before_B[rows] - 1 + steps

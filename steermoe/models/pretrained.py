@@ -1,20 +1,37 @@
-"""What is never trained: loading it, and proving that it did not change."""
+"""Frozen pretrained models: loading, hashing their weights, and sharing them between threads."""
 
+import functools
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 from transformers.utils import logging
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-QUIET_BYTES = 2**30  # of weights, which load in a second: no progress bar
+QUIET_BYTES = 2**30  # weights below this size load in a second: no progress bar
 
 Depth = int | Literal["all"]
-Pretrained = TypeVar("Pretrained", bound=nn.Module)
+Whole = Callable[[torch.Tensor], AbstractContextManager[Any]]
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+# Steering hooks hang on the frozen modules, which models may share, and sampling seeds torch's global generator.
+LOCK = threading.RLock()
+
+
+def exclusive(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Let one thread of the process at a time run the function. Do not decorate generators."""
+
+    @functools.wraps(function)
+    def locked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with LOCK:
+            return function(*args, **kwargs)
+
+    return locked
 
 
 def load_frozen(kind: Any, path: str, dtype: str, setting: str, **options: Any) -> Any:
@@ -23,9 +40,9 @@ def load_frozen(kind: Any, path: str, dtype: str, setting: str, **options: Any) 
     Args:
         kind: a class of transformers with `from_pretrained`.
         path: folder in Hugging Face format, or a hub id.
-        dtype: row of DTYPES.
+        dtype: key of DTYPES.
         setting: name of the configuration's section, for errors.
-        **options: more arguments of `from_pretrained`.
+        **options: further arguments of `from_pretrained`.
 
     Raises:
         ValueError: there is nothing to load at `path`, or its weights do not fit its configuration.
@@ -51,7 +68,7 @@ def load_frozen(kind: Any, path: str, dtype: str, setting: str, **options: Any) 
 
 @contextmanager
 def progress(path: str) -> Iterator[None]:
-    """Without transformers' progress bars where a folder has few bytes of weights."""
+    """Hide transformers' progress bars while weights load from a small local folder."""
     local = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     if not 0 < local < QUIET_BYTES or not logging.is_progress_bar_enabled():
         yield
@@ -67,7 +84,7 @@ def keep_layers(layers: nn.ModuleList, depth: Depth, setting: str) -> None:
     """Drop all layers but the first `depth`.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: there are fewer layers.
     """
     if depth == "all":
         return
@@ -81,39 +98,32 @@ def keep_layers(layers: nn.ModuleList, depth: Depth, setting: str) -> None:
 def load_extractor(kind: Any, path: str, setting: str) -> Any:
     """Load the feature extractor that belongs to pretrained weights.
 
-    Args:
-        kind: a class of transformers with `from_pretrained`.
-        path: folder in Hugging Face format, or a hub id.
-        setting: name of the configuration's section, for errors.
-
     Raises:
-        ValueError: there is none, or one of another class.
+        ValueError: there is none, or it is of another class than `kind`.
     """
     try:
         settings, _ = kind.get_feature_extractor_dict(path)
     except OSError as error:
         raise ValueError(
-            f"{setting}.path: {path!r} lacks preprocessor_config.json, which says how its features are made: "
-            f"{error}"
+            f"{setting}.path: {path!r} lacks preprocessor_config.json, which describes its features: {error}"
         ) from error
     found = settings.get("feature_extractor_type", kind.__name__)
     if found != kind.__name__:
-        raise ValueError(f"{setting}.path: {path!r} is with {found}; this encoder takes {kind.__name__}")
+        raise ValueError(f"{setting}.path: {path!r} has a {found}; this encoder needs a {kind.__name__}")
     return kind.from_dict(settings)
 
 
-Whole = Callable[[torch.Tensor], AbstractContextManager[Any]]
-
-
 def digest(weights: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, whatever their order and device."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes of tensors, whatever their order and device."""
     return list(digests(weights).values())[-1]
 
 
 def digests(weights: dict[str, torch.Tensor], whole: Whole = nullcontext) -> dict[str, str]:
-    """SHA-256 of each tensor and all before it, by name: the last is the `digest` of all.
+    """Return, by name, the SHA-256 of each tensor and all tensors before it; the last one is `digest`.
 
-    `whole` gives a context in which a tensor is whole, should its pieces lie in several processes.
+    Args:
+        weights: the tensors by name.
+        whole: makes a context in which a tensor that is sharded over processes is whole.
     """
     total, found = hashlib.sha256(), {}
     for name in sorted(weights):
@@ -126,9 +136,9 @@ def digests(weights: dict[str, torch.Tensor], whole: Whole = nullcontext) -> dic
 
 
 def frozen_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and persistent buffers that are not trained, each tensor once, under their pretrained names.
+    """Return weights and persistent buffers that are not trained, each tensor once, by pretrained name.
 
-    peft wraps the layers that it adapts: their own weights move below `base_layer`, a name left out here.
+    peft moves the weights of adapted layers below `base_layer`, a name left out here.
     """
     weights: dict[str, torch.Tensor] = {}
     seen: set[int] = set()

@@ -1,0 +1,273 @@
+"""An adapter on disk: adapter.safetensors has the trained weights, config.json how to rebuild the rest.
+
+config.json: {"format", "variant": the resolved configuration, "frozen": SHA-256 of the frozen models' weights,
+"weights": SHA-256 of adapter.safetensors, "generation": settings for use, "normalizer": of its transcripts}. The same
+weights give the same bytes. A merged adapter has its frozen models next to it, in `encoder/` and `llm/`, and "merged":
+what it was made from.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load, save
+
+from steermoe.atomic_io import write_bytes, write_text
+from steermoe.config import ConfigError, Generation, VariantConfig
+from steermoe.data.adapters import CONFIG, PARTS, WEIGHTS, adapter_folder
+from steermoe.models.generation import validated
+
+FORMAT = 1
+CARD = "README.md"
+KEYS = {"format", "variant", "frozen", "weights"}
+OPTIONAL = {"merged", "generation", "normalizer"}  # older adapters lack the last two
+BESIDE = "./"  # a path that begins so is searched for in the adapter's own folder first
+# Names of version 0.1.0 -> names of today; adapters that have them are converted when they are read.
+RENAMED = {
+    "arm": "variant", "bridge": "projector", "site": "hook_point", "load_balance": "router_aux_loss_coef",
+    "z_loss": "router_z_loss_coef", "kernel": "downsample_factor", "after": "downsample_after_layer",
+    "steps": "max_steps", "batch_seconds": "max_batch_seconds", "clip": "max_grad_norm",
+    "steering_clip": "steering_max_grad_norm", "eval_every": "eval_steps",
+}  # fmt: skip
+PER_LAYER = re.compile(r"(.*steering\.router\.)linears\.(\d+)\.(weight|bias)")
+SPLITS = {"train_splits", "dev_splits"}  # their keys are names of corpora
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a merged adapter was made from: the method that trained it, and its base models."""
+
+    method: str
+    encoder: str
+    llm: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Trained weights, their configuration, the hashes of the frozen weights, and the settings for use."""
+
+    variant: VariantConfig
+    frozen: Mapping[str, str]
+    weights: Mapping[str, torch.Tensor]
+    merged: Merged | None = None
+    generation: Generation | None = None
+    normalizer: str | None = None
+
+
+def write(folder: Path, adapter: Adapter) -> None:
+    """Write the two files, each whole; config.json comes last, with the hash of the other one."""
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.weights.items()})
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "variant": json.loads(adapter.variant.to_json()),
+        "frozen": dict(adapter.frozen),
+        "weights": hashlib.sha256(weights).hexdigest(),
+    }
+    if adapter.merged is not None:
+        description["merged"] = asdict(adapter.merged)
+    if adapter.generation is not None:
+        description["generation"] = adapter.generation.model_dump()
+    if adapter.normalizer is not None:
+        description["normalizer"] = adapter.normalizer
+    write_bytes(folder / WEIGHTS, weights)
+    write_text(folder / CONFIG, json.dumps(description, indent=2) + "\n")
+
+
+def read(source: str | Path) -> Adapter:
+    """Read an adapter from a folder or from the hub.
+
+    Raises:
+        ValueError: there is none, it is of another format, its configuration is not of this version, or its two
+            files do not belong together.
+    """
+    folder = adapter_folder(source)
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{source}: no adapter: {' and '.join(missing)} missing")
+    description = _description(folder / CONFIG)
+    content = (folder / WEIGHTS).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != description["weights"]:
+        raise ValueError(
+            f"{folder / WEIGHTS}: found SHA-256 {digest}, {CONFIG} says {description['weights']}: the file "
+            "is damaged or belongs to another training; copy or train the adapter anew"
+        )
+    merged, generation = description.get("merged"), description.get("generation")
+    return Adapter(
+        _variant(folder / CONFIG, description["variant"]),
+        description["frozen"],
+        _without_per_layer(load(content)),
+        None if merged is None else Merged(**merged),
+        None if generation is None else validated(generation),
+        description.get("normalizer"),
+    )
+
+
+def _variant(path: Path, values: Any) -> VariantConfig:
+    try:
+        return VariantConfig.from_json(json.dumps(values))
+    except ConfigError as error:
+        advice = "an adapter of another version? add what is missing as params.yaml has it, or train it anew"
+        raise ConfigError([f"{path}: {line}; {advice}" for line in error.lines]) from error
+
+
+def _description(path: Path) -> dict[str, Any]:
+    try:
+        description = _renamed(json.loads(path.read_text()))
+        if set(description) - OPTIONAL != KEYS:
+            raise ValueError(f"found keys {sorted(description)}, expected {sorted(KEYS)}")
+        if "merged" in description:
+            Merged(**description["merged"])
+        if "generation" in description:
+            validated(description["generation"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not the description of an adapter: {error}") from error
+    if description["format"] != FORMAT:
+        raise ValueError(
+            f"{path}: found format {description['format']!r}, this version reads format {FORMAT}"
+        )
+    return description
+
+
+def _renamed(values: Any) -> Any:
+    """Return a description with the names of version 0.1.0 replaced by those of today."""
+    if not isinstance(values, dict):
+        return values
+    found = {RENAMED.get(k, k): v if k in SPLITS else _renamed(v) for k, v in values.items()}
+    if found.get("router") == "per_layer":  # was the same function as `shared`
+        found["router"] = "shared"
+    return found
+
+
+def _without_per_layer(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Join the weights of the former router `per_layer` into those of `shared`."""
+    joined: dict[str, dict[int, torch.Tensor]] = {}
+    for name in list(weights):
+        if match := PER_LAYER.fullmatch(name):
+            start, layer, kind = match.groups()
+            joined.setdefault(f"{start}linear.{kind}", {})[int(layer)] = weights.pop(name)
+    return weights | {name: torch.cat([rows[n] for n in sorted(rows)]) for name, rows in joined.items()}
+
+
+def push(folder: Path, repo_id: str, private: bool = False) -> str:
+    """Upload the adapter in `folder` to the hub, creating the repository if needed; return its address.
+
+    Frozen models of a merged adapter and a model card are uploaded with it.
+    """
+    hub = HfApi()
+    address = hub.create_repo(repo_id, private=private, exist_ok=True)
+    files = [WEIGHTS, CONFIG, CARD, *(f"{part}/*" for part in PARTS)]
+    hub.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=files)
+    return str(address)
+
+
+def check_weights(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str
+) -> None:
+    """Raise ValueError, with the first differences, unless both have the same names and shapes."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not part of this model" for name in found if name not in expected]
+    problems += [
+        f"{name}: found shape {tuple(found[name].shape)}, the model needs {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
+        raise ValueError(
+            f"{source}: the weights do not fit the model that its configuration describes: {listed}"
+        )
+
+
+def check_frozen(found: Mapping[str, str], saved: Adapter, variant: VariantConfig, source: str) -> None:
+    """Check that the frozen weights are those that the adapter was trained with.
+
+    Weights that were loaded with another dtype or quantisation cannot be compared: a warning says so.
+
+    Args:
+        found: SHA-256 of the weights by part.
+        saved: the adapter as it was read.
+        variant: the configuration by which the frozen models were loaded.
+        source: the adapter's name, for messages.
+
+    Raises:
+        ValueError: they differ.
+    """
+    loaded, trained = sections(variant), sections(saved.variant)
+    for part, digest in found.items():
+        own, other = loaded[part], trained[part]
+        forms = [(each.dtype, getattr(each, "quantization", "none")) for each in (own, other)]
+        if forms[0] != forms[1]:
+            log.warning(
+                "%s: %s is loaded as %s, the adapter was trained with %s: answers may differ, and the weights were "
+                "not compared", source, part, *("/".join(form) for form in forms),
+            )  # fmt: skip
+        elif digest != saved.frozen[part]:
+            raise ValueError(
+                f"{source}: trained against another {part}: the weights in {own.path!r} have SHA-256 "
+                f"{digest}, the adapter's had {saved.frozen[part]}; give the right ones as "
+                f"from_pretrained(..., {part}=<folder or hub id>)"
+            )
+
+
+def sections(variant: VariantConfig) -> dict[str, Any]:
+    """Return the sections of the frozen models by part: encoder, llm, and video if there is a video tower."""
+    video = {} if variant.video is None else {"video": variant.video.encoder}
+    return {"encoder": variant.encoder, "llm": variant.llm} | video
+
+
+def with_frozen(
+    variant: VariantConfig,
+    folder: Path,
+    given: Mapping[str, str | Path | None],
+    dtype: str | None = None,
+    quantization: str | None = None,
+) -> VariantConfig:
+    """Return the configuration with the paths, and if given the dtype, by which its frozen models are loaded.
+
+    Args:
+        variant: the adapter's.
+        folder: the adapter's.
+        given: folder or hub id of `encoder`, `llm` and `video`; None: `find_frozen` searches for it.
+        dtype: of all frozen models; None: the adapter's.
+        quantization: of the LLM; None: the adapter's.
+
+    Raises:
+        ValueError: a video encoder is given for an adapter that has none.
+    """
+    if given["video"] is not None and variant.video is None:
+        raise ValueError(
+            f"{folder}: found video encoder {str(given['video'])!r}; the adapter has no video tower: leave it out"
+        )
+    changes: dict[str, Any] = {}
+    for part, section in sections(variant).items():
+        path = find_frozen(section.path, folder) if given[part] is None else str(given[part])
+        changes[part] = section.model_copy(update={"path": path} | ({"dtype": dtype} if dtype else {}))
+    if quantization is not None:
+        changes["llm"] = changes["llm"].model_copy(update={"quantization": quantization})
+    if variant.video is not None:
+        changes["video"] = variant.video.model_copy(update={"encoder": changes["video"]})
+    return variant.model_copy(update=changes)
+
+
+def find_frozen(path: str, folder: Path) -> str:
+    """Return where a frozen model is.
+
+    A path that begins with `./` is searched for in the adapter's folder first: merged adapters have theirs there. Any
+    path is used as it is if it exists, else below the nearest folder above the adapter that has it, so that an adapter
+    inside a project finds the project's base models from any working directory.
+    """
+    if path.startswith(BESIDE) and (folder / path).is_dir():
+        return str(folder / path)
+    if Path(path).is_absolute() or Path(path).exists():
+        return path
+    found = (above / path for above in folder.resolve().parents if (above / path).is_dir())
+    return str(next(found, path))
