@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 
 from steermoe.atomic_io import write_bytes, write_text
 from steermoe.config import ConfigError, VariantConfig
-from steermoe.data.adapters import CONFIG, PARTS, WEIGHTS, adapter_folder
+from steermoe.hub import CONFIG, PARTS, WEIGHTS, adapter_folder
 
 FORMAT = 1
 CARD = "README.md"

@@ -24,7 +24,7 @@ from transformers import Cache
 from steermoe import config
 from steermoe.audio.level import levelled
 from steermoe.config import Generation, VariantConfig
-from steermoe.data.adapters import adapter_folder
+from steermoe.hub import adapter_folder
 from steermoe.models import adapter
 from steermoe.models.answers import Audio, answer_spoken, to_waveform
 from steermoe.models.chat import chat
