@@ -265,7 +265,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--attention", choices=["sdpa", "eager", "flash_attention_2"], default="sdpa")
     chosen = parser.parse_args()
     if not torch.cuda.is_available() and not chosen.tiny:
-        parser.error("full size needs a CUDA device of 24 GB or more, and there is none; --tiny runs anywhere")
+        parser.error(
+            "full size needs a CUDA device of 24 GB or more, and there is none; --tiny runs anywhere"
+        )
     return chosen
 
 

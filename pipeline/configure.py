@@ -13,10 +13,9 @@ def main(
 
     from steermoe import config
     from steermoe.atomic_io import write_text
-    from steermoe.data.adapters import adapters_of
     from steermoe.data.shards import shards_of
     from steermoe.data.skipped import skipped_reason
-    from steermoe.hub import sha256
+    from steermoe.hub import adapters_of, sha256
 
     settings = config.load(params)
     known: dict[tuple[str, str], dict[str, str] | None] = {}

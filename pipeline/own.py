@@ -51,7 +51,7 @@ def main(
     """
     from steermoe import config
     from steermoe.atomic_io import write_text
-    from steermoe.corpora.places import EMBEDDED
+    from steermoe.corpora.download import EMBEDDED
 
     file = params.parent / "configs" / f"{name}.yaml"
     if not re.fullmatch(NAME, name):
@@ -109,7 +109,7 @@ def _listed(section: dict[str, Any], embedded: Path) -> dict[str, Any]:
     except ValidationError as error:
         lines = [f"{path}{line}" for path, line in located(error, config.Folder)]
         raise config.ConfigError(lines) from error
-    found, left_out = folder.listed(settings, embedded)
+    found, left_out = folder.list_entries(settings, embedded)
     for line in left_out:
         print(f"left out: {line}")
     return found

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.options import Out, Params
 
-PLACES = ("path", "mirror", "lock")  # settings of a corpus that name a file or folder
+PLACES = ("path", "mirror")  # settings of a corpus that name a file or folder
 
 
 def main(out: Out, params: Params = Path("params.yaml")) -> None:

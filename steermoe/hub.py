@@ -1,4 +1,4 @@
-"""Where the files of the frozen models are, and what tells these models from others.
+"""Models and adapters: a path or an id of the Hugging Face hub, to a folder; and what identifies them.
 
 A model is a folder, or an id of the hub with a commit. Nothing here reads weights.
 """
@@ -9,23 +9,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from steermoe.config import Encoder, Llm, Locked, VideoEncoder, of_the_hub
+from steermoe.config import Encoder, Llm, Locked, Training, VideoEncoder, of_the_hub
 
 Base = TypeVar("Base", Encoder, Llm, VideoEncoder)
 TOKENIZER = "tokenizer.json"
 KINDS = (".safetensors", ".json", ".jsonl", ".txt", ".model", ".jinja")  # files that a model consists of
 FETCHED = ("model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 LEFT = ("*.fp32*", "*.fp16*")  # the same weights once more, in another precision
-CHUNK = 2**24
-HASHED_AT_ONCE = 4  # files: hashing leaves Python's lock
+WEIGHTS, CONFIG = "adapter.safetensors", "config.json"  # of an adapter
+PARTS = ("encoder", "llm")  # folders of a merged adapter
+HASHED_AT_ONCE = 4  # files: hashing releases Python's lock
 
 
 class LockError(ValueError):
-    """A model's files are not those that the lock beside the profile has."""
+    """The files of a model are not those in the lock next to the profile."""
 
 
 def located(section: Base, setting: str, local_files_only: bool = False) -> Base:
-    """The section with the folder that has the model's files as its path, downloaded where that is needed.
+    """Return the section with the folder of the model's files as its path; download them where necessary.
 
     Args:
         section: `path` is a folder, or an id of the hub; `revision` its commit, null for the latest.
@@ -44,26 +45,66 @@ def located(section: Base, setting: str, local_files_only: bool = False) -> Base
     found = f"{setting}.path: found {section.path!r}, which is neither a folder in Hugging Face format with "
     if not of_the_hub(section.path):
         raise ValueError(f"{found}safetensors (seen from the working directory) nor an id of the hub")
+    try:
+        folder = _snapshot(section.path, section.revision, local_files_only, FETCHED, LEFT)
+    except ValueError as error:
+        raise ValueError(
+            f"{found}safetensors (seen from the working directory) nor a model on the hub: {error}"
+        ) from error
+    return section.model_copy(update={"path": str(folder), "revision": None})
+
+
+def adapter_folder(source: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """Return the folder of an adapter, downloaded from the hub unless `source` is a folder.
+
+    Args:
+        source: a folder, or a repository on the hub.
+        revision: branch, tag or commit of the repository; None: its main branch.
+        local_files_only: do not download anything.
+
+    Raises:
+        ValueError: there is neither such a folder nor such a repository.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{source}: found revision {revision!r} of a folder; only repositories have one")
+        return folder
+    own = [f"{part}/{pattern}" for part in PARTS for pattern in FETCHED]
+    try:
+        return _snapshot(str(source), revision, local_files_only, [WEIGHTS, CONFIG, *own])
+    except ValueError as error:
+        raise ValueError(
+            f"{source}: neither a folder nor a repository that can be downloaded from the hub: {error}"
+        ) from error
+
+
+def _snapshot(
+    repository: str, revision: str | None, local_only: bool, files: Iterable[str], without: Iterable[str] = ()
+) -> Path:
+    """Return the folder of some files of a repository on the hub, downloaded where necessary.
+
+    Raises:
+        ValueError: the repository or the hub cannot be reached; says so offline, too.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         folder = snapshot_download(
-            section.path,
-            revision=section.revision,
-            local_files_only=local_files_only,
-            allow_patterns=[*FETCHED],
-            ignore_patterns=[*LEFT],
+            repository,
+            revision=revision,
+            local_files_only=local_only,
+            allow_patterns=list(files),
+            ignore_patterns=list(without),
         )
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(
-            f"{found}safetensors (seen from the working directory) nor a model on the hub: {error}"
-        ) from error
-    return section.model_copy(update={"path": folder, "revision": None})
+        raise ValueError(str(error)) from error
+    return Path(folder)
 
 
 def identity(section: Encoder | Llm | VideoEncoder, setting: str) -> dict[str, Any]:
-    """What a model is: its path, the commit that is used (of a folder: null), the SHA-256 of its files.
+    """Return what a model is: its path, the commit that is used (null for a folder), the SHA-256 of its files.
 
     Raises:
         ValueError: as `located`.
@@ -75,28 +116,50 @@ def identity(section: Encoder | Llm | VideoEncoder, setting: str) -> dict[str, A
     return {"path": section.path, "revision": revision, "files": hashes(folder)}
 
 
+def adapters_of(training: Training) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of the files of the adapters that a training reads: its `teacher`, its `init_from`.
+
+    Raises:
+        ValueError: there is no such adapter.
+    """
+    read = {}
+    if training.distillation is not None:
+        read["teacher"] = (training.distillation.teacher, "training.distillation.teacher")
+    if training.init_from is not None:
+        read["init_from"] = (training.init_from, "training.init_from")
+    found = {}
+    for name, (source, setting) in read.items():
+        try:
+            folder = adapter_folder(source)
+        except ValueError as error:
+            raise ValueError(f"{setting}: found {error}") from error
+        if missing := [file for file in (WEIGHTS, CONFIG) if not (folder / file).is_file()]:
+            raise ValueError(
+                f"{setting}: found {source!r}, which lacks {' and '.join(missing)}; legal: an adapter"
+            )
+        found[name] = {file: sha256(folder / file) for file in (WEIGHTS, CONFIG)}
+    return found
+
+
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that a model consists of, by name."""
+    """Return the SHA-256 of the files that a model consists of, by name."""
     paths = sorted(path for path in folder.iterdir() if path.suffix in KINDS and path.is_file())
     with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
         return dict(zip((path.name for path in paths), pool.map(sha256, paths), strict=True))
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def locked(found: Iterable[dict[str, Any]], lock: dict[str, Locked], file: Path) -> dict[str, Locked]:
-    """The lock with the models of the hub that were found.
+    """Return the lock with the models of the hub that were found.
 
     Args:
-        found: as `identity` gives them.
-        lock: as it was read; a model with another commit there is locked anew.
+        found: as `identity` returns them.
+        lock: as it was read; a model with another commit in it is locked again.
         file: where it is from, for errors.
 
     Raises:
@@ -113,7 +176,7 @@ def locked(found: Iterable[dict[str, Any]], lock: dict[str, Locked], file: Path)
             )
             raise LockError(
                 f"{model['path']} at {now.revision}: {', '.join(names[:5])} differ from {file}, which was written "
-                "when they were first fetched; delete the model from the hub's cache to fetch it anew, or, if "
+                "when they were first downloaded; delete the model from the hub's cache to download it again, or, if "
                 "the files are right, its entry in the lock"
             )
         added[model["path"]] = now

@@ -16,7 +16,7 @@ import py7zr
 import pytest
 from ruamel.yaml import YAML
 
-from steermoe.corpora import aishell1, clotho, librispeech, minilibrispeech, mls
+from steermoe.corpora import aishell, clotho, librispeech, multilingual
 from tests.corpora import official
 from tests.corpora.official import tone
 from tests.test_end_to_end import COPIED, ROOT, run
@@ -133,10 +133,11 @@ def mirrors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def official_checksums() -> dict[str, str]:
     """Paths in `mirrors`, and the MD5 sums that the readers have for them."""
-    found = {f"librispeech/{split}.tar.gz": md5 for split, (_, md5) in librispeech.ARCHIVES.items()}
-    found |= {f"minilibrispeech/{split}.tar.gz": md5 for split, md5 in minilibrispeech.MD5.items()}
-    found |= {f"mls/{name}.tar.gz": md5 for name, md5 in mls.MD5.items()}
-    found["aishell1/data_aishell.tgz"] = str(aishell1.SOURCE.checksum).removeprefix("md5:")
+    corpus_of = {12: "librispeech", 31: "minilibrispeech"}
+    archives = librispeech.ARCHIVES.items()
+    found = {f"{corpus_of[number]}/{split}.tar.gz": md5 for split, (number, _, md5) in archives}
+    found |= {f"mls/{name}.tar.gz": md5 for name, md5 in multilingual.MLS_MD5.items()}
+    found["aishell1/data_aishell.tgz"] = str(aishell.ARCHIVE.checksum).removeprefix("md5:")
     for split, (_, sounds, captions) in clotho.FILES.items():
         found[f"clotho/clotho_audio_{split}.7z"] = sounds
         found[f"clotho/clotho_captions_{split}.csv"] = captions
@@ -161,7 +162,7 @@ def stand_in(readers: Path, mirrors: Path) -> None:
 def section(name: str, mirrors: Path) -> dict[str, Any]:
     place = {"path": str(mirrors / name)} if name == "folder" else {"mirror": str(mirrors / name)}
     if name not in ("folder", "aishell2"):
-        place |= {"required": True, "lock": None}
+        place |= {"required": True}
     return {"train": [], "dev": [], "test": [], "seed": 3, "limit": None, **place, **SECTIONS[name]}
 
 

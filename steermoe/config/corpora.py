@@ -1,4 +1,4 @@
-"""The sections of the corpora: which splits serve for what, where they are from, and what is made of them."""
+"""The sections of the corpora: which splits are used for what, where they are from, and what is made of them."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,7 +24,7 @@ TERNARY = ("train", "dev", "test")
 
 
 class Corpus(Section):
-    """What every corpus says: which of its SPLITS serve for what."""
+    """What every corpus has: which of its SPLITS are used for what."""
 
     SPLITS: ClassVar[tuple[str, ...]]
     train: Names
@@ -34,7 +34,7 @@ class Corpus(Section):
 
     @property
     def used(self) -> list[str]:
-        """The splits that serve for something."""
+        """The splits that are used."""
         return [*self.train, *self.dev, *self.test]
 
     @field_validator("train", "dev", "test")
@@ -50,14 +50,14 @@ class Corpus(Section):
 
     @classmethod
     def _near(cls, name: str) -> tuple[str, ...]:
-        """The legal splits that are told where `name` is none."""
+        """Return the legal splits to name where `name` is none."""
         return cls.SPLITS
 
     @classmethod
     def _rows_per_split(
         cls, rows: dict[str, int], info: ValidationInfo, others: dict[str, int] | None
     ) -> dict[str, int]:
-        """`rows` of every split: none where it is not in use; some, with those of `others`, where it is."""
+        """Check `rows` of every split: none where it is not in use; some, with those of `others`, where it is."""
         if set(rows) != set(cls.SPLITS):
             raise illegal(f"a number of rows for each of {', '.join(cls.SPLITS)}")
         used = _used(info, cls.SPLITS)
@@ -70,7 +70,7 @@ class Corpus(Section):
 
 
 def _used(info: ValidationInfo, otherwise: tuple[str, ...]) -> list[str]:
-    """The splits in use, as far as `train`, `dev` and `test` are right."""
+    """Return the splits in use, as far as `train`, `dev` and `test` are valid."""
     return [name for use in TERNARY for name in info.data.get(use, otherwise)]
 
 
@@ -151,9 +151,7 @@ class Limited(Corpus):
 
 
 class Archived(Remote, Limited):
-    """A corpus in files whose checksums are known, or noted in a lock file."""
-
-    lock: Text | None
+    """A corpus that is downloaded, of which a part may be taken."""
 
 
 class LibriSpeech(Archived):
@@ -178,7 +176,7 @@ class Aishell1(Archived):
 
 
 class Aishell2(Limited):
-    """Corpus `aishell2`, which is had by application only: `mirror` is a folder."""
+    """Corpus `aishell2`, which is given on application only: `mirror` is a folder."""
 
     SPLITS: ClassVar = (
         "train",
@@ -218,9 +216,9 @@ class Mls(_Multilingual):
 
 
 class Folder(Limited):
-    """Corpus `folder`: the user's own recordings, with a table or a .txt beside each of them.
+    """Corpus `folder`: the user's own recordings, with a table or a .txt next to each of them.
 
-    `language` is that of the rows whose table says none.
+    `language` is that of the rows without one.
     """
 
     SPLITS: ClassVar = TERNARY
@@ -265,7 +263,7 @@ class OpenAudioBench(Archived):
     revision: Commit
 
 
-# Their questions are about sounds, too, that nobody speaks; those of a folder may be.
+# Their questions may be about sounds other than speech.
 SOUNDS = frozenset({"clothoaqa", "clotho", "mmau", "mmaupro", "folder"})
 LEFT_OUT: Any = None  # not a legal value, and not checked: a profile may lack a corpus
 
@@ -290,7 +288,7 @@ class Corpora(Section):
     shapes: Shapes = LEFT_OUT
 
     def named(self) -> dict[str, Corpus]:
-        """Those that are not left out."""
+        """Return those that are not left out."""
         return {
             name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set
         }

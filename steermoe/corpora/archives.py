@@ -1,22 +1,17 @@
-"""Archives unpacked safely: plain files and folders only, nothing outside, no more than is expected.
-
-Links, devices, sparse files, absolute names, names with `..` and names that come twice are refused, so the
-ways around `tarfile`'s own filter (CVE-2025-4517 and its like go by links) are closed on every Python; the
-filter is applied too.
-"""
+"""Archives, unpacked safely: plain files and folders only, and nothing outside of the target folder."""
 
 import shutil
-import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterable
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
 
-TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
-SUFFIXES = (*TAR, ".zip", ".7z")
+SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip", ".7z")
 CHUNK = 2**20  # bytes
+MAX_RATIO = 30  # unpacked bytes per byte of an archive; recordings shrink by much less
+SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")
 
 
 class ArchiveError(ValueError):
@@ -24,137 +19,74 @@ class ArchiveError(ValueError):
 
 
 def is_archive(path: Path | str) -> bool:
-    """Whether a name is an archive's."""
+    """Return whether a file name is that of an archive."""
     return str(path).endswith(SUFFIXES)
 
 
-def extract(archive: Path, dest: Path, max_bytes: int, max_files: int) -> None:
-    """Unpack a tar, zip or 7z archive (told by its name; tar for any other) into the folder `dest`.
+def hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or made by an operating system."""
+    return name.startswith(".") or name.lower() in SYSTEM
 
-    Args:
-        dest: made if it is not there. A file that is there already is not overwritten.
-        max_bytes: of all members, unpacked.
-        max_files: members.
+
+def extract(archive: Path, dest: Path) -> None:
+    """Unpack a tar, zip or 7z archive (by its name; tar for any other name) into the folder `dest`.
 
     Raises:
-        ArchiveError: the archive is damaged, has unsafe members, or more or larger ones than allowed. What
-            was unpacked before stays in `dest`.
-        ModuleNotFoundError: a 7z archive, without the extra `sevenzip`.
+        ArchiveError: the archive is damaged or has unsafe members: links, devices, paths outside of `dest`, or far
+            more bytes than recordings have. What was unpacked before stays in `dest`.
+        ModuleNotFoundError: a 7z archive, and the extra `sevenzip` is not installed.
     """
     dest.mkdir(parents=True, exist_ok=True)
-    kind = next((kind for kind in (".zip", ".7z") if archive.name.endswith(kind)), ".tar")
-    budget = _Budget(archive, dest, max_bytes, max_files)
+    kind = archive.suffix if archive.suffix in _EXTRACTORS else ".tar"
     try:
-        {".zip": _unzip, ".7z": _un7z, ".tar": _untar}[kind](archive, dest, budget)
+        _EXTRACTORS[kind](archive, dest)
+    except tarfile.FilterError as error:
+        raise _unsafe(archive, error.tarinfo.name) from error
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError) as error:
-        raise _damaged(archive, kind, error) from error
-    except NotImplementedError as error:  # a zip with a compression or encryption that zipfile does not know
-        raise _damaged(archive, kind, error) from error
+        raise _damaged(archive, error) from error
+    except (NotImplementedError, RuntimeError) as error:  # zip: unknown compression; an encrypted member
+        raise _damaged(archive, error) from error
     except OSError as error:
-        if error.errno is not None:  # a real one, such as a full disk; gzip's complaints have no number
+        if error.errno is not None:  # such as a full disk; the errors of gzip have no number
             raise
-        raise _damaged(archive, kind, error) from error
+        raise _damaged(archive, error) from error
 
 
-def extract_nested(folder: Path, max_ratio: int, max_files: int) -> int:
-    """Unpack every archive in `folder` into it, under the same guard, and delete it. One level deep.
-
-    Returns:
-        how many there were.
-    """
-    inner = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and is_archive(path) and not path.name.startswith(".")
-    )
-    for path in inner:
-        extract(path, folder, most_unpacked(path, max_ratio), max_files)
-        path.unlink()
-    return len(inner)
-
-
-def most_unpacked(archive: Path, max_ratio: int) -> int:
-    """Bytes that an archive may hold: no more than `max_ratio` times its own, and 1 MiB for small ones."""
-    return max_ratio * archive.stat().st_size + 2**20
-
-
-def clear(folder: Path) -> None:
-    """Delete a folder with what is in it, or a file, if it is there."""
-    if folder.is_dir():
-        shutil.rmtree(folder)
+def remove(path: Path) -> None:
+    """Delete a folder with its content, or a file, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
     else:
-        folder.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
-class _Budget:
-    """Counts members, and refuses those that must not be unpacked."""
-
-    def __init__(self, archive: Path, dest: Path, max_bytes: int, max_files: int) -> None:
-        self.archive, self.dest = archive, dest
-        self.max_bytes, self.max_files = max_bytes, max_files
-        self.files = self.bytes = 0
-
-    def admit(self, name: str, size: int, *, file: bool, folder: bool) -> Path:
-        """Where a member goes.
-
-        Raises:
-            ArchiveError: it may not.
-        """
-        self.files, self.bytes = self.files + 1, self.bytes + size
-        path = PurePosixPath(name)
-        target = self.dest / name
-        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name[:2]:
-            self._refuse(name, "outside of the archive's folder")
-        if not file and not folder:
-            self._refuse(name, "neither a plain file nor a folder")
-        if file and target.exists():
-            self._refuse(name, "there twice")
-        if self.files > self.max_files or self.bytes > self.max_bytes:
-            raise ArchiveError(
-                f"{self.archive}: over {self.max_files} members or {self.max_bytes} bytes; "
-                "not the expected archive"
-            )
-        return target
-
-    def _refuse(self, name: str, fault: str) -> NoReturn:
-        raise ArchiveError(f"{self.archive}: member {name!r} is {fault}; not unpacked")
-
-
-def _untar(archive: Path, dest: Path, budget: _Budget) -> None:
+def _untar(archive: Path, dest: Path) -> None:
+    unpacked = 0
     with tarfile.open(archive, "r:*") as tar:
         while (member := tar.next()) is not None:
-            # Else it keeps them all, and mls_english has 11 million.
-            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-            plain = member.isfile() and not member.issparse()
-            budget.admit(member.name, member.size, file=plain, folder=member.isdir())
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] # mls_english has 11 million members
+            if not (member.isfile() or member.isdir()) or member.issparse():
+                raise _unsafe(archive, member.name)
+            unpacked += member.size
+            _check_size(archive, unpacked)
             tar.extract(member, dest, filter="data")
         assert tar.fileobj is not None
-        while tar.fileobj.read(CHUNK):  # to the end: the checksum of the compressed stream stands there
+        while tar.fileobj.read(CHUNK):  # to the end, where gzip has its checksum
             pass
 
 
-def _unzip(archive: Path, dest: Path, budget: _Budget) -> None:
+def _unzip(archive: Path, dest: Path) -> None:
+    """`zipfile` writes links as plain files, and would rename members with unsafe names."""
     with zipfile.ZipFile(archive) as zipped:
-        for member in zipped.infolist():
-            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was packed on no Unix
-            folder = member.is_dir()
-            plain = not folder and kind in (0, stat.S_IFREG)
-            target = budget.admit(member.filename, member.file_size, file=plain, folder=folder)
-            if member.flag_bits & 1:
-                raise ArchiveError(f"{archive}: member {member.filename!r} is encrypted; not unpacked")
-            if folder:
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with zipped.open(member) as packed, target.open("wb") as file:
-                shutil.copyfileobj(packed, file, CHUNK)
+        _check_names(archive, zipped.namelist())
+        _check_size(archive, sum(member.file_size for member in zipped.infolist()))
+        zipped.extractall(dest)
 
 
-def _un7z(archive: Path, dest: Path, budget: _Budget) -> None:
-    """Names and kinds of all members are looked at before anything is unpacked (CVE-2022-44900)."""
+def _un7z(archive: Path, dest: Path) -> None:
     try:
         import py7zr
-        import py7zr.exceptions
+        from py7zr.exceptions import ArchiveError as SevenZipError
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{archive}: unpacking a 7z archive needs py7zr; install the extra `sevenzip` "
@@ -162,18 +94,38 @@ def _un7z(archive: Path, dest: Path, budget: _Budget) -> None:
         ) from error
     try:
         with py7zr.SevenZipFile(archive, "r") as packed:
+            _check_names(archive, (member.filename for member in packed.files))
+            _check_size(archive, sum(member.uncompressed or 0 for member in packed.files))
             for member in packed.files:
-                plain = not (member.is_directory or member.is_symlink or member.is_junction)
-                plain = plain and not member.is_socket
-                budget.admit(
-                    member.filename, member.uncompressed or 0, file=plain, folder=member.is_directory
-                )
+                if member.is_symlink or member.is_junction or member.is_socket:
+                    raise _unsafe(archive, member.filename)
             packed.extractall(path=dest)
-    except (py7zr.exceptions.ArchiveError, ValueError) as error:
-        if isinstance(error, ArchiveError):
-            raise
-        raise _damaged(archive, ".7z", error) from error
+    except (SevenZipError, ValueError) as error:
+        raise error if isinstance(error, ArchiveError) else _damaged(archive, error) from error
 
 
-def _damaged(archive: Path, kind: str, error: Exception) -> ArchiveError:
-    return ArchiveError(f"{archive}: damaged, or not a {kind[1:]} archive ({error}); get it anew")
+_EXTRACTORS = {".tar": _untar, ".zip": _unzip, ".7z": _un7z}
+
+
+def _check_names(archive: Path, names: Iterable[str]) -> None:
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            raise _unsafe(archive, name)
+
+
+def _check_size(archive: Path, unpacked: int) -> None:
+    if unpacked > MAX_RATIO * archive.stat().st_size + 2**20:
+        raise ArchiveError(
+            f"{archive}: over {MAX_RATIO} times its size when unpacked; not the expected archive"
+        )
+
+
+def _unsafe(archive: Path, name: str) -> ArchiveError:
+    return ArchiveError(
+        f"{archive}: member {name!r} is a link or device, or outside of the archive's folder; not unpacked"
+    )
+
+
+def _damaged(archive: Path, error: Exception) -> ArchiveError:
+    return ArchiveError(f"{archive}: damaged, or not an archive ({error}); download it again")

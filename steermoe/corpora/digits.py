@@ -1,41 +1,44 @@
 """Spoken digit strings, joined from the Free Spoken Digit Dataset v1.0.9 (Jackson et al., CC BY-SA 4.0).
 
-3000 recordings `<digit>_<speaker>_<index>.wav` at 8 kHz of 6 speakers; an archive with fewer speakers will
-do. The recordings with index 0 to 4 are the official test part. No recording is in two splits.
+3000 recordings `<digit>_<speaker>_<index>.wav` at 8 kHz of 6 speakers; an archive with fewer speakers works too. The
+recordings with index 0 to 4 are the official test part. No recording is in two splits.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 
-from steermoe.atomic_io import write_text
 from steermoe.audio import waveform
 from steermoe.config import Digits
-from steermoe.corpora import archives, downloads
-from steermoe.corpora.card import Card
-from steermoe.corpora.recordings import hidden
-from steermoe.corpora.sources import WORK
+from steermoe.corpora import download
+from steermoe.corpora.archives import ArchiveError, hidden
+from steermoe.corpora.download import Source, locate
+from steermoe.corpora.reader import Card, Generated, in_parts
 
-URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.9.tar.gz"
 SPLITS = ("train", "test", "unseen")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FOLDER = "recordings"
+ARCHIVE = Source(
+    "v1.0.9.tar.gz",
+    FOLDER,
+    "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.9.tar.gz",
+    inside=(FOLDER, f"*/{FOLDER}"),
+)
 # Never in `train`: his accent (Belgian French) is no other speaker's, so `unseen` is a new voice and accent.
 HELD_OUT = "nicolas"
 TEST_INDICES = range(5)
 
-PART_STRINGS = 250  # digit strings a part
+PART_STRINGS = 250  # digit strings per part
 PAUSE = (0.05, 0.2)  # seconds of silence before, between and after the digits
 FADE = 0.005  # seconds at both ends of a recording, so that no join clicks
 LEVEL = 0.08  # rms of every recording, full scale at 1
 PEAK = 0.95  # largest magnitude of a string
 
-MAX_ARCHIVE_BYTES, MAX_BYTES, MAX_FILES = 2**27, 2**28, 5000  # official: 16 MB, 3000 recordings of 10 kB
 CARD = Card(
     name="Free Spoken Digit Dataset v1.0.9, joined into digit strings",
     hours=0.4,
@@ -44,21 +47,9 @@ CARD = Card(
     source="https://github.com/Jakobovski/free-spoken-digit-dataset",
     restrictions="name the authors, say what you changed, pass on under the same licence",
     citation="Jackson et al.: Free Spoken Digit Dataset v1.0.9. 2018",
-    language="en",
-    task="transcribe",
-    metric="WER",
     normalizer="none needed",
 )
 _NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<index>[0-9]+)\.wav")
-
-
-@dataclass(frozen=True)
-class Part:
-    """The `number`-th stretch of a split: `count` strings."""
-
-    split: str
-    number: int
-    count: int
 
 
 @dataclass(frozen=True, order=True)
@@ -72,56 +63,46 @@ class Recording:
 
     @property
     def split(self) -> str:
-        """The only split that it may be heard in."""
+        """The only split that it may be used in."""
         if self.speaker == HELD_OUT:
             return "unseen"
         return "test" if self.index in TEST_INDICES else "train"
 
 
 def fetch(settings: Digits, dest: Path) -> None:
-    """Put the recordings into `dest`/recordings, and where they are from into `dest`/source.json.
+    """Put the recordings into `dest`/data/recordings and check them.
 
     Raises:
-        UnavailableError: the archive cannot be had.
-        ArchiveError: the archive, or the mirror, is not what it must be.
+        UnavailableError, ArchiveError, SpaceError: as `download.fetch`; ArchiveError also where a recording is
+            missing, or not at 8 kHz, mono.
     """
-    work = dest / WORK
-    work.mkdir(exist_ok=True)
-    archive = downloads.obtain(URL, settings.mirror, work, MAX_ARCHIVE_BYTES)
-    unpacked = work / "unpacked"
-    archives.clear(unpacked)
-    try:
-        archives.extract(archive, unpacked, MAX_BYTES, MAX_FILES)
-        found = _recordings_in(unpacked, archive)
-    except archives.ArchiveError:
-        if archive.is_relative_to(work):
-            archive.unlink()  # the next try downloads it anew
-        raise
-    with archive.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    archives.clear(dest / "recordings")
-    found[0].path.parent.rename(dest / "recordings")
-    source = {
-        "archive": archive.name,
-        "sha256": digest,
-        "recordings": len(found),
-        "speakers": sorted({recording.speaker for recording in found}),
-    }
-    write_text(dest / "source.json", json.dumps(source, indent=1) + "\n")
-    archives.clear(work)
+    download.fetch("digits", [ARCHIVE], settings, dest)
+    found = recordings(dest)
+    for recording in found:
+        try:
+            header = soundfile.info(recording.path)
+        except soundfile.LibsndfileError as error:
+            reason = f"not readable as audio ({error.error_string})"
+            raise ArchiveError(f"{recording.path}: {reason}") from error
+        if (header.samplerate, header.channels) != (8000, 1):
+            raise ArchiveError(
+                f"{recording.path}: expected 8000 Hz mono, found {header.samplerate} Hz, {header.channels} channels"
+            )
+    present = {(r.speaker, r.digit, r.index in TEST_INDICES) for r in found}
+    for speaker in sorted({recording.speaker for recording in found}):
+        for digit in range(len(WORDS)):
+            for official, name in ((True, "test"), (False, "training")):
+                if (speaker, digit, official) not in present:
+                    raise ArchiveError(f"incomplete: no {name} recording of {digit} by {speaker}")
 
 
-def parts(settings: Digits, source: Path) -> list[Part]:
-    """The parts of every split, in order."""
-    return [
-        Part(split, number, min(PART_STRINGS, settings.strings[split] - start))
-        for split in SPLITS
-        for number, start in enumerate(range(0, settings.strings[split], PART_STRINGS))
-    ]
+def parts(settings: Digits, source: Path) -> list[Generated]:
+    """Return the parts of every split, in order."""
+    return [part for split in SPLITS for part in in_parts(split, settings.strings[split], PART_STRINGS)]
 
 
-def rows(settings: Digits, source: Path, part: Part) -> Iterator[dict]:
-    """The digit strings of one part, with the columns of `steermoe.data.schemas.Utterance`."""
+def rows(settings: Digits, source: Path, part: Generated) -> Iterator[dict[str, Any]]:
+    """Yield the digit strings of one part, with the columns of `steermoe.data.schemas.Utterance`."""
     rng = _generator(settings, part, "pauses")
     for number, spoken in enumerate(plan(settings, source, part)):
         joined = _join(rng, [_load(recording) for recording in spoken])
@@ -141,8 +122,8 @@ def rows(settings: Digits, source: Path, part: Part) -> Iterator[dict]:
         }
 
 
-def plan(settings: Digits, source: Path, part: Part) -> list[list[Recording]]:
-    """Which recordings each string of a part is joined from: 1 to `max_digits` of one speaker.
+def plan(settings: Digits, source: Path, part: Generated) -> list[list[Recording]]:
+    """Choose the recordings of each string of a part: 1 to `max_digits` of one speaker.
 
     Raises:
         ValueError: the split has no recordings.
@@ -153,7 +134,7 @@ def plan(settings: Digits, source: Path, part: Part) -> list[list[Recording]]:
         if recording.split == part.split:
             choices.setdefault(recording.speaker, {}).setdefault(recording.digit, []).append(recording)
     if not choices:
-        speakers = ", ".join(sorted({recording.speaker for recording in available})) or "nobody"
+        speakers = ", ".join(sorted({recording.speaker for recording in available}))
         raise ValueError(
             f"{source}: no recordings for split {part.split!r} (`unseen` is all of {HELD_OUT}, the others "
             f"are other speakers); it has recordings of {speakers}. Use the complete archive, or set "
@@ -170,47 +151,23 @@ def plan(settings: Digits, source: Path, part: Part) -> list[list[Recording]]:
 
 
 def recordings(source: Path) -> list[Recording]:
-    """All recordings in a fetched source, by speaker, digit and index."""
-    found = []
-    for path in (p for p in (source / "recordings").glob("*.wav") if not hidden(p.name)):
+    """Return all recordings of a fetched source, by speaker, digit and index.
+
+    Raises:
+        ArchiveError: there are none, or a file has another name.
+    """
+    found, folder = [], locate(source)(FOLDER)
+    for path in (p for p in folder.glob("*.wav") if not hidden(p.name)):
         match = _NAME.fullmatch(path.name)
         if match is None:
-            raise archives.ArchiveError(f"{path}: expected a name like 7_jackson_32.wav")
+            raise ArchiveError(f"{path}: expected a name like 7_jackson_32.wav")
         found.append(Recording(match["speaker"], int(match["digit"]), int(match["index"]), path))
+    if not found:
+        raise ArchiveError(f"{folder}: expected a folder with WAV files")
     return sorted(found)
 
 
-def _recordings_in(unpacked: Path, archive: Path) -> list[Recording]:
-    """The recordings in an unpacked archive, checked: every digit of every speaker in both official parts."""
-    folders = [path for path in unpacked.rglob("recordings") if path.is_dir()]
-    folders = [path for path in folders if not any(map(hidden, path.relative_to(unpacked).parts))]
-    found = recordings(folders[0].parent) if len(folders) == 1 else []
-    if not found:
-        raise archives.ArchiveError(
-            f"{archive}: expected one folder `recordings` with WAV files, found {len(folders)}"
-        )
-    for recording in found:
-        try:
-            header = soundfile.info(recording.path)
-        except soundfile.LibsndfileError as error:
-            reason = f"not readable as audio ({error.error_string})"
-            raise archives.ArchiveError(f"{recording.path}: {reason}") from error
-        if (header.samplerate, header.channels) != (8000, 1):
-            raise archives.ArchiveError(
-                f"{recording.path}: expected 8000 Hz mono, found {header.samplerate} Hz, {header.channels} channels"
-            )
-    present = {(r.speaker, r.digit, r.index in TEST_INDICES) for r in found}
-    for speaker in sorted({recording.speaker for recording in found}):
-        for digit in range(len(WORDS)):
-            for official, name in ((True, "test"), (False, "training")):
-                if (speaker, digit, official) not in present:
-                    raise archives.ArchiveError(
-                        f"{archive}: incomplete, no {name} recording of {digit} by {speaker}"
-                    )
-    return found
-
-
-def _generator(settings: Digits, part: Part, purpose: str) -> np.random.Generator:
+def _generator(settings: Digits, part: Generated, purpose: str) -> np.random.Generator:
     return np.random.default_rng(
         [settings.seed, SPLITS.index(part.split), part.number, ("plan", "pauses").index(purpose)]
     )

@@ -1,78 +1,129 @@
-"""MMAU (Sakshi et al., ICLR 2025): multiple-choice questions about sounds, music and speech.
+"""MMAU (Sakshi et al., ICLR 2025) and MMAU-Pro (Kumar et al., 2025): multiple-choice questions about audio.
 
-Split test-mini, 1000 questions; the answers of `test` are not public. In the mirror: `mmau-test-mini.json`, a list
-of objects with id, audio_id (`./test-mini-audios/<id>.wav`), question, choices and answer, and the sounds in
-`test-mini-audios/` or in test-mini-audios.tar.gz. The sounds are at a place for browsers only, so they must be got
-by hand. Of the release v05.15.25 a quarter of the questions differ from the first: name the one you have. A question
-whose answer is none of its choices is rejected and listed by preprocessing. The layout is that of the project's
-repository; the files themselves could not be looked at.
+MMAU, split test-mini, 1000 questions; the answers of `test` are not public. In the mirror: `mmau-test-mini.json`, a
+list of objects with id, audio_id (`./test-mini-audios/<id>.wav`), question, choices and answer, and the sounds in
+`test-mini-audios/` or test-mini-audios.tar.gz, which must be downloaded by hand in a browser. In the release v05.15.25
+a quarter of the questions differ from the first: name the one you have. A question whose answer is none of its choices
+is rejected and listed by preprocessing.
+
+MMAU-Pro, as the data set gamma-lab-umd/MMAU-Pro on the Hugging Face hub has it: `test.parquet` with id, audio_path (a
+list of `data/<name>`), question, choices, answer, and `data.zip` (44 GiB) with the folder `data`. Questions about
+several recordings, without an answer, or whose choices lack the answer are left out and listed in left_out.json; the
+published figure is over all 5305.
+
+The layouts are those of public recipes; the files themselves could not be looked at.
 """
 
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+import string
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 
-from steermoe.config import Mmau
-from steermoe.corpora import choices, columns, index, sources, tables
-from steermoe.corpora.card import Card
-from steermoe.corpora.index import Entry
-from steermoe.corpora.places import locate
-from steermoe.corpora.sources import Source
+from steermoe.config import Mmau, MmauPro
+from steermoe.corpora import tables
+from steermoe.corpora.download import Places, Source
+from steermoe.corpora.manifest import Entry, ManifestReader
+from steermoe.corpora.reader import Card
 
-SPLITS = Mmau.SPLITS
-TABLE = Source("", "mmau-test-mini.json", holds="mmau-test-mini.json")
-AUDIO = Source(
-    "", "test-mini-audios.tar.gz", "test-mini-audios", inside=("test-mini-audios", "."), factor=1.5
-)
+TABLE, AUDIO = "mmau-test-mini.json", "test-mini-audios"
+PRO_TABLE, PRO_AUDIO = "test.parquet", "data"
+LETTERS = string.ascii_uppercase
+
+
+def ask(question: str, choices: Sequence[str]) -> str:
+    """Return the question, then `(A) first`, `(B) second`, on a line each, if there are choices."""
+    listed = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+    return "\n".join([question, *listed])
+
+
+def offered(choices: Sequence[str], kind: str) -> tuple[str, ...]:
+    """Return the options in the form of the answer: their `letter` or their `text`."""
+    return tuple(choices) if kind == "text" else tuple(LETTERS[: len(choices)])
+
+
+def fault_of(answer: str | None, choices: Sequence[str]) -> str:
+    """Return what is wrong with an answer: it is not among the choices, or they are too many for letters; else ""."""
+    if answer in choices and len(choices) <= len(LETTERS):
+        return ""
+    return f"found answer {answer!r}, expected one of {list(choices)}"
+
+
+def entries(settings: Mmau, places: Places, split: str, left_out: list[str]) -> Iterator[Entry]:
+    """Yield the questions of MMAU, in order."""
+    table = places(TABLE)
+    for number, row in tables.read_table(table, ("id", "audio_id", "question", "choices", "answer")):
+        line = f"{table}, line {number}"
+        audio = PurePosixPath(tables.path_of(row, "audio_id", line)).name
+        right, choices = tables.text(row, "answer", line), tables.texts(row, "choices", line)
+        fault = fault_of(right or None, choices)
+        yield Entry(
+            tables.identifier(row, "id", line),
+            places.recording(f"{AUDIO}/{audio}", line),
+            "en",
+            "none",
+            task="answer",
+            question=ask(tables.text(row, "question", line), choices),
+            answer="" if fault else offered(choices, settings.answer)[choices.index(right)],
+            choices=offered(choices, settings.answer),
+            fault=f"{TABLE}, line {number}: {fault}" if fault else "",
+        )
+
+
+def pro_entries(settings: MmauPro, places: Places, split: str, left_out: list[str]) -> Iterator[Entry]:
+    """Yield the questions of MMAU-Pro about one recording, in order."""
+    table = places(PRO_TABLE)
+    for number, row in tables.read_table(table, ("id", "audio_path", "question", "choices", "answer")):
+        line = f"{table}, line {number}"
+        name, recordings = tables.identifier(row, "id", line), tables.texts(row, "audio_path", line)
+        right, choices = tables.text(row, "answer", line), tables.texts(row, "choices", line)
+        choices = choices if len(choices) > 1 else []
+        fault = fault_of(right, choices) if choices and right else "" if right else "no answer"
+        if len(recordings) != 1 or fault:
+            left_out.append(f"{name}: {fault or f'{len(recordings)} recordings'}")
+            continue
+        options = offered(choices, settings.answer)
+        yield Entry(
+            name,
+            places.recording(recordings[0], line),
+            "en",
+            "none",
+            task="answer",
+            question=ask(tables.text(row, "question", line), choices),
+            answer=options[choices.index(right)] if choices else right,
+            choices=options,
+        )
+
+
+def sources(settings: Mmau) -> list[Source]:
+    """Return the table and the sounds of MMAU."""
+    return [Source(TABLE, TABLE), Source(f"{AUDIO}.tar.gz", AUDIO, inside=(AUDIO, "."))]
+
+
+def pro_sources(settings: MmauPro) -> list[Source]:
+    """Return the table and the sounds of MMAU-Pro."""
+    return [Source(PRO_TABLE, PRO_TABLE), Source(f"{PRO_AUDIO}.zip", PRO_AUDIO, inside=(PRO_AUDIO,))]
+
+
 CARD = Card(
     name="MMAU test-mini",
-    hours=None,
-    bytes=None,
     licence="CC BY-NC 4.0 by its card on the hub; the sounds keep the terms of the sets they are from",
     source="https://github.com/Sakshi113/MMAU (questions; links to the sounds)",
     restrictions="no commercial use; a test set: nothing may be trained on it",
     citation="Sakshi et al.: MMAU: a massive multi-task audio understanding and reasoning benchmark. ICLR 2025",
-    language="en",
     task="answer",
     metric="accuracy, with the release's name",
-    normalizer="case and punctuation away",
 )
-parts, rows = index.parts, index.rows
-
-
-def fetch(settings: Mmau, dest: Path) -> None:
-    """Put questions and sounds into `dest`.
-
-    Raises:
-        UnavailableError: there is no mirror.
-        ArchiveError, SpaceError: as `sources.fetch`; ArchiveError also where a sound is missing.
-    """
-    sources.fetch("mmau", [TABLE, AUDIO], settings, dest)
-    for split in settings.used:
-        index.write_index(dest, split, entries(dest, settings.answer))
-
-
-def entries(fetched: Path, answer: str) -> Iterator[Entry]:
-    """The questions, in order; the answer is the `letter` or the `text` of the right choice.
-
-    Raises:
-        ArchiveError: a sound is missing.
-    """
-    place = locate(fetched)
-    table = place(TABLE.holds)
-    for number, row in tables.read_table(table, ("id", "audio_id", "question", "choices", "answer")):
-        listed = f"{table}, line {number}"
-        audio_id = columns.path(row, "audio_id", listed)
-        audio = place.recording(f"{AUDIO.holds}/{PurePosixPath(audio_id).name}", listed)
-        right, offered = columns.text(row, "answer", listed), columns.texts(row, "choices", listed)
-        fault = choices.fault(right or None, offered)
-        yield Entry(
-            columns.identifier(row, "id", listed),
-            audio,
-            "en",
-            "none",
-            task="answer",
-            question=choices.ask(columns.text(row, "question", listed), offered),
-            answer="" if fault else choices.right(right, offered, answer, listed),
-            choices=choices.offered(offered, answer),
-            fault=f"{TABLE.holds}, line {number}: {fault}" if fault else "",
-        )
+PRO_CARD = Card(
+    name="MMAU-Pro",
+    bytes=47_500_000_000,
+    licence="CC BY-NC 4.0 by its card; the sounds keep the terms of where they are from",
+    source="https://huggingface.co/datasets/gamma-lab-umd/MMAU-Pro",
+    restrictions="no commercial use; a test set: nothing may be trained on it",
+    citation="Kumar et al.: MMAU-Pro: a challenging and comprehensive benchmark for holistic evaluation of audio "
+    "general intelligence. 2025",
+    task="answer",
+    metric="accuracy of closed questions; open ones need a judge",
+)
+MMAU = ManifestReader("mmau", Mmau.SPLITS, CARD, sources, entries)
+MMAU_PRO = ManifestReader(
+    "mmaupro", MmauPro.SPLITS, PRO_CARD, pro_sources, pro_entries, "gamma-lab-umd/MMAU-Pro"
+)

@@ -15,7 +15,7 @@ import numpy as np
 
 from steermoe.audio import synthesis, waveform
 from steermoe.config import Shapes
-from steermoe.corpora.card import Card
+from steermoe.corpora.reader import Card, Generated, in_parts
 from steermoe.corpora.synthetic import CASTS, record
 from steermoe.data import video
 
@@ -46,26 +46,13 @@ SPLITS = tuple(VOICES)
 
 CARD = Card(
     name="drawn moving shapes, with questions spoken by espeak-ng",
-    hours=None,
     bytes=0,
     licence="MIT, as this library; espeak-ng (GPL-3.0) is only run",
     source="made here",
     restrictions="none",
-    citation="none",
-    language="en",
     task="answer",
     metric="accuracy",
-    normalizer="case and punctuation away",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """The `number`-th stretch of a split: `count` videos, with three questions each."""
-
-    split: str
-    number: int
-    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +70,14 @@ def fetch(settings: Shapes, dest: Path) -> None:
     (dest / "recipe.json").write_text(json.dumps(recipe, indent=1))
 
 
-def parts(settings: Shapes, source: Path) -> list[Part]:
-    """The parts of every split, in order."""
+def parts(settings: Shapes, source: Path) -> list[Generated]:
+    """Return the parts of every split, in order."""
     return [
-        Part(split, number, min(PART_VIDEOS, settings.videos[split] - start))
-        for split in SPLITS
-        for number, start in enumerate(range(0, settings.videos[split], PART_VIDEOS))
+        part for split in SPLITS for part in in_parts(split, settings.videos[split], PART_VIDEOS, "answer")
     ]
 
 
-def rows(settings: Shapes, source: Path, part: Part) -> Iterator[dict]:
+def rows(settings: Shapes, source: Path, part: Generated) -> Iterator[dict]:
     """Draw and speak one part; the rows have the columns of `steermoe.data.schemas.SeenUtterance`."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(part.split), part.number])
     engine, cast = synthesis.Synthesizer(), CASTS[VOICES[part.split]]

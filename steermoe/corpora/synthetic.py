@@ -17,7 +17,7 @@ import soxr
 from steermoe.audio import augment, synthesis, waveform
 from steermoe.config import Synthetic
 from steermoe.corpora import grammar
-from steermoe.corpora.card import Card
+from steermoe.corpora.reader import Card, Generated, in_parts
 
 PART_ROWS = 500  # utterances a part
 
@@ -61,27 +61,13 @@ ASKED = {
 
 CARD = Card(
     name="synthetic English sentences, spoken by espeak-ng",
-    hours=None,
     bytes=0,
     licence="MIT, as this library; espeak-ng (GPL-3.0) is only run",
     source="made here",
     restrictions="none",
-    citation="none",
-    language="en",
     task="transcribe and answer",
     metric="WER; accuracy",
-    normalizer="case and punctuation away",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """The `number`-th stretch of a split: `count` utterances of one task."""
-
-    split: str
-    number: int
-    count: int
-    task: str
 
 
 def fetch(settings: Synthetic, dest: Path) -> None:
@@ -94,19 +80,17 @@ def fetch(settings: Synthetic, dest: Path) -> None:
     (dest / "recipe.json").write_text(json.dumps(recipe, indent=1))
 
 
-def parts(settings: Synthetic, source: Path) -> list[Part]:
-    """The parts of every split, in order."""
+def parts(settings: Synthetic, source: Path) -> list[Generated]:
+    """Return the parts of every split, in order."""
     found = []
     for split in SPLITS:
-        number = 0
-        for task, counts in (("transcribe", settings.utterances), ("answer", settings.questions)):
-            for start in range(0, counts[split], PART_ROWS):
-                found.append(Part(split, number, min(PART_ROWS, counts[split] - start), task))
-                number += 1
+        statements = in_parts(split, settings.utterances[split], PART_ROWS)
+        found += statements
+        found += in_parts(split, settings.questions[split], PART_ROWS, "answer", len(statements))
     return found
 
 
-def rows(settings: Synthetic, source: Path, part: Part) -> Iterator[dict]:
+def rows(settings: Synthetic, source: Path, part: Generated) -> Iterator[dict]:
     """Speak one part; the rows have the columns of `steermoe.data.schemas.Utterance`."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(part.split), part.number])
     shares = ASKED if part.task == "answer" else None

@@ -151,7 +151,7 @@ def _mentioned(text: str, choices: Sequence[str], forms: Sequence[Form]) -> set[
 
 
 def spelled_out(question: str, options: Sequence[str]) -> list[str]:
-    """The texts of options that are letters, from the lines of `corpora.choices.ask`: an answer may give either.
+    """The texts of options that are letters, from the lines of `corpora.mmau.ask`: an answer may give either.
 
     The options as they are where they are no letters, or where a text is a single letter itself.
     """

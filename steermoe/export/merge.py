@@ -17,8 +17,7 @@ from transformers.utils import CONFIG_NAME
 
 from steermoe.config import VariantConfig
 from steermoe.config.experiments import parts_of
-from steermoe.data.adapters import PARTS, WEIGHTS, adapter_folder
-from steermoe.hub import KINDS, located
+from steermoe.hub import KINDS, PARTS, WEIGHTS, adapter_folder, located
 from steermoe.models import checkpoint as adapter
 from steermoe.models.pretrained import progress
 from steermoe.models.steermoe import SteerMoE

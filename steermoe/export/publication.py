@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 from steermoe.atomic_io import write_text
-from steermoe.data.adapters import adapter_folder
 from steermoe.export.merge import write_merged
+from steermoe.hub import adapter_folder
 from steermoe.model_card import model_card
 from steermoe.models import checkpoint as adapter
 from steermoe.models.steermoe import SteerMoE

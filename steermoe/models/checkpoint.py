@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 
 from steermoe.atomic_io import write_bytes, write_text
 from steermoe.config import ConfigError, Generation, VariantConfig
-from steermoe.data.adapters import CONFIG, PARTS, WEIGHTS, adapter_folder
+from steermoe.hub import CONFIG, PARTS, WEIGHTS, adapter_folder
 from steermoe.models.generation import validated
 
 FORMAT = 1

@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 
 from steermoe.audio.level import levelled
 from steermoe.config import Generation, VariantConfig
-from steermoe.data.adapters import adapter_folder
 from steermoe.data.dataset import Batch
+from steermoe.hub import adapter_folder
 from steermoe.models import checkpoint
 from steermoe.models.chat import chat
 from steermoe.models.generation import GREEDY, generation_settings

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from steermoe.data.adapters import adapter_folder
 from steermoe.distributed import world
+from steermoe.hub import adapter_folder
 from steermoe.models import checkpoint as adapter
 from steermoe.models.steermoe import SteerMoE
 

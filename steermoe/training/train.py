@@ -11,9 +11,9 @@ from transformers import TrainerState, set_seed
 
 from steermoe.atomic_io import Staging, code_digest, project_root, write_text
 from steermoe.config import Distributed, Generation, VariantConfig
-from steermoe.data.adapters import adapters_of
 from steermoe.data.dataset import UtteranceDataset
 from steermoe.distributed import ONE_PROCESS, PreemptedError, begin_together, check, gathered, world
+from steermoe.hub import adapters_of
 from steermoe.models import checkpoint as adapter
 from steermoe.models.attention import ShortAttention
 from steermoe.models.pretrained import digests

@@ -266,8 +266,8 @@ def test_names_of_registries_are_those_of_the_modules() -> None:
     from steermoe.evaluation.normalizers import NORMALIZERS
     from steermoe.models.downsample import DOWNSAMPLERS
     from steermoe.models.encoders import ENCODERS, VIDEO_ENCODERS
-    from steermoe.models.projectors import PROJECTIONS
     from steermoe.models.llm import QUANTIZATIONS
+    from steermoe.models.projectors import PROJECTIONS
     from steermoe.models.routers import ROUTERS
 
     assert list(corpora.Corpora.model_fields) == list(CORPORA)

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from steermoe.corpora import choices
+from steermoe.corpora import mmau
 from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.choosing import choice
 from steermoe.evaluation.normalizers import Normalizer, folded, whisper_english
@@ -133,7 +133,7 @@ def test_options_of_every_shape(text: str, options: list[str], chosen: int | Non
 )
 def test_where_letters_are_asked_for_a_text_counts_too(texts: list[str], answer: str, right: bool) -> None:
     row = {
-        "task": "answer", "prompt": choices.ask("Where?", texts), "choices": choices.offered(texts, "letter"),
+        "task": "answer", "prompt": mmau.ask("Where?", texts), "choices": mmau.offered(texts, "letter"),
         "target": "B", "answers": [],
     }  # fmt: skip
     rows = pl.DataFrame(

@@ -11,7 +11,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from steermoe.audio import waveform
 from steermoe.config import Encoder, Evaluation, Generation
-from steermoe.corpora.fleurs import language_of
+from steermoe.corpora.multilingual import language_of
 from steermoe.evaluation.decoders import CtcDecoder, WhisperDecoder, decodable, own_decoder
 from steermoe.evaluation.evaluator import measure
 from steermoe.models.encoders import load_encoder

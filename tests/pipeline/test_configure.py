@@ -8,9 +8,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.configure import main
-from steermoe.data.adapters import CONFIG, WEIGHTS
 from steermoe.data.skipped import write_skipped
-from steermoe.hub import sha256
+from steermoe.hub import CONFIG, WEIGHTS, sha256
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 # Imported by name at run time, so no import statement tells.
 LAZY = {
-    "steermoe/corpora/__init__.py": [f"steermoe/corpora/{name}.py" for name in CORPORA],
+    "steermoe/corpora/__init__.py": [
+        f"{row.partition(':')[0].replace('.', '/')}.py" for row in CORPORA.values()
+    ],
     "steermoe/models/encoders/__init__.py": [
         f"{kind.partition(':')[0].replace('.', '/')}.py" for kind in (ENCODERS | VIDEO_ENCODERS).values()
     ],

@@ -75,7 +75,7 @@ def test_a_profile_is_written_and_select(recordings: Path, params: Path, capsys:
         (["a.wav", "b.wav"], 1.0, "2 recordings, at least one"),
         (["train/a.wav", "test/b.wav"], 1.0, "split 'dev': no utterances"),
         (["train/a.wav", "dev/b.wav", "test/c.wav"], 9.0, "2 recordings are longer than 8 s"),
-        (["train/a.wav", "dev/b.wav", "c.wav"], 1.0, "c.wav: nothing says its split"),
+        (["train/a.wav", "dev/b.wav", "c.wav"], 1.0, "c.wav: no split"),
     ],
 )
 def test_what_cannot_be_used_is_refused_and_nothing_written(

@@ -1,13 +1,17 @@
-"""Frozen models are found where they lie or fetched from the hub's cache, and are locked by their files."""
+"""Models and adapters are found in folders or in the hub's cache, and identified and locked by their files."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from steermoe import config
 from steermoe import hub as base_models
+from steermoe.config import Training
 from steermoe.data import model_cards
+from steermoe.hub import CONFIG, WEIGHTS, adapters_of
 
 FIRST, SECOND = "1" * 40, "2" * 40
 
@@ -35,7 +39,7 @@ def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, di
     return put
 
 
-def test_a_folder_is_used_as_it_lies(tmp_path: Path) -> None:
+def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text("changes nothing")
     given = section(str(tmp_path))
@@ -48,7 +52,7 @@ def test_a_folder_is_used_as_it_lies(tmp_path: Path) -> None:
     assert base_models.locked([found], {}, tmp_path / "lock") == {}
 
 
-def test_what_cannot_be_located_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_located_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "tiny").mkdir(parents=True)
     with pytest.raises(
@@ -59,7 +63,7 @@ def test_what_cannot_be_located_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         base_models.located(section("./nope"), "encoder")
 
 
-def test_a_model_of_the_hub_is_had_at_its_commit(cached: Callable[[str, dict[str, str]], Path]) -> None:
+def test_a_model_of_the_hub_is_found_at_its_commit(cached: Callable[[str, dict[str, str]], Path]) -> None:
     old = cached(FIRST, {"config.json": "{}", "tokenizer.json": "1"})
     new = cached(SECOND, {"config.json": "{}", "tokenizer.json": "2"})
     assert base_models.located(section("owner/tiny"), "llm").path == str(new)
@@ -92,3 +96,30 @@ def test_cards_say_what_forbids_commercial_use() -> None:
     assert "NON-COMMERCIAL" in model_cards.card("Qwen/Qwen2.5-3B-Instruct").text()
     assert "NON-COMMERCIAL" not in model_cards.card("Qwen/Qwen2.5-7B-Instruct").text()
     assert "not known here" in model_cards.card("owner/tiny").text()
+
+
+@pytest.fixture(params=["teacher", "init_from"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def reading(kind: str, source: str, tiny_variant: Any) -> Training:
+    lesson = {"teacher": source, "logits": 1.0, "temperature": 2.0, "hidden": 0.0}
+    changes = {"training.init_from": source} if kind == "init_from" else {"training.distillation": lesson}
+    return tiny_variant("linear", changes).training
+
+
+def test_adapters_are_identified_by_their_files(kind: str, tiny_variant: Any, tmp_path: Path) -> None:
+    for name in (WEIGHTS, CONFIG, "README.md"):
+        (tmp_path / name).write_bytes(name.encode())
+    expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in (WEIGHTS, CONFIG)}
+    assert adapters_of(reading(kind, str(tmp_path), tiny_variant)) == {kind: expected}
+    assert adapters_of(tiny_variant("linear").training) == {}
+
+
+def test_what_is_no_adapter_is_refused(kind: str, tiny_variant: Any, tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text("{}")
+    with pytest.raises(ValueError, match=rf"{kind}: found '.*', which lacks adapter\.safetensors; "):
+        adapters_of(reading(kind, str(tmp_path), tiny_variant))
+    with pytest.raises(ValueError, match=rf"{kind}: found .*nowhere/a/b: neither a folder nor"):
+        adapters_of(reading(kind, f"{tmp_path}/nowhere/a/b", tiny_variant))

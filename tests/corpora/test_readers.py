@@ -1,0 +1,458 @@
+"""Every reader on the official layout of its corpus, unpacked and packed; what it refuses; its section and card."""
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import py7zr
+import pytest
+from pydantic import ValidationError
+from steermoe.config.errors import located
+
+from steermoe import config, corpora
+from steermoe.config.corpora import Corpora
+from steermoe.corpora import aishell, clotho, librispeech, mmau, multilingual, openaudiobench
+from steermoe.corpora.archives import ArchiveError
+from steermoe.corpora.download import UnavailableError
+from steermoe.data.limits import Limits, RejectedError
+from steermoe.data.preprocess import preprocess
+from steermoe.data.shards import read_rows
+from steermoe.evaluation.normalizers import folded
+from tests.corpora import official
+from tests.corpora.official import tarred, tone, zipped
+
+REVISION = "70bb2e84b976b7e960aa89f1c648e09c59f894dd"
+SPEECH = {
+    f"{speaker}-{number:04d}": (f"PITCH {500 + 100 * i}", tone(500 + 100 * i, format="FLAC"))
+    for i, (speaker, number) in enumerate((("84-121123", 0), ("84-121123", 1), ("1272-128104", 0)))
+}
+SPOKEN = [("1272", "PITCH 700", 700), ("84", "PITCH 500", 500), ("84", "PITCH 600", 600)]
+CAPTIONS = [f"500, said {i}." for i in range(1, 6)]
+
+
+def seven_zipped(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with py7zr.SevenZipFile(data, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(content, name)
+    return data.getvalue()
+
+
+def speakers(files: dict[str, bytes]) -> dict[str, bytes]:
+    """AISHELL-1 as its archive holds it, without the archives of the speakers."""
+    found = {name: data for name, data in files.items() if not name.endswith(".tar.gz")}
+    for name, hertz in official.aishell1_utterances().items():
+        split = official.AISHELL_SPEAKERS[name[6:11]]
+        found[f"data_aishell/wav/{split}/{name[6:11]}/{name}.wav"] = tone(hertz)
+    return found
+
+
+class Case(NamedTuple):
+    """A corpus in an official layout.
+
+    Attributes:
+        name: of the corpus.
+        changes: of its section.
+        unpacked: files, as a user has them unpacked.
+        packed: the same, as they are published.
+        rows: speaker, target and pitch of every row, in order.
+        fields: what else all rows have.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    unpacked: dict[str, bytes]
+    packed: dict[str, bytes]
+    rows: list[tuple[str, str, int]]
+    fields: dict[str, Any]
+
+
+def asked(split: str, protocol: str) -> dict[str, Any]:
+    return {"test": [split], "protocol": {split: protocol}}
+
+
+LIBRI, AISHELL, AISHELL2 = official.librispeech("dev-clean", SPEECH), official.aishell1(), official.aishell2()
+FLEURS, MLS = official.fleurs("de_de", "test"), official.mls("german", "opus")
+AQA_TABLE = {"clotho_aqa_test.csv": official.clothoaqa()}
+AQA_SOUNDS = {f"audio_files/{name}.wav": tone(hertz, rate=44_100) for name, hertz in (("a", 500), ("b", 600))}
+SOUND = {"evaluation/500.wav": tone(500, rate=44_100)}
+CAPTION_TABLE = {"clotho_captions_evaluation.csv": official.clotho(["500"])}
+MMAU, MMAU_SOUND = {"mmau-test-mini.json": official.mmau()}, {"test-mini-audios/3fe64f3d.wav": tone(500)}
+PRO = {
+    "test.parquet": official.mmaupro([{"answer": "Dog"}, {"id": "q2", "choices": [], "answer": "It barks."}])
+}
+OPEN = {
+    name: data
+    for number, (subset, answer) in enumerate((("web_questions", "Jaxon; Jazmyn"), ("reasoning_qa", "北京")))
+    for name, data in official.openaudiobench(subset, answer, tone(500 + 100 * number, format="MP3")).items()
+}
+CASES = {
+    "librispeech": Case(
+        "librispeech", {"test": ["dev-clean"]}, LIBRI, {"dev-clean.tar.gz": tarred(LIBRI)},
+        SPOKEN, {"language": "en", "task": "transcribe", "prompt": ""},
+    ),
+    "minilibrispeech": Case(
+        "minilibrispeech", {"test": ["dev-clean-2"]}, official.librispeech("dev-clean-2", SPEECH),
+        {"dev-clean-2.tar.gz": tarred(official.librispeech("dev-clean-2", SPEECH))}, SPOKEN, {"language": "en"},
+    ),
+    "aishell1": Case(
+        "aishell1", {"test": ["dev"]}, speakers(AISHELL), {"data_aishell.tgz": tarred(AISHELL)},
+        [("S0724", f"音高{hertz}TV", hertz) for hertz in (800, 900, 1000)], {"language": "zh"},
+    ),
+    "aishell2": Case(
+        "aishell2", {"train": ["train"], "test": ["ios-test"]}, AISHELL2, AISHELL2,
+        [("C0001", "厨房用品", 700), ("T0011", "换一首歌", 500), ("T0012", "打开TV", 600)], {"language": "zh"},
+    ),
+    "fleurs": Case(
+        "fleurs", {"test": ["de_de-test"], "revision": REVISION, "text": "raw"},
+        {"data/de_de/test.tsv": FLEURS["data/de_de/test.tsv"]}
+        | {f"data/de_de/audio/test/{name}.wav": tone(hertz) for name, hertz in (("11", 500), ("12", 600))},
+        FLEURS, [("unknown", 'Er sagte: "Ja, Straße 500!"', 500), ("unknown", "Zweite 600.", 600)],
+        {"language": "de"},
+    ),
+    "mls": Case(
+        "mls", {"dev": ["german-dev"], "test": ["german-test"], "encoding": "opus"}, MLS,
+        {"mls_german_opus.tar.gz": tarred(MLS)},
+        [("10536", f"tonhöhe {hertz}", hertz) for hertz in (500, 600)] * 2, {"language": "de"},
+    ),
+    "clothoaqa": Case(
+        "clothoaqa", asked("test", "raw"), AQA_SOUNDS | AQA_TABLE,
+        {"audio_files.zip": zipped(AQA_SOUNDS), **AQA_TABLE},
+        [("none", answer, pitch) for answer, pitch in
+         (("yes", 500), ("no", 500), ("bell", 500), ("church bell", 600), ("street", 600))],
+        {"language": "en", "task": "answer"},
+    ),
+    "clotho": Case(
+        "clotho", {"test": ["evaluation"], "captions": {"evaluation": "each"}}, SOUND | CAPTION_TABLE,
+        {"clotho_audio_evaluation.7z": seven_zipped(SOUND), **CAPTION_TABLE},
+        [("none", caption, 500) for caption in CAPTIONS], {"task": "caption", "answers": CAPTIONS, "transcript": ""},
+    ),
+    "mmau": Case(
+        "mmau", {"answer": "letter"}, MMAU | MMAU_SOUND,
+        {"test-mini-audios.tar.gz": tarred(MMAU_SOUND), **MMAU}, [("none", "B", 500)],
+        {"prompt": "Who speaks?\n(A) Man\n(B) Woman\n(C) Child", "choices": ["A", "B", "C"],
+         "source_id": "mmau-test-mini-3fe64f3d"},
+    ),
+    "mmaupro": Case(
+        "mmaupro", {"answer": "text", "revision": REVISION}, PRO | {"data/a.wav": tone(500)},
+        PRO | {"data.zip": zipped({"data/a.wav": tone(500)})},
+        [("none", "Dog", 500), ("none", "It barks.", 500)], {"task": "answer", "language": "en"},
+    ),
+    "openaudiobench": Case(
+        "openaudiobench", {"test": ["web_questions", "reasoning_qa"], "revision": REVISION}, OPEN, OPEN,
+        [("unknown", "Jaxon", 500), ("unknown", "北京", 600)],
+        {"transcript": "Who, or what?", "prompt": openaudiobench.QUESTION},
+    ),
+}  # fmt: skip
+KINDS = {name: field.annotation for name, field in Corpora.model_fields.items()}
+
+
+def kind_of(name: str) -> str:
+    return getattr(KINDS[name], "__name__", "")
+
+
+def approve(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the checksums of small archives in the place of the official ones."""
+    for path, data in files.items():
+        name, digest = path.partition(".")[0], hashlib.md5(data).hexdigest()
+        if name in librispeech.ARCHIVES:
+            monkeypatch.setitem(librispeech.ARCHIVES, name, (*librispeech.ARCHIVES[name][:2], digest))
+        elif name in multilingual.MLS_MD5:
+            monkeypatch.setitem(multilingual.MLS_MD5, name, digest)
+        elif name == "data_aishell":
+            monkeypatch.setattr(
+                aishell, "ARCHIVE", dataclasses.replace(aishell.ARCHIVE, checksum=f"md5:{digest}")
+            )
+        elif name.startswith("clotho_audio_evaluation"):
+            of = (None, digest, hashlib.md5(files["clotho_captions_evaluation.csv"]).hexdigest())
+            monkeypatch.setitem(clotho.FILES, "evaluation", of)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_official_layout(
+    name: str, fill: Any, section: Any, fetched: Any, pitch: Any, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rows from unpacked files, which are used without a copy, and from archives, which stay."""
+    case = CASES[name]
+    fill(case.unpacked, "unpacked")
+    rows = fetched(name, section(kind_of(name), mirror="unpacked", **case.changes))
+    assert [(row["speaker"], row["target"], pitch(row)) for row in rows] == case.rows
+    for row in rows:
+        assert {key: row[key] for key in case.fields} == case.fields
+    assert len({row["source_id"] for row in rows}) == len(rows)
+    assert [row["split"] for row in rows] == sorted((row["split"] for row in rows), key=rows_of_split(case))
+    assert not (root / "raw" / name / "data").exists()
+    mirror = fill(case.packed, "packed")
+    approve(case.packed, monkeypatch)
+    assert fetched(name, section(kind_of(name), mirror="packed", **case.changes)) == rows
+    assert {path.relative_to(mirror).as_posix() for path in mirror.rglob("*") if path.is_file()} == {
+        *case.packed
+    }
+    assert not (root / "raw" / name / ".fetch").exists() and not list((root / ".runs").glob("*/*"))
+
+
+def rows_of_split(case: Case) -> Callable[[str], int]:
+    return [
+        split for use in ("train", "dev", "test") for split in case.changes.get(use, ["test-mini", "test"])
+    ].index
+
+
+@pytest.mark.parametrize("name", ["librispeech", "minilibrispeech", "aishell1", "mls", "clotho"])
+def test_archives_have_the_published_checksums(
+    name: str, fill: Any, section: Any, fetched: Any, root: Path
+) -> None:
+    fill(CASES[name].packed)
+    with pytest.raises(ArchiveError, match=r"wrong checksum: MD5 hash .* does not match"):
+        fetched(name, section(kind_of(name), **CASES[name].changes))
+    assert not (root / "raw").exists()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "targets"),
+    [("clean", ["yes", "no", "bell", "church bell"]), ("unanimous", ["yes", "church bell"]), ("binary", ["yes"]),
+     ("single-word", ["bell"])],
+)  # fmt: skip
+def test_protocols_choose_questions(
+    protocol: str, targets: list[str], fill: Any, section: Any, fetched: Any
+) -> None:
+    fill(AQA_SOUNDS | AQA_TABLE)
+    rows = fetched("clothoaqa", section("ClothoAqa", **asked("test", protocol)))
+    assert [row["target"] for row in rows] == targets
+    assert {tuple(row["answers"]) for row in rows} <= {
+        tuple(map(str.strip, told)) for told in official.ASKED.values()
+    }
+
+
+def test_an_evaluation_of_raw_has_every_protocol(fill: Any, section: Any, fetched: Any) -> None:
+    """Its figures are over the questions that the reader would choose."""
+    import polars as pl
+
+    from steermoe.evaluation.answers import count_answers
+    from steermoe.evaluation.metrics import metric
+
+    fill(AQA_SOUNDS | AQA_TABLE)
+    rows = fetched("clothoaqa", section("ClothoAqa", **asked("test", "raw")))
+    frame = pl.DataFrame(
+        [{key: row[key] for key in ("task", "target", "answers", "choices")} for row in rows]
+    )
+    counted = count_answers(frame, [row["target"] for row in rows], folded)
+    for protocol in ("clean", "unanimous", "binary", "single-word"):
+        chosen = fetched("clothoaqa", section("ClothoAqa", **asked("test", protocol)))
+        figure = metric(f"{protocol.replace('-', '_')}_accuracy")
+        right, of = (part.sum() for part in figure.counts(counted))
+        assert right == of == figure.rows(counted) == len(chosen)
+
+
+def test_other_choices_of_the_section(fill: Any, section: Any, fetched: Any) -> None:
+    fill(FLEURS | SOUND | CAPTION_TABLE | MMAU | MMAU_SOUND)
+    rows = fetched("fleurs", section("Fleurs", **CASES["fleurs"].changes | {"text": "normalised"}))
+    assert [row["target"] for row in rows] == ["er sagte ja straße 500", "zweite 600"]
+    rows = fetched("clotho", section("Clotho", test=["evaluation"], captions={"evaluation": "first"}))
+    assert [(row["target"], row["answers"]) for row in rows] == [(CAPTIONS[0], CAPTIONS)]
+    (row,) = fetched("mmau", section("Mmau", answer="text"))
+    assert (row["target"], row["choices"]) == ("Woman", ["Man", "Woman", "Child"])
+
+
+def test_what_is_left_out_is_listed(
+    fill: Any, section: Any, fetched: Any, left_out: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"answer": "Dog"}, {"id": "q3", "audio_path": ["data/a.wav"] * 2, "answer": "Dog"},
+            {"id": "q4", "answer": None}, {"id": "q5", "answer": "Cat"}]  # fmt: skip
+    fill({"data/a.wav": tone(500), "test.parquet": official.mmaupro(rows)})
+    assert len(fetched("mmaupro", section("MmauPro", **CASES["mmaupro"].changes))) == 1
+    assert [line.partition(":")[0] for line in left_out("mmaupro")] == ["q3", "q4", "q5"]
+    assert "mmaupro: 3 (q3: 2 recordings, " in capsys.readouterr().err
+    monkeypatch.setattr(aishell, "INCOMPLETE", 0.7)
+    untold = AISHELL[official.AISHELL_TRANSCRIPT].partition(b"\n")[2]
+    fill(speakers(AISHELL) | {official.AISHELL_TRANSCRIPT: untold})
+    assert len(fetched("aishell1", section("Aishell1"))) == 2
+    assert left_out("aishell1") == ["BAC009S0002W0121: no transcript"]
+    train, listed = "iOS/data", AISHELL2["iOS/data/wav.scp"] + b"IC0803W0380\twav/C0001/IC0001W0001.wav\n"
+    told = "IC0001W0001 厨房用品\nIC0803W0380\t\nIC0001W0009\t歌\n"
+    fill(AISHELL2 | {f"{train}/wav.scp": listed, f"{train}/trans.txt": told.encode()})
+    assert [row["target"] for row in fetched("aishell2", section("Aishell2"))] == ["厨房用品"]
+    assert left_out("aishell2") == ["IC0803W0380: no transcript", "IC0001W0009: no recording"]
+
+
+def test_answers_outside_of_the_choices_are_rejected(fill: Any, section: Any, root: Path) -> None:
+    """In a test split only once they are named."""
+    bad = [
+        {"id": "robot", "answer": "Robot"},
+        {"id": "none", "answer": None},
+        {"id": "letter", "answer": "B"},
+    ]
+    fill({"mmau-test-mini.json": official.mmau({"id": "child", "answer": "Child"}, *bad)} | MMAU_SOUND)
+    reader, settings = corpora.reader("mmau"), section("Mmau", answer="letter")
+    corpora.fetch("mmau", settings, root / "raw")
+    with pytest.raises(RejectedError, match=r"robot \(test-mini\): .*line 3: found answer 'Robot'"):
+        preprocess(reader, settings, root / "raw", root / "shards", Limits(whole=["test-mini"]), 1)
+    limits = Limits(whole=["test-mini"], unreadable=[f"mmau-test-mini-{row['id']}" for row in bad])
+    preprocess(reader, settings, root / "raw", root / "shards", limits, 1)
+    assert read_rows(root / "shards", ["test-mini"])["target"].to_list() == ["B", "C"]
+
+
+def changed(name: str, **files: Any) -> tuple[str, dict[str, Any]]:
+    """A corpus whose unpacked files differ; None is not there. Folders of names are found by their ends."""
+    found: dict[str, Any] = dict(CASES[name].unpacked)
+    for end, data in files.items():
+        keys = [key for key in found if key.endswith(end)] or [end]
+        found |= dict.fromkeys(keys, data)
+    return name, found
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (changed("librispeech", **{"84-121123.trans.txt": None}), r"84-121123\.trans\.txt: no such file"),
+        (changed("librispeech", **{"84-121123.trans.txt": b"84-121123-0000 ONE\n"}), "transcript of 84-121123-0001"),
+        (changed("librispeech", **{"84-121123-0001.flac": None}), r"line 2: no recording 84-121123-0001\.flac"),
+        (changed("librispeech", **{"84-121123.trans.txt": b"84-121123-0000\n"}), "line 1: .*expected `utterance THE"),
+        (changed("aishell1", **{"v0.8.txt": b"BAC009S0724W0121\n"}), r"v0\.8\.txt, line 1: .*expected an utterance"),
+        (changed("aishell1", **{"v0.8.txt": b"x y\n"}), "3 of 3 utterances are incomplete, such as BAC009S0724W0121"),
+        (changed("aishell2", **{"test/trans.txt": None}), r"test/trans\.txt: no such file"),
+        (changed("aishell2", **{"test/trans.txt": "IT0011W0001\t歌\n"}), "IT0012W0002: no transcript"),
+        (changed("aishell2", **{"IT0011W0001.wav": None}), "IT0011W0001: no recording"),
+        (changed("aishell2", **{"iOS/data/wav.scp": "a\t/etc/passwd\n"}), "expected `utterance<tab>path`"),
+        (changed("aishell2", **{"iOS/data/wav.scp": "a\t../../b.wav\n"}), "expected `utterance<tab>path`"),
+        (changed("fleurs", **{"12.wav": None}), r"test\.tsv, line 2: no recording .*test/12\.wav"),
+        (changed("fleurs", **{"test.tsv": b"7\t11.wav\tEins\n"}), "line 1: found 3 columns, expected 7: id, file"),
+        (changed("fleurs", **{"test.tsv": FLEURS["data/de_de/test.tsv"].replace(b"11.", b"../test/11.")}),
+         r"line 1: no recording .*\.\./test"),
+        (changed("mls", **{"0001.opus": None}), r"transcripts\.txt, line 2: no recording"),
+        (changed("clothoaqa", **{"b.wav": None}), r"test\.csv, line 11: no recording .*b\.wav"),
+        (changed("clothoaqa", **{".csv": official.clothoaqa({("a.wav", "Loud?"): ("yes", "no")})}), "expected 3"),
+        (changed("clothoaqa", **{".csv": "file_name,Question\na.wav,Loud?\n"}), "no column 'QuestionText'; found"),
+        (changed("clotho", **{".csv": official.clotho(["500"]).replace(b'"500, said 3."', b"")}), "expected 5, none"),
+        (changed("mmau", **{".json": official.mmau(audio_id="none.wav")}), r"line 1: no recording .*none\.wav"),
+        (changed("mmau", **{".json": official.mmau(choices="Man")}), "'choices': found 'Man' .*expected a list"),
+        (changed("mmaupro", **{".parquet": official.mmaupro([{"audio_path": ["../data/a.wav"], "answer": "Dog"}])}),
+         "line 1: no recording"),
+        (changed("openaudiobench", **{"web_questions.csv": "audio_filename,question\nx.mp3,Who?\n"}),
+         "no column 'answers'; found: audio_filename, question"),
+        (("librispeech", {"notes.txt": b""}), r"expected 'LibriSpeech/dev-clean' \(unpacked\), .*; found: notes\.txt"),
+        (("librispeech", {"dev-clean.tar.gz": b"damaged"}), "wrong checksum"),
+        (("aishell2", {"x": b""}), "expected 'iOS/data'"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(
+    case: tuple[str, dict[str, Any]], message: str, fill: Any, section: Any, root: Path
+) -> None:
+    name, files = case
+    fill(files)
+    with pytest.raises(ArchiveError, match=message):
+        corpora.fetch(name, section(kind_of(name), **CASES[name].changes), root / "raw")
+    assert not (root / "raw").exists()
+
+
+def test_a_hostile_archive_in_the_archive(
+    fill: Any, section: Any, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = AISHELL | {"data_aishell/wav/S0999.tar.gz": tarred({"../../../../escaped.wav": b"x"})}
+    files = {"data_aishell.tgz": tarred(hostile)}
+    fill(files)
+    approve(files, monkeypatch)
+    with pytest.raises(ArchiveError, match=r"S0999\.tar\.gz: member .*escaped\.wav.* outside"):
+        corpora.fetch("aishell1", section("Aishell1"), root / "raw")
+    assert not list(root.rglob("escaped*")) and not (root / "raw").exists()
+
+
+@pytest.mark.parametrize(
+    ("answers", "separator", "first"),
+    [("one; two", ";", "one"), ("one; two", None, "one; two"), ("['one', 'two']", ";", "one"),
+     ("[one]", None, "[one]"), ("['one'", None, "['one'")],
+)  # fmt: skip
+def test_first_answer(answers: str, separator: str | None, first: str) -> None:
+    assert openaudiobench.first(answers, separator) == first
+
+
+def test_answers_as_letters_or_texts() -> None:
+    texts = ["Man", "Dog"]
+    assert mmau.ask("Who?", texts) == "Who?\n(A) Man\n(B) Dog" and mmau.ask("Who?", []) == "Who?"
+    assert (mmau.offered(texts, "letter"), mmau.offered(texts, "text")) == (("A", "B"), ("Man", "Dog"))
+    assert mmau.fault_of("Cat", texts) and not mmau.fault_of("Dog", texts)
+    assert mmau.fault_of("x", ["x"] * 27)
+    with pytest.raises(ValueError, match="unknown protocol 'fair'; one of: raw, clean"):
+        clotho.chosen(["a", "b", "c"], "fair")
+
+
+@pytest.mark.parametrize("name", corpora.CORPORA)
+def test_reader_and_section_belong_together(name: str) -> None:
+    section: Any = KINDS[name]
+    reader = corpora.reader(name)
+    assert reader.SPLITS == section.SPLITS
+    text = " ".join(reader.CARD.text().split())
+    for shown in (
+        reader.CARD.name,
+        reader.CARD.licence.split()[0],
+        reader.CARD.restrictions.split(",")[0][:30],
+    ):
+        assert shown in text
+    assert "" not in dataclasses.asdict(reader.CARD).values()
+
+
+def test_unknown_corpus() -> None:
+    with pytest.raises(ValueError, match="unknown corpus 'fsdd'; one of: synthetic, digits, librispeech"):
+        corpora.reader("fsdd")
+
+
+@pytest.mark.parametrize("name", [n for n, kind in KINDS.items() if issubclass(kind, config.Remote)])  # type: ignore[arg-type]
+def test_offline(name: str, section: Any, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Required: an error that says what is missing. Not required: skipped, visibly. The card comes first."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    on_the_hub, by_hand = name in ("fleurs", "mmaupro", "openaudiobench"), name == "mmau"
+    changes = CASES[name].changes if name in CASES else {
+        "train": ["train"], "test": [], "strings": {"train": 1, "test": 0, "unseen": 0}, "max_digits": 3,
+    }  # fmt: skip
+    mirror = None if on_the_hub or by_hand else "http://127.0.0.1:1"
+    settings = section(kind_of(name), **changes | {"mirror": mirror})
+    with pytest.raises(UnavailableError, match=r"is this machine online\?|set corpora.mmau.mirror"):
+        corpora.fetch(name, settings, root / "raw")
+    assert corpora.reader(name).CARD.licence[:20] in " ".join(capsys.readouterr().out.split())
+    assert not (root / "raw").exists()
+    corpora.fetch(name, settings.model_copy(update={"required": False}), root / "raw")
+    assert [path.name for path in (root / "raw").iterdir()] == ["SKIPPED.json"]
+    assert f"SKIPPED {name}: " in capsys.readouterr().err
+    with pytest.raises(ArchiveError, match="no such folder"):  # a wrong path is never skipped
+        corpora.fetch(
+            name, settings.model_copy(update={"required": False, "mirror": "nowhere"}), root / "again"
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "message"),
+    [
+        ("LibriSpeech", {"test": ["test"]}, "one of train-clean-100, "),
+        ("LibriSpeech", {"limit": {"dev-clean": 3}}, "legal: train-clean-100"),
+        ("LibriSpeech", {"limit": {"train-clean-100": 0}}, "a whole number >= 1"),
+        ("LibriSpeech", {"limit": {"train-clean-100": 1.0}}, "a whole number >= 1"),
+        ("LibriSpeech", {"limit": {}}, "null, or a whole number"),
+        ("Fleurs", {"revision": "main", "text": "raw"}, "a commit, 40 hexadecimal digits"),
+        ("Fleurs", {"test": ["de_dd-test"], "revision": REVISION, "text": "raw"}, "nearest: de_de-test"),
+        ("Mls", {"test": ["germn-dev"], "encoding": "opus"}, "one of english-dev, german-dev.*nearest: german-dev"),
+        ("ClothoAqa", {"protocol": {"test": "clean"}}, "a value for each split in use: train"),
+        ("ClothoAqa", {"protocol": {"train": "fair"}}, "raw, clean"),
+        ("Aishell2", {"mirror": None}, "text that is not empty"),
+        ("Folder", {"path": "x", "table": None, "language": "german (Austria)"}, "a BCP 47 tag; und where unknown"),
+    ],
+)  # fmt: skip
+def test_a_section_is_strict(section: Any, kind: str, changed: dict, message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        section(kind, **changed)
+    lines = [line for _, line in located(caught.value, getattr(config, kind).model_json_schema())]
+    import re
+
+    assert any(re.search(message, line) for line in lines), lines
+
+
+def test_languages_are_tags() -> None:
+    """A country is no part of them: `es_419` is Spanish, `cmn_hans_cn` Mandarin."""
+    import re
+
+    tags = [multilingual.language_of(f"{language}-test") for language in config.Fleurs.LANGUAGES]
+    assert all(re.fullmatch(config.LANGUAGE_TAG, tag) for tag in (*tags, *multilingual.MLS_TAGS.values()))
+    assert {"de", "es", "cmn"} <= set(tags) and set(multilingual.MLS_TAGS) == set(config.Mls.LANGUAGES)
