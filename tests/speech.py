@@ -72,7 +72,7 @@ def call(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mini: Any
 ) -> Callable[..., SimpleNamespace]:
     """Runs `steermoe ...` in the project's root with the mini adapter loaded once: exit code, output, errors."""
-    from steermoe.cli import loading as opening
+    from steermoe.cli import options as opening
     from steermoe.cli import main as cli
 
     monkeypatch.chdir(ROOT)

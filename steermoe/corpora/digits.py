@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from steermoe.atomic_io import write_text
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.config import Digits
 from steermoe.corpora import archives, downloads
 from steermoe.corpora.card import Card

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from mimetypes import MimeTypes
 from pathlib import Path
 
-from steermoe.audio.base import SUFFIXES
+from steermoe.audio.io import SUFFIXES
 from steermoe.data.text import TextError, clean, read_text
 
 SYSTEM = (
@@ -40,7 +40,7 @@ def is_recording(path: Path) -> bool:
     """Whether a file is a recording by its suffix, or by what libsndfile and FFmpeg find in it."""
     if path.suffix.lower() in SUFFIXES:
         return True
-    from steermoe.audio.blocks import (
+    from steermoe.audio.io import (
         is_audio,  # here, for most folders have recordings of known suffixes alone
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.audio.features import Features
 from steermoe.config import Prompts
 from steermoe.data import video

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steermoe.audio import waveform
-from steermoe.audio.base import as_waveform
-from steermoe.audio.level import levelled
+from steermoe.audio import io as waveform
+from steermoe.audio.augment import levelled
+from steermoe.audio.io import as_waveform
 from steermoe.config import Generation
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.collator import collate

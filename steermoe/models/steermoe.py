@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Cache
 
 from steermoe import config
-from steermoe.audio.level import levelled
+from steermoe.audio.augment import levelled
 from steermoe.config import Generation, VariantConfig
 from steermoe.data.adapters import adapter_folder
 from steermoe.models import adapter

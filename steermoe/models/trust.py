@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steermoe.audio.segmentation import silent, speaks
+from steermoe.audio.vad import silent, speaks
 from steermoe.config.corpora import SOUNDS
 from steermoe.models.tools import Answer
 

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from steermoe import config, corpora
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.corpora import downloads
 from steermoe.data.rows import frame_of, write_frame
 from steermoe.data.schemas import validate_shard

@@ -14,7 +14,8 @@ import soundfile
 import soxr
 
 from steermoe import corpora
-from steermoe.audio import synthesis, waveform
+from steermoe.audio import io as waveform
+from steermoe.audio import synthesis
 from steermoe.corpora import librispeech, minilibrispeech
 from steermoe.corpora.archives import ArchiveError
 from steermoe.data.preprocess import preprocess

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from steermoe.audio.level import levelled
+from steermoe.audio.augment import levelled
 from steermoe.data.prompts import encode_prompt
 from steermoe.models.prefix import prefix_cache
 from steermoe.models.steermoe import SteerMoE

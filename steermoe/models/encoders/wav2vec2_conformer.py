@@ -15,7 +15,7 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import W
 
 from steermoe import config
 from steermoe.audio.features import LibraryFeatures
-from steermoe.audio.waveform import RATE
+from steermoe.audio.io import RATE
 from steermoe.models.encoders.wav2vec2 import Wav2Vec2
 
 
