@@ -17,8 +17,8 @@ import torch
 from steermoe import SteerMoE
 from steermoe.asr.recognizer import Recognizer
 from steermoe.audio import synthesis
-from steermoe.audio.segmentation import VoiceActivity
-from steermoe.audio.waveform import RATE
+from steermoe.audio.io import RATE
+from steermoe.audio.vad import VoiceActivity
 from steermoe.corpora import grammar, synthetic
 from steermoe.data.dataset import Item, collate
 from steermoe.data.prompts import encode_texts, texts_around

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.preprocess import SECONDS, speech_like
 from benchmarks.shapes import frozen_models, machine, model, table
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.dataset import UtteranceDataset, collate
 from steermoe.models.steermoe import SteerMoE

@@ -24,7 +24,7 @@ import soundfile
 from pydantic import BaseModel
 from scipy.signal import lfilter
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.data.limits import Limits
 from steermoe.data.preprocess import preprocess
 

@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 
 from steermoe.audio import synthesis
-from steermoe.audio.waveform import encode_flac
+from steermoe.audio.io import encode_flac
 
 ROOT = Path(__file__).parents[1]
 TEXTS = (

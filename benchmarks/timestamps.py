@@ -16,7 +16,7 @@ from steermoe import SteerMoE
 from steermoe.asr.recognizer import Recognizer
 from steermoe.asr.transcript import Segment
 from steermoe.audio import synthesis
-from steermoe.audio.waveform import RATE
+from steermoe.audio.io import RATE
 from steermoe.corpora import grammar, synthetic
 
 

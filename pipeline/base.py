@@ -16,7 +16,7 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
     from steermoe import config
     from steermoe import hub as base_models
     from steermoe.atomic_io import write_text
-    from steermoe.data.model_cards import card
+    from steermoe.data.licences import licence_note
 
     settings = config.load(params)
     users = {"": models_of(settings)}
@@ -28,7 +28,7 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
     }
     for section, _ in sections.values():
         if config.of_the_hub(section.path) and not Path(section.path).is_dir():
-            print(card(section.path).text(), flush=True)
+            print(licence_note(section.path), flush=True)
     found = {key: base_models.identity(section, setting) for key, (section, setting) in sections.items()}
     file = config.lock_file(params, settings.profile)
     before = config.read_lock(file)

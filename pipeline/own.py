@@ -117,7 +117,7 @@ def _listed(section: dict[str, Any], embedded: Path) -> dict[str, Any]:
 
 def _lengths(folders: Sequence[Path], entries: list[Any]) -> dict[str, float]:
     """Seconds of each recording; all of it is decoded, so what cannot be is named now."""
-    from steermoe.audio import waveform
+    from steermoe.audio import io as waveform
 
     found = {}
     for audio in dict.fromkeys(entry.audio for entry in entries):

@@ -10,7 +10,8 @@ import typer
 from rich.progress import track
 from ruamel.yaml import YAML
 
-from steermoe.audio import synthesis, waveform
+from steermoe.audio import io as waveform
+from steermoe.audio import synthesis
 from steermoe.corpora import grammar, synthetic
 
 PART_ROWS = 500

@@ -26,7 +26,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from pretrained import NOTICE
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.audio.features import LogMel
 from steermoe.config import Encoder
 from steermoe.corpora import grammar

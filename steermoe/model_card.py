@@ -1,4 +1,4 @@
-"""The model card that an adapter is published with: what it is, how to use it, and its figures with their protocol."""
+"""Write the model card of a published adapter: what it is, how to use it, and its figures with their protocol."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from steermoe import __version__
 from steermoe.config import of_the_hub
-from steermoe.evaluation.results import METRICS, read_result
+from steermoe.evaluation.results import Result
 from steermoe.models.checkpoint import Merged
 from steermoe.models.steermoe import SteerMoE
 
@@ -30,35 +30,33 @@ Set up to train on {training}, {length} at most, seed {seed}, with steermoe {ver
 
 {evaluation}
 """
-
 ADAPTER = """
 An adapter of [SteerMoE](https://arxiv.org/abs/2510.13558): between a frozen speech encoder (`{encoder}`) and a frozen
-language model (`{llm}`), {trained:,} trained parameters, method `{method}`. Neither frozen model is part of it: it is
-used with both of them at hand.
+language model (`{llm}`), {trained:,} trained parameters, method `{method}`. Neither frozen model is part of it; it
+needs both of them.
 """.strip()
-WHOLE = """
+MERGED = """
 A model of [SteerMoE](https://arxiv.org/abs/2510.13558), self-contained: in `encoder/` the speech encoder `{encoder}`,
 in `llm/` the language model `{llm}`, and between them {trained:,} trained parameters, method `{method}`. {folded} The
 licences of both base models hold for it.
 """.strip()
 FOLDED = "It was trained as `{trained_as}`; the low-rank adapters are folded into the weights."
-UNTOUCHED = "The weights of both base models are as they were."
-BEFORE_FOLDING = "Measured before the adapters were folded."
+UNTOUCHED = "The weights of both base models are unchanged."
 
 
-def model_card(
-    model: SteerMoE, name: str, evaluations: Path | None = None, merged: Merged | None = None
+def adapter_card(
+    model: SteerMoE,
+    name: str,
+    results: Mapping[str, Result] | None = None,
+    merged: Merged | None = None,
 ) -> ModelCard:
-    """The card of an adapter.
+    """Return the card of an adapter.
 
     Args:
         model: the adapter, loaded.
-        name: of the repository that it will be in.
-        evaluations: what stage `eval` wrote about this variant, a folder a corpus; None: nothing.
+        name: of its repository.
+        results: of stage `eval`, by corpus; None: no figures.
         merged: what it was made of, where it is merged.
-
-    Raises:
-        ValueError: there are no evaluations in the folder, or they have no protocol.
     """
     variant, steps = model.config, model.config.training.max_steps
     named = {"encoder": variant.encoder.path, "llm": variant.llm.path}
@@ -70,9 +68,11 @@ def model_card(
         tags=["steermoe", variant.method],
         base_model=[path for path in named.values() if of_the_hub(path) and not Path(path).exists()] or None,
     )
-    evaluation = "None was published with it." if evaluations is None else _tables(evaluations)
-    if merged is not None and merged.method != variant.method and evaluations is not None:
-        evaluation = f"{BEFORE_FOLDING}\n\n{evaluation}"
+    evaluation = "None was published with it."
+    if results is not None:
+        evaluation = "\n\n".join(_table(corpus, result) for corpus, result in results.items())
+        if merged is not None and merged.method != variant.method:
+            evaluation = f"Measured before the adapters were folded.\n\n{evaluation}"
     text = TEXT.format(
         name=name,
         what=_what(model, named, merged),
@@ -93,34 +93,23 @@ def _what(model: SteerMoE, named: Mapping[str, str], merged: Merged | None) -> s
     if merged is None:
         return ADAPTER.format(**named, trained=trained, method=method)
     folded = FOLDED.format(trained_as=merged.method) if merged.method != method else UNTOUCHED
-    return WHOLE.format(**named, trained=trained, method=method, folded=folded)
+    return MERGED.format(**named, trained=trained, method=method, folded=folded)
 
 
-def _tables(evaluations: Path) -> str:
-    folders = sorted(path.parent for path in evaluations.glob(f"*/{METRICS}"))
-    if not folders:
-        raise ValueError(
-            f"{evaluations}: found no evaluation; expected <corpus>/{METRICS} as stage eval writes it"
-        )
-    return "\n\n".join(_table(folder) for folder in folders)
-
-
-def _table(folder: Path) -> str:
-    result = read_result(folder)
+def _table(corpus: str, result: "Result") -> str:
     if result.skipped is not None:
-        return f"### {folder.name}\n\nNot evaluated: {result.skipped}"
+        return f"### {corpus}\n\nNot evaluated: {result.skipped}"
     protocol = result.summary["protocol"]
     rows = ["| split | task | metric | value | interval | n |", "|---|---|---|--:|--:|--:|"]
     for split, tasks in result.summary["own"].items():
         for task, figures in tasks.items():
             rows += [_row(split, task, metric, f) for metric, f in figures.items() if isinstance(f, Mapping)]
-    lines = [
-        f"### {folder.name}",
+    return "\n\n".join([
+        f"### {corpus}",
         "\n".join(rows),
         f"In %; normaliser `{protocol['normalizer']}`; decoding: {protocol['decoding']}; intervals: "
         f"{protocol['interval']}, {protocol['bootstrap_samples']} resamples, seed {protocol['seed']}.",
-    ]
-    return "\n\n".join(lines)
+    ])  # fmt: skip
 
 
 def _row(split: str, task: str, metric: str, figure: Mapping[str, Any]) -> str:

@@ -72,8 +72,8 @@ def call(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mini: Any
 ) -> Callable[..., SimpleNamespace]:
     """Runs `steermoe ...` in the project's root with the mini adapter loaded once: exit code, output, errors."""
-    from steermoe.cli import loading as opening
     from steermoe.cli import main as cli
+    from steermoe.cli import options as opening
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "160")

@@ -10,7 +10,7 @@ import pytest
 from steermoe import config
 from steermoe import hub as base_models
 from steermoe.config import Training
-from steermoe.data import model_cards
+from steermoe.data.licences import licence_note
 from steermoe.hub import CONFIG, WEIGHTS, adapters_of
 
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -93,9 +93,9 @@ def test_the_lock_is_kept_and_compared(cached: Callable[[str, dict[str, str]], P
 
 
 def test_cards_say_what_forbids_commercial_use() -> None:
-    assert "NON-COMMERCIAL" in model_cards.card("Qwen/Qwen2.5-3B-Instruct").text()
-    assert "NON-COMMERCIAL" not in model_cards.card("Qwen/Qwen2.5-7B-Instruct").text()
-    assert "not known here" in model_cards.card("owner/tiny").text()
+    assert "NON-COMMERCIAL" in licence_note("Qwen/Qwen2.5-3B-Instruct")
+    assert "NON-COMMERCIAL" not in licence_note("Qwen/Qwen2.5-7B-Instruct")
+    assert "not known here" in licence_note("owner/tiny")
 
 
 @pytest.fixture(params=["teacher", "init_from"])

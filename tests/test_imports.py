@@ -42,7 +42,7 @@ FILES = sorted(path for top in ("steermoe", "pipeline", "flows") for path in (RO
 
 
 def module_of(path: Path) -> str:
-    """`steermoe.audio.waveform` of steermoe/audio/waveform.py."""
+    """`steermoe.audio.io` of steermoe/audio/io.py."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 SEES_SPEECH = """
 import numpy as np
-from steermoe.audio.segmentation import VoiceActivity
+from steermoe.audio.vad import VoiceActivity
 VoiceActivity()(np.zeros(5120, np.float32))
 """
 TRACKS = """

@@ -8,7 +8,7 @@ from steermoe.analysis import portraits, specialisation
 from steermoe.analysis.report import markdown_table, number
 from steermoe.analysis.steering import collect
 from steermoe.atomic_io import write_bytes, write_text
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.evaluation.results import write_json
 from steermoe.models.steermoe import SteerMoE
 

@@ -15,7 +15,7 @@ import polars as pl
 import torch
 from rich.progress import track
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.models.steering import Steering
 from steermoe.models.steermoe import SteerMoE
 

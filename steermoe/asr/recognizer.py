@@ -1,23 +1,23 @@
-"""Recordings of any length to transcripts, and live audio to results as it comes.
+"""Transcribe recordings of any length, and live audio as it arrives.
 
     recognizer = Recognizer(SteerMoE.from_pretrained("pretrained/adapters/steermoe"))
     for index, found in recognizer.recordings(["a.wav", "b.m4a", samples]):  # in the order in which they end
-        ...  # `found` is a Transcript, or what was wrong with that recording; the others go on
-    for event in recognizer.stream(blocks):  # blocks (n,) float32 at 16 kHz, of any sizes, as they come
+        ...  # `found` is a Transcript, or the error of that recording; the others go on
+    for event in recognizer.stream(blocks):  # blocks (n,) float32 at 16 kHz, of any sizes, as they arrive
         ...  # a partial result is replaced by the next event with its number; a final one stays
 
-A recording is decoded in blocks, cut at silences into stretches that the encoder takes
-(`steermoe.audio.segmentation`), and the stretches of all recordings are answered in batches by length. What is
-kept of a recording is its text and the audio of at most POOL batches. A Recognizer keeps nothing between calls, and
-several threads may use it: the model under it answers one batch at a time.
+A recording is decoded in blocks and cut at silences into segments that the encoder takes (`steermoe.audio.vad`); the
+segments of all recordings are transcribed in batches by length. Of a recording only its text, and the audio of at
+most POOL batches, is kept. A Recognizer keeps nothing between calls and may be used by several threads.
 
-What guards the text: where nobody speaks the LLM is not asked, so silence gives an empty transcript; a loop is
-cut (`generation.max_repeats`); an answer that refuses, or has more letters than anybody says in the time, is
-dropped, and a warning of this module's logger says which.
+Guards: where there is no speech the LLM is not asked, so silence gives an empty transcript; loops are cut
+(`generation.max_repeats`); refusals, and texts with more letters than anybody says in the time, are dropped and
+logged.
 """
 
 import itertools
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,14 +26,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from steermoe.asr.events import Arrivals, Event
-from steermoe.asr.filters import doubt
+from steermoe.asr.streaming import Arrivals, Event
 from steermoe.asr.timestamps import joined, merged, words
 from steermoe.asr.transcript import Segment, Transcript, Word
-from steermoe.audio import blocks as audio_blocks
-from steermoe.audio.base import as_waveform
-from steermoe.audio.segmentation import Segmenter, Stretch
-from steermoe.audio.waveform import RATE, source_name
+from steermoe.audio import io
+from steermoe.audio.io import RATE, as_waveform, source_name
+from steermoe.audio.vad import Segmenter, SpeechSegment
 from steermoe.config import Generation
 from steermoe.data.tokens import plain
 from steermoe.models.inference import BATCH_SECONDS, answer_all, say
@@ -41,27 +39,33 @@ from steermoe.models.steermoe import SteerMoE
 from steermoe.models.tools import Answer
 
 Recording = str | Path | bytes | BinaryIO | np.ndarray
-LONGEST = 30.0  # seconds of a stretch, for encoders without a limit
+LONGEST = 30.0  # seconds of a segment, for encoders without a limit
 ON_CPU = (
     30.0  # seconds a batch: with 120, transcribing takes 6 % less time, and a long recording 150 MiB more
 )
 POOL = 2  # batches whose audio is collected before they are sorted by length
 CONTEXT = "words that may occur: {context}. "  # before the prompt
+LETTERS_A_SECOND = 40  # more is implausible: fast English has 20 to 25
+REFUSALS = re.compile(
+    r"\bas an ai\b|\bas a (large )?language model\b"
+    r"|\b(can ?not|can't|unable to|not able to) (transcribe|listen|hear|process|access)\b.*\b(audio|recording)",
+    re.IGNORECASE,
+)
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Heard:
-    """A stretch that was answered."""
+class _Transcribed:
+    """A segment of speech with its words; times in seconds."""
 
     words: list[Word]
     confidence: float | None
-    overlap: float  # with the stretch before, seconds
-    start: float  # seconds, as all that follows
+    overlap: float  # with the previous segment
+    start: float
     speech: tuple[float, float]
 
     def segment(self, with_words: bool) -> Segment:
-        """Times are those of the speech, as far as no overlap was cut off."""
+        """Return it as a part of a transcript, with the times of the speech that no overlap has cut off."""
         start, end = self.speech
         if self.words:
             start, end = max(start, self.words[0].start), min(end, self.words[-1].end)
@@ -71,29 +75,30 @@ class _Heard:
 
 @dataclass
 class _Open:
-    """A recording on its way: what was heard of it, by the number of the stretch."""
+    """A recording of which not everything is transcribed."""
 
+    index: int
     name: str
-    heard: dict[int, _Heard] = field(default_factory=dict)
-    stretches: int = 0
+    waiting: list[SpeechSegment] = field(default_factory=list)
+    transcribed: list[_Transcribed] = field(default_factory=list)
     seconds: float | None = None  # known at its end
 
 
 class Recognizer:
-    """Answers stretches of speech with a model.
+    """Transcribes speech with a model.
 
     Args:
         model: the model.
-        prompt: the text behind the audio; None: the configuration's for `transcribe`.
+        prompt: the text after the audio; None: the configuration's for `transcribe`.
         context: hot words or a topic, put before the prompt. An LLM that was trained on other prompts (the mini
-            models were) may not heed it, or suffer from it.
-        words: tell the times of words, too; see `alignment`.
+            models were) may ignore it, or get worse by it.
+        words: whether segments have the times of their words; see `timestamps`.
         generation: how to decode; None: as the adapter says.
         seed: of sampling.
-        silence: seconds without speech that end a stretch.
+        silence: seconds without speech that end a segment.
         max_batch_seconds: audio seconds a batch, padding included; None: BATCH_SECONDS, on a CPU ON_CPU.
-        answer: answers batches of waveforms; as `answer_all`, which is the default.
-        track: which audio track of a container, from 1; None: its default, see `audio.containers`.
+        answer: transcribes batches of waveforms; as `answer_all`, which is the default.
+        track: which audio track of a container, from 1; None: its default, see `steermoe.audio.containers`.
     """
 
     def __init__(
@@ -122,7 +127,7 @@ class Recognizer:
         self.longest = longest(model)
 
     def transcript(self, recording: Recording) -> Transcript:
-        """The transcript of one recording.
+        """Return the transcript of one recording.
 
         Raises:
             ValueError, OSError: it cannot be read.
@@ -137,156 +142,146 @@ class Recognizer:
         recordings: Iterable[Recording | Exception],
         progress: Callable[[int, float], None] | None = None,
     ) -> Iterator[tuple[int, Transcript | Exception]]:
-        """The transcript of each recording, or what is wrong with it, as soon as it is there.
+        """Yield the number and the transcript of each recording, or its error, as soon as it is complete.
 
         Args:
             recordings: paths, bytes, binary streams, or waveforms (n,) float32 at 16 kHz; they may be generated
                 one by one; in place of one that could not be opened its error.
-            progress: told the number of a recording and the seconds of it that were read.
-
-        Yields:
-            The recording's place, and its transcript or an AudioError, OSError or ValueError.
+            progress: called with the number of a recording and the seconds of it that were read.
         """
-        states: dict[int, _Open] = {}
-        pool: list[tuple[int, int, Stretch]] = []  # recording, number of the stretch in it, stretch
-        pooled = 0.0
+        states: list[_Open] = []
         for index, recording in enumerate(recordings):
-            state = states[index] = _Open(_name(recording, index))
+            state = _Open(index, _name(recording, index))
+            states.append(state)
+            segmenter = Segmenter(self.longest, silence=self.silence)
             try:
-                if isinstance(recording, Exception):
-                    raise recording
-                for stretch in self._stretches(recording, index, state, progress):
-                    pool.append((index, state.stretches, stretch))
-                    state.stretches += 1
-                    pooled += stretch.seconds
-                    if pooled >= POOL * self.max_batch_seconds:
-                        self._answer_pool(pool, states)
-                        pooled = 0.0
+                for block in _blocks(recording, state.name, self.track):
+                    state.waiting += segmenter.push(block)
+                    if progress is not None:
+                        progress(index, segmenter.samples / RATE)
+                    waiting = sum(segment.seconds for each in states for segment in each.waiting)
+                    if waiting >= POOL * self.max_batch_seconds:
+                        self._transcribe(states)
                         yield from self._complete(states)
+                state.waiting += segmenter.finish()
+                state.seconds = segmenter.samples / RATE
             except (ValueError, OSError) as error:
-                pool[:] = [waiting for waiting in pool if waiting[0] != index]
-                del states[index]
+                states.remove(state)
                 yield index, error
             yield from self._complete(states)
-        self._answer_pool(pool, states)
+        self._transcribe(states)
         yield from self._complete(states)
 
     def stream(
         self, blocks: Iterable[np.ndarray | tuple[float, np.ndarray]], partial_seconds: float = 0.5
     ) -> Iterator[Event]:
-        """Results of audio that is still coming.
+        """Yield results of audio that is still arriving.
 
-        A partial result is made when `partial_seconds` more were heard of a stretch, unless blocks are that late
-        already: a slow machine makes fewer, and does not fall behind by them.
+        A partial result is made of every `partial_seconds` more of a segment, unless blocks are that late already: a
+        slow machine makes fewer, and does not fall behind by them.
 
         Args:
             blocks: (n,) float32 at 16 kHz, each given when it has arrived; or, where they may have to wait, with the
                 time of arrival (`time.monotonic()`) before it.
             partial_seconds: see above.
         """
-        segmenter = Segmenter(self.longest, silence=self.silence)
-        arrivals = Arrivals()
-        number, told = 0, 0
-        held: _Heard | None = None  # was cut without a pause: its last words may still change
+        segmenter, arrivals = Segmenter(self.longest, silence=self.silence), Arrivals()
+        number, done = 0, 0
+        held: _Transcribed | None = None  # was cut without a pause: its last words may still change
         for moment, block, last in _with_last(blocks):
             ended = segmenter.push(block)
             arrivals.add(segmenter.samples / RATE, moment)
-            for stretch in [*ended, *(segmenter.finish() if last else [])]:
-                (heard,) = self._answer([stretch], ["live audio"])
-                told = segmenter.samples
+            for segment in [*ended, *(segmenter.finish() if last else [])]:
+                (found,) = self._answer([(segment, "live audio")])
+                done = segmenter.samples
                 if held is not None:
-                    _join(held, heard)
+                    _join(held, found)
                     yield arrivals.event("final", number, held.segment(self.words))
                     number += 1
-                kind = "partial" if stretch.broken else "final"
-                held = heard if stretch.broken else None
-                yield arrivals.event(kind, number, heard.segment(self.words))
-                number += not stretch.broken
+                kind = "partial" if segment.broken else "final"
+                held = found if segment.broken else None
+                yield arrivals.event(kind, number, found.segment(self.words))
+                number += not segment.broken
             current = None if last else segmenter.open
-            heard_since = min(segmenter.samples - told, 0 if current is None else len(current.samples)) / RATE
-            behind = time.monotonic() - moment >= partial_seconds
-            if current is not None and heard_since >= partial_seconds and not behind:
-                told = segmenter.samples
-                (heard,) = self._answer([current], ["live audio"], logging.DEBUG)
+            if current is None or time.monotonic() - moment >= partial_seconds:
+                continue
+            if min(segmenter.samples - done, len(current.samples)) / RATE >= partial_seconds:
+                done = segmenter.samples
+                (found,) = self._answer([(current, "live audio")], logging.DEBUG)
                 if held is not None:
-                    _join(replace(held, words=list(held.words)), heard)
-                if heard.words:
+                    _join(replace(held, words=list(held.words)), found)
+                if found.words:
                     following = number + (held is not None)
-                    yield arrivals.event("partial", following, heard.segment(self.words))
+                    yield arrivals.event("partial", following, found.segment(self.words))
 
-    def _stretches(
-        self, recording: Recording, index: int, state: _Open, progress: Callable[[int, float], None] | None
-    ) -> Iterator[Stretch]:
-        segmenter = Segmenter(self.longest, silence=self.silence)
-        for block in _blocks(recording, state.name, self.track):
-            yield from segmenter.push(block)
-            if progress is not None:
-                progress(index, segmenter.samples / RATE)
-        yield from segmenter.finish()
-        state.seconds = segmenter.samples / RATE
-
-    def _answer_pool(self, pool: list[tuple[int, int, Stretch]], states: dict[int, _Open]) -> None:
-        """Answer the stretches that wait, and forget them."""
-        if pool:
-            names = [states[index].name for index, _, _ in pool]
-            answers = self._answer([stretch for _, _, stretch in pool], names)
-            for (index, number, _), heard in zip(pool, answers, strict=True):
-                states[index].heard[number] = heard
-            pool.clear()
+    def _transcribe(self, states: Sequence[_Open]) -> None:
+        """Transcribe the segments that wait."""
+        pool = [(segment, state.name) for state in states for segment in state.waiting]
+        found = iter(self._answer(pool) if pool else [])
+        for state in states:
+            state.transcribed += itertools.islice(found, len(state.waiting))
+            state.waiting.clear()
 
     def _answer(
-        self, stretches: Sequence[Stretch], names: Sequence[str], level: int = logging.WARNING
-    ) -> list[_Heard]:
-        waveforms = [stretch.samples for stretch in stretches]
+        self, segments: Sequence[tuple[SpeechSegment, str]], level: int = logging.WARNING
+    ) -> list[_Transcribed]:
+        """Transcribe segments, each given with the name of its recording."""
+        waveforms = [segment.samples for segment, _ in segments]
         asked = None, None, self.generation, self.seed, self.prompt, True
+        answers = self._answer_all(self.model, waveforms, *asked, self.max_batch_seconds)
         found = []
-        for answer, stretch, name in zip(
-            self._answer_all(self.model, waveforms, *asked, self.max_batch_seconds),
-            stretches,
-            names,
-            strict=True,
-        ):
+        for answer, (segment, name) in zip(answers, segments, strict=True):
             text = answer.text
-            if why := doubt(text, stretch.seconds):
-                begin, end = stretch.speech
+            if why := implausible(text, segment.seconds):
+                begin, end = segment.speech
                 log.log(level, "%s: %.1f to %.1f s left out, %s: %r", name, begin, end, why, text[:80])
                 text = ""
-            overlap, start = stretch.overlap / RATE, stretch.start / RATE
-            found.append(_Heard(words(text, stretch), answer.confidence, overlap, start, stretch.speech))
+            overlap, start = segment.overlap / RATE, segment.start / RATE
+            found.append(
+                _Transcribed(words(text, segment), answer.confidence, overlap, start, segment.speech)
+            )
         return found
 
-    def _complete(self, states: dict[int, _Open]) -> Iterator[tuple[int, Transcript]]:
-        """The recordings of which everything was heard; they are forgotten."""
-        ready = [i for i, s in states.items() if s.seconds is not None and len(s.heard) == s.stretches]
-        for index in ready:
-            state = states.pop(index)
-            heard = [state.heard[number] for number in range(state.stretches)]
-            for before, behind in itertools.pairwise(heard):
-                if behind.overlap:
-                    _join(before, behind)
-            segments = tuple(each.segment(self.words) for each in heard if each.words)
+    def _complete(self, states: list[_Open]) -> Iterator[tuple[int, Transcript]]:
+        """Yield the recordings that are transcribed to the end, and forget them."""
+        for state in [each for each in states if each.seconds is not None and not each.waiting]:
+            states.remove(state)
+            for one, other in itertools.pairwise(state.transcribed):
+                if other.overlap:
+                    _join(one, other)
+            segments = tuple(each.segment(self.words) for each in state.transcribed if each.words)
             transcript = Transcript(segments, state.seconds or 0.0)
             say(transcript.warnings, state.name)
-            yield index, transcript
+            yield state.index, transcript
 
 
 def longest(model: SteerMoE) -> float:
-    """Seconds of the longest stretch: what the encoder takes, and no more than the model was trained with."""
+    """Return the seconds of the longest segment: what the encoder takes, at most what training had."""
     encoder = model.encoder
     limit = LONGEST if encoder.max_frames is None else encoder.max_frames / encoder.frames_per_second
     return min(limit, model.config.training.max_seconds)
 
 
-def _join(before: _Heard, behind: _Heard) -> None:
-    middle = behind.start + behind.overlap / 2
-    before.words, behind.words = merged(before.words, behind.words, middle)
+def implausible(text: str, seconds: float) -> str:
+    """Return why a text cannot be a transcript of that many seconds (an LLM's refusal or loop); "" where it can."""
+    if refusal := REFUSALS.search(text):
+        return f"a refusal ({refusal.group()!r})"
+    if len(text) > LETTERS_A_SECOND * seconds:
+        return f"{len(text)} letters in {seconds:.1f} s"
+    return ""
 
 
-def _blocks(recording: Recording, name: str, track: int | None) -> Iterator[np.ndarray]:
+def _join(one: _Transcribed, other: _Transcribed) -> None:
+    one.words, other.words = merged(one.words, other.words, other.start + other.overlap / 2)
+
+
+def _blocks(recording: Recording | Exception, name: str, track: int | None) -> Iterator[np.ndarray]:
+    if isinstance(recording, Exception):
+        raise recording
     if not isinstance(recording, np.ndarray):
-        yield from audio_blocks.blocks(recording, track=track)
+        yield from io.blocks(recording, track=track)
         return
-    samples, count = as_waveform(recording, name), round(audio_blocks.BLOCK_SECONDS * RATE)
+    samples, count = as_waveform(recording, name), round(io.BLOCK_SECONDS * RATE)
     for first in range(0, len(samples), count):
         yield samples[first : first + count]
 
@@ -298,7 +293,7 @@ def _name(recording: Recording | Exception, index: int) -> str:
 def _with_last(
     blocks: Iterable[np.ndarray | tuple[float, np.ndarray]],
 ) -> Iterator[tuple[float, np.ndarray, bool]]:
-    """When each block was there, the block, and whether it is the last: an empty one behind the others."""
+    """Yield each block with its arrival and whether it is the last: an empty one after the others."""
     for block in blocks:
         moment, samples = block if isinstance(block, tuple) else (time.monotonic(), block)
         yield moment, samples, False

@@ -1,14 +1,15 @@
-"""What was said and when, and the formats in which people want it.
+"""Transcripts with times, and the formats in which they are written.
 
-Formats: text; json and verbose_json as in OpenAI's API; srt (SubRip); vtt (WebVTT); tsv (Whisper's:
-milliseconds, tab, text).
+Formats: text; json and verbose_json as in OpenAI's API; srt (SubRip); vtt (WebVTT); tsv (Whisper's: milliseconds,
+tab, text).
 """
 
+import difflib
 import html
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 
 from steermoe.models.inference import UNSURE
@@ -27,7 +28,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of speech with its text.
+    """A piece of speech with its text.
 
     `confidence` is the geometric mean of the probabilities of its tokens, in 0..1; None where it was not computed.
     """
@@ -41,19 +42,19 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """A recording's segments in order; `seconds` is how long the recording is, silence included."""
+    """A recording's segments in order; `seconds` is the length of the recording, silence included."""
 
     segments: tuple[Segment, ...]
     seconds: float
 
     @property
     def text(self) -> str:
-        """All that was said, single spaces between segments."""
+        """Return the whole text, single spaces between segments."""
         return " ".join(segment.text for segment in self.segments if segment.text)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against it, a line each."""
+        """Return reasons to doubt it, a line each."""
         if not self.segments:
             return ("no speech was understood",)
         low = [s.confidence for s in self.segments if s.confidence is not None and s.confidence < UNSURE]
@@ -66,7 +67,7 @@ class Transcript:
 
 
 def render(transcript: Transcript, format: str) -> str:
-    """A transcript as a file of a format has it, with a line break at its end.
+    """Return a transcript in a file format, with a line break at its end.
 
     Raises:
         ValueError: the format is unknown.
@@ -77,19 +78,52 @@ def render(transcript: Transcript, format: str) -> str:
 
 
 def clock(seconds: float, mark: str) -> str:
-    """A time as subtitles write it, hh:mm:ss and milliseconds behind `mark`."""
+    """Return a time as in subtitles: hh:mm:ss, `mark`, milliseconds."""
     whole = round(seconds * 1000)
     hours, minutes = whole // 3_600_000, whole // 60_000 % 60
     return f"{hours:02d}:{minutes:02d}:{whole // 1000 % 60:02d}{mark}{whole % 1000:03d}"
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks, tabs and other control characters, each run of which becomes a space."""
+    """Replace each run of line breaks, tabs and other control characters by a space."""
     return BREAKS.sub(" ", text).strip()
 
 
+def wrapped(transcript: Transcript, width: int, lines: int | None = None) -> Transcript:
+    """Break texts into lines of at most `width` characters, and split segments of more than `lines` lines.
+
+    Lines end between words; a word that is longer than a line is a line. Splitting needs the times of words: a part
+    begins with its first word and ends with its last.
+    """
+    found: list[Segment] = []
+    for segment in transcript.segments:
+        broken = list(_lines(segment, width))
+        step = lines or len(broken) or 1
+        for first in range(0, len(broken), step):
+            words = tuple(word for _, line in broken[first : first + step] for word in line)
+            start = segment.start if first == 0 else words[0].start
+            end = segment.end if first + step >= len(broken) else words[-1].end
+            text = "\n".join(text for text, _ in broken[first : first + step])
+            found.append(replace(segment, start=start, end=end, text=text, words=words))
+    return replace(transcript, segments=tuple(found))
+
+
+def _lines(segment: Segment, width: int) -> Iterator[tuple[str, list[Word]]]:
+    """Yield each line of a segment's text, and its words."""
+    text, words, line = one_line(segment.text), [], ""
+    for word in segment.words:
+        piece = text[: max(text.find(word.word), 0) + len(word.word)]  # with the space before it, if any
+        text = text[len(piece) :]
+        if words and len(line + piece) > width:
+            yield line, words
+            words, line, piece = [], "", piece.lstrip()
+        words, line = [*words, word], line + piece
+    if words:
+        yield line + text, words
+
+
 def cues(transcript: Transcript) -> Iterator[tuple[int, int, str]]:
-    """The segments that have a text as start, end (milliseconds) and text; none begins before another has ended."""
+    """Yield start, end (milliseconds) and text of the segments that have one; none begins before another's end."""
     said = [segment for segment in transcript.segments if one_line(segment.text)]
     starts: list[int] = []
     for segment in said:
@@ -122,10 +156,8 @@ def _cue(start: int, end: int, text: str, mark: str) -> str:
     return f"{clock(start / 1000, mark)} --> {clock(end / 1000, mark)}\n{lines}\n\n"
 
 
-def _srt(transcript: Transcript) -> str:
-    found = (
-        (start, end, text.replace("-->", "->")) for start, end, text in cues(transcript)
-    )  # no escapes there
+def _srt(transcript: Transcript) -> str:  # which has no escapes
+    found = ((start, end, text.replace("-->", "->")) for start, end, text in cues(transcript))
     return "".join(f"{number}\n{_cue(*cue, ',')}" for number, cue in enumerate(found, 1))
 
 
@@ -147,3 +179,40 @@ FORMATS: dict[str, Callable[[Transcript], str]] = {
     "vtt": _vtt,
     "tsv": _tsv,
 }
+CSS = """
+.heard {border: 1px solid var(--border-color-primary); border-radius: 8px; overflow: hidden;
+  background: var(--block-background-fill); display: grid; grid-template-columns: max-content 1fr}
+.heard > * {padding: .4rem .8rem; overflow-wrap: anywhere}
+.heard > :nth-child(n+3) {border-top: 1px solid var(--border-color-primary)}
+.heard .name {max-width: 7.5rem; font-size: .85rem; opacity: .8; padding-right: 0}
+.heard .first {grid-column: 1 / -1; border-left: 4px solid var(--color-accent)}
+.heard .first.name {max-width: none; padding-bottom: 0}
+.heard .first.text {font-size: 1.2rem; padding-top: 0; border-top: none}
+.heard mark {background: #ffe2a8; color: #3b2a00; border-radius: 3px; padding: 0 .15em}
+"""
+
+
+def table(texts: Sequence[tuple[str, str, str | None]]) -> str:
+    """Return texts as HTML under their titles, the first above the others; nothing in a title or text is markup.
+
+    Args:
+        texts: title, text, and the text to compare it with, whose differing words are marked; or None.
+    """
+    shown = []
+    for number, (title, text, plain) in enumerate(texts):
+        first = "" if number else " first"
+        shown.append(f'<div class="name{first}">{html.escape(title)}</div>')
+        shown.append(f'<div class="text{first}">{_marked(text, plain) or "<i>nothing</i>"}</div>')
+    return f'<div class="heard">{"".join(shown)}</div>'
+
+
+def _marked(text: str, plain: str | None) -> str:
+    words = text.split()
+    if plain is None:
+        return html.escape(" ".join(words))
+    found = []
+    for kind, _, _, first, last in difflib.SequenceMatcher(None, plain.split(), words, False).get_opcodes():
+        piece = html.escape(" ".join(words[first:last]))
+        if piece:
+            found.append(piece if kind == "equal" else f"<mark>{piece}</mark>")
+    return " ".join(found)

@@ -1,4 +1,1 @@
-"""Sound: waveforms in and out of files, log-mel features, synthetic speech and its disturbance.
-
-Nothing is imported here: `features` needs torch, which the stages that make data do without.
-"""
+"""Audio: reading and writing recordings, features, voice activity, augmentation, synthetic speech."""

@@ -1,7 +1,7 @@
-"""Speech synthesis by espeak-ng (the `espeakng-loader` wheel), called in-process through its C interface.
+"""Synthesise speech with espeak-ng (the `espeakng-loader` wheel), called in-process through its C interface.
 
 The engine is global to a process and carries state from one call to the next, so the same call gives other
-samples the second time. Whoever needs reproducible audio runs a fixed sequence of calls in a fresh process.
+samples the second time. Reproducible audio needs a fixed sequence of calls in a fresh process.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ _Callback = ctypes.CFUNCTYPE(
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """How something is said: accent (`en-us`), speaker variant (`adam`), words a minute, pitch and range 0-100."""
+    """A voice: accent (`en-us`), speaker variant (`adam`), words a minute, pitch and its range 0-100."""
 
     accent: str
     variant: str
@@ -47,7 +47,7 @@ class Voice:
 
     @property
     def name(self) -> str:
-        """As espeak-ng writes it: accent+variant."""
+        """Return its name in espeak-ng: accent+variant."""
         return f"{self.accent}+{self.variant}"
 
 
@@ -81,12 +81,12 @@ class Synthesizer:
         return 0
 
     def speak(self, text: str, voice: Voice) -> tuple[np.ndarray, list[float]]:
-        """Say `text`, words separated by single spaces.
+        """Synthesise `text`, words separated by single spaces.
 
         Returns:
             waveform: (N,) float32 in [-1, 1] at `RATE`.
             onsets: seconds at which each word starts. espeak-ng reports some pairs of function words ("in the")
-                as one event; their time is shared out evenly.
+                as one event, which is divided evenly.
 
         Raises:
             ValueError: espeak-ng does not know the voice.

@@ -7,34 +7,34 @@ from typing import Annotated
 
 import typer
 
-from steermoe.cli.options import Device, Model, Track
+from steermoe.cli.options import Device, Json, Model, Track
 
-SHAPE = '[{"type": "function", "function": {"name": ..., "parameters": {a JSON schema}}}, ...]'
+Recording = Annotated[str, typer.Argument(help="audio file; `-`: a file from standard input")]
+Question = Annotated[str | None, typer.Argument(help="question about the recording")]
+Task = Annotated[
+    str | None, typer.Option(help="transcribe, summarize, answer, emotion or caption; default: answer")
+]
+Prompt = Annotated[str | None, typer.Option(help="prompt after the audio, for any other task")]
+Tools = Annotated[
+    Path | None, typer.Option(help="JSON file of functions that the answer may call; nothing is executed")
+]
 
 
 def main(
-    recording: Annotated[str, typer.Argument(help="a file; `-`: one that comes by standard input")],
-    question: Annotated[str | None, typer.Argument(help="what to answer about it")] = None,
+    recording: Recording,
+    question: Question = None,
     model: Model = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="transcribe, summarize, answer, emotion or caption: the adapter's prompt for it; default: answer"
-        ),
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="the text behind the audio, for any other task")] = None,
-    tools: Annotated[
-        Path | None,
-        typer.Option(help="a JSON file of function definitions that the answer may call; nothing is called"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="write JSON instead of text")] = False,
+    task: Task = None,
+    prompt: Prompt = None,
+    tools: Tools = None,
+    as_json: Json = False,
     track: Track = None,
     device: Device = None,
 ) -> None:
-    """Ask about a recording, or give a task; a spoken request can end in a tool call.
+    """Ask a question about a recording, or give a task; a spoken request can end in a tool call.
 
-    The recording may be as long as the encoder takes. With `--tools` the answer is JSON: text, the calls whose
-    arguments fit, and what is wrong with others. It needs an adapter that was trained with prompts.format chat.
+    The recording may be as long as the encoder allows. With `--tools` the answer is JSON: text, the calls whose
+    arguments are valid, and the errors of others. It needs an adapter that was trained with prompts.format chat.
 
     Examples:
 
@@ -43,29 +43,20 @@ def main(
         steermoe ask talk.wav --prompt "please translate the audio content into German: "
         steermoe ask request.wav --tools tools.json --model models/large/steermoe
     """
-    if question is not None and prompt is not None:
-        raise ValueError("--prompt: is asked as it is, so the question has no effect; leave one out")
-    if task is not None and prompt is not None:
-        raise ValueError("--task: no effect with --prompt; leave one out")
-    functions = None if tools is None else _tools(tools)
-    if prompt is None:
-        _check(task or "answer", question)
-    from steermoe.cli import loading as opening
+    _check(question, task, prompt)
+    functions = None if tools is None else _functions(tools)
+    from steermoe.cli import options
 
-    opened = opening.open_model(model, device)
+    opened = options.open_model(model, device)
+    from steermoe.audio import io
+    from steermoe.data.prompts import render
     from steermoe.data.tokens import plain
 
     if prompt is not None:
         asked = plain(opened.tokenizer, prompt)
     else:
-        from steermoe.data.prompts import render
-
-        words = plain(opened.tokenizer, question or "")
-        asked = render(opened.config.prompts, task or "answer", words)
-    from steermoe.audio import waveform
-
-    with opening.opened_recording(Path(recording)) as source:
-        samples = waveform.load(source, track=track)
+        asked = render(opened.config.prompts, task or "answer", plain(opened.tokenizer, question or ""))
+    samples = io.load(options.source(Path(recording)), track=track)
     answer = opened.ask(samples, tools=functions, prompt=asked)
     if functions is None and not as_json:
         print(answer.text)
@@ -73,25 +64,30 @@ def main(
         print(json.dumps(asdict(answer), ensure_ascii=False))
 
 
-def _check(task: str, question: str | None) -> None:
-    """Before the model is loaded: there is such a task, and it asks what is asked."""
+def _check(question: str | None, task: str | None, prompt: str | None) -> None:
+    """Raise ValueError, before the model is loaded, where the task is unknown or an option has no effect."""
     from steermoe.data.prompts import TASKS
 
-    if task not in TASKS:
+    if prompt is not None:
+        if question is not None:
+            raise ValueError("--prompt: replaces the question, which has no effect; leave one out")
+        if task is not None:
+            raise ValueError("--task: no effect with --prompt; leave one out")
+        return
+    if task is not None and task not in TASKS:
         raise ValueError(
-            f"--task: found {task!r}; legal: {', '.join(TASKS)}; the text of any other task is given by --prompt"
+            f"--task: found {task!r}; legal: {', '.join(TASKS)}; use --prompt for any other task"
         )
+    task = task or "answer"
     if task == "answer" and question is None:
-        raise ValueError(f"--task {task}: there is no question; give one behind the file, or another --task")
+        raise ValueError(f"--task {task}: there is no question; give one after the file, or another --task")
     if task != "answer" and question is not None:
         raise ValueError(f"--task {task}: asks no question, so {question!r} has no effect; leave it out")
 
 
-def _tools(path: Path) -> list[dict]:
+def _functions(path: Path) -> list[dict]:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(found, list):
-        raise ValueError(f"{path}: found {str(found)[:80]!r}, expected {SHAPE}")
-    return found
+    return found if isinstance(found, list) else [found]

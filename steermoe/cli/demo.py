@@ -69,7 +69,7 @@ def _serve(
     model: str | None, others: list[str], device: str | None, where: tuple[str, int], password: str | None,
     made_up: bool, most: tuple[int, float], folder: str,
 ) -> None:  # fmt: skip
-    from steermoe.cli.loading import model_name, open_model
+    from steermoe.cli.options import model_name, open_model
     from steermoe.demo import app as demo
     from steermoe.demo.examples import speak_examples
     from steermoe.demo.inference import Listener
@@ -97,7 +97,7 @@ def _serve(
 
 def _others(model: str | None, compare: list[str] | None, no_compare: bool) -> list[str]:
     """The adapters to compare with; their last names must tell them apart."""
-    from steermoe.cli.loading import DEFAULT_MODEL
+    from steermoe.cli.options import DEFAULT_MODEL
 
     own = Path(model or DEFAULT_MODEL).absolute()
     if no_compare:

@@ -1,35 +1,126 @@
-"""The options that commands share."""
+"""Options that commands share, and what they name: the model, and the recordings."""
 
+import glob
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-Params = Annotated[Path, typer.Option(help="the configuration")]
-EncoderName = Annotated[
-    str | None,
-    typer.Option(
-        help="instead of the configuration's: a preset (whisper-large-v3, ...), a folder, or a hub id"
-    ),
-]
-LlmName = Annotated[
-    str | None,
-    typer.Option(
-        help="instead of the configuration's: a preset (qwen2.5-7b-instruct, ...), a folder, or a hub id"
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="write JSON instead of tables")]
+if TYPE_CHECKING:
+    from steermoe.models.speech_llm import LoadLlm
+    from steermoe.models.steermoe import SteerMoE
+
+PRESETS = "a preset (whisper-large-v3, qwen2.5-7b-instruct, ...), a folder, or a hub id"
+Params = Annotated[Path, typer.Option(help="configuration file")]
+EncoderName = Annotated[str | None, typer.Option(help=f"encoder, instead of the configuration's: {PRESETS}")]
+LlmName = Annotated[str | None, typer.Option(help=f"LLM, instead of the configuration's: {PRESETS}")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Model = Annotated[
     str | None,
-    typer.Option(help="a trained adapter: a folder, or a hub id; default: pretrained/adapters/steermoe"),
+    typer.Option(help="trained adapter, a folder or a hub id; default: pretrained/adapters/steermoe"),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="where it runs: cpu, cuda, cuda:1, ...; default: cuda where there is one")
+    str | None, typer.Option(help="device of the model (cpu, cuda, cuda:1); default: cuda if available")
 ]
 Track = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        help="which audio track of a video or other container; default: its own default, unless that is silent",
-    ),
+    typer.Option(min=1, help="audio track of a container; default: its own, unless that is silent"),
 ]
+Silence = Annotated[
+    float, typer.Option(min=0.1, max=10, help="duration of silence that ends a segment, in seconds")
+]
+DEFAULT_MODEL = "pretrained/adapters/steermoe"
+STANDARD_INPUT = "-"
+SHOWN = 5  # skipped files that are named
+
+
+def model_name(source: str | None) -> str:
+    """Return the last name of a model's folder or repository; of `.`, that of the current folder."""
+    return Path(source or DEFAULT_MODEL).absolute().name
+
+
+def open_model(source: str | None, device: str | None, load: "LoadLlm | None" = None) -> "SteerMoE":
+    """Load a trained model on a device; `load` as in `SteerMoE.from_pretrained`.
+
+    Raises:
+        ValueError: there is no such model or device, or the model cannot be loaded.
+    """
+    if source is None and not Path(DEFAULT_MODEL).is_dir():
+        raise ValueError(f"--model: none given, and no {DEFAULT_MODEL} here; give a folder, or a hub id")
+    import torch
+
+    from steermoe.models.steermoe import SteerMoE
+
+    model = SteerMoE.from_pretrained(source or DEFAULT_MODEL, load=load)
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(name)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        found = str(error).splitlines()[0]
+        raise ValueError(f"--device: found {name!r}, which cannot be used: {found}") from error
+
+
+def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
+    """Return (name, path) of each recording: files, the audio in folders, files that match a pattern.
+
+    A file in a folder is named from that folder on, another by its last name; where two files would have one name,
+    all are named from the folder that they have in common. A file that does not exist is kept: opening it says so.
+
+    Raises:
+        ValueError: a folder has no audio, a pattern matches nothing, or standard input is given twice.
+    """
+    found: list[tuple[str, Path]] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found += [(str(p.relative_to(path)), p) for p in _inside(path, argument)]
+        elif glob.has_magic(argument) and not path.exists():
+            there = glob.glob(argument, recursive=True)  # noqa: PTH207  absolute ones, too
+            matches = sorted(path for path in map(Path, there) if path.is_file())
+            if not matches:
+                raise ValueError(f"{argument}: there is no such file, and as a pattern it matches none")
+            found += [(match.name, match) for match in matches]
+        else:
+            found.append(("stdin" if argument == STANDARD_INPUT else path.name, path))
+    if list(arguments).count(STANDARD_INPUT) > 1:
+        raise ValueError("-: standard input can be read once only")
+    files = {(name, os.path.abspath(path)) for name, path in found if str(path) != STANDARD_INPUT}  # noqa: PTH100
+    if len(files) > len({name for name, _ in files}):
+        root = os.path.commonpath([os.path.dirname(path) for _, path in files])  # noqa: PTH120
+        return [
+            (name if str(path) == STANDARD_INPUT else os.path.relpath(path, root), path)
+            for name, path in found
+        ]
+    return found
+
+
+def _inside(folder: Path, argument: str) -> list[Path]:
+    """Return the audio in a folder and its subfolders, hidden files aside; report the other files."""
+    from steermoe.audio.io import is_audio
+
+    names = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    files = sorted(folder / name for name in names if not any(part.startswith(".") for part in name.parts))
+    audio = [path for path in files if is_audio(path)]
+    others = [str(path.relative_to(folder)) for path in files if path not in set(audio)]
+    if not audio:
+        raise ValueError(f"{argument}: a folder without audio; {len(files)} other files are there")
+    if others:
+        shown = ", ".join(others[:SHOWN]) + ", ..." * (len(others) > SHOWN)
+        print(f"steermoe: {argument}: skipped {len(others)} files without audio: {shown}", file=sys.stderr)
+    return audio
+
+
+def source(path: Path) -> "Path | BinaryIO":
+    """Return a path as it is; standard input for `-`.
+
+    Raises:
+        ValueError: standard input is closed.
+    """
+    if str(path) != STANDARD_INPUT:
+        return path
+    if sys.stdin is None:  # the shell's <&-
+        raise ValueError("-: standard input is closed")
+    return sys.stdin.buffer

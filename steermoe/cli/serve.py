@@ -50,7 +50,7 @@ def main(
         raise ValueError("--llm-model: has no effect without --llm-url")
     key, made_up = api_key(host, api_key_file)
     check_address(host, port)  # before the model is loaded
-    from steermoe.cli.loading import model_name
+    from steermoe.cli.options import model_name
     from steermoe.server.app import Server
     from steermoe.server.limits import Limits
     from steermoe.server.schema import language_code
@@ -77,7 +77,7 @@ def main(
 
 def _engine(model: str | None, device: str | None, llm_url: str | None, llm_model: str | None) -> "Engine":
     """What answers: the model, with its LLM here or on a server."""
-    from steermoe.cli.loading import open_model
+    from steermoe.cli.options import open_model
     from steermoe.server.engine import Engine
 
     if llm_url is None:

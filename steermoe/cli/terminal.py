@@ -1,4 +1,4 @@
-"""Standard streams that are closed or cannot take a character, and text that is nothing but text on a terminal."""
+"""Make standard streams usable that are closed or lack a character, and text safe to print on a terminal."""
 
 import codecs
 import io
@@ -20,9 +20,8 @@ ESCAPED = "steermoe.escaped"  # the name of an error handler of codecs
 def prepare_streams() -> None:
     """Make the standard streams usable, however the process was started.
 
-    A closed descriptor would be taken by the next file that is opened, so `/dev/null` takes its place; what is
-    written to a closed standard output fails, as what is lost must. Characters that an encoding lacks are escaped
-    as JSON does, instead of ending the command.
+    A closed descriptor would be taken by the next file that is opened, so it is opened as `/dev/null`; writing to a
+    closed standard output fails. Characters that an encoding lacks are escaped as in JSON.
     """
     codecs.register_error(ESCAPED, _escape)
     for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
@@ -30,13 +29,12 @@ def prepare_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, flags)  # the lowest free number is this one
-    streams: dict[str, tuple[int, str, str]] = {
-        "stdin": (0, "r", "surrogateescape"),
-        "stdout": (1, "w", ESCAPED),
-        "stderr": (2, "w", ESCAPED),
-    }
-    for name, (number, mode, errors) in streams.items():
-        stream = getattr(sys, name)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream, mode, errors = (
+            getattr(sys, name),
+            "w" if number else "r",
+            ESCAPED if number else "surrogateescape",
+        )
         if stream is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", errors=errors, closefd=False))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
@@ -44,10 +42,7 @@ def prepare_streams() -> None:
 
 
 def flushed(code: int) -> int:
-    """The exit code of a command whose output is to be written out now; 1 where that fails.
-
-    Who stopped reading has read enough; of anything else standard error says what it is.
-    """
+    """Flush standard output, and return the exit code: 1 where that fails, with a message unless a pipe was closed."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -60,12 +55,12 @@ def flushed(code: int) -> int:
 
 
 def printable(text: str, kept: str = "") -> str:
-    """A text, which may be JSON, with its unprintable characters escaped as JSON does, except those of `kept`."""
+    """Escape the unprintable characters of a text, which may be JSON, as in JSON, except those of `kept`."""
     return UNPRINTABLE.sub(lambda found: found[0] if found[0] in kept else json.dumps(found[0])[1:-1], text)
 
 
 def plain_console(**settings: Any) -> "Console":
-    """A rich console that takes names and texts as they are: no markup, no emoji codes, no colours of its own."""
+    """Return a rich console that prints texts as they are: no markup, no emoji codes, no colours of its own."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False, highlight=False, **settings)

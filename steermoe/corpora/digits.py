@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.config import Digits
 from steermoe.corpora import download
 from steermoe.corpora.archives import ArchiveError, hidden

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from steermoe.atomic_io import project_root, write_bytes
-from steermoe.audio.base import SUFFIXES
+from steermoe.audio.io import SUFFIXES
 from steermoe.config import LANGUAGE_TAG, Folder
 from steermoe.corpora import download, tables
 from steermoe.corpora.archives import ArchiveError, hidden
@@ -239,7 +239,7 @@ def _is_recording(path: Path) -> bool:
     """Return whether a file is a recording, by its suffix, or by what libsndfile and FFmpeg find in it."""
     if path.suffix.lower() in SUFFIXES:
         return True
-    from steermoe.audio.blocks import is_audio  # here, because most folders have known suffixes only
+    from steermoe.audio.io import is_audio  # here, because most folders have known suffixes only
 
     picture_or_text = (_TYPES.guess_type(path.name)[0] or "").startswith(("image/", "text/"))
     return path.is_file() and not picture_or_text and is_audio(path)

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from steermoe.audio import augment, synthesis, waveform
+from steermoe.audio import augment, synthesis
+from steermoe.audio import io as waveform
 from steermoe.config import Synthetic
 from steermoe.corpora import grammar
 from steermoe.corpora.reader import Card, Generated, in_parts

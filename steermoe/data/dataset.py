@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.audio.features import Features
 from steermoe.config import Prompts
 from steermoe.data import video

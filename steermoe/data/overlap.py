@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from steermoe.audio.waveform import FLAC_HEADER
+from steermoe.audio.io import FLAC_HEADER
 from steermoe.data.shards import read_rows
 
 SHOWN = 3  # names in a message

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.data.limits import LeftOut, Limits
 from steermoe.data.rows import ShardError, ShardWriter
 from steermoe.data.schemas import audio_fault, validate_shard

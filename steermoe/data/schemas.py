@@ -7,7 +7,7 @@ from pathlib import Path
 import pandera.polars as pa
 import polars as pl
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.config import LANGUAGE_TAG
 from steermoe.data import video
 from steermoe.data.rows import AUDIO, GROUP_BYTES, ROW_GROUP, SCHEMA, VIDEO, WITH_VIDEO, ShardError

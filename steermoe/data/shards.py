@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from steermoe.audio.waveform import FLAC_HEADER
+from steermoe.audio.io import FLAC_HEADER
 from steermoe.data.mapped import LayoutError, mapped_column
 from steermoe.data.rows import AUDIO, SCHEMA, VIDEO, WITH_VIDEO, ShardError, frame_of, write_frame
 from steermoe.data.schemas import audio_fault, validate_shard, video_fault

@@ -21,7 +21,7 @@ from gradio.themes import Default
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from steermoe.asr import transcript_table
+from steermoe.asr import transcript as transcript_table
 from steermoe.demo.callbacks import (
     LISTENING,
     NOT_HEARD,

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from steermoe.asr import transcript_table
+from steermoe.asr import transcript as transcript_table
 from steermoe.asr.transcript import Word
-from steermoe.audio.waveform import AudioError
+from steermoe.audio.io import AudioError
 from steermoe.demo.inference import Listener
 from steermoe.demo.plots import steering_picture
 

@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 
 from steermoe.audio import synthesis
-from steermoe.audio.waveform import RATE
+from steermoe.audio.io import RATE
 from steermoe.corpora import grammar, synthetic
 
 KINDS = (("deal", "clean"), ("own", "clean"), ("place", "other"))  # kinds of sentences, and who says them

@@ -16,8 +16,8 @@ import numpy as np
 
 from steermoe.asr.recognizer import Recognizer, longest
 from steermoe.asr.transcript import Transcript
-from steermoe.audio.segmentation import Segmenter, Stretch
-from steermoe.audio.waveform import RATE, AudioError
+from steermoe.audio.io import RATE, AudioError
+from steermoe.audio.vad import Segmenter, SpeechSegment
 from steermoe.models.pretrained import LOCK
 from steermoe.models.steermoe import SteerMoE
 from steermoe.models.tools import Answer
@@ -178,6 +178,6 @@ class Listener:
                     steering.set_scale(1.0)
 
 
-def _stretches(model: SteerMoE, samples: np.ndarray) -> list[Stretch]:
+def _stretches(model: SteerMoE, samples: np.ndarray) -> list[SpeechSegment]:
     segmenter = Segmenter(longest(model), silence=0.4)
     return [*segmenter.push(samples), *segmenter.finish()]

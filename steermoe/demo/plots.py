@@ -16,7 +16,7 @@ from scipy.signal import spectrogram
 
 from steermoe.analysis.portraits import shown as evenly
 from steermoe.asr.transcript import Word
-from steermoe.audio.waveform import RATE
+from steermoe.audio.io import RATE
 from steermoe.demo.inference import Seen
 
 WIDTH = 4.1  # inches: on a phone, whose page is about 360 pixels wide, letters of FONT have 11

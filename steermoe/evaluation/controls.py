@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.data import video
 
 

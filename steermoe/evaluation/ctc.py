@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer, PretrainedConfig
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.config import Encoder, Generation
 
 

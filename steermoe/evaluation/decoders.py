@@ -19,7 +19,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.config import Encoder, Generation
 from steermoe.data.rows import with_defaults
 from steermoe.evaluation.ctc import HubCtcDecoder

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from steermoe.audio.features import Features
-from steermoe.audio.waveform import RATE
+from steermoe.audio.io import RATE
 from steermoe.config import Evaluation, Generation
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.dataset import Batch, UtteranceDataset, collate

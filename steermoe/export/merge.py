@@ -1,13 +1,15 @@
-"""A merged model: an adapter with its frozen models in one folder, which is used with nothing else at hand.
+"""Write a merged model: an adapter with its frozen models in one folder, which needs nothing else.
 
-Low-rank adapters are folded into the weights that they adapt. Steering vectors, router and projection stay as they
-are: what they add depends on what is heard.
+Low-rank adapters are folded into the weights that they adapt. Steering vectors, router and projector stay as they
+are: what they add depends on the audio.
 """
 
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from steermoe.models.steermoe import SteerMoE
 FOLDED = ("lora", "llm_lora")  # ingredients of a method
 SHARD = "5GB"  # the most bytes in a file of weights
 FEATURES = "preprocessor_config.json"
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "README.md")  # whoever passes weights on passes these on
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "README.md")  # copied with the weights, as licences ask
 
 
 def write_merged(source: str | Path, folder: Path) -> dict[str, int]:
@@ -33,33 +35,44 @@ def write_merged(source: str | Path, folder: Path) -> dict[str, int]:
 
     Args:
         source: a trained adapter, a folder or a repository on the hub.
-        folder: where to; it must not exist.
+        folder: output folder, which must not exist.
 
     Returns:
         Bytes by part: adapter, encoder, llm.
 
     Raises:
-        FileExistsError: there is such a folder.
+        FileExistsError: the folder exists.
         ValueError: the adapter cannot be loaded, is merged already, has a video branch, or its LLM is quantized.
     """
     own = adapter_folder(source)
     saved = adapter.read(own)
     _check(saved, source)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; name another folder, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".merged-") as temporary:
-        made = Path(temporary) / folder.name
+    with new_folder(folder) as made:
         _write(SteerMoE.from_pretrained(own), saved, made)
         SteerMoE.from_pretrained(made)
-        made.rename(folder)
     weights = {"adapter": [folder / WEIGHTS]}
     weights |= {part: [*(folder / part).glob("*.safetensors")] for part in PARTS}
     return {part: sum(file.stat().st_size for file in files) for part, files in weights.items()}
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write into, which gets its name at the end: it appears whole, or not at all.
+
+    Raises:
+        FileExistsError: the folder exists.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; name another folder, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+        made = Path(temporary) / folder.name
+        yield made
+        made.rename(folder)
+
+
 def merged_variant(variant: VariantConfig) -> VariantConfig:
-    """The configuration of a merged adapter: the method without what is folded, frozen models beside it."""
+    """Return the configuration of a merged adapter: the method without what is folded, frozen models in its folder."""
     kept = [ingredient for ingredient in variant.method.split("+") if ingredient not in FOLDED]
     values = json.loads(variant.to_json()) | dict.fromkeys(FOLDED)
     values["method"] = "+".join(kept) or "linear"
@@ -90,23 +103,21 @@ def _write(model: SteerMoE, saved: adapter.Adapter, folder: Path) -> None:
 
         merge_lora(model.encoder.model)
         merge_lora(model.llm)
-    encoder, llm = (folder / part for part in PARTS)
     if (
         not torch.cuda.is_available()
-    ):  # or DeepSpeed, which transformers imports here, tells that it looked for one
+    ):  # or DeepSpeed, which transformers imports here, prints that it found none
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # An encoder is saved under its library's names, not under those of the checkpoint that it came out of.
-    _save(model.encoder.model, bases["encoder"], encoder, save_original_format=False)
-    _save(model.llm, bases["llm"], llm)
-    _copy(bases["encoder"], encoder, FEATURES)
-    _copy(bases["llm"], llm, *(f"*{kind}" for kind in KINDS if kind != ".safetensors"))
-    named = adapter.Merged(saved.variant.method, saved.variant.encoder.path, saved.variant.llm.path)
+    _save(model.encoder.model, bases["encoder"], folder / "encoder", save_original_format=False)
+    _save(model.llm, bases["llm"], folder / "llm")
+    _copy(bases["encoder"], folder / "encoder", FEATURES)
+    _copy(bases["llm"], folder / "llm", *(f"*{kind}" for kind in KINDS if kind != ".safetensors"))
     whole = replace(
         saved,
         variant=merged_variant(saved.variant),
         frozen=model.frozen_hashes(),
         weights=model.trainable_state_dict(),
-        merged=named,
+        merged=adapter.Merged(saved.variant.method, saved.variant.encoder.path, saved.variant.llm.path),
     )
     adapter.write(folder, whole)
 
@@ -114,12 +125,12 @@ def _write(model: SteerMoE, saved: adapter.Adapter, folder: Path) -> None:
 def _save(model: Any, base: Path, folder: Path, **options: bool) -> None:
     with progress(str(base)):
         model.save_pretrained(folder, max_shard_size=SHARD, **options)
-    for file in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
+    for file in folder.glob("*.safetensors"):  # safetensors makes files that others cannot read
         shutil.copymode(folder / CONFIG_NAME, file)
 
 
 def _copy(base: Path, folder: Path, *patterns: str) -> None:
-    """Copy what lies beside a base model's weights, but for what was written anew."""
+    """Copy a base model's files that match, but for those that were written anew."""
     for file in sorted({file for pattern in (*patterns, *LICENCES) for file in base.glob(pattern)}):
         if not (folder / file.name).exists() and not file.name.endswith(".index.json"):
             shutil.copyfile(file, folder / file.name)

@@ -1,6 +1,6 @@
-"""A trained model as ONNX graphs, through transformers' exporter; `OnnxModel` runs them without any of its weights.
+"""Write a trained model as ONNX graphs with transformers' exporter; `OnnxModel` runs them without its weights.
 
-A folder has `audio/` (encoder with steering or adapters, down-sampling, projection), `llm/` (one step of any number of
+A folder has `audio/` (encoder with steering or adapters, down-sampling, projector), `llm/` (one step of any number of
 tokens, with its cache), `embeddings.safetensors` (the LLM's token embeddings), its tokenizer, and `steermoe.json`.
 
 Shapes: B batch, M feature channels, T feature frames, A audio tokens, P prompt tokens, W tokens of a step, C cached
@@ -10,7 +10,6 @@ tokens, H width of the LLM, V its vocabulary.
 import contextlib
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers.exporters.exporter_onnx import OnnxExporter
 
 from steermoe.atomic_io import write_text
 from steermoe.audio.features import LogMel
+from steermoe.export.merge import new_folder
 from steermoe.models.llm import CausalLM, input_embeddings
 from steermoe.models.steermoe import SteerMoE
 
@@ -34,8 +34,8 @@ AUDIO, LLM, EMBEDDINGS, DESCRIPTION = "audio", "llm", "embeddings.safetensors", 
 ROWS, FRAMES, TOKENS, CACHED = 3, 301, 7, 5  # of the sample that is traced; all but M and H stay free
 
 
-class Listener(nn.Module):
-    """Features to audio tokens: what of the model is not the LLM."""
+class AudioGraph(nn.Module):
+    """From features to audio tokens: the model without the LLM."""
 
     config = None  # transformers' exporter asks for one
 
@@ -50,42 +50,37 @@ class Listener(nn.Module):
         prompt: torch.Tensor | None = None,
         prompt_lengths: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Features (B, M, T), and the embedded prompt (B, P, H) where the projection reads it, to tokens (B, A, H)."""
+        """Return tokens (B, A, H) of features (B, M, T), and of the prompt (B, P, H) where the projector reads it."""
         audio, lengths = self.model.encode(features, feature_lengths, prompt, prompt_lengths)
         return {"audio": audio, "audio_lengths": lengths}
 
 
 def export_onnx(model: SteerMoE, folder: Path, int8: bool = False) -> dict[str, int]:
-    """Write the model as ONNX graphs; the folder appears whole, or not at all.
+    """Write the model as ONNX graphs.
 
     Args:
         model: in float32, with an encoder that takes log-mel features.
-        folder: where to; it must not exist.
+        folder: output folder, which must not exist.
         int8: weights of matrices as int8, activations quantised while running (ONNX Runtime's dynamic quantisation).
 
     Returns:
         Bytes by part: audio, llm, embeddings.
 
     Raises:
-        FileExistsError: there is such a folder.
+        FileExistsError: the folder exists.
         ValueError: the model cannot be exported: another dtype or other features.
     """
     _check(model)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; name another folder, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
-        made = Path(temporary) / folder.name
+    with new_folder(folder) as made:
         with _quiet():
             exporter = OnnxExporter()
-            listener: Any = Listener(model).eval()  # a module will do
-            exporter.export(listener, *_audio_sample(model, int8)).save_pretrained(made / AUDIO)
+            audio: Any = AudioGraph(model).eval()  # a module is enough
+            exporter.export(audio, *_audio_sample(model, int8)).save_pretrained(made / AUDIO)
             exporter.export(model.llm, *_llm_sample(model.llm, int8)).save_pretrained(made / LLM)
         model.tokenizer.save_pretrained(made / LLM)
         save_file({"weight": input_embeddings(model.llm).contiguous()}, made / EMBEDDINGS)
         write_text(made / DESCRIPTION, json.dumps(_description(model, int8), indent=2) + "\n")
-        made.rename(folder)
-    sizes = {part: _size(folder / part) for part in (AUDIO, LLM)}
+    sizes = {part: sum(file.stat().st_size for file in (folder / part).iterdir()) for part in (AUDIO, LLM)}
     return sizes | {"embeddings": (folder / EMBEDDINGS).stat().st_size}
 
 
@@ -104,34 +99,27 @@ def _description(model: SteerMoE, int8: bool) -> dict[str, Any]:
 
 
 def _check(model: SteerMoE) -> None:
+    config, kind = model.config, type(model.features).__name__
+    found = None
     if model.video is not None:
-        raise ValueError(
-            "export: found a video branch (section `video`); only models of audio can be exported"
+        found = "a video branch; only models of audio can be exported"
+    elif kind != "LogMel":
+        found = f"an encoder of {kind}; only encoders of log-mel features (whisper) can be exported"
+    elif wrong := [each for each in ("encoder", "llm") if getattr(config, each).dtype != "float32"]:
+        dtype = getattr(config, wrong[0]).dtype
+        found = (
+            f"{wrong[0]}.dtype {dtype!r}; load the model with float32 (ONNX Runtime has no bfloat16 on CPUs)"
         )
-    if not isinstance(model.features, LogMel):
-        raise ValueError(
-            f"export: encoder {model.config.encoder.name!r} takes {type(model.features).__name__}; only encoders of "
-            "log-mel features (whisper) can be exported"
-        )
-    for part, section in (("encoder", model.config.encoder), ("llm", model.config.llm)):
-        if section.dtype != "float32":
-            raise ValueError(
-                f"export: found {part}.dtype {section.dtype!r}; load the model with float32 (ONNX Runtime's CPU "
-                "kernels know no bfloat16)"
-            )
-    if model.config.llm.quantization != "none":
-        raise ValueError(
-            "export: found llm.quantization; its kernels are no ONNX operators: use none, and int8 here"
-        )
+    elif config.llm.quantization != "none":
+        found = "llm.quantization, whose kernels are no ONNX operators; use none, and int8 here"
+    if found is not None:
+        raise ValueError(f"export: found {found}")
 
 
 def _audio_sample(model: SteerMoE, int8: bool) -> tuple[dict[str, Any], OnnxConfig]:
     lengths = torch.tensor([FRAMES, FRAMES * 2 // 3, FRAMES // 3])
     inputs = {"features": torch.randn(ROWS, model.features.channels, FRAMES), "feature_lengths": lengths}
-    free: dict[str, dict[int, Any]] = {
-        "features": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC},
-        "feature_lengths": {0: Dim.DYNAMIC},
-    }
+    free: dict[str, Any] = {"features": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}, "feature_lengths": {0: Dim.DYNAMIC}}
     if model.projection.reads_prompt:
         inputs["prompt"] = torch.randn(ROWS, TOKENS, model.llm.config.get_text_config().hidden_size)
         inputs["prompt_lengths"] = torch.tensor([TOKENS, TOKENS - 1, TOKENS - 2])
@@ -178,13 +166,9 @@ def _quantizer(int8: bool) -> Any:
     )
 
 
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What the exporter says about itself, its versions and torchvision is of no use to who exports."""
+    """Silence what the exporter prints about itself, its versions and torchvision."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers", "onnxscript", "")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):

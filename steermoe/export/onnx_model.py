@@ -1,4 +1,4 @@
-"""An exported model in ONNX Runtime: the graphs of `export_onnx`, used as a SteerMoE is.
+"""Run an exported model in ONNX Runtime: the graphs of `export_onnx` with the interface of SteerMoE.
 
 Decoding is the library's own (`steermoe.models.generation`): to it, the LLM's graph is a causal LM of transformers.
 
@@ -39,14 +39,14 @@ from steermoe.models.packing import pack
 
 
 class OnnxLlm(PreTrainedModel, GenerationMixin):
-    """The LLM's graph as transformers' `generate` wants a model.
+    """The LLM's graph as a model for transformers' `generate`.
 
     Args:
         declared: the LLM's own configuration.
         graph: as the exporter loads it.
         embeddings: of tokens, (V, H).
         heads: number and width of the cached heads, layer by layer.
-        tokens: which end an answer, and which fill up.
+        tokens: end and padding tokens.
     """
 
     config_class = PreTrainedConfig
@@ -65,7 +65,7 @@ class OnnxLlm(PreTrainedModel, GenerationMixin):
         self.generation_config = tokens
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings."""
+        """Return the token embeddings."""
         return self.table
 
     def forward(
@@ -77,7 +77,7 @@ class OnnxLlm(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of the last of W tokens, and the cache with all of them."""
+        """Return the logits of the last of W tokens, and the cache with all of them."""
         if inputs_embeds is None:
             inputs_embeds = self.table(input_ids)
         assert inputs_embeds is not None
@@ -103,7 +103,7 @@ class OnnxLlm(PreTrainedModel, GenerationMixin):
 
 
 class OnnxModel:
-    """What `export_onnx` wrote, ready for use.
+    """An export of `export_onnx`, loaded.
 
     Attributes:
         config: the resolved configuration of the variant.
@@ -112,10 +112,10 @@ class OnnxModel:
         llm: its graph.
 
     Args:
-        folder: what `export_onnx` wrote.
+        folder: output of `export_onnx`.
 
     Raises:
-        ValueError: it is not, or of another format.
+        ValueError: it is not one, or of another format.
     """
 
     device = torch.device("cpu")
@@ -127,13 +127,13 @@ class OnnxModel:
             description = json.loads((folder / DESCRIPTION).read_text())
             found = description["format"]
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{folder}: no export of `steermoe export onnx`: {error}") from error
+            raise ValueError(f"{folder}: not an export of `steermoe export onnx`: {error}") from error
         if found != FORMAT:
             raise ValueError(f"{folder / DESCRIPTION}: found format {found!r}, this version reads {FORMAT}")
         self.config = VariantConfig.from_json(json.dumps(description["variant"]))
         self.features = LogMel(**description["features"])
         self.tokenizer = load_tokenizer(str(folder / LLM))
-        self._listener = _graph(folder / AUDIO)
+        self._audio = _graph(folder / AUDIO)
         self._reads_prompt: bool = description["reads_prompt"]
         self.llm = OnnxLlm(
             AutoConfig.from_pretrained(folder / LLM),
@@ -147,7 +147,7 @@ class OnnxModel:
     def generate_all(
         self, batches: Iterable[Batch], generation: Generation, seed: int = 0, scored: bool = False
     ) -> Iterator[Generated]:
-        """As `SteerMoE.generate_all`, batch by batch, and without likelihoods."""
+        """Decode as `SteerMoE.generate_all`, batch by batch, and without likelihoods."""
         before = 0
         for inputs in batches:
             found = decode(self.llm, *self._read(inputs), generation, seed)
@@ -155,12 +155,12 @@ class OnnxModel:
             before += len(found)
 
     def _read(self, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the LLM reads, left-padded, and where that is valid."""
+        """Return the LLM's input, left-padded, and its mask."""
         prompt = self.llm.table(inputs.prompt_ids.clamp(min=0))
-        heard: dict[str, Any] = {"features": inputs.features, "feature_lengths": inputs.feature_lengths}
+        encoded: dict[str, Any] = {"features": inputs.features, "feature_lengths": inputs.feature_lengths}
         if self._reads_prompt:
-            heard |= {"prompt": prompt, "prompt_lengths": inputs.prompt_lengths}
-        found = self._listener(**heard)
+            encoded |= {"prompt": prompt, "prompt_lengths": inputs.prompt_lengths}
+        found = self._audio(**encoded)
         prefix = self.llm.table(inputs.prefix_ids.clamp(min=0))
         lengths = [inputs.prefix_lengths, found["audio_lengths"], inputs.prompt_lengths]
         return pack([prefix, found["audio"], prompt], lengths, "left")
@@ -172,15 +172,15 @@ class OnnxModel:
         generation: Generation = GREEDY,
         seed: int = 0,
     ) -> str | list[str]:
-        """As `SteerMoE.transcribe`."""
-        model: Any = self  # has all that is asked of one
+        """Transcribe as `SteerMoE.transcribe`."""
+        model: Any = self  # has all that is needed of one
         if isinstance(audio, str | Path | np.ndarray):
             return answer_spoken(model, [audio], question, None, generation, seed)[0].text
         return [answer.text for answer in answer_spoken(model, audio, question, None, generation, seed)]
 
 
 def _graph(folder: Path) -> ExportedModel:
-    """A graph in ONNX Runtime, with as many threads as torch has; they do not spin while torch works."""
+    """Load a graph in ONNX Runtime, with as many threads as torch has; they do not spin while torch works."""
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from steermoe.audio import waveform
-from steermoe.audio.level import levelled
+from steermoe.audio import io as waveform
+from steermoe.audio.augment import levelled
 from steermoe.config import Generation
 from steermoe.data.prompts import Turn, conversation
 from steermoe.data.tokens import encode

@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from steermoe.audio import waveform
-from steermoe.audio.base import as_waveform
-from steermoe.audio.level import levelled
-from steermoe.audio.segmentation import silent, speaks
+from steermoe.audio import io as waveform
+from steermoe.audio.augment import levelled
+from steermoe.audio.io import as_waveform
+from steermoe.audio.vad import silent, speaks
 from steermoe.config import Generation, VariantConfig
 from steermoe.config.corpora import SOUNDS
 from steermoe.data.batching import bucketed_batches

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from steermoe.audio.level import levelled
+from steermoe.audio.augment import levelled
 from steermoe.config import Generation, VariantConfig
 from steermoe.data.dataset import Batch
 from steermoe.hub import adapter_folder

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from steermoe.audio import synthesis, waveform
+from steermoe.audio import io as waveform
+from steermoe.audio import synthesis
 from steermoe.config import Aishell2, ClothoAqa, Corpus, Fleurs, LibriSpeech, Mls, Rehearsal
 from steermoe.rehearsal.texts import QUESTIONS, sentences
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from steermoe.audio.level import levelled
-from steermoe.audio.waveform import RATE
+from steermoe.audio.augment import levelled
+from steermoe.audio.io import RATE
 from steermoe.config import Generation
 from steermoe.data.dataset import Batch, Item, collate
 from steermoe.data.prompts import PLACE, Turn, conversation, encode_texts, render, texts_around

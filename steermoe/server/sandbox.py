@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 
 import steermoe
-from steermoe.audio import blocks, waveform
+from steermoe.audio import io as blocks
+from steermoe.audio import io as waveform
 from steermoe.server.limits import Limits
 
 LENGTH = struct.Struct("<Q")

@@ -13,9 +13,8 @@ import numpy as np
 
 from steermoe.asr.recognizer import POOL, Recognizer, longest
 from steermoe.asr.transcript import Transcript
-from steermoe.audio.blocks import BLOCK_SECONDS
-from steermoe.audio.segmentation import Segmenter
-from steermoe.audio.waveform import RATE, AudioError
+from steermoe.audio.io import BLOCK_SECONDS, RATE, AudioError
+from steermoe.audio.vad import Segmenter
 from steermoe.config import Generation
 from steermoe.models.inference import notice
 from steermoe.server.batching import HISTORY, Batcher

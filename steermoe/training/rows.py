@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.config import VariantConfig
 from steermoe.data.limits import target_tokens
 from steermoe.data.shards import read_rows, shards_of

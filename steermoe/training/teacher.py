@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from steermoe import config
-from steermoe.audio.waveform import RATE
+from steermoe.audio.io import RATE
 from steermoe.models.lesson import Lesson
 from steermoe.models.llm import logits
 from steermoe.models.steermoe import SteerMoE

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steermoe.audio.waveform import RATE, encode_flac
+from steermoe.audio.io import RATE, encode_flac
 from steermoe.config import Evaluation
 from steermoe.evaluation.evaluator import System, batchwise, measure
 from steermoe.evaluation.predictions import summarise

@@ -8,7 +8,7 @@ import torch
 
 from steermoe.analysis import specialisation
 from steermoe.analysis.specialisation import Usage
-from steermoe.audio.waveform import RATE, encode_flac
+from steermoe.audio.io import RATE, encode_flac
 from steermoe.models.steermoe import SteerMoE
 
 UTTERANCES, EXPERTS = 40, 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steermoe.analysis.steering import collect, collect_all
-from steermoe.audio.waveform import RATE, encode_flac
+from steermoe.audio.io import RATE, encode_flac
 from steermoe.data.dataset import UtteranceDataset, collate
 from steermoe.models.steering import Steering
 from steermoe.models.steermoe import SteerMoE

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 
-from steermoe.audio.waveform import RATE
-from steermoe.cli import loading as opening
+from steermoe.audio.io import RATE
+from steermoe.cli import options
 from steermoe.cli.terminal import plain_console, printable
 
 ROOT = Path(__file__).parents[2]
@@ -102,25 +102,21 @@ def test_printable_leaves_text_alone_and_json_valid() -> None:
 def test_two_files_of_one_name_are_told_apart(
     call: Call, spoken: list[SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder in ("a/x", "b/x", "c"):
-        (tmp_path / folder).mkdir(parents=True)
-        soundfile.write(tmp_path / folder / "talk.wav", spoken[0].samples, RATE)
-    soundfile.write(tmp_path / "c/other.wav", spoken[0].samples, RATE)
     files = ["a/x/talk.wav", "b/x/talk.wav", "c/talk.wav", "c/other.wav"]
-    expected = ["a/x/talk.wav", "b/x/talk.wav", "talk.wav", "other.wav"]  # of folders
-    monkeypatch.chdir(tmp_path)
-    for given in (files, ["./a/../a/x", "b/x", "c"], ["*/*/talk.wav", "c"], [*files, files[0]]):
-        found = {name: path for name, path in opening.find_recordings(given)}
-        assert sorted(found) == ["a/x/talk.wav", "b/x/talk.wav", "c/talk.wav", "other.wav"]
-        assert all(path.match(name) for name, path in found.items())
-    assert sorted(name for name, _ in opening.find_recordings(["a", "b", "c"])) == sorted(expected)
-    monkeypatch.chdir(ROOT)
-    run = call("transcribe", *(str(tmp_path / each) for each in "abc"), "--format", "json")
-    assert sorted(json.loads(line)["file"] for line in run.out.splitlines()) == sorted(expected)
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / file, spoken[0].samples, RATE)
+    with monkeypatch.context() as inside:
+        inside.chdir(tmp_path)
+        for given in (files, ["./a/../a/x", "b/x", "c"], ["*/*/talk.wav", "c"], [*files, files[0]]):
+            found = {name: path for name, path in options.find_recordings(given)}
+            assert sorted(found) == sorted(files)
+            assert all(path.match(name) for name, path in found.items())
+        assert [name for name, _ in options.find_recordings(["c", "-"])] == ["other.wav", "talk.wav", "stdin"]
     out = tmp_path / "out"
     assert call("transcribe", *(str(tmp_path / each) for each in "abc"), "--out", str(out)).code == 0
     written = [path.relative_to(out).with_suffix(".wav").as_posix() for path in out.rglob("*.txt")]
-    assert sorted(written) == sorted(expected)
+    assert sorted(written) == sorted(files)
 
 
 def test_a_file_that_cannot_be_written_ends_nothing(

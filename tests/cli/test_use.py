@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from pretrained import NOTICE
-from steermoe.audio.waveform import RATE
+from steermoe.audio.io import RATE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/use.md").read_text()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from steermoe import config, corpora
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.data.rows import frame_of, write_frame
 from steermoe.data.schemas import validate_shard
 from steermoe.data.shards import shard_name

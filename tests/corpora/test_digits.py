@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from steermoe import corpora
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.config import Digits
 from steermoe.corpora import digits
 from steermoe.corpora.archives import ArchiveError

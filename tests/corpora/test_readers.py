@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import py7zr
 import pytest
 from pydantic import ValidationError
-from steermoe.config.errors import located
 
 from steermoe import config, corpora
 from steermoe.config.corpora import Corpora
+from steermoe.config.errors import located
 from steermoe.corpora import aishell, clotho, librispeech, mmau, multilingual, openaudiobench
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.download import UnavailableError

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 
 Row = dict[str, Any]
 

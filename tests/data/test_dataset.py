@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.audio.features import LogMel
 from steermoe.config import Prompts
 from steermoe.data import video

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 from tokenizers import Tokenizer
 
-from steermoe.audio import waveform
-from steermoe.audio.waveform import RATE
+from steermoe.audio import io as waveform
+from steermoe.audio.io import RATE
 from steermoe.data import filestate
 from steermoe.data.limits import Limits, RejectedError, tokenizer_file
 from steermoe.data.preprocess import preprocess

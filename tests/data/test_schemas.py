@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import soundfile
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.data import video
 from steermoe.data.rows import ROW_GROUP, SCHEMA, WITH_VIDEO, ShardError, ShardWriter, frame_of, write_frame
 from steermoe.data.schemas import SeenUtterance, Utterance, validate_shard

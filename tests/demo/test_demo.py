@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from steermoe.audio.waveform import RATE, load
+from steermoe.audio.io import RATE, load
 from steermoe.cli import demo as demo_command
-from steermoe.cli import loading as opening
+from steermoe.cli import options as opening
 from steermoe.demo.callbacks import NOT_HEARD
 from steermoe.demo.inference import ALL, Listener
 

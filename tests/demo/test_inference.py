@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from steermoe.asr import transcript_table
+from steermoe.asr import transcript as transcript_table
 from steermoe.asr.transcript import Word
-from steermoe.audio.waveform import RATE, AudioError
+from steermoe.audio.io import RATE, AudioError
 from steermoe.demo import plots as gate_pictures
 from steermoe.demo.callbacks import Visit
 from steermoe.demo.inference import ALL, Listener

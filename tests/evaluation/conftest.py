@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from steermoe.audio.waveform import RATE, encode_flac
+from steermoe.audio.io import RATE, encode_flac
 from steermoe.config import Evaluation, Generation
 
 TEXTS = ["the cat runs", "a red dog", "two blue houses", "please sing", "one two three", "the tree is red"]

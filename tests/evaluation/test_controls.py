@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.data import video
 from steermoe.evaluation.controls import AUDIO, VIDEO, derangement, shuffled_audio
 

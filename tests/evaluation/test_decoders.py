@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.config import Encoder, Evaluation, Generation
 from steermoe.corpora.multilingual import language_of
 from steermoe.evaluation.decoders import CtcDecoder, WhisperDecoder, decodable, own_decoder

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 import torch
 
-from steermoe.audio import waveform
-from steermoe.audio.waveform import RATE, encode_flac
+from steermoe.audio import io as waveform
+from steermoe.audio.io import RATE, encode_flac
 from steermoe.config import Evaluation, Generation
 from steermoe.data import video
 from steermoe.data.dataset import Batch, UtteranceDataset, collate

@@ -1,11 +1,9 @@
 """Exported graphs say what the model says; cards say what was measured."""
 
+import contextlib
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,15 @@ import soundfile
 import torch
 
 from steermoe import SteerMoE
+from steermoe.audio.io import RATE
 from steermoe.audio.synthesis import Synthesizer
-from steermoe.audio.waveform import RATE
+from steermoe.cli import main as cli
 from steermoe.corpora import grammar, synthetic
+from steermoe.evaluation.results import read_result
 from steermoe.export.onnx_export import DESCRIPTION, export_onnx
 from steermoe.export.onnx_model import OnnxModel
-from steermoe.model_card import model_card
+from steermoe.export.publication import write_publication
+from steermoe.model_card import adapter_card
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter's, torch's and onnxscript's own
@@ -52,12 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "pretrained").symlink_to(ROOT / "pretrained")
     commands = re.findall(r"^    steermoe (export onnx .*)$", PAGE, re.MULTILINE)
     assert len(commands) == 2
-    for command in commands:
-        words = [sys.executable, "-m", "steermoe.cli.main", *shlex.split(command)]
-        run = subprocess.run(
-            words, cwd=place, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-        )
-        assert run.returncode == 0, run.stderr
+    with contextlib.chdir(place):
+        assert [cli.main(shlex.split(command)) for command in commands] == [0, 0]
     return place
 
 
@@ -97,7 +94,7 @@ def test_audio_tokens_are_the_same_at_other_sizes_than_the_traced(exported: Path
         lengths_B = torch.tensor(lengths)
         with torch.no_grad():
             expected, tokens = model.encode(features, lengths_B)
-        heard = graphs._listener(features=features, feature_lengths=lengths_B)
+        heard = graphs._audio(features=features, feature_lengths=lengths_B)
         assert torch.equal(heard["audio_lengths"], tokens)
         for row, count in enumerate(tokens.tolist()):
             torch.testing.assert_close(
@@ -156,7 +153,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(
 
 
 def test_no_export_is_refused_by_name(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{tmp_path}: no export of `steermoe export onnx`"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: not an export of `steermoe export onnx`"):
         OnnxModel(str(tmp_path))
     description = json.loads((exported / DESCRIPTION).read_text()) | {"format": 99}
     (tmp_path / DESCRIPTION).write_text(json.dumps(description))
@@ -179,9 +176,9 @@ def test_a_card_has_figures_with_their_protocol(tiny_variant: Callable[..., Any]
     }
     (folder / "metrics.json").write_text(json.dumps(summary))
     pl.DataFrame({"source_id": ["a"]}).write_parquet(folder / "predictions.parquet")
-    card = model_card(model, "someone/adapter", tmp_path)
+    card = adapter_card(model, "someone/adapter", {"synthetic": read_result(folder)})
     assert "| clean | transcribe | wer | 12.5 | [10.0, 15.0] | 40 |" in card.text
     assert "normaliser `folded`; decoding: greedy" in card.text and "seed 3" in card.text
     assert "library_name: steermoe" in str(card)
     with pytest.raises(ValueError, match="found no evaluation"):
-        model_card(model, "someone/adapter", folder)
+        write_publication(str(tmp_path), "someone/adapter", tmp_path / "out", folder)

@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
 from steermoe import SteerMoE
-from steermoe.audio.waveform import RATE
+from steermoe.audio.io import RATE
 from steermoe.config.experiments import METHODS, parts_of
 from steermoe.export.merge import merged_variant, write_merged
 from steermoe.export.pyfunc import Transcriber

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steermoe.audio.waveform import RATE, encode_flac
+from steermoe.audio.io import RATE, encode_flac
 from steermoe.data.prompts import Turn, conversation, prompt_texts
 from steermoe.models.steermoe import SteerMoE
 

@@ -10,7 +10,7 @@ import pytest
 
 from pretrained import NOTICE
 from steermoe.asr.recognizer import Recognizer
-from steermoe.audio.segmentation import speaks
+from steermoe.audio.vad import speaks
 from steermoe.models import inference
 from steermoe.models.tools import Answer
 

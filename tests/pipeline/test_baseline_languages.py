@@ -14,7 +14,7 @@ from pipeline import baseline
 from steermoe.analysis import plots
 from steermoe.analysis.comparison import Comparison, compare
 from steermoe.analysis.report import main_table, markdown
-from steermoe.audio.waveform import RATE, encode_flac
+from steermoe.audio.io import RATE, encode_flac
 from steermoe.config import Evaluation
 from steermoe.data.shards import read_rows, write_shards
 from steermoe.evaluation.evaluator import System, batchwise, measure

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from steermoe import config, corpora
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 from steermoe.rehearsal.archives import LAYOUTS, make_archives
 from steermoe.rehearsal.texts import QUESTIONS, every_word
 

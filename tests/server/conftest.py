@@ -14,7 +14,8 @@ import openai
 import pytest
 import soundfile
 
-from steermoe.audio import synthesis, waveform
+from steermoe.audio import io as waveform
+from steermoe.audio import synthesis
 from steermoe.models.steermoe import SteerMoE
 from steermoe.server.app import Server
 from steermoe.server.engine import Engine

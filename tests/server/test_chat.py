@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steermoe.audio.level import levelled
+from steermoe.audio.augment import levelled
 from steermoe.data.dataset import collate
 from steermoe.data.prompts import encode_prompt, end_of_turn
 from steermoe.models.steermoe import SteerMoE

@@ -9,8 +9,8 @@ import numpy as np
 import psutil
 import pytest
 
-from steermoe.audio import waveform
-from steermoe.audio.blocks import blocks
+from steermoe.audio import io as waveform
+from steermoe.audio.io import blocks
 from steermoe.server.limits import Limits
 from steermoe.server.sandbox import Decoder, DecodingError, _write
 

@@ -22,7 +22,7 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import W
 
 from steermoe import config
 from steermoe.audio.features import FRAMES_PER_SECOND, HOP, WINDOW, LibraryFeatures
-from steermoe.audio.waveform import RATE
+from steermoe.audio.io import RATE
 from steermoe.models.encoders.encoder import Encoder, padding_mask
 from steermoe.models.packing import valid_frames
 from steermoe.models.pretrained import load_extractor, load_frozen

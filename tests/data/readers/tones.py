@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 
 SPLITS = ("train", "test")
 _calls = 0  # state that a process carries from part to part, as espeak-ng does

@@ -1,0 +1,396 @@
+"""Read and write recordings. A waveform is 16 kHz, mono, (N,) float32, with full scale at 1.
+
+The content of a file decides what it is, never its name, and the length in a header is compared with the data.
+libsndfile (as in librosa) decodes WAV, AIFF and FLAC, FFmpeg the rest. Only formats whose decoders are simple or
+well tested are read: libsndfile's ADPCM readers, for one, had memory errors (CVE-2021-3246, CVE-2026-37555).
+"""
+
+import io
+import itertools
+import logging
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import librosa
+import numpy as np
+import soundfile
+import soxr
+
+from steermoe.audio.augment import RATE, Mixer
+
+if TYPE_CHECKING:
+    from steermoe.audio.containers import Part
+
+MIN_FILE_RATE, MAX_FILE_RATE = 4_000, 192_000  # Hz
+MAX_CHANNELS = 8
+MAX_PEAK = 4.0  # of float samples, whose full scale is 1; more is another scale, most often that of integers
+MAX_SECONDS = 3600.0  # longest recording that is loaded whole
+MAX_STREAMED_SECONDS = 8 * 3600.0  # longest recording that is decoded in blocks
+BLOCK_SECONDS = 10.0
+MAX_PIPED_BYTES = 2**32  # of a pipe, which is copied into a temporary file
+TAG_BYTES = 2**16  # bytes after a recording that are taken for tags
+SUFFIXES = frozenset(
+    ".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .m4a .m4b .mp4 .m4v .mov .3gp .3g2 .aac .amr .caf "
+    ".webm .mkv .mka .w64 .rf64 .wma .sph .au .wv".split()
+)  # of files that count as audio whatever is in them
+SUBTYPES = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW")
+FLAC_HEADER = 42  # bytes: the marker, and the first metadata block, which is STREAMINFO
+Source = Path | str | bytes | BinaryIO
+log = logging.getLogger(__name__)
+
+
+class AudioError(ValueError):
+    """A recording cannot be used: empty, corrupt, outside the limits, or not finite."""
+
+
+def load(source: Source, max_seconds: float = MAX_SECONDS, track: int | None = None) -> np.ndarray:
+    """Decode a recording, mix its channels down and resample it.
+
+    All that can be decoded is read: of a file that holds several recordings one after the other, each.
+
+    Args:
+        source: a path (also of a pipe), the bytes of a file, or a binary file-like object.
+        max_seconds: longer recordings are refused.
+        track: which audio track of a container, from 1; None: its default, or the first that is not silent.
+
+    Returns:
+        (N,) float32 at `RATE`; N is at least 1. Resampling may overshoot full scale.
+
+    Raises:
+        AudioError: the recording is empty, corrupt, truncated, of another format, outside the limits, or
+            holds samples that are not finite or of another scale.
+        OSError: the file cannot be opened.
+    """
+    whole = [
+        (rate, np.concatenate(list(run))) for rate, run in _runs(source, max_seconds, BLOCK_SECONDS, track)
+    ]
+    return _some(np.concatenate([resample(samples, rate) for rate, samples in whole] or [[]]), source)
+
+
+def blocks(
+    source: Source,
+    max_seconds: float = MAX_STREAMED_SECONDS,
+    block_seconds: float = BLOCK_SECONDS,
+    track: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Decode as `load`, in blocks (n,) of about `block_seconds`: hours take the memory of seconds.
+
+    Raises:
+        AudioError, OSError: as `load`; what is wrong after the start is found when it is reached.
+    """
+    given = np.zeros(0, np.float32)
+    for rate, run in _runs(source, max_seconds, block_seconds, track):
+        resampler = (
+            None if rate == RATE else soxr.ResampleStream(rate, RATE, 1)
+        )  # librosa's own has no blocks
+        for block in run:
+            resampled = block if resampler is None else resampler.resample_chunk(block)
+            if len(resampled):
+                yield (given := resampled)
+        if resampler is not None and len(
+            rest := resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        ):
+            yield (given := rest)
+    _some(given, source)
+
+
+def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Return samples (n,) float32, of `rate` a second, at `RATE`."""
+    if rate == RATE:
+        return samples
+    return librosa.resample(samples, orig_sr=rate, target_sr=RATE, res_type="soxr_hq", fix=False)
+
+
+def _some(samples: np.ndarray, source: Source) -> np.ndarray:
+    if not len(samples):
+        raise AudioError(f"{source_name(source)}: no samples, or too few to resample")
+    return samples
+
+
+def _runs(
+    source: Source, max_seconds: float, block_seconds: float, track: int | None
+) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
+    """Yield runs of one rate and number of channels: the rate, and mono blocks of about `block_seconds`."""
+    name = source_name(source)
+    with opened_file(source, name) as file:
+        frames = _frames(file, name, max_seconds, block_seconds, track)
+        for (rate, channels), run in itertools.groupby(frames, lambda frame: (frame[0], frame[1].shape[1])):
+            yield rate, _mixed(run, round(block_seconds * rate), channels)
+
+
+def _mixed(run: Iterator[tuple[int, np.ndarray]], count: int, channels: int) -> Iterator[np.ndarray]:
+    """Yield the samples of a run in blocks of at least `count`, the last may have fewer, mixed down."""
+    mixer, waiting = Mixer(channels), []
+    for _, samples in run:
+        waiting.append(samples)
+        if sum(map(len, waiting)) >= count:
+            yield mixer(np.concatenate(waiting))
+            waiting = []
+    if waiting:
+        yield mixer(np.concatenate(waiting))
+
+
+def _frames(
+    file: BinaryIO, name: str, max_seconds: float, block_seconds: float, track: int | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield rate and samples (n, channels) of all recordings in a file as they are decoded, within the limits."""
+    from steermoe.audio import containers
+
+    seconds, read = 0.0, 0
+    for part in containers.parts(file, name):
+        opened = _opened(part, name)
+        if opened is None:
+            frames = containers.frames(part.file, name, max_seconds - seconds, track)
+        elif track not in (None, 1):
+            raise AudioError(f"{name}: no audio track {track}; it has 1")
+        else:
+            frames = _decoded(opened, part, name, max_seconds, block_seconds)
+        for rate, samples in frames:
+            _check_limits(rate, samples.shape[1], name)
+            check_samples(samples, name, read)
+            read += len(samples)
+            seconds += len(samples) / rate
+            if seconds > max_seconds:
+                raise AudioError(f"{name}: longer than the {max_seconds:g} s that are allowed; cut it")
+            yield rate, samples
+
+
+class _Forward(soundfile.SoundFile):
+    """Never seeks: soundfile does so after every read, and decoders then decode a part again."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _opened(part: "Part", name: str) -> soundfile.SoundFile | None:
+    """Return a part as libsndfile opens it; None where it is another format, or its header has no length."""
+    if part.format not in ("wav", "rf64", "aiff", "flac"):
+        return None
+    try:
+        part.file.seek(0)
+        opened = _Forward(part.file)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{name}: not readable as audio ({error.error_string})") from error
+    if opened.subtype not in SUBTYPES:
+        raise AudioError(
+            f"{name}: {opened.format} with {opened.subtype} is not admitted; convert it to {', '.join(SUBTYPES)}"
+        )
+    return opened if 0 < opened.frames < 2**60 else None
+
+
+def _decoded(
+    opened: soundfile.SoundFile, part: "Part", name: str, max_seconds: float, block_seconds: float
+) -> Iterator[tuple[int, np.ndarray]]:
+    rate, total, decoded = opened.samplerate, opened.frames, 0
+    _check_limits(rate, opened.channels, name)
+    if total / rate > max_seconds:
+        raise AudioError(
+            f"{name}: {total / rate:.1f} s by its header, allowed are at most {max_seconds:g}; cut it"
+        )
+    while decoded < total:  # no further: tags may follow
+        try:
+            samples = opened.read(
+                min(total - decoded, max(1, round(block_seconds * rate))), dtype="float32", always_2d=True
+            )
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{name}: corrupt {opened.format} audio ({error.error_string})") from error
+        if not len(samples):
+            raise AudioError(f"{name}: truncated audio, {decoded} of {total} samples could be decoded")
+        decoded += len(samples)
+        yield rate, samples
+    if part.surplus > TAG_BYTES:
+        log.warning(
+            "%s: %d bytes after the audio are not read; its header does not count them", name, part.surplus
+        )
+
+
+def _check_limits(rate: int, channels: int, name: str) -> None:
+    if not MIN_FILE_RATE <= rate <= MAX_FILE_RATE:
+        raise AudioError(f"{name}: sampled at {rate} Hz, allowed are {MIN_FILE_RATE} to {MAX_FILE_RATE}")
+    if channels > MAX_CHANNELS:
+        raise AudioError(f"{name}: {channels} channels, allowed are 1 to {MAX_CHANNELS}")
+
+
+def source_name(source: Source) -> str:
+    """Return what a recording is called in messages."""
+    if isinstance(source, bytes):
+        return f"audio of {len(source)} bytes"
+    if isinstance(source, str | Path):
+        return str(source)
+    name = getattr(source, "name", None)  # of a temporary file, its descriptor: a number
+    return name if isinstance(name, str) else "audio stream"
+
+
+@contextmanager
+def opened_file(source: Source, name: str) -> Iterator[BinaryIO]:
+    """Open a source as a seekable file; a pipe is copied into a temporary one.
+
+    Raises:
+        AudioError: it is a device, or a pipe with more than MAX_PIPED_BYTES.
+        OSError: it cannot be opened.
+    """
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+    elif isinstance(source, str | Path):
+        mode = Path(source).stat().st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise AudioError(f"{name}: a device, not a recording; give a file or a pipe")
+        with Path(source).open("rb") as file, opened_file(file, name) as seekable:
+            yield seekable
+    elif source.seekable():
+        yield source
+    else:
+        with tempfile.TemporaryFile() as file:
+            while piece := source.read(2**20):
+                file.write(piece)
+                if file.tell() > MAX_PIPED_BYTES:
+                    raise AudioError(f"{name}: more than {MAX_PIPED_BYTES} bytes through a pipe; give a file")
+            yield file
+
+
+def is_audio(path: Path) -> bool:
+    """Return whether a regular file counts as a recording: by its suffix, else by its content.
+
+    A file with a suffix of audio counts even if it cannot be read, so that reading it reports the error.
+    """
+    from steermoe.audio import containers
+
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            first = next(containers.parts(file, str(path)))
+            return first.format in ("wav", "aiff", "flac") or containers.has_audio(first.file)
+    except (AudioError, StopIteration):
+        return False
+
+
+def as_floats(samples: np.ndarray) -> np.ndarray:
+    """Return samples as float32 with full scale at 1; integers are divided by the largest of their type.
+
+    Raises:
+        AudioError: they are neither floats nor int16, int32 or uint8.
+    """
+    if np.issubdtype(samples.dtype, np.floating):
+        return samples.astype(np.float32, copy=False)
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    if samples.dtype in (np.int16, np.int32):
+        return samples.astype(np.float32) / np.float32(-float(np.iinfo(samples.dtype).min))
+    raise AudioError(
+        f"samples of {samples.dtype}; expected floats with full scale at 1, int16, int32 or uint8"
+    )
+
+
+def check_samples(samples: np.ndarray, name: str, place: int = 0) -> None:
+    """Raise AudioError where samples (n,) or (n, channels), from `place`, are not finite or of another scale."""
+    peak = max(float(samples.max(initial=0)), -float(samples.min(initial=0)))  # NaN if any sample is
+    if peak <= MAX_PEAK:
+        return
+    if np.isfinite(peak):
+        raise AudioError(
+            f"{name}: a sample of {peak:g}, allowed are floats to {MAX_PEAK:g}, for full scale is 1; "
+            "divide samples at the scale of 16-bit integers by 32768"
+        )
+    wrong = int(np.flatnonzero(~np.isfinite(samples.reshape(len(samples), -1)).all(axis=1))[0])
+    values = np.atleast_1d(samples[wrong])
+    value = values[~np.isfinite(values)][0]
+    raise AudioError(f"{name}: sample {place + wrong} is {value}, expected finite numbers")
+
+
+def as_waveform(samples: np.ndarray, name: str) -> np.ndarray:
+    """Return an array (n,) at RATE, of floats with full scale at 1 or of integers, as a waveform.
+
+    Raises:
+        AudioError: it is empty, not one-dimensional, of another type or scale, or not finite; `name` is its name
+            in messages.
+    """
+    if samples.ndim != 1 or not len(samples):
+        raise AudioError(f"{name}: an array of shape {samples.shape}; expected (n,), n >= 1, at {RATE} Hz")
+    try:
+        found = as_floats(samples)
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from None
+    check_samples(found, name)
+    return found
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a FLAC file says of itself: sampling rate in Hz, channels, samples of each channel, bits of a sample."""
+
+    rate: int
+    channels: int
+    samples: int
+    bits: int = 16
+
+    @property
+    def seconds(self) -> float:
+        """Return the length of the recording."""
+        return self.samples / self.rate
+
+
+def flac_header(data: bytes) -> Header:
+    """Read the header of a FLAC file, its STREAMINFO (RFC 9639, 8.2); the first FLAC_HEADER bytes are enough.
+
+    Raises:
+        AudioError: `data` is not a FLAC file, or its header has no length.
+    """
+    if not data.startswith(b"fLaC"):
+        raise AudioError(f"{data[:8]!r}..., not FLAC")
+    if len(data) < FLAC_HEADER or data[4] & 0x7F or int.from_bytes(data[5:8], "big") != 34:
+        raise AudioError(
+            f"audio of {len(data)} bytes: not readable as audio (FLAC without a STREAMINFO block)"
+        )
+    packed = int.from_bytes(data[18:26], "big")  # 20 bits rate, 3 channels - 1, 5 bits - 1, 36 samples
+    header = Header(packed >> 44, (packed >> 41 & 7) + 1, packed & (2**36 - 1), (packed >> 36 & 31) + 1)
+    if not header.samples or not header.rate:
+        raise AudioError(f"audio of {len(data)} bytes: FLAC whose header has no length")
+    return header
+
+
+def as_flac(source: Source, max_seconds: float = MAX_SECONDS) -> tuple[bytes, float]:
+    """Return a recording as a mono FLAC file at `RATE`, 16 bits, and its length in seconds.
+
+    A file that is that already is decoded to the end, to see that it is whole, and kept as it is.
+
+    Raises:
+        AudioError, OSError: as `load`.
+    """
+    with opened_file(source, source_name(source)) as file:
+        waveform = load(file, max_seconds)
+        file.seek(0)
+        start = file.read(FLAC_HEADER)
+        try:
+            if flac_header(start) == Header(RATE, 1, len(waveform), 16):
+                return start + file.read(), len(waveform) / RATE
+        except AudioError:
+            pass
+    return encode_flac(waveform, RATE), len(waveform) / RATE
+
+
+def encode_flac(waveform: np.ndarray, rate: int) -> bytes:
+    """Encode a waveform (N,) of floats as a 16-bit mono FLAC file; the same waveform gives the same bytes.
+
+    Overshoot, as resampling causes, is clipped.
+
+    Raises:
+        AudioError: the waveform is empty, not one-dimensional, not finite, or of another scale.
+    """
+    if waveform.ndim != 1 or not len(waveform):
+        raise AudioError(f"a waveform of shape {waveform.shape} cannot be encoded, expected (N,) with N >= 1")
+    if not np.issubdtype(waveform.dtype, np.floating):
+        raise AudioError(f"a waveform of {waveform.dtype} cannot be encoded, expected floats in [-1, 1]")
+    peak = float(np.abs(waveform).max())
+    if not peak < MAX_PEAK:  # NaN fails too. No resampling overshoots so far: the waveform is wrong
+        raise AudioError(f"a waveform with a peak of {peak:g} cannot be encoded, expected floats in [-1, 1]")
+    # Rounded here, not by libsndfile, so that decoding and encoding again changes nothing.
+    integers = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    file = io.BytesIO()
+    soundfile.write(file, integers, rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
