@@ -142,10 +142,8 @@ def client(mini: Any) -> Any:
 
     from steermoe.server.app import create_app
     from steermoe.server.engine import Engine
-    from steermoe.server.limits import Limits
-    from steermoe.server.service import Service
 
-    with TestClient(create_app(Service(Engine(mini), Limits(), "mini"))) as opened:
+    with TestClient(create_app(Engine(mini), "mini")) as opened:
         yield opened
 
 
@@ -179,15 +177,16 @@ def test_warnings_by_the_api(client: Any, spoken: Spoken, form: str) -> None:
             assert "; ".join(reply.json()["warnings"]) == said
 
 
-def test_the_page(mini: Any, spoken: Spoken, tmp_path: Path, listener: Any) -> None:
-    from steermoe.demo.callbacks import Visit
+def test_the_page(mini: Any, spoken: Spoken, tmp_path: Path) -> None:
+    from steermoe.demo.app import Callbacks
+    from steermoe.demo.inference import Models
 
-    path = tmp_path / "backwards.wav"
+    path = str(tmp_path / "backwards.wav")
     soundfile.write(path, spoken[0].samples[::-1], 16_000)
-    visit = Visit(listener, "mini")
-    shown, texts, _ = visit.hear(str(path), {})
+    calls = Callbacks(Models(mini, {}), "mini")
+    shown, texts, _ = calls.transcribe(path, {}, {})
     assert "low confidence" in shown
-    *_, (again, _) = visit.compare(str(path), {}, texts)
+    *_, (again, _) = calls.compare(path, {}, texts)
     assert "low confidence" in again
     soundfile.write(path, QUIET["silence"], 16_000)
-    assert trust.NO_SPEECH in visit.answer(str(path), {}, "who is in it")
+    assert trust.NO_SPEECH in calls.ask(path, {}, "who is in it")
