@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,17 +54,6 @@ def mini() -> Any:
     from steermoe import SteerMoE
 
     return SteerMoE.from_pretrained(ROOT / "pretrained/adapters/steermoe")
-
-
-@pytest.fixture(scope="module")
-def listener(mini: Any) -> Iterator[Any]:
-    """The mini adapter behind the demo page, with small limits."""
-    from steermoe.demo.inference import Listener
-    from steermoe.server.limits import Limits
-
-    made = Listener(mini, {}, Limits(max_bytes=400_000, max_seconds=8.0, max_text=60))
-    yield made
-    made.close()
 
 
 @pytest.fixture

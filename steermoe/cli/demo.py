@@ -5,14 +5,15 @@ import signal
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from steermoe.cli.options import Device, Model
 
-BESIDE = ("linear", "lora")  # folders beside the adapter's, of other methods
+COMPARED = ("linear", "lora")  # folders next to the adapter's
 
 
 def main(
@@ -20,28 +21,30 @@ def main(
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            help="an adapter to compare with, again for another; default: linear and lora beside it"
+            help="adapter to compare with, may be repeated; default: linear and lora next to the model"
         ),
     ] = None,
     no_compare: Annotated[
-        bool, typer.Option("--no-compare", help="compare with none: each is a model in memory")
+        bool, typer.Option("--no-compare", help="no comparison: each adapter is one more model in memory")
     ] = False,
     device: Device = None,
     host: Annotated[
-        str, typer.Option(help="the address to listen at; another than this machine's needs a password")
+        str, typer.Option(help="address to listen at; other machines than this one need a password")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any free port")] = 7860,
     password_file: Annotated[
         Path | None,
-        typer.Option(help="holds the password of user steermoe; or STEERMOE_API_KEY does, or one is made up"),
+        typer.Option(
+            help="file with the password of user steermoe; default: STEERMOE_API_KEY, or a generated one"
+        ),
     ] = None,
-    max_mb: Annotated[float, typer.Option(min=0.001, help="a recording, MiB")] = 25.0,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="a recording")] = 60.0,
+    max_mb: Annotated[float, typer.Option(min=0.001, help="maximum file size (MiB)")] = 25.0,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")] = 60.0,
 ) -> None:
-    """Show a model on a web page: transcript, questions, pictures of its experts, and sliders for their strength.
+    """Show a model on a web page: transcripts, answers, pictures of its experts, and sliders to scale them.
 
-    It works offline, and tells nothing to anybody. It listens on this machine only, unless told otherwise, and
-    then asks for a password. Recordings are deleted when it ends, and an hour or two after they came.
+    It works offline. By default it listens on this machine only; with another host, it asks for a password.
+    Recordings are deleted at the end, or one to two hours after their upload.
 
     Examples:
 
@@ -49,69 +52,50 @@ def main(
         steermoe demo --model models/mini/steermoe --compare models/mini/linear --port 8080
         steermoe demo --host 0.0.0.0 --password-file password.txt
     """
-    from steermoe.server.auth import api_key
+    from steermoe.server.middleware import api_key
 
     if compare and no_compare:
         raise ValueError("--no-compare: --compare has no effect with it; leave one out")
-    others = _others(model, compare, no_compare)
-    password, made_up = api_key(host, password_file)
-    signal.signal(signal.SIGTERM, _stop)
-    with tempfile.TemporaryDirectory(prefix="steermoe-demo-") as folder:
+    others = [] if no_compare else compared_models(model, compare)
+    password, generated = api_key(host, password_file)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="steermoe-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
-        try:
-            _serve(model, others, device, (host, port), password, made_up,
-                   (int(max_mb * 2**20), max_seconds), folder)  # fmt: skip
-        except KeyboardInterrupt:
-            print("steermoe: stopped", file=sys.stderr)
+        from steermoe.cli.options import model_name, open_model
+        from steermoe.demo.app import USER, create_page, serving
+        from steermoe.demo.inference import Models, speak_examples
 
-
-def _serve(
-    model: str | None, others: list[str], device: str | None, where: tuple[str, int], password: str | None,
-    made_up: bool, most: tuple[int, float], folder: str,
-) -> None:  # fmt: skip
-    from steermoe.cli.options import model_name, open_model
-    from steermoe.demo import app as demo
-    from steermoe.demo.examples import speak_examples
-    from steermoe.demo.inference import Listener
-    from steermoe.server.limits import Limits
-
-    limits = Limits(max_bytes=most[0], max_seconds=most[1], max_text=1000)
-    name = model_name(model)
-    opened = open_model(model, device)
-    listener = Listener(opened, {Path(other).name: open_model(other, device) for other in others}, limits)
-    given = Path(folder) / "examples"
-    given.mkdir()
-    try:
-        page = demo.page(listener, name, speak_examples(given))
-        with demo.running(page, *where, password, str(given), limits.max_bytes) as address:
-            said = [f"steermoe: showing {name} at {address}"]
+        name, size = model_name(model), int(max_mb * 2**20)
+        loaded = {Path(other).name: open_model(other, device) for other in others}
+        models = Models(open_model(model, device), loaded, size, max_seconds)
+        examples = Path(folder) / "examples"
+        examples.mkdir()
+        page = create_page(models, name, speak_examples(examples))
+        with serving(page, host, port, password, str(examples), size) as address:
+            lines = [f"steermoe: showing {name} at {address}"]
             if password is not None:
-                said.append(f"steermoe: user {demo.USER}")
-            if made_up:
-                said.append(f"steermoe: password, made up for this run: {password}")
-            print(*said, sep="\n", file=sys.stderr, flush=True)
+                lines.append(f"steermoe: user {USER}")
+            if generated:
+                lines.append(f"steermoe: password, generated for this run: {password}")
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
             threading.Event().wait()
-    finally:
-        listener.close()
+    print("steermoe: stopped", file=sys.stderr)
 
 
-def _others(model: str | None, compare: list[str] | None, no_compare: bool) -> list[str]:
-    """The adapters to compare with; their last names must tell them apart."""
+def compared_models(model: str | None, compare: list[str] | None) -> list[str]:
+    """Return the adapters to compare with.
+
+    Raises:
+        ValueError: two have the same name.
+    """
     from steermoe.cli.options import DEFAULT_MODEL
 
     own = Path(model or DEFAULT_MODEL).absolute()
-    if no_compare:
-        return []
     if not compare:
         return [
-            str(own.parent / name) for name in BESIDE if name != own.name and (own.parent / name).is_dir()
+            str(own.parent / name) for name in COMPARED if name != own.name and (own.parent / name).is_dir()
         ]
     names = [own.name, *(Path(other).name for other in compare)]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
+    if double := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"--compare: found two adapters called {double!r}; rename the folder of one")
     return compare
-
-
-def _stop(*_: Any) -> None:
-    raise KeyboardInterrupt

@@ -1,41 +1,61 @@
 """`steermoe serve`."""
 
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from steermoe.cli import server_options as options
+import typer
+
 from steermoe.cli.options import Device, Model
 
 if TYPE_CHECKING:
-    from steermoe.server.engine import Engine
+    from steermoe.server.engine import Engine, Limits
 
-LLM_KEY = "STEERMOE_LLM_API_KEY"
+LLM_KEY_VARIABLE = "STEERMOE_LLM_API_KEY"
 
 
 def main(
     model: Model = None,
     device: Device = None,
-    name: options.Name = None,
-    language: options.Language = None,
-    host: options.Host = "127.0.0.1",
-    port: options.Port = 8000,
-    api_key_file: options.ApiKeyFile = None,
-    llm_url: options.LlmUrl = None,
-    llm_model: options.LlmModel = None,
-    max_mb: options.MaxMb = 25.0,
-    max_seconds: options.MaxSeconds = 1800.0,
-    max_tokens: options.MaxTokens = 200,
-    concurrency: options.Concurrency = 128,
-    queue: options.Queue = 256,
-    batch_rows: options.BatchRows = 16,
-    max_batch_seconds: options.BatchSeconds = 120.0,
-    drain_seconds: options.DrainSeconds = 30.0,
+    name: Annotated[
+        str | None, typer.Option(help="model name in requests; default: last part of the adapter's path")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="language that the adapter was trained on, such as en")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen at; other machines than this one need an API key")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any free port")] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="file with the API key; default: STEERMOE_API_KEY, or a generated key")
+    ] = None,
+    llm_url: Annotated[
+        str | None,
+        typer.Option(
+            help="vLLM server that runs the LLM (http://host:8000/v1); its key is STEERMOE_LLM_API_KEY"
+        ),
+    ] = None,
+    llm_model: Annotated[str | None, typer.Option(help="name of the LLM there, if it has several")] = None,
+    max_mb: Annotated[float, typer.Option(min=0.001, help="maximum request body size (MiB)")] = 25.0,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")] = 1800.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="maximum tokens per answer")] = 200,
+    concurrency: Annotated[int, typer.Option(min=1, help="maximum requests at a time")] = 128,
+    queue: Annotated[int, typer.Option(min=1, help="maximum recordings waiting for the model")] = 256,
+    batch_rows: Annotated[int, typer.Option(min=1, help="maximum recordings per batch")] = 16,
+    max_batch_seconds: Annotated[
+        float, typer.Option(min=0.1, help="maximum audio per batch (s), padding included")
+    ] = 120.0,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0.1, help="time to finish accepted requests after SIGTERM or Ctrl-C (s)")
+    ] = 30.0,
 ) -> None:
-    """Serve a model over HTTP as OpenAI's API does: /v1/audio/transcriptions and /v1/chat/completions.
+    """Serve a model with OpenAI's API: /v1/audio/transcriptions and /v1/chat/completions.
 
-    Requests that wait share batches; limits answer 413, 400, 429 and 503; /health and /metrics tell how it goes.
-    It listens on this machine only, unless told otherwise, and then asks for an API key.
+    Waiting requests share batches; requests beyond a limit get 413, 400 or 429; /health and /metrics show the state.
+    By default it listens on this machine only; with another host, requests need an API key.
 
     Examples:
 
@@ -44,46 +64,52 @@ def main(
         steermoe serve --host 0.0.0.0 --api-key-file key.txt
         steermoe serve --llm-url http://localhost:8001/v1
     """
-    from steermoe.server.auth import api_key, check_address
+    from steermoe.server.middleware import api_key, bind, local_names
 
     if llm_model is not None and llm_url is None:
         raise ValueError("--llm-model: has no effect without --llm-url")
-    key, made_up = api_key(host, api_key_file)
-    check_address(host, port)  # before the model is loaded
-    from steermoe.cli.options import model_name
-    from steermoe.server.app import Server
-    from steermoe.server.limits import Limits
-    from steermoe.server.schema import language_code
-    from steermoe.server.service import Service
+    key, generated = api_key(host, api_key_file)
+    with bind(host, port) as listening:  # before the model is loaded
+        from steermoe.cli.options import model_name
+        from steermoe.models.inference import notice
+        from steermoe.server.app import create_app, create_server
+        from steermoe.server.engine import Limits
+        from steermoe.server.schema import language_code
 
-    limits = Limits(
-        max_bytes=int(max_mb * 2**20), max_seconds=max_seconds, max_tokens=max_tokens, requests=concurrency,
-        queue=queue, batch_rows=batch_rows, max_batch_seconds=max_batch_seconds, drain_seconds=drain_seconds,
-    )  # fmt: skip
-    called = name or model_name(model)
-    spoken = language_code(language)
-    service = Service(_engine(model, device, llm_url, llm_model), limits, called, spoken)
+        limits = Limits(
+            max_bytes=int(max_mb * 2**20), max_seconds=max_seconds, max_tokens=max_tokens, max_requests=concurrency,
+            queue_length=queue, batch_rows=batch_rows, max_batch_seconds=max_batch_seconds,
+            drain_seconds=drain_seconds,
+        )  # fmt: skip
+        name, code = name or model_name(model), language_code(language)
+        engine = _engine(model, device, limits, llm_url, llm_model)
+        app = create_app(engine, name, code, key, local_names(host) if key is None else None)
+        address = f"[{host}]" if ":" in host else host
+        lines = [f"steermoe: serving {name} at http://{address}:{listening.getsockname()[1]}/v1"]
+        if generated:
+            lines.append(f"steermoe: API key, generated for this run: {key}")
+        if (warning := notice(engine.model)) is not None:
+            lines.append(f"steermoe: {warning}")
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+        # uvicorn finishes what it accepted, and then raises the signal again, which would end us with an error.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            create_server(app, limits).run(sockets=[listening])
+        except KeyboardInterrupt:
+            print("steermoe: stopped", file=sys.stderr)
 
-    def announce(address: str) -> None:
-        said = [f"steermoe: serving {called} at {address}/v1"]
-        if made_up:
-            said.append(f"steermoe: API key, made up for this run: {key}")
-        if service.notice is not None:
-            said.append(f"steermoe: {service.notice}")
-        print(*said, sep="\n", file=sys.stderr, flush=True)
 
-    Server(service, host, port, key, announce).run()
-
-
-def _engine(model: str | None, device: str | None, llm_url: str | None, llm_model: str | None) -> "Engine":
-    """What answers: the model, with its LLM here or on a server."""
+def _engine(
+    model: str | None, device: str | None, limits: "Limits", llm_url: str | None, llm_model: str | None
+) -> "Engine":
+    """Load the model, with its LLM or with that of a server."""
     from steermoe.cli.options import open_model
     from steermoe.server.engine import Engine
 
     if llm_url is None:
-        return Engine(open_model(model, device))
+        return Engine(open_model(model, device), limits)
     from steermoe.server.vllm_client import RemoteLlm, load_embeddings
 
     loaded = open_model(model, device, load_embeddings)
     stops = loaded.llm.generation_config.eos_token_id
-    return Engine(loaded, RemoteLlm(llm_url, llm_model, stops, os.environ.get(LLM_KEY)))
+    return Engine(loaded, limits, RemoteLlm(llm_url, llm_model, stops, os.environ.get(LLM_KEY_VARIABLE)))

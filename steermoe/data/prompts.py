@@ -140,7 +140,9 @@ def conversation(
             text = PLACE * turn.recordings + render(prompts, task, text)
         rendered.append({"role": turn.role, "content": text})
         if turn.calls:
-            rendered[-1]["tool_calls"] = list(turn.calls)
+            rendered[-1]["tool_calls"] = json.loads(
+                plain(tokenizer, json.dumps(turn.calls, ensure_ascii=False))
+            )
     if prompts.format == "plain":
         if tools is not None:
             texts_around(prompts, tokenizer, "", tools)  # says why not

@@ -1,17 +1,13 @@
-"""The demo page: record or upload, read, ask, see the experts at work, and turn their strengths.
+"""The demo page: record or upload, read the transcript, ask, see the experts' gates, and scale the experts.
 
-    with running(page(listener, "steermoe", examples), "127.0.0.1", 7860, None, folder, 2**20) as address:
-        ...
-
-Nothing is fetched from, or told to, anybody but the server itself: fonts and scripts are its own. Visitors'
-recordings lie in the folder GRADIO_TEMP_DIR, which is set before this file is imported, for at most 2 * KEPT.
+Nothing is fetched from other machines: fonts and scripts are the page's own. Recordings are in the folder
+GRADIO_TEMP_DIR, which is set before this file is imported, for at most 2 * KEPT.
 """
 
+import base64
 import functools
 import html
-import inspect
 import logging
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,56 +18,139 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from steermoe.asr import transcript as transcript_table
-from steermoe.demo.callbacks import (
-    LISTENING,
-    NOT_HEARD,
-    NOT_SEEN,
-    NOT_USED,
-    Strengths,
-    Texts,
-    Visit,
-    Words,
-    hint,
-)
-from steermoe.demo.examples import Example
-from steermoe.demo.inference import ALL, Listener
+from steermoe.asr.transcript import Word
+from steermoe.demo.inference import ALL, Example, Models
+from steermoe.demo.plots import gates_picture
 from steermoe.models.inference import notice
-from steermoe.server.auth import own_names
+from steermoe.server.middleware import bind, local_names
 
 KEPT = 3600  # seconds
-WEAKEST, STRONGEST, STEP = -2.0, 4.0, 0.1  # of a slider
-USER = "steermoe"  # who logs in, where a password is needed
-VISITORS = 64  # whose strengths are remembered
-WAITING = 32  # requests that wait for the models
+USER = "steermoe"  # name to log in with, where there is a password
+MAX_VISITORS, MAX_WAITING = 64, 32  # visitors whose scales are remembered, requests that wait for the models
 ABOUT = (
     "# SteerMoE\nA frozen speech encoder, steered layer by layer so that a frozen language model understands it. "
-    "Take an example, record, or upload; then turn its experts up and down."
+    "Take an example, record, or upload; then scale its experts."
 )
-TURNING = "1: as trained; 0: off; below 0: the other way. An expert's counts times that of all experts."
+SCALES = "1: as trained; 0: off; below 0: reversed. An expert's scale is multiplied by that of all experts."
+NO_TEXT, NO_PICTURE = "The transcript comes here.", "The picture of the experts comes here."
+AS_TRAINED, PATH, OWN, WARNINGS = (
+    "as trained",
+    "\0path",
+    "\0own",
+    "\0warnings",
+)  # keys of Texts beside models' names
 CSS = """
 .gradio-container {max-width: 1120px !important; width: 100%; margin: 0 auto !important}
 #heard .html-container, #answers .html-container, #picture .html-container {padding: 0}
 .hint {opacity: .8}
 #picture img {width: 100%; max-width: 640px; display: block; margin: 0 auto; border-radius: 8px}
 """
+Scales = dict[int, list[float]]
+Texts = dict[str, str]
 log = logging.getLogger(__name__)
-FONTS = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 
 
-def page(listener: Listener, name: str, examples: Sequence[Example]) -> gr.Blocks:
-    """The page, not yet served.
+class Callbacks:
+    """What the page's events do; all state is in their arguments.
 
     Args:
-        listener: what answers.
-        name: of its model.
-        examples: recordings that a click gives.
+        models: the models.
+        name: of the page's model.
     """
-    visit = Visit(listener, name)
-    with gr.Blocks(title="SteerMoE", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
+
+    def __init__(self, models: Models, name: str) -> None:
+        self.models, self.name = models, name
+
+    def transcribe(self, path: str | None, scales: Scales, texts: Texts) -> tuple[str, Texts, list[Any]]:
+        """Return the transcript as HTML, the texts of this recording, and its words."""
+        texts = texts if path and texts.get(PATH) == path else {PATH: path or ""}
+        texts.pop(OWN, None)
+        if path is None:
+            return hint(NO_TEXT), texts, []
+        try:
+            found = self.models.transcribe(self.models.load(path), scales)
+        except (ValueError, OSError) as error:
+            gr.Warning(html.escape(str(error)), duration=20)
+            return hint("This recording cannot be used."), texts, []
+        texts |= {OWN: found.text, WARNINGS: "; ".join(found.warnings)}
+        words = [(word.word, word.start, word.end) for segment in found.segments for word in segment.words]
+        return self._table(scales, texts), texts, words
+
+    def compare(self, path: str | None, scales: Scales, texts: Texts) -> Iterator[tuple[str, Texts]]:
+        """Yield the transcripts of the other models as they are made."""
+        if path is None or texts.get(PATH) != path or OWN not in texts:
+            return
+        samples = self.models.load(path)
+        if is_scaled(scales) and AS_TRAINED not in texts:
+            texts = texts | {AS_TRAINED: self.models.transcribe(samples).text}
+            yield self._table(scales, texts), texts
+        if not texts.keys() >= {*self.models.others, *["steering off"][: len(self.models.hook_points)]}:
+            for name, text in self.models.compare(samples):
+                texts = texts | {name: text}
+                yield self._table(scales, texts), texts
+
+    def ask(self, path: str | None, scales: Scales, question: str) -> str:
+        """Return the answers to a question as HTML."""
+        if path is None:
+            raise ValueError("there is no recording yet; record, upload, or take an example")
+        rows, warnings = [], []
+        for name, answer in self.models.ask(self.models.load(path), question, scales):
+            rows.append((name or self._title(scales), answer.text, None))
+            warnings += [hint(f"{name or self.name}: {warning}") for warning in answer.warnings]
+        return transcript_table.table(rows) + "".join(warnings)
+
+    def draw(self, path: str | None, scales: Scales, texts: Texts, words: list[Any], place: int) -> str:
+        """Return the picture as HTML."""
+        if path is None or OWN not in texts:
+            return hint(NO_PICTURE)
+        found = self.models.gates(self.models.load(path), scales)
+        data = base64.b64encode(gates_picture(found, [Word(*word) for word in words], place)).decode()
+        about = f"Spectrogram, and gates of layer {found.names[place]} over {found.seconds:.1f} seconds: {texts[OWN]}"
+        return f'<img alt="{html.escape(about)}" src="data:image/png;base64,{data}">'
+
+    def _title(self, scales: Scales) -> str:
+        return f"{self.name}, experts scaled" if is_scaled(scales) else self.name
+
+    def _table(self, scales: Scales, texts: Texts) -> str:
+        shown = {name: text for name, text in texts.items() if name not in (PATH, OWN, WARNINGS)}
+        if not is_scaled(scales):
+            shown.pop(AS_TRAINED, None)
+        plain = shown.get(AS_TRAINED) if is_scaled(scales) else texts[OWN]
+        rows = [
+            (self._title(scales), texts[OWN], plain),
+            *((name, text, plain) for name, text in shown.items()),
+        ]
+        return transcript_table.table(rows) + (hint(texts[WARNINGS]) if texts[WARNINGS] else "")
+
+
+def is_scaled(scales: Scales) -> bool:
+    """Return whether any scale is not 1."""
+    return any(factor != 1 for factors in scales.values() for factor in factors)
+
+
+def hint(text: str) -> str:
+    """Return a remark as HTML."""
+    return f'<p class="hint">{html.escape(text)}</p>'
+
+
+def create_page(models: Models, name: str, examples: Sequence[Example]) -> gr.Blocks:
+    """Return the page, not yet served.
+
+    Args:
+        models: the models.
+        name: of the page's model.
+        examples: recordings to begin with.
+    """
+    calls = Callbacks(models, name)
+    queued: dict[str, Any] = {
+        "concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private", "show_progress": "minimal",
+    }  # fmt: skip
+    direct: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    with gr.Blocks(title="SteerMoE", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(ABOUT)
-        if said := notice(listener.model):
-            gr.HTML(hint(said), padding=False, elem_id="notice")
-        recording, strengths, texts, words = gr.State(None), gr.State({}), gr.State({}), gr.State([])
+        if warning := notice(models.model):
+            gr.HTML(hint(warning), padding=False, elem_id="notice")
+        path, scales, texts, words = gr.State(None), gr.State({}), gr.State({}), gr.State([])
         with gr.Row():
             with gr.Column(min_width=300):
                 audio = gr.Audio(
@@ -79,181 +158,134 @@ def page(listener: Listener, name: str, examples: Sequence[Example]) -> gr.Block
                 )  # fmt: skip
                 buttons = [gr.Button(f"“{example.text}”", size="sm") for example in examples]
             with gr.Column(min_width=300):
-                heard = gr.HTML(hint(NOT_HEARD), padding=False, elem_id="heard")
-        model: dict[str, Any] = {
-            "concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private",
-            "show_progress": "minimal",
-        }  # fmt: skip
-        light: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        draw = (
-            _steering(visit, (recording, strengths, texts, words, heard), model, light)
-            if listener.places
-            else None
-        )
+                heard = gr.HTML(hint(NO_TEXT), padding=False, elem_id="heard")
+        update: list[dict[str, Any]] = [
+            {"fn": calls.transcribe, "inputs": [path, scales, texts], "outputs": [heard, texts, words]},
+            {"fn": reporting(calls.compare), "inputs": [path, scales, texts], "outputs": [heard, texts]},
+        ]
+        if models.hook_points:
+            update.insert(1, _add_steering(calls, (path, scales, texts, words), update, queued, direct))
         with gr.Row():
             with gr.Column(min_width=300):
-                question = gr.Textbox(label="Question", placeholder="about what is said", max_lines=3)
+                question = gr.Textbox(label="Question", placeholder="about the recording", max_lines=3)
                 ask = gr.Button("Ask", variant="primary")
             with gr.Column(min_width=300):
                 answers = gr.HTML(padding=False, elem_id="answers")
-
-        def hear(*arguments: Any) -> tuple[str, Texts, Words]:
-            try:
-                return _told(visit.hear)(*arguments)
-            except gr.Error as error:
-                gr.Warning(error.message, duration=error.duration)
-                return hint(NOT_USED), {}, []
-
-        def listen(event: Any) -> None:
-            """What follows when another recording is there: the transcript, the picture, the others."""
-            cleared = event.success(
-                lambda path: (path, {}, [], hint(LISTENING), ""), audio,
-                [recording, texts, words, heard, answers], **light,
-            )  # fmt: skip
-            spoken = cleared.success(hear, [recording, strengths], [heard, texts, words], **model)
-            seen = spoken if draw is None else spoken.success(**draw, **model)
-            seen.success(_told(visit.compare), [recording, strengths, texts], [heard, texts], **model)
-
-        nothing: dict[str, Any] = {"fn": lambda: None} | light
-        audio.clear(lambda: (None, {}, [], hint(NOT_HEARD)), None, [recording, texts, words, heard], **light)
-        listen(audio.upload(**nothing))
-        listen(audio.stop_recording(**nothing))
+        asked = [path, scales, question]
+        gr.on([ask.click, question.submit], reporting(calls.ask), asked, answers, **queued)
+        nothing: dict[str, Any] = {"fn": lambda: None, **direct}
+        loaded = [audio.upload(**nothing), audio.stop_recording(**nothing), audio.clear(**nothing)]
         for button, example in zip(buttons, examples, strict=True):
             given = functools.partial(lambda one: (str(one.path), one.question), example)
-            listen(button.click(given, None, [audio, question], **light))
-        gr.on(
-            [ask.click, question.submit],
-            _told(visit.answer),
-            [recording, strengths, question],
-            answers,
-            **model,
-        )
-    return blocks.queue(max_size=WAITING, api_open=False)
+            loaded.append(button.click(given, None, [audio, question], **direct))
+        for event in loaded:
+            event = event.success(lambda found: (found, ""), audio, [path, answers], **direct)
+            _then(event, update, queued)
+    return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
-def _steering(
-    visit: Visit, parts: Sequence[Any], model: dict[str, Any], light: dict[str, Any]
+def _then(event: Any, updates: Sequence[dict[str, Any]], queued: dict[str, Any]) -> None:
+    for update in updates:
+        event = event.success(**update, **queued)
+
+
+def _add_steering(
+    calls: Callbacks,
+    state: Sequence[Any],
+    update: list[dict[str, Any]],
+    queued: dict[str, Any],
+    direct: dict[str, Any],
 ) -> dict[str, Any]:
-    """Sliders and picture; returns the event that draws it."""
-    recording, strengths, texts, words, heard = parts
-    places, experts = visit.listener.places, visit.listener.experts
+    """Add sliders and picture; return the event that draws it."""
+    path, scales, texts, words = state
+    points, names = calls.models.hook_points, [_layer(name) for name in calls.models.names]
     with gr.Row():
-        with gr.Column(min_width=300), gr.Accordion("Strength of the experts", open=len(places) <= 8):
-            gr.HTML(hint(TURNING), padding=False)
-            expert = gr.Dropdown(
-                [("all experts", ALL), *((f"expert {number}", number) for number in range(max(experts)))],
-                value=ALL, label="Of", filterable=False, elem_id="expert",
-            )  # fmt: skip
+        with gr.Column(min_width=300), gr.Accordion("Scales of the experts", open=len(names) <= 8):
+            gr.HTML(hint(SCALES), padding=False)
+            experts = [
+                (f"expert {number}", number) for number in range(max(point.experts for point in points))
+            ]
+            expert = gr.Dropdown([("all experts", ALL), *experts], value=ALL, label="Of", filterable=False)
             sliders = [
-                gr.Slider(
-                    WEAKEST, STRONGEST, 1.0, step=STEP, label=_layer(place), buttons=[], elem_id=f"at-{place}"
-                )
-                for place in places
+                gr.Slider(-2.0, 4.0, 1.0, step=0.1, label=label, buttons=[], elem_id=f"at-{name}")
+                for label, name in zip(names, calls.models.names, strict=True)
             ]
             reset = gr.Button("Reset", elem_id="reset")
         with gr.Column(min_width=300):
-            layer = gr.Dropdown(
-                [(_layer(place), number) for number, place in enumerate(places)], value=len(places) - 1,
-                label="Gates of", filterable=False,
-            )  # fmt: skip
-            picture = gr.HTML(hint(NOT_SEEN), padding=False, elem_id="picture")
+            choices = [(name, place) for place, name in enumerate(names)]
+            layer = gr.Dropdown(choices, value=len(names) - 1, label="Gates of", filterable=False)
+            picture = gr.HTML(hint(NO_PICTURE), padding=False, elem_id="picture")
 
-    def shown(chosen: int, turned: Strengths) -> list[Any]:
-        return [gr.update(value=factor, interactive=has) for factor, has in visit.factors(chosen, turned)]
+    def show(chosen: int, found: Scales) -> list[Any]:
+        factors = found.get(chosen, [1.0] * len(points))
+        there = [chosen < point.experts for point in points]
+        return [gr.update(value=f, interactive=t) for f, t in zip(factors, there, strict=True)]
 
     draw: dict[str, Any] = {
-        "fn": _told(visit.draw),
-        "inputs": [recording, strengths, texts, words, layer],
-        "outputs": picture,
-    }
-    again = [strengths, heard, texts, words]
+        "fn": reporting(calls.draw), "inputs": [path, scales, texts, words, layer], "outputs": picture,
+    }  # fmt: skip
     moved = gr.on(
-        [slider.input for slider in sliders], _told(visit.turn),
-        [recording, strengths, texts, words, expert, *sliders], again, trigger_mode="always_last", **model,
+        [slider.input for slider in sliders], lambda found, chosen, *factors: found | {chosen: list(factors)},
+        [scales, expert, *sliders], scales, trigger_mode="always_last", **direct,
     )  # fmt: skip
-    moved.success(**draw, **model)
-    expert.input(shown, [expert, strengths], sliders, **light)
-    back = reset.click(lambda: (ALL, *[1.0] * len(places)), None, [expert, *sliders], **light)
-    undone = back.success(_told(visit.reset), [recording, texts, words], again, **model)
-    undone.success(**draw, **model)
-    layer.input(**draw, **model)
+    _then(moved, [update[0], draw, update[1]], queued)
+    expert.input(show, [expert, scales], sliders, **direct)
+    back = reset.click(lambda: ({}, ALL, *[1.0] * len(points)), None, [scales, expert, *sliders], **direct)
+    _then(back, [update[0], draw, update[1]], queued)
+    layer.input(**draw, **queued)
     return draw
 
 
-def _told(deed: Callable[..., Any]) -> Callable[..., Any]:
-    """What goes wrong becomes a message on the page."""
+def reporting(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a callback whose errors are shown on the page."""
 
-    @contextmanager
-    def telling() -> Iterator[None]:
+    def each(*arguments: Any) -> Iterator[Any]:
         try:
-            yield
-        except FileNotFoundError as error:  # after KEPT
-            raise _message("the recording is no longer kept; give it again") from error
+            yield gr.skip()  # a generator that yields nothing would empty its outputs
+            found = call(*arguments)
+            yield from found if isinstance(found, Iterator) else [found]
+        except FileNotFoundError as error:  # deleted after KEPT
+            raise gr.Error("the recording is no longer kept; give it again", print_exception=False) from error
         except (ValueError, RuntimeError, OSError) as error:
-            log.warning("told a visitor: %s", error)
-            raise _message(str(error)) from error
+            log.warning("shown on the page: %s", error)
+            raise gr.Error(html.escape(str(error)), duration=20, print_exception=False) from error
 
-    def call(*arguments: Any) -> Any:
-        with telling():
-            return deed(*arguments)
-
-    def one_by_one(*arguments: Any) -> Iterator[Any]:
-        with telling():
-            yield gr.skip()  # a generator that yields nothing would empty what it may write
-            yield from deed(*arguments)
-
-    return one_by_one if inspect.isgeneratorfunction(deed) else call
+    return each
 
 
-def _message(text: str) -> gr.Error:
-    return gr.Error(html.escape(text), duration=20, print_exception=False)
-
-
-def _layer(place: str) -> str:
-    return f"layer {place}" if place.isdecimal() else "after the encoder"
+def _layer(name: str) -> str:
+    return f"layer {name}" if name.isdecimal() else "after the encoder"
 
 
 @contextmanager
-def running(
-    blocks: gr.Blocks, host: str, port: int, password: str | None, folder: str, most: int
+def serving(
+    page: gr.Blocks, host: str, port: int, password: str | None, folder: str, max_bytes: int
 ) -> Iterator[str]:
-    """Serve a page within the context, which is given its address.
+    """Serve a page within the context, and yield its address.
 
     Args:
-        blocks: the page.
-        host, port: where; port 0: any that is free.
-        password: that visitors log in with, as USER; without, only names of this machine are answered.
-        folder: whose files may be shown, the examples'.
-        most: bytes of an upload.
+        page: the page.
+        host, port: where to listen; port 0 means any free port.
+        password: of USER; without one, only requests to this machine's own names are answered.
+        folder: whose files may be shown.
+        max_bytes: size of an upload.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the address cannot be used.
     """
-    ours = Middleware(TrustedHostMiddleware, allowed_hosts=own_names(host))
-    sans, mono = FONTS
-    try:
-        _, address, _ = blocks.launch(
-            server_name=host, server_port=port or _free_port(host), prevent_thread_lock=True, quiet=True,
-            share=False, inbrowser=False, footer_links=[], run_history=False, enable_monitoring=False,
-            mcp_server=False, ssr_mode=False, pwa=False, allowed_paths=[folder], max_file_size=most,
-            state_session_capacity=VISITORS, auth=None if password is None else (USER, password),
-            css=CSS + transcript_table.CSS,
-            theme=Default(font=sans, font_mono=mono),
-            # a web page elsewhere may give its own name our address
-            app_kwargs={"middleware": [ours]} if password is None else {},
-        )  # fmt: skip
-    except OSError as error:
-        raise OSError(
-            f"--port: {port} of {host} is taken; give another, or 0 for any that is free"
-        ) from error
+    with bind(host, port) as free:
+        port = free.getsockname()[1]
+    ours = Middleware(TrustedHostMiddleware, allowed_hosts=local_names(host))
+    _, address, _ = page.launch(
+        server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
+        footer_links=[], run_history=False, enable_monitoring=False, mcp_server=False, ssr_mode=False, pwa=False,
+        allowed_paths=[folder], max_file_size=max_bytes, state_session_capacity=MAX_VISITORS,
+        auth=None if password is None else (USER, password), css=CSS + transcript_table.CSS,
+        theme=Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
+        # A web page elsewhere may point its own name to our address.
+        app_kwargs={"middleware": [ours]} if password is None else {},
+    )  # fmt: skip
     try:
         yield address.rstrip("/")
     finally:
-        blocks.close(verbose=False)
-
-
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listening:
-        listening.bind((host, 0))
-        return listening.getsockname()[1]
+        page.close(verbose=False)

@@ -1,183 +1,178 @@
-"""What the demo page asks of its models: each answer with strengths of its own, one at a time.
+"""What the demo page asks of its models: transcripts, answers and gates, each with expert scales of its own.
 
-Strengths are state of a model, so whoever asks gets the model alone: strengths are set, the answer is made, and
-strengths are as before, under one lock.
-
-Shapes: S frames of a recording, L steered places, N experts of a place.
+Shapes: M mel bands, S frames of a recording, N experts of a hook point.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
+import soundfile
 
 from steermoe.asr.recognizer import Recognizer, longest
 from steermoe.asr.transcript import Transcript
+from steermoe.audio import synthesis
 from steermoe.audio.io import RATE, AudioError
-from steermoe.audio.vad import Segmenter, SpeechSegment
+from steermoe.audio.vad import Segmenter
+from steermoe.corpora import grammar, synthetic
 from steermoe.models.pretrained import LOCK
 from steermoe.models.steermoe import SteerMoE
 from steermoe.models.tools import Answer
-from steermoe.server.limits import Limits
-from steermoe.server.sandbox import Decoder
+from steermoe.server.decoding import decode
 
-ALL = -1  # in place of an expert's number: all of a layer
-Strengths = Mapping[int, Sequence[float]]
-"""Of an expert, or ALL: a factor for each steered place. What an expert adds is multiplied by both."""
-AS_TRAINED: Strengths = MappingProxyType({})
+ALL = -1  # in place of an expert's number: all experts
+MAX_QUESTION = 1000  # characters
+EXAMPLES = (("deal", "clean"), ("own", "clean"), ("place", "noisy"))  # kind of sentence, and condition
+Scales = Mapping[int, Sequence[float]]
+"""Of an expert, or ALL: a factor for each hook point. Both multiply what an expert adds."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the steering did with a recording.
+class Gates:
+    """The gates of a recording.
 
     Attributes:
-        samples: (n,) float32 at RATE.
-        gates: (S, N) a steered place; NaN where nobody speaks, for that is kept from the encoder.
-        places: their names.
+        samples: (n,) at 16 kHz.
+        gates: (S, N) of each hook point; NaN where there is no speech, which the encoder does not get.
+        names: of the hook points.
     """
 
     samples: np.ndarray
     gates: list[np.ndarray]
-    places: list[str]
+    names: list[str]
 
     @property
     def seconds(self) -> float:
-        """Length of the recording."""
+        """Return the duration of the recording."""
         return len(self.samples) / RATE
 
 
-class Listener:
-    """Hears recordings with a model, and with others for comparison; safe to be called by several threads.
+class Models:
+    """The model of the page and those that it is compared with; safe to use from several threads.
 
     Args:
         model: the model.
-        others: what it is compared with, by name.
-        limits: bytes and seconds of a recording, characters of a question.
+        others: the others, by name.
+        max_bytes, max_seconds: limits of a recording.
     """
 
-    def __init__(self, model: SteerMoE, others: Mapping[str, SteerMoE], limits: Limits) -> None:
-        self.model, self.others, self.limits = model, others, limits
-        self._decoder = Decoder(limits)
-
-    @property
-    def experts(self) -> list[int]:
-        """N of each steered place; none without steering."""
-        return (
-            []
-            if self.model.steering is None
-            else [place.experts for place in self.model.steering.hook_points]
-        )
-
-    @property
-    def places(self) -> list[str]:
-        """The steered places' names: layers of the encoder by number, `post` behind it."""
-        return (
-            [] if self.model.steering is None else [str(place) for place in self.model.steering.hook_points]
-        )
-
-    def close(self) -> None:
-        """End the process that decodes."""
-        self._decoder.close()
+    def __init__(
+        self,
+        model: SteerMoE,
+        others: Mapping[str, SteerMoE],
+        max_bytes: int = 25 * 2**20,
+        max_seconds: float = 60.0,
+    ) -> None:
+        self.model, self.others = model, others
+        self._max_bytes, self._max_seconds = max_bytes, max_seconds
+        self.hook_points = [] if model.steering is None else list(model.steering.hook_points)
+        self.names = [str(point) for point in self.hook_points]
 
     def load(self, path: str | Path) -> np.ndarray:
-        """The waveform (n,) of a file from outside, decoded in a process with limits.
+        """Return the waveform (n,) of an uploaded file.
 
         Raises:
-            AudioError, DecodingError, OSError: it cannot be used, or is beyond the limits.
+            AudioError, OSError: it cannot be used, or exceeds the limits.
         """
         file = Path(path)
-        size = file.stat().st_size
-        if size > self.limits.max_bytes:
-            raise AudioError(
-                f"{file.name}: found {size / 2**20:.1f} MiB; a recording may have "
-                f"{self.limits.max_bytes / 2**20:.1f}"
-            )
-        return self._decoder.load(file.read_bytes())
+        if (size := file.stat().st_size) > self._max_bytes:
+            found, most = size / 2**20, self._max_bytes / 2**20
+            raise AudioError(f"{file.name}: found {found:.1f} MiB, allowed are at most {most:.1f}")
+        return decode(file.read_bytes(), self._max_seconds)
 
-    def transcript(self, samples: np.ndarray, strengths: Strengths = AS_TRAINED) -> Transcript:
-        """What is said in a waveform (n,), with estimated times of words.
-
-        Raises:
-            ValueError: strengths are not for this model.
-        """
-        with self._steered(strengths):
+    def transcribe(self, samples: np.ndarray, scales: Scales | None = None) -> Transcript:
+        """Return the transcript of a waveform (n,), with estimated word times."""
+        with self._scaled(scales):
             return Recognizer(self.model, words=True).transcript(samples)
 
-    def others_heard(self, samples: np.ndarray) -> Iterator[tuple[str, str]]:
-        """Names and texts: without steering, if there is any, and by each of the others."""
+    def compare(self, samples: np.ndarray) -> Iterator[tuple[str, str]]:
+        """Yield names and texts: without steering, and of each of the others."""
         if self.model.steering is not None:
             with self.model.steering.disabled():
                 text = Recognizer(self.model).transcript(samples).text
             yield "steering off", text
         for name, other in self.others.items():
-            with LOCK:
-                text = Recognizer(other).transcript(samples).text
-            yield name, text
+            yield name, Recognizer(other).transcript(samples).text
 
-    def answers(
-        self, samples: np.ndarray, question: str, strengths: Strengths = AS_TRAINED
+    def ask(
+        self, samples: np.ndarray, question: str, scales: Scales | None = None
     ) -> Iterator[tuple[str, Answer]]:
-        """Names and answers to a question about a waveform (n,): the model's (no name), then each other's.
+        """Yield names and answers to a question: the model's (no name), and those of the others.
 
         Raises:
-            ValueError: there is no question, it is too long, or the recording is longer than the encoder takes.
+            ValueError: there is no question, or it is too long, or the recording is.
         """
-        if not question.strip():
-            raise ValueError("there is no question; write one")
-        if len(question) > self.limits.max_text:
-            raise ValueError(f"found a question of {len(question)} characters; legal: {self.limits.max_text}")
-        with self._steered(strengths):
-            answer = self.model.ask(samples, question.strip())
+        question = question.strip()
+        if not 0 < len(question) <= MAX_QUESTION:
+            raise ValueError(f"found a question of {len(question)} characters, expected 1 to {MAX_QUESTION}")
+        with self._scaled(scales):
+            answer = self.model.ask(samples, question)
         yield "", answer
         for name, other in self.others.items():
-            with LOCK:
-                answer = other.ask(samples, question.strip())
-            yield name, answer
+            yield name, other.ask(samples, question)
 
-    def see(self, samples: np.ndarray, strengths: Strengths = AS_TRAINED) -> Seen:
-        """The gates of a waveform (n,), stretch by stretch as it is transcribed.
-
-        Raises:
-            ValueError: the model has no steering.
-        """
-        model = self.model
-        rate = model.encoder.frames_per_second
+    def gates(self, samples: np.ndarray, scales: Scales | None = None) -> Gates:
+        """Return the gates of a waveform (n,), segment by segment as it is transcribed."""
+        rate = self.model.encoder.frames_per_second
         width = max(1, round(len(samples) / RATE * rate))
-        found = [np.full((width, experts), np.nan, np.float32) for experts in self.experts]
-        with self._steered(strengths):
-            for stretch in _stretches(model, samples):
-                first = round(stretch.start / RATE * rate)
-                last = min(width, first + max(1, round(stretch.seconds * rate)))
-                for whole, gates in zip(found, model.gates(stretch.samples).values(), strict=True):
-                    # Where frames are joined within the encoder, one stands for several from there on.
-                    frames = np.linspace(0, len(gates), last - first, endpoint=False).astype(int)
-                    whole[first:last] = gates[frames]
-        return Seen(samples, found, self.places)
+        found = [np.full((width, point.experts), np.nan, np.float32) for point in self.hook_points]
+        segmenter = Segmenter(longest(self.model), silence=0.4)
+        with self._scaled(scales):
+            for segment in [*segmenter.push(samples), *segmenter.finish()]:
+                first = round(segment.start / RATE * rate)
+                last = min(width, first + max(1, round(segment.seconds * rate)))
+                for whole, gates in zip(found, self.model.gates(segment.samples), strict=True):
+                    # After down-sampling inside the encoder, one frame stands for several.
+                    whole[first:last] = gates[
+                        np.linspace(0, len(gates), last - first, endpoint=False).astype(int)
+                    ]
+        return Gates(samples, found, self.names)
 
     @contextmanager
-    def _steered(self, strengths: Strengths) -> Iterator[None]:
-        """The model alone, with strengths; they are all 1 before and behind."""
-        steering = self.model.steering
+    def _scaled(self, scales: Scales | None) -> Iterator[None]:
+        """Hold the model, with expert scales, and set them back to 1 afterwards."""
+        steering, scales = self.model.steering, scales or {}
+        if any(len(factors) != len(self.hook_points) for factors in scales.values()):
+            raise ValueError(f"scales: expected a factor for each of {len(self.hook_points)} hook points")
+        if steering is None or not scales:
+            with LOCK:
+                yield
+            return
+        ones = [1.0] * len(self.hook_points)
         with LOCK:
             try:
-                for expert, factors in strengths.items():
-                    if steering is None or len(factors) != len(steering.hook_points):
-                        raise ValueError(
-                            f"strengths: found {len(factors)}, the model has {len(self.places)} steered places"
-                        )
-                    for rows, place, factor in zip(steering.rows, steering.hook_points, factors, strict=True):
-                        if expert < place.experts:
-                            steering.expert_scales[rows if expert == ALL else rows.start + expert] *= factor
+                for place, point in enumerate(self.hook_points):
+                    for expert in range(point.experts):
+                        factor = scales.get(ALL, ones)[place] * scales.get(expert, ones)[place]
+                        steering.set_scale(factor, "post" if point.layer is None else point.layer, expert)
                 yield
             finally:
-                if steering is not None:
-                    steering.set_scale(1.0)
+                steering.set_scale(1.0)
 
 
-def _stretches(model: SteerMoE, samples: np.ndarray) -> list[SpeechSegment]:
-    segmenter = Segmenter(longest(model), silence=0.4)
-    return [*segmenter.push(samples), *segmenter.finish()]
+@dataclass(frozen=True)
+class Example:
+    """A recording, what is said in it, and a question that it answers."""
+
+    text: str
+    question: str
+    path: Path
+
+
+def speak_examples(folder: Path) -> list[Example]:
+    """Synthesise an example of each of EXAMPLES into a folder, with sentences that no training split has.
+
+    Raises:
+        RuntimeError: the synthesiser does not start.
+    """
+    engine, rng, found = synthesis.Synthesizer(), np.random.default_rng(6), []
+    for number, (kind, condition) in enumerate(EXAMPLES):
+        sentence = next(grammar.sentences(rng, "test", {kind: 1.0}))
+        cast = synthetic.CASTS["clean" if condition == "clean" else "other"]
+        samples, _, _ = synthetic.record(engine, rng, sentence.text, cast, condition)
+        path = folder / f"example-{number + 1}.wav"
+        soundfile.write(path, samples, RATE)
+        found.append(Example(sentence.text, sentence.question, path))
+    return found

@@ -1,100 +1,97 @@
-"""Pictures of what steering does with one recording, readable on a phone.
+"""The demo's picture: spectrogram with the words, strongest expert of each layer, and gates of one layer.
 
-Shapes: S frames, L steered places, N experts of a place.
+Shapes: S frames, N experts of a hook point.
 """
 
 import io
 from collections.abc import Sequence
 
+import librosa
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from scipy.signal import spectrogram
 
-from steermoe.analysis.portraits import shown as evenly
 from steermoe.asr.transcript import Word
 from steermoe.audio.io import RATE
-from steermoe.demo.inference import Seen
+from steermoe.demo.inference import Gates
 
-WIDTH = 4.1  # inches: on a phone, whose page is about 360 pixels wide, letters of FONT have 11
-DOTS = 200  # an inch
-FONT = 9
-FLOOR = 70.0  # dB that are shown below the loudest
-APART = 0.035  # of the width: words that begin nearer to the one before are left out
-LEGEND = 16  # experts that have an entry
-LAYERS = 12  # that are numbered
+WIDTH, DPI, FONT = 4.1, 200, 9  # inches; readable on a phone, whose page is about 360 pixels wide
+FRAME, HOP = 400, 160  # samples of the spectrogram
+FLOOR = 70.0  # dB shown below the loudest
+MIN_DISTANCE = 0.035  # of the width; a word closer to the one before has no label
+MAX_LEGEND, MAX_TICKS = 16, 12
 
 
-def steering_picture(seen: Seen, words: Sequence[Word], place: int) -> bytes:
-    """Spectrogram, strongest expert of every place, and gates of one place, over the same seconds.
+def gates_picture(found: Gates, words: Sequence[Word], place: int) -> bytes:
+    """Draw spectrogram, strongest experts, and the gates of one hook point.
 
     Args:
-        seen: the recording and its gates.
-        words: what is said in it.
-        place: number (not name) of the place whose gates are shown.
+        found: the recording and its gates.
+        words: its words with their times.
+        place: index of the hook point.
 
     Returns:
         a PNG.
     """
-    count = seen.gates[place].shape[1]
-    most = max(gates.shape[1] for gates in seen.gates)
-    heights = [1.1, 0.25 + min(0.26 * len(seen.gates), 3.2), 0.25 + min(0.19 * count, 3.2)]
+    count, most = found.gates[place].shape[1], max(gates.shape[1] for gates in found.gates)
+    heights = [1.1, 0.25 + min(0.26 * len(found.gates), 3.2), 0.25 + min(0.19 * count, 3.2)]
     figure = Figure((WIDTH, sum(heights) + 1.7), layout="constrained")
     sound, layers, experts = figure.subplots(3, 1, sharex=True, height_ratios=heights)
-    _sound(sound, seen, words)
+    _draw_sound(sound, found, words)
     colours = expert_colours(most)
-    _strongest(layers, seen, colours, place)
-    image = _gates(experts, seen, place)
+    picture = np.stack([strongest(gates, colours) for gates in found.gates])
+    _draw_rows(layers, picture, found.seconds, "layer", found.names)
+    numbers = [str(expert) for expert in range(count)]
+    label = f"layer {found.names[place]}: expert"
+    image = _draw_rows(experts, found.gates[place].T, found.seconds, label, numbers)
     experts.set_xlabel("seconds", fontsize=FONT)
-    bar = figure.colorbar(image, ax=experts, location="bottom", shrink=0.6, aspect=30)
-    bar.set_label("gate", fontsize=FONT)
-    bar.ax.tick_params(labelsize=FONT - 1)
-    if most <= LEGEND:
+    figure.colorbar(image, ax=experts, location="bottom", shrink=0.6, aspect=30).set_label(
+        "gate", fontsize=FONT
+    )
+    if most <= MAX_LEGEND:
         entries = [Patch(color=colour, label=str(expert)) for expert, colour in enumerate(colours)]
-        layers.legend(
-            handles=entries, title="expert", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=8,
-            frameon=False, fontsize=FONT - 1, title_fontsize=FONT - 1, handlelength=0.9, columnspacing=0.8,
-            handletextpad=0.4, borderpad=0.1,
-        )  # fmt: skip
+        layers.legend(handles=entries, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=8, frameon=False,
+                      fontsize=FONT - 1, handlelength=0.9, columnspacing=0.8, handletextpad=0.4)  # fmt: skip
     for axes in (sound, layers, experts):
         axes.tick_params(labelsize=FONT - 1)
-    return png(figure)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+    return file.getvalue()
 
 
 def expert_colours(count: int) -> list[tuple[float, float, float]]:
-    """A colour an expert: as different as so many can be."""
+    """Return a colour for each expert, as different as possible."""
     tables = [matplotlib.colormaps[name] for name in ("tab10", "tab20")]
     ten, twenty = ([to_rgb(table(number)) for number in range(table.N)] for table in tables)
-    del ten[7]  # grey looks like nothing
+    del ten[7]  # grey
     if count <= len(twenty):
         return (ten if count <= len(ten) else twenty)[:count]
     return [to_rgb(matplotlib.colormaps["hsv"](number / count)) for number in range(count)]
 
 
 def strongest(gates_SN: np.ndarray, colours: Sequence[tuple[float, float, float]]) -> np.ndarray:
-    """(S, 3) colours: of the expert with the largest gate, the paler the smaller it is; white where gates are NaN."""
+    """Return (S, 3) colours of the expert with the largest gate, paler where it is smaller; white where NaN."""
     shown = np.ones((len(gates_SN), 3))
-    heard = ~np.isnan(gates_SN).any(1)
-    largest_S = gates_SN[heard].max(1, keepdims=True) if heard.any() else np.zeros((0, 1))
-    chosen = np.array(colours)[gates_SN[heard].argmax(1)] if heard.any() else np.zeros((0, 3))
-    shown[heard] = 1 - np.clip(largest_S, 0, 1) * (1 - chosen)
+    speech_S = ~np.isnan(gates_SN).any(1)
+    if speech_S.any():
+        largest_S = gates_SN[speech_S].max(1, keepdims=True)
+        chosen = np.array(colours)[gates_SN[speech_S].argmax(1)]
+        shown[speech_S] = 1 - np.clip(largest_S, 0, 1) * (1 - chosen)
     return shown
 
 
-def _sound(axes: Axes, seen: Seen, words: Sequence[Word]) -> None:
-    samples = np.pad(seen.samples, (0, max(0, 400 - len(seen.samples))))
-    hertz, seconds, power = spectrogram(samples, RATE, nperseg=400, noverlap=240)
-    level = 10 * np.log10(power + 1e-12)
-    reach = (float(seconds[0]), float(seconds[-1]), 0, float(hertz[-1]) / 1000)
-    axes.imshow(
-        level, cmap="Greys", vmin=level.max() - FLOOR, vmax=level.max(), aspect="auto", extent=reach,
-        origin="lower", interpolation="none",
+def _draw_sound(axes: Axes, found: Gates, words: Sequence[Word]) -> None:
+    samples = np.pad(found.samples, (0, max(0, FRAME - len(found.samples))))
+    mel = librosa.feature.melspectrogram(y=samples, sr=RATE, n_fft=FRAME, hop_length=HOP, n_mels=80)
+    decibels = librosa.power_to_db(mel, ref=np.max, top_db=FLOOR)
+    librosa.display.specshow(
+        decibels, sr=RATE, hop_length=HOP, x_axis="time", y_axis="mel", ax=axes, cmap="Greys", vmin=-FLOOR, vmax=0
     )  # fmt: skip
-    axes.set_xlim(0, seen.seconds)
-    axes.set_ylabel("kHz", fontsize=FONT)
+    axes.set(xlim=(0, found.seconds), xlabel="")
+    axes.set_ylabel("Hz", fontsize=FONT)
     after = -1.0
     for word in words:
         if word.start >= after:
@@ -102,35 +99,15 @@ def _sound(axes: Axes, seen: Seen, words: Sequence[Word]) -> None:
                 word.word, (word.start, 1.02), xycoords=("data", "axes fraction"), rotation=55,
                 rotation_mode="anchor", fontsize=FONT - 1, ha="left", va="bottom",
             )  # fmt: skip
-            after = word.start + APART * seen.seconds
+            after = word.start + MIN_DISTANCE * found.seconds
 
 
-def _strongest(axes: Axes, seen: Seen, colours: Sequence[tuple[float, float, float]], place: int) -> None:
-    picture = np.stack([strongest(gates, colours) for gates in seen.gates])
-    rows = len(seen.gates)
-    axes.imshow(picture, aspect="auto", extent=(0, seen.seconds, rows - 0.5, -0.5), interpolation="none")
-    axes.set_ylabel("layer", fontsize=FONT)
-    shown = evenly(rows, LAYERS)
-    axes.set_yticks(shown, [seen.places[row] for row in shown])
-    for label, row in zip(axes.get_yticklabels(), shown, strict=True):
-        label.set_fontweight("bold" if row == place else "normal")
-    for line in range(1, rows):
-        axes.axhline(line - 0.5, color="white", linewidth=1)
-
-
-def _gates(axes: Axes, seen: Seen, place: int):
-    gates = seen.gates[place].T
-    reach = (0, seen.seconds, len(gates) - 0.5, -0.5)
+def _draw_rows(axes: Axes, rows: np.ndarray, seconds: float, label: str, names: Sequence[str]):
+    extent = (0, seconds, len(rows) - 0.5, -0.5)
     image = axes.imshow(
-        gates, cmap="cividis", vmin=0, vmax=1, aspect="auto", extent=reach, interpolation="none"
+        rows, cmap="cividis", vmin=0, vmax=1, aspect="auto", extent=extent, interpolation="none"
     )
-    axes.set_ylabel(f"layer {seen.places[place]}: expert", fontsize=FONT)
-    axes.set_yticks(evenly(len(gates), LEGEND))
+    axes.set_ylabel(label, fontsize=FONT)
+    shown = range(0, len(rows), -(-len(rows) // MAX_TICKS))
+    axes.set_yticks(shown, [names[row] for row in shown])
     return image
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG without the name of the program that made it."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DOTS, metadata={"Software": None})
-    return file.getvalue()

@@ -1,4 +1,4 @@
-"""Answers that call tools: read from what the LLM wrote, and checked against the definitions. Nothing is run.
+"""Answers that call tools: parsed from the LLM's output and checked against the definitions. Nothing is run.
 
 A tool is a function definition as OpenAI's API and chat templates take it:
 `{"type": "function", "function": {"name": ..., "description": ..., "parameters": <JSON schema>}}`.
@@ -10,30 +10,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jsonschema
 import numpy as np
+from jsonschema.exceptions import best_match
+from jsonschema.validators import extend
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from steermoe.data.tokens import unmarked
 
-SHOWN = 120  # characters of what the LLM wrote, in errors
-TYPES: dict[str, tuple[type, ...]] = {  # of JSON schema
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-    "null": (type(None),),
-}
+MAX_SHOWN = 120  # characters of the LLM's output in errors
+COMPOSITION = ("$ref", "allOf", "anyOf", "oneOf")  # may name properties in another place
+# Without `pattern`: a client's regular expression can take forever on the LLM's output.
+Checker: Any = extend(jsonschema.Draft202012Validator, {"pattern": None})
 SPACE_OR_COMMA = re.compile(r"[\s;,]*")
 
 
 class Malformed(str):
-    """What is wrong with a call that could not even be read."""
+    """Why a call could not be parsed."""
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call: the name is that of a tool, and the arguments fit its parameters."""
+    """A call of a known tool with arguments that fit its parameters."""
 
     name: str
     arguments: dict[str, Any]
@@ -41,16 +40,15 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the LLM said.
+    """The LLM's answer.
 
     Attributes:
-        text: besides calls.
-        tool_calls: those that are right.
-        errors: what is wrong with the others, one line each.
-        confidence: the geometric mean of the probabilities of its tokens, in 0..1; None where it was not asked for,
-            or there are none.
-        gates: an array (frames, experts) by layer; None where they were not asked for.
-        warnings: what speaks against it, a line each; see `trust`.
+        text: the text outside calls.
+        tool_calls: the valid calls.
+        errors: what is wrong with each of the others.
+        confidence: geometric mean of the tokens' probabilities, in 0..1; None if not computed or without tokens.
+        gates: (frames, experts) of each hook point; None if not requested.
+        warnings: reasons not to trust the answer; see `trust`.
     """
 
     text: str
@@ -62,7 +60,11 @@ class Answer:
 
 
 def check_tools(tools: Sequence[dict]) -> None:
-    """Raises ValueError where a tool is no function definition, or two have the same name."""
+    """Check function definitions.
+
+    Raises:
+        ValueError: there is none, one is malformed, its parameters are no JSON schema, or a name is used twice.
+    """
     names = []
     for place, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
@@ -70,27 +72,34 @@ def check_tools(tools: Sequence[dict]) -> None:
         parameters = function.get("parameters", {}) if isinstance(function, dict) else None
         if not isinstance(name, str) or not isinstance(parameters, dict):
             raise ValueError(
-                f"tools[{place}]: found {str(tool)[:SHOWN]}, expected "
+                f"tools[{place}]: found {str(tool)[:MAX_SHOWN]}, expected "
                 '{"type": "function", "function": {"name": ..., "parameters": {a JSON schema}}}'
             )
+        where = f"tools[{place}].function.parameters"
+        try:
+            jsonschema.Draft202012Validator.check_schema(parameters)
+        except jsonschema.SchemaError as error:
+            raise ValueError(f"{where}: not a JSON schema: {error.message[:MAX_SHOWN]}") from error
+        if "patternProperties" in json.dumps(parameters):
+            raise ValueError(f"{where}: patternProperties are not supported; name the properties")
         names.append(name)
     if not names:
         raise ValueError("tools: found none; leave `tools` out to ask without")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"tools: found {', '.join(twice)} more than once; a call could not tell which")
+        raise ValueError(f"tools: found {', '.join(twice)} more than once; every tool needs its own name")
 
 
 def read_answer(ids: list[int], tokenizer: Any, tools: Sequence[dict] | None, opening: str) -> Answer:
-    """The answer that token ids are.
+    """Parse an answer.
 
-    A tokenizer that declares a `response_template` is taken at its word (`parse_response` of transformers);
-    for the others the row of FORMATS whose mark the text has reads the calls.
+    Where a tokenizer declares a `response_template`, transformers' `parse_response` does it; otherwise the first entry
+    of FORMATS whose mark is in the text.
 
     Args:
         ids: generated ids, without end token.
         tokenizer: the LLM's.
-        tools: what may be called; None: whatever is written is text.
-        opening: the prompt's end, which may have opened the answer (`parse_response` wants to know).
+        tools: the tools that may be called; None: everything is text.
+        opening: the end of the prompt, which `parse_response` needs.
     """
     text = tokenizer.decode(ids, skip_special_tokens=True).strip()
     if tools is None:
@@ -100,7 +109,7 @@ def read_answer(ids: list[int], tokenizer: Any, tools: Sequence[dict] | None, op
         try:
             message = tokenizer.parse_response(written, prefix=unmarked(opening), tools=list(tools))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            return Answer(text, errors=(f"found {written[:SHOWN]!r}, which cannot be read: {error}",))
+            return Answer(text, errors=(f"found {written[:MAX_SHOWN]!r}, which cannot be read: {error}",))
         found = [_function(call) for call in message.get("tool_calls") or []]
         return _checked(message.get("content") or "", found, tools)
     for mark, read in FORMATS.items():
@@ -108,18 +117,20 @@ def read_answer(ids: list[int], tokenizer: Any, tools: Sequence[dict] | None, op
             spoken, _, _ = re.split(f"({mark})", written, maxsplit=1)[:3]
             for token in tokenizer.all_special_tokens:
                 spoken = spoken.replace(token, "")
-            found = list(read(written)) or [Malformed(f"found {written[:SHOWN]!r}, which has no call in it")]
+            found = list(read(written)) or [
+                Malformed(f"found {written[:MAX_SHOWN]!r}, which has no call in it")
+            ]
             return _checked(spoken.strip(), found, tools)
     return Answer(text)
 
 
 def _function(call: Any) -> Any:
-    """What is called, of a call as a chat message has it."""
+    """Return the function of a call as in a chat message."""
     return call.get("function", call) if isinstance(call, dict) else call
 
 
 def _checked(text: str, found: list[Any], tools: Sequence[dict]) -> Answer:
-    """An answer of what was found: the calls that are right, and what is wrong with the others."""
+    """Separate the valid calls from the errors."""
     known = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in tools}
     calls, errors = [], []
     for call in found:
@@ -131,71 +142,43 @@ def _checked(text: str, found: list[Any], tools: Sequence[dict]) -> Answer:
         if isinstance(arguments, str):  # JSON within JSON, as OpenAI's API has it
             arguments = next(_objects(arguments), None)
         if not isinstance(name, str) or not isinstance(arguments, dict):
-            shown = json.dumps(call, ensure_ascii=False)[:SHOWN]
+            shown = json.dumps(call, ensure_ascii=False)[:MAX_SHOWN]
             errors.append(f"found {shown}, expected an object with name and arguments")
         elif name not in known:
             errors.append(f"found a call of {name!r}, which is no tool; one of: {', '.join(known)}")
-        elif wrong := misfit(arguments, {"type": "object", **known[name]}, "arguments"):
+        elif wrong := misfit(arguments, known[name]):
             errors.append(f"{name}: {wrong}")
         else:
             calls.append(ToolCall(name, arguments))
     return Answer(text, tuple(calls), tuple(errors))
 
 
-def misfit(value: Any, schema: dict[str, Any], place: str) -> str:
-    """Why a value does not fit a JSON schema; "" where it does.
+def misfit(arguments: dict[str, Any], parameters: dict[str, Any]) -> str:
+    """Return why arguments do not fit a tool's parameters; "" if they do.
 
-    The keywords type, enum, const, anyOf, required, properties, additionalProperties and items are checked.
-    Unlike in JSON schema, properties that are not named are wrong unless additionalProperties says otherwise:
-    a function takes no arguments that it does not have.
+    Unlike in JSON Schema, arguments that are not named are wrong unless `additionalProperties` allows them.
     """
-    shown = json.dumps(value, ensure_ascii=False)[:SHOWN]
-    if choices := schema.get("anyOf"):
-        wrong = [misfit(value, choice, place) for choice in choices]
-        return "" if "" in wrong else wrong[0]
-    kinds = schema.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if kinds and not any(_is(value, kind) for kind in kinds):
-        return f"{place}: found {shown}, expected {' or '.join(kinds)}"
-    legal = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if legal is not None and value not in legal:
-        return f"{place}: found {shown}, expected one of {json.dumps(legal, ensure_ascii=False)}"
-    if isinstance(value, list):
-        inner = (misfit(item, schema.get("items", {}), f"{place}[{i}]") for i, item in enumerate(value))
-        return next((wrong for wrong in inner if wrong), "")
-    if isinstance(value, dict) and ("properties" in schema or schema.get("type") == "object"):
-        return _misfit_of_object(value, schema, place)
-    return ""
-
-
-def _misfit_of_object(value: dict[str, Any], schema: dict[str, Any], place: str) -> str:
-    named, others = schema.get("properties", {}), schema.get("additionalProperties", False)
-    if missing := [name for name in schema.get("required", []) if name not in value]:
-        return f"{place}: {missing[0]!r} is missing"
-    for name, inner in value.items():
-        if name not in named and others is False:
-            return f"{place}: found {name!r}, expected one of: {', '.join(named) or 'none'}"
-        rule = named.get(name, others if isinstance(others, dict) else {})
-        if wrong := misfit(inner, rule, f"{place}.{name}"):
-            return wrong
-    return ""
-
-
-def _is(value: Any, kind: str) -> bool:
-    if isinstance(value, bool):
-        return kind == "boolean"
-    return isinstance(value, TYPES.get(kind, ()))
+    schema = {"type": "object", **parameters}
+    if schema.keys().isdisjoint(COMPOSITION):
+        schema.setdefault("additionalProperties", False)
+    try:
+        error = best_match(Checker(schema, registry=Registry()).iter_errors(arguments))
+    except (Unresolvable, RecursionError) as error:
+        return f"the schema of the parameters cannot be used: {type(error).__name__}"
+    if error is None:
+        return ""
+    return f"{error.json_path.replace('$', 'arguments', 1)}: {error.message[:MAX_SHOWN]}"
 
 
 def _objects(text: str) -> Iterator[Any]:
-    """The JSON values that stand one after the other, lists item by item, up to one that is malformed."""
+    """Yield consecutive JSON values, lists item by item, up to the first malformed one."""
     place, decoder = 0, json.JSONDecoder()
     text = text.strip()
     while place < len(text):
         try:
             value, place = decoder.raw_decode(text, place)
         except (json.JSONDecodeError, RecursionError) as error:
-            yield Malformed(f"found {text[place : place + SHOWN]!r}, which is not JSON: {error}")
+            yield Malformed(f"found {text[place : place + MAX_SHOWN]!r}, which is not JSON: {error}")
             return
         yield from value if isinstance(value, list) else [value]
         if gap := SPACE_OR_COMMA.match(text, place):
@@ -220,7 +203,7 @@ def _llama(written: str) -> Iterator[Any]:
     yield from _objects(written.removeprefix("<|python_tag|>"))
 
 
-# Pattern of the mark -> reader of the whole text, yielding a JSON value a call.
+# Pattern of a mark -> parser of the whole text, yielding one JSON value per call.
 FORMATS: dict[str, Callable[[str], Iterator[Any]]] = {
     r"<tool_call>": _hermes,  # Hermes, Qwen 2.5 and 3
     r"\[TOOL_CALLS\]": _mistral,

@@ -1,40 +1,156 @@
-"""The HTTP server: OpenAI's transcriptions, chat completions and models; health; metrics."""
+"""The HTTP server: OpenAI's transcriptions, chat completions and models, health and metrics."""
 
 import asyncio
+import functools
 import json
 import logging
+import math
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
+from steermoe.asr.recognizer import POOL, Recognizer, longest
 from steermoe.asr.transcript import Transcript
-from steermoe.server import metrics, schema
-from steermoe.server.auth import own_names
-from steermoe.server.completion import Reply
-from steermoe.server.engine import Answered, Question
-from steermoe.server.errors import RequestError
-from steermoe.server.middleware import Gate
-from steermoe.server.schema import Chat
-from steermoe.server.service import Service, Written, pieces
-from steermoe.server.transcription import Wanted
+from steermoe.audio.io import BLOCK_SECONDS, RATE, AudioError
+from steermoe.audio.vad import Segmenter
+from steermoe.config import Generation
+from steermoe.data.prompts import conversation
+from steermoe.models.chat import MessageError, read_messages
+from steermoe.models.generation import GREEDY
+from steermoe.models.inference import nothing_heard, notice, unanswerable
+from steermoe.models.tools import check_tools
+from steermoe.server.decoding import decode
+from steermoe.server.engine import Engine, Limits, Question
+from steermoe.server.middleware import RequestGuard
+from steermoe.server.schema import Answered, ChatReply, ChatRequest, RequestError, TranscriptionRequest
+from steermoe.server.vllm_client import RemoteError
 
 Result = TypeVar("Result")
-FORM_FIELDS = 32
-EVENTS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+OnText = Callable[[str], object]
+EVENT_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 log = logging.getLogger("steermoe.server")
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application without its gate."""
+class Service:
+    """What the routes share.
+
+    Args:
+        engine: the model's queue.
+        name: the model's name in requests.
+        language: that the adapter was trained on; None: not known.
+    """
+
+    def __init__(self, engine: Engine, name: str, language: str | None) -> None:
+        self.engine, self.name, self.language, self.limits = engine, name, language, engine.limits
+        self.notice = notice(engine.model)
+        self._decoded_seconds = 0.0
+        self._decoders = ThreadPoolExecutor(self.limits.decoders, thread_name_prefix="decoder")
+        self._readers = ThreadPoolExecutor(self.limits.max_requests, thread_name_prefix="reader")
+        Segmenter(longest(engine.model))  # loads its model before the first request
+
+    def close(self) -> None:
+        """Cancel what still waits, and end all threads."""
+        self.engine.close()
+        for threads in (self._decoders, self._readers):
+            threads.shutdown(cancel_futures=True)
+
+    def check_model(self, model: str) -> None:
+        """Raise RequestError if another model is requested."""
+        if model != self.name:
+            message = f"model: found {model!r}; this server has {self.name!r}"
+            raise RequestError(404, message, "model", "model_not_found")
+
+    def warnings(self, found: Transcript) -> list[str]:
+        """Return the warnings about a transcript and about the model."""
+        return [*found.warnings, *([] if self.notice is None else [self.notice])]
+
+    async def decode(self, data: bytes, param: str) -> np.ndarray:
+        """Return the waveform (N,) of a file; `param` is its field in the request."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._decoders, decode, data, self.limits.max_seconds)
+        except AudioError as error:
+            raise RequestError(400, str(error), param, "invalid_audio") from error
+
+    async def answer(
+        self, question: Callable[[], Question | None], on_text: OnText | None = None
+    ) -> Answered:
+        """Answer a question, None if there is no speech; `on_text` gets the text while it is generated."""
+        found = await asyncio.get_running_loop().run_in_executor(self._readers, question)
+        if found is None:
+            return Answered(nothing_heard())
+        cancelled = threading.Event()
+        try:
+            return await asyncio.wrap_future(self.engine.submit(found, on_text, cancelled).answer)
+        finally:
+            self.engine.cancel(cancelled)
+
+    async def transcribe(
+        self, samples: np.ndarray, wanted: TranscriptionRequest, on_text: OnText | None = None
+    ) -> Transcript:
+        """Transcribe a recording of any length; `on_text` gets the text segment by segment."""
+        engine, cancelled = self.engine, threading.Event()
+        recognizer = Recognizer(
+            engine.model, context=wanted.prompt, words="word" in wanted.timestamp_granularities,
+            answer=engine.answer_segments(cancelled),
+            generation=_generation(self.limits.max_tokens, wanted.temperature),
+            max_batch_seconds=self.limits.max_batch_seconds / POOL,
+        )  # fmt: skip
+        if on_text is None:
+            work = functools.partial(recognizer.transcript, samples)
+        else:
+            work = functools.partial(_stream_segments, recognizer, samples, on_text)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+        finally:
+            engine.cancel(cancelled)
+
+
+def _generation(tokens: int, temperature: float, top_p: float | None = None) -> Generation:
+    sampled = {"strategy": "sample", "temperature": temperature, "top_p": top_p} if temperature else {}
+    return GREEDY.model_copy(update={"max_new_tokens": tokens, **sampled})
+
+
+def _stream_segments(recognizer: Recognizer, samples: np.ndarray, on_text: OnText) -> Transcript:
+    count = round(BLOCK_SECONDS * RATE)
+    blocks = (samples[first : first + count] for first in range(0, len(samples), count))
+    segments = []
+    for event in recognizer.stream(blocks, partial_seconds=math.inf):
+        if event.kind == "final" and event.segment.text:
+            on_text(f" {event.segment.text}" if segments else event.segment.text)
+            segments.append(event.segment)
+    return Transcript(tuple(segments), len(samples) / RATE)
+
+
+def create_app(
+    engine: Engine,
+    name: str,
+    language: str | None = None,
+    key: str | None = None,
+    hosts: list[str] | None = None,
+) -> FastAPI:
+    """Return the application.
+
+    Args:
+        engine: the model's queue.
+        name: the model's name in requests.
+        language: that the adapter was trained on.
+        key: the API key that requests must have.
+        hosts: host names that requests may have; without a key, a web page may point its own name to our address.
+    """
+    service, limits = Service(engine, name, language), engine.limits
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,215 +158,241 @@ def create_app(service: Service) -> FastAPI:
         await asyncio.to_thread(service.close)
 
     app = FastAPI(title="SteerMoE", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.exception_handler(RequestError)(_refused)
-    app.exception_handler(HTTPException)(_http)
-    app.exception_handler(ClientDisconnect)(_left)
-    app.exception_handler(Exception)(_broken)
-    _watch(app, service)
-
-    @app.post("/v1/audio/transcriptions")
-    async def transcriptions(request: Request) -> Response:
-        """What is said in a recording; OpenAI's fields as a form."""
-        async with request.form(
-            max_files=2, max_fields=FORM_FIELDS, max_part_size=4 * service.limits.max_text
-        ) as form:
-            schema.check_form([name for name, _ in form.multi_items()])
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise RequestError(400, "file: missing; send the recording as multipart/form-data", "file")
-            data = await file.read()
-            fields = {name: str(value) for name, value in form.items() if name != "file"}
-            if files := [name for name in fields if isinstance(form[name], UploadFile)]:
-                raise RequestError(400, f"{files[0]}: found a file, expected a text", files[0])
-            granularities = tuple(str(value) for value in form.getlist("timestamp_granularities[]"))
-        wanted = Wanted(service, fields, granularities)
-
-        async def work(written: Written | None = None) -> Transcript:
-            async with service.decoded(data, "file") as samples:
-                return await service.transcribe(samples, wanted.how, written)
-
-        if wanted.stream:
-            return await _stream(pieces(work), _delta, wanted.done)
-        transcript = await _unless_gone(request, work())
-        content, kind = wanted.content(transcript)
-        return Response(content, media_type=kind, headers=wanted.headers(transcript))
-
-    @app.post("/v1/chat/completions")
-    async def completions(request: Request) -> Response:
-        """The answer to a question about a recording; OpenAI's body in JSON."""
-        chat = Chat.read(await request.body())
-        service.check_name(chat.model)
-        turns, data = chat.turns(), chat.audio()
-        tools = tuple(chat.tools) if chat.tools is not None and chat.tool_choice != "none" else None
-        generation, seed = chat.generation(service.limits)
-        read = sum(len(turn.text) + len(str(turn.calls or "")) for turn in turns) + len(json.dumps(tools))
-        if read > service.limits.max_text:
-            raise RequestError(
-                400, f"messages: more than {service.limits.max_text} characters of text and tools", "messages"
-            )
-
-        async def work(written: Written | None = None) -> Answered:
-            async with service.decoded(data, "messages") as samples:
-                question = Question(samples, generation, turns, tools=tools, seed=seed, scored=True)
-                # What calls a tool is known when all was read.
-                return await service.ask(question, written if tools is None else None)
-
-        reply = Reply(service.name, service.warnings)
-        if chat.stream:
-            usage = bool(chat.stream_options and chat.stream_options.include_usage)
-            return await _stream(pieces(work), reply.delta, lambda answered: reply.last(answered, usage))
-        return JSONResponse(reply.whole(await _unless_gone(request, work())))
-
+    for kind in (RequestError, RemoteError, ValueError, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, _handle)
+    if hosts is not None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    app.add_middleware(
+        RequestGuard, metrics=engine.metrics, key=key, max_bytes=limits.max_bytes, max_requests=limits.max_requests,
+        upload_seconds=limits.upload_seconds,
+    )  # fmt: skip
+    _add_transcriptions(app, service)
+    _add_chat(app, service)
+    _add_status(app, service)
     return app
 
 
-def _watch(app: FastAPI, service: Service) -> None:
-    """The addresses that only tell something."""
-    began = int(time.time())
-    model = {"id": service.name, "object": "model", "created": began, "owned_by": "steermoe"}
+def _add_transcriptions(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/audio/transcriptions")
+    async def transcriptions(request: Request) -> Response:
+        """Transcribe a recording; OpenAI's fields as a form."""
+        async with request.form(
+            max_files=1, max_fields=32, max_part_size=4 * service.limits.max_text
+        ) as form:
+            wanted, data = await _read_form(form)
+        service.check_model(wanted.model)
+        if len(wanted.prompt or "") > service.limits.max_text:
+            raise RequestError(400, f"prompt: more than {service.limits.max_text} characters", "prompt")
+        known = service.language
+        if None not in (wanted.language, known) and wanted.language != known:
+            message = f"language: found {wanted.language!r}; {service.name} is for {known}; leave it out"
+            raise RequestError(400, message, "language")
 
-    @app.get("/health/live")
-    async def live() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "live"}
+        async def work(on_text: OnText | None = None) -> Transcript:
+            return await service.transcribe(await service.decode(data, "file"), wanted, on_text)
+
+        def done(found: Transcript) -> list[Any]:
+            event = {"type": "transcript.text.done", "text": found.text}
+            return [event | ({"warnings": warnings} if (warnings := service.warnings(found)) else {})]
+
+        if wanted.stream:
+            return await _stream(work, lambda text: {"type": "transcript.text.delta", "delta": text}, done)
+        found = await _unless_disconnected(request, work())
+        warnings = service.warnings(found)
+        headers = {"x-steermoe-warnings": "; ".join(warnings)} if warnings else {}
+        content = wanted.reply(found, warnings, service.language)
+        if isinstance(content, str):
+            return Response(content, media_type="text/plain; charset=utf-8", headers=headers)
+        return JSONResponse(content, headers=headers)
+
+
+async def _read_form(form: FormData) -> tuple[TranscriptionRequest, bytes]:
+    """Return the fields and the file's bytes."""
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if name.endswith("[]"):
+            fields.setdefault(name, []).append(value)
+        elif name in fields:
+            raise RequestError(400, f"{name}: found twice, expected once", name)
+        else:
+            fields[name] = value
+    file = fields.pop("file", None)
+    if not isinstance(file, UploadFile):
+        raise RequestError(400, "file: missing; send the recording as multipart/form-data", "file")
+    return TranscriptionRequest.parse(fields), await file.read()
+
+
+def _add_chat(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        """Answer a question about a recording; OpenAI's body in JSON."""
+        chat = ChatRequest.parse(await request.body())
+        service.check_model(chat.model)
+        texts, about, audio, tools = _read_chat(chat, service)
+        tokens = chat.token_limit(service.limits.max_tokens)
+        generation = _generation(tokens, chat.temperature, chat.top_p)
+
+        async def work(on_text: OnText | None = None) -> Answered:
+            samples = await service.decode(audio, "messages")
+
+            def question() -> Question | None:
+                if unanswerable(service.engine.model, samples, bool(about)):
+                    return None
+                return service.engine.question(samples, texts, generation, chat.seed % 2**63, tools)
+
+            # Whether text belongs to a call is known at the end.
+            return await service.answer(question, on_text if tools is None else None)
+
+        reply = ChatReply(service.name, service.notice)
+        if not chat.stream:
+            return JSONResponse(reply.whole(await _unless_disconnected(request, work())))
+        usage = bool(chat.stream_options and chat.stream_options.include_usage)
+
+        def done(found: Answered) -> list[Any]:
+            return [*reply.last(found, "" if tools is None else found.answer.text, usage), "[DONE]"]
+
+        return await _stream(work, lambda text: reply.chunk({"content": text}), done)
+
+
+def _read_chat(
+    chat: ChatRequest, service: Service
+) -> tuple[tuple[str, str], str, Any, tuple[dict, ...] | None]:
+    """Return the prompt before and after the audio, the user's text, the audio, and the tools."""
+    model, most = service.engine.model, service.limits.max_text
+    tools = None if chat.tools is None or chat.tool_choice == "none" else tuple(chat.tools)
+    try:
+        turns, recordings = read_messages(chat.messages, allow_local=False)
+        if len(recordings) != 1:
+            raise MessageError("messages", f"found {len(recordings)} parts of type input_audio, expected one")
+        written = "".join(turn.text + json.dumps(turn.calls) for turn in turns) + json.dumps(tools)
+        if len(written) > most:
+            raise MessageError("messages", f"more than {most} characters of text and tools")
+        if tools is not None:
+            check_tools(tools)
+        before, after = conversation(model.config.prompts, model.tokenizer, turns, tools)
+    except ValueError as error:
+        raise RequestError(400, str(error), getattr(error, "field", "messages")) from error
+    about = " ".join(turn.text for turn in turns if turn.role == "user").strip()
+    return (before, after), about, recordings[0], tools
+
+
+def _add_status(app: FastAPI, service: Service) -> None:
+    entry = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "steermoe"}
 
     @app.get("/health")
+    @app.get("/health/live")
     @app.get("/health/ready")
-    async def ready() -> Response:
-        """Requests would be answered."""
-        if service.ready and not service.closing:
-            return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "closing" if service.closing else "broken"}, 503)
+    async def health() -> Response:
+        """Tell whether requests are answered."""
+        alive = service.engine.alive
+        return JSONResponse({"status": "ready" if alive else "broken"}, 200 if alive else 503)
 
     @app.get("/metrics")
-    async def show() -> Response:
-        """Counters for Prometheus."""
-        return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)
+    async def metrics() -> Response:
+        """Return the metrics for Prometheus."""
+        return Response(service.engine.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The model that is served."""
-        return {"object": "list", "data": [model]}
+        """Return the model that is served, in a list."""
+        return {"object": "list", "data": [entry]}
 
     @app.get("/v1/models/{name:path}")
-    async def one(name: str) -> dict[str, Any]:
-        """The model that is served, if it is the one that is asked for."""
-        service.check_name(name)
-        return model
+    async def model(name: str) -> dict[str, Any]:
+        """Return the model that is served, if this is its name."""
+        service.check_model(name)
+        return entry
 
 
-def _delta(piece: str) -> dict[str, Any]:
-    return {"type": "transcript.text.delta", "delta": piece}
+async def _unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
+    """Return the result of some work, which is cancelled when the client disconnects."""
 
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
-async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of some work, which is given up when the client goes."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise RequestError(499, "the client has gone")
+            raise ClientDisconnect
         return task.result()
     finally:
-        gone.cancel()
-        task.cancel()
+        for each in (task, gone):
+            each.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _pieces(work: Callable[[OnText], Awaitable[Result]]) -> AsyncGenerator[str | Result]:
+    """Yield the text that some work passes on, and its result; the work is cancelled with the generator."""
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+    task = asyncio.ensure_future(work(lambda text: loop.call_soon_threadsafe(queue.put_nowait, text)))
+    task.add_done_callback(queue.put_nowait)
+    try:
+        while isinstance(piece := await queue.get(), str):
+            yield piece
+        yield task.result()
+    finally:
+        task.cancel()
 
 
 async def _stream(
-    found: AsyncIterator[str | Result],
-    piece: Callable[[str], Any],
-    last: Callable[[Result], list[Any]],
+    work: Callable[[OnText], Awaitable[Result]],
+    delta: Callable[[str], Any],
+    done: Callable[[Result], list[Any]],
 ) -> Response:
-    """Server-sent events. What fails before the first of them is answered as any error."""
-    first = await anext(found)
+    """Return a stream of server-sent events; an error before the first is an ordinary response."""
+    pieces = _pieces(work)
+    first = await anext(pieces)
 
     async def events() -> AsyncIterator[str]:
-        part = first
-        try:
-            while isinstance(part, str):
-                yield _event(piece(part))
-                part = await anext(found)
-            for event in last(part):
-                yield _event(event)
-        except RequestError as refusal:
-            yield _event(refusal.content())
-        finally:
-            await found.aclose()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
+        async with aclosing(pieces):
+            piece = first
+            try:
+                while isinstance(piece, str):
+                    yield _event(delta(piece))
+                    piece = await anext(pieces)
+                for event in done(piece):
+                    yield _event(event)
+            except Exception as error:
+                yield _event(_refusal(error).content())
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers=EVENTS)
+    return StreamingResponse(events(), media_type="text/event-stream", headers=EVENT_HEADERS)
 
 
 def _event(content: Any) -> str:
     return f"data: {content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return JSONResponse(error.content(), error.status, error.headers)
+async def _handle(request: Request, error: Exception) -> Response:
+    where, headers = f"{request.method} {request.url.path}", dict[str, str]()
+    if isinstance(error, HTTPException):
+        headers |= error.headers or {}
+        error = RequestError(error.status_code, f"{where}: {error.detail}")
+    refusal = _refusal(error)
+    log.info("%s: %s %s", where, refusal.status, refusal)
+    return JSONResponse(refusal.content(), refusal.status, refusal.headers | headers)
 
 
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    refusal = RequestError(error.status_code, message)
-    refusal.headers |= error.headers or {}
-    if refusal.headers.get("Allow") == "GET":  # the gate answers HEAD, too
-        refusal.headers["Allow"] = "GET, HEAD"
-    return await _refused(request, refusal)
+def _refusal(error: Exception) -> RequestError:
+    """Return the reply to an error."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, ClientDisconnect):
+        return RequestError(499, "the client disconnected")
+    if isinstance(error, RemoteError):
+        return RequestError(502, str(error), code="llm_unavailable")
+    if isinstance(error, ValueError):  # of a prompt or recording that the model cannot take
+        return RequestError(400, str(error))
+    log.error("a request failed", exc_info=error)
+    return RequestError(500, "the server failed; see its log")
 
 
-async def _left(request: Request, _: Exception) -> Response:
-    log.info("%s %s: the client left during the upload", request.method, request.url.path)
-    return await _refused(request, RequestError(499, "the client has gone"))
-
-
-async def _broken(request: Request, error: Exception) -> Response:
-    log.error("%s %s", request.method, request.url.path, exc_info=error)
-    return await _refused(request, RequestError(500, "the server failed; its log says why"))
-
-
-class Server(uvicorn.Server):
-    """Runs the application; after a signal to stop, what was accepted is finished first, and no more is accepted."""
-
-    def __init__(
-        self, service: Service, host: str, port: int, key: str | None, announce: Callable[[str], None]
-    ) -> None:
-        app: Any = create_app(service)
-        if (
-            key is None
-        ):  # without a key only names of this machine: a web page may give its own name our address
-            app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_names(host))
-        self.gate = Gate(app, service.limits, service.metrics, key)
-        settings = uvicorn.Config(
-            self.gate, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=2,
-            server_header=False,
-        )  # fmt: skip
-        super().__init__(settings)
-        self._service, self._announce, self._until = service, announce, 0.0
-
-    async def startup(self, sockets: Any = None) -> None:
-        """Listen, and say where."""
-        await super().startup(sockets)
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            self._announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        """The first signal: take no more, finish. The second: end."""
-        if self.gate.closing:
-            self.should_exit = self.force_exit = True
-        self.gate.closing = self._service.closing = True
-        self._until = time.monotonic() + self._service.limits.drain_seconds
-
-    async def on_tick(self, counter: int) -> bool:
-        """Whether to end now."""
-        if self.gate.closing and (not self.gate.active or time.monotonic() > self._until):
-            self.should_exit = True
-        return await super().on_tick(counter)
+def create_server(app: FastAPI, limits: Limits) -> uvicorn.Server:
+    """Return the server of an application; after SIGTERM or Ctrl-C it finishes what it accepted."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False,
+            timeout_graceful_shutdown=math.ceil(limits.drain_seconds),
+        )
+    )  # fmt: skip

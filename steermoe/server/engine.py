@@ -1,102 +1,121 @@
-"""Questions about recordings to answers, many at a time: by the model here, or with an LLM that runs elsewhere."""
+"""The model's queue: one thread answers questions about recordings, in batches that others join while they run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from steermoe.audio.augment import levelled
 from steermoe.audio.io import RATE
 from steermoe.config import Generation
-from steermoe.data.dataset import Batch, Item, collate
-from steermoe.data.prompts import PLACE, Turn, conversation, encode_texts, render, texts_around
+from steermoe.data.dataset import Item, collate
+from steermoe.data.prompts import encode_texts, render, texts_around
 from steermoe.models.continuous_batching import DecodeSlots, Prompt, continues
-from steermoe.models.generation import Watch, cycle, decode, log_likelihoods
-from steermoe.models.inference import confidence, nothing_heard, prompts_of, rated, unanswerable
-from steermoe.models.tools import Answer, check_tools, read_answer
+from steermoe.models.generation import cycle, decode, log_likelihoods
+from steermoe.models.inference import confidence, prompts_of, rated
+from steermoe.models.packing import pack
+from steermoe.models.tools import Answer, read_answer
+from steermoe.server.metrics import Metrics
+from steermoe.server.schema import Answered, RequestError
 
 if TYPE_CHECKING:
     from steermoe.models.steermoe import SteerMoE
-    from steermoe.server.batching import Job, Join
 
-Continue = Callable[[torch.Tensor, torch.Tensor, Generation, int, Watch], list[list[int]]]
-"""(rows_BWH, valid_BW, how to decode, seed, who looks on) -> ids of each row, without end token."""
+REFILL = (
+    0.5  # share of a batch's rows that are free before others join: reading few prompts at a time is slow
+)
+RETRY_SECONDS = 5
+RemoteDecoder = Callable[[list[torch.Tensor], Generation, int], list[list[int]]]
+"""(embeddings_WH of each prompt, how to decode, seed) -> generated ids of each, without end token."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a server."""
+
+    max_bytes: int = 25 * 2**20  # of a request's body
+    max_seconds: float = 1800.0  # of a recording
+    max_tokens: int = 200  # of an answer, also the default
+    max_text: int = 16_000  # characters of prompts, messages and tools in a request
+    upload_seconds: float = 60.0  # in which a request's body must arrive
+    max_requests: int = 128  # answered at a time, uploads and waiting included
+    queue_length: int = 256  # recordings, or segments of long ones, that wait for the model
+    batch_rows: int = 16  # recordings in a batch
+    max_batch_seconds: float = 120.0  # of audio in a batch, padding included
+    decoders: int = 2  # recordings decoded at a time
+    drain_seconds: float = 30.0  # to finish accepted requests after a signal to stop
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What is asked about a recording.
+    """What the LLM is asked about a recording.
 
     Attributes:
-        samples: (N,) at 16 kHz.
-        turns: the conversation about it, which has this one recording; None: write down what is said.
-        prompt: the text behind the audio, instead of the configuration's; not with `turns`.
-        tools: what may be called.
+        features: (M, T), the encoder's input.
+        seconds: duration of the recording.
+        texts: the prompt before and after the audio.
         generation, seed: how to decode.
-        scored: tell the answer's confidence; not where the LLM runs elsewhere.
+        tools: the tools that may be called.
     """
 
-    samples: np.ndarray
+    features: torch.Tensor
+    seconds: float
+    texts: tuple[str, str]
     generation: Generation
-    turns: tuple[Turn, ...] | None = None
-    prompt: str | None = None
-    tools: tuple[dict, ...] | None = None
     seed: int = 0
-    scored: bool = False
+    tools: tuple[dict, ...] | None = None
 
     @property
-    def seconds(self) -> float:
-        """Length of the recording."""
-        return len(self.samples) / RATE
-
-    @property
-    def together(self) -> str | None:
-        """Those who decode alike share a batch; what is sampled depends on the batch, and is alone."""
-        return self.generation.model_dump_json() if self.generation.strategy == "greedy" else None
+    def batch_key(self) -> str:
+        """Return what is equal for questions that may share a batch. A sampled answer depends on its batch."""
+        return self.generation.model_dump_json() + (
+            "" if self.generation.strategy == "greedy" else str(id(self))
+        )
 
 
-@dataclass(frozen=True)
-class Answered:
-    """An answer, and how it came about.
+@dataclass(eq=False)
+class Job:
+    """A question in the queue or being answered.
 
     Attributes:
-        answer: see there.
-        prompt_tokens: all that the LLM read, audio included.
-        tokens: all that it wrote.
-        cut: it was not at its end.
-        tooled: it might have called tools.
+        question: the question.
+        on_text: called with pieces of the text while it is generated, in the model's thread.
+        cancelled: set when the answer is no longer needed; may be shared by the jobs of one request.
+        answer: the future answer.
     """
 
-    answer: Answer
-    prompt_tokens: int
-    tokens: int
-    cut: bool
-    tooled: bool
+    question: Question
+    on_text: Callable[[str], object] | None
+    cancelled: threading.Event
+    answer: Future[Answered] = field(default_factory=Future)
 
 
-class Written:
-    """The text of an answer, given away piece by piece while it is written.
+class TextStream:
+    """Passes the text of an answer on while it is generated.
 
-    A character of several tokens is held back until it is whole, and a tail that repeats as often as it may,
-    until it is clear that it goes on otherwise.
-
-    Args:
-        job: what is given of it is remembered there, and not given again if it has to be answered anew.
-        model: its tokenizer, and the tokens that end an answer.
+    An incomplete character is held back, and so is a repeated ending that may turn out to be a loop.
     """
 
     def __init__(self, job: Job, model: SteerMoE) -> None:
-        self.job, self._tokenizer = job, model.tokenizer
+        self._on_text, self._tokenizer = job.on_text, model.tokenizer
         self._stops = set(model.llm.generation_config.eos_token_id)
-        self._repeats = job.asked.generation.max_repeats
+        self._repeats = job.question.generation.max_repeats
+        self._sent = ""
 
-    def show(self, ids: list[int]) -> None:
-        """All ids so far, behind an end token whatever there is."""
-        if self.job.written is None:
+    def update(self, ids: list[int]) -> None:
+        """Pass on what is new in all ids so far."""
+        if self._on_text is None:
             return
         end = next((place for place, token in enumerate(ids) if token in self._stops), len(ids))
         if self._repeats is not None and cycle(ids[:end], self._repeats - 1):
@@ -106,165 +125,256 @@ class Written:
             self.finish(text)
 
     def finish(self, text: str) -> None:
-        """The whole text so far."""
-        given, written = self.job.given, self.job.written
-        if written is not None and text != given and text.startswith(given):
-            written(text[len(given) :])
-            self.job.given = text
+        """Pass on what is new in the text."""
+        if self._on_text is not None and text != self._sent and text.startswith(self._sent):
+            self._on_text(text[len(self._sent) :])
+            self._sent = text
 
 
 class Engine:
-    """Answers batches of jobs.
-
-    Attributes:
-        window: seconds of audio that the encoder takes at once; None: no limit.
+    """Answers questions in one thread.
 
     Args:
-        model: encoder, steering and projector are used; its LLM too, if nobody else continues.
-        goes_on: writes the answers; default: the model's LLM.
+        model: encoder, steering and projector; its LLM, too, without `remote`.
+        limits: of the queue and of a batch.
+        remote: decodes with an LLM on another server.
 
     Raises:
-        ValueError: the adapter has a part in the LLM, and somebody else writes.
+        ValueError: the adapter has LoRA in the LLM, and the LLM is remote.
     """
 
-    def __init__(self, model: SteerMoE, goes_on: Continue | None = None) -> None:
-        if goes_on is not None and model.config.llm_lora is not None:
+    def __init__(
+        self, model: SteerMoE, limits: Limits | None = None, remote: RemoteDecoder | None = None
+    ) -> None:
+        if remote is not None and model.config.llm_lora is not None:
             raise ValueError(
-                "the adapter has LoRA in the LLM, which an LLM that runs elsewhere does not have"
+                "the adapter has LoRA in the LLM, which a remote LLM does not have; serve it locally"
             )
-        self.model = model
-        self._continue = goes_on
-        encoder = model.encoder
-        self.window = None if encoder.max_frames is None else encoder.max_frames / encoder.frames_per_second
-        tokenizer = model.tokenizer
-        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._marks = sorted({*tokenizer.all_special_tokens, *added, PLACE})
+        self.model, self.limits, self._remote = model, limits or Limits(), remote
+        self._queue: list[Job] = []
+        self._running: list[Job] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._since = 0.0
+        self.metrics = Metrics(lambda: len(self._queue), lambda: len(self._running))
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
 
-    def check_text(self, text: str) -> None:
-        """Raises ValueError where a text has a token in it that ends a turn, or some such, or is no Unicode."""
-        text.encode()  # half a surrogate pair, as JSON may have it
-        if found := next((mark for mark in self._marks if mark in text), None):
-            raise ValueError(f"found {found!r}, which has a meaning of its own to the LLM; leave it out")
+    @property
+    def alive(self) -> bool:
+        """Return whether questions would be answered."""
+        return self._thread.is_alive() and not self._closed
 
-    def check(self, question: Question) -> None:
-        """Raises ValueError where the LLM cannot be asked so: wrong tools, or a system turn that it has not."""
-        if question.tools is not None:
-            check_tools(question.tools)
-        self._texts(question)
+    def submit(
+        self,
+        question: Question,
+        on_text: Callable[[str], object] | None = None,
+        cancelled: threading.Event | None = None,
+        wait: bool = False,
+    ) -> Job:
+        """Put a question into the queue.
 
-    def unheard(self, question: Question) -> Answered | None:
-        """The answer where a recording has nothing in it that a question could be about; None: it has."""
-        asked = any(turn.text for turn in question.turns or () if turn.role == "user")
-        if not unanswerable(self.model, question.samples, asked):
-            return None
-        return Answered(nothing_heard(), 0, 0, False, question.tools is not None)
+        Args:
+            question: the question.
+            on_text: see Job.
+            cancelled: see Job.
+            wait: wait for space instead of failing.
 
-    @torch.no_grad()
-    def answer(self, jobs: Sequence[Job], join: Join) -> Iterator[tuple[Job, Answered | Exception]]:
-        """The answers to jobs that decode alike, whose `asked` are questions, and to those that join them.
-
-        Each answer is there as soon as it ends, and the next job takes its place (`models.continuous`). Elsewhere,
-        and where answers are sampled or searched for, the jobs are a batch, and nobody joins.
-
-        Yields:
-            a job, and its answer, or why there is none: ValueError, the recording is too short or too long.
+        Raises:
+            RequestError: 429, the queue is full.
+            CancelledError: it was cancelled, or the engine is closed.
         """
-        generation = jobs[0].asked.generation
-        if self._continue is not None or not continues(self.model.llm, generation):
-            yield from self._batch(jobs, generation)
-            return
+        job = Job(question, on_text, cancelled or threading.Event())
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: not self._full or self._closed or job.cancelled.is_set())
+            if self._closed or job.cancelled.is_set():
+                raise CancelledError
+            if self._full:
+                raise RequestError(
+                    429, f"{len(self._queue)} recordings wait for the model; try again later", code="queue_full",
+                    retry_after=RETRY_SECONDS,
+                )  # fmt: skip
+            self._queue.append(job)
+            self._changed.notify_all()
+        return job
+
+    @property
+    def _full(self) -> bool:
+        return len(self._queue) >= self.limits.queue_length
+
+    def cancel(self, cancelled: threading.Event) -> None:
+        """Take the jobs with this event out of the queue, or end their generation at the next token."""
+        cancelled.set()
+        with self._changed:
+            for job in [job for job in self._queue if job.cancelled is cancelled]:
+                self._queue.remove(job)
+                job.answer.cancel()
+                self.metrics.dropped.inc()
+            self._changed.notify_all()
+
+    def question(
+        self,
+        samples: np.ndarray,
+        texts: tuple[str, str],
+        generation: Generation,
+        seed: int,
+        tools: Any = None,
+    ) -> Question:
+        """Return a question about a waveform (N,).
+
+        Raises:
+            RequestError: it is longer or shorter than the encoder can take.
+        """
+        encoder, seconds = self.model.encoder, len(samples) / RATE
+        features = self.model.features(levelled(samples))
+        most = encoder.max_seconds or math.inf
+        if seconds > most or encoder.output_lengths(torch.tensor([features.shape[1]])).min() < 1:
+            message = f"messages: found {seconds:.1f} s of audio, expected at most {most:g} s, and at least one frame"
+            raise RequestError(400, message, "messages", "invalid_audio")
+        return Question(features, seconds, texts, generation, seed, tools)
+
+    def answer_segments(self, cancelled: threading.Event) -> Callable[..., list[Answer]]:
+        """Return a function that answers the segments of a `Recognizer` through the queue, as `answer_all` does."""
+        section, tokenizer = self.model.config.prompts, self.model.tokenizer
+
+        def answer(
+            model: Any, waveforms: Sequence[np.ndarray], question: None, tools: None, generation: Generation,
+            seed: int, prompt: str | None, *_: Any,
+        ) -> list[Answer]:  # fmt: skip
+            texts = texts_around(
+                section, tokenizer, render(section, "transcribe", "") if prompt is None else prompt
+            )
+            questions = [self.question(samples, texts, generation, seed) for samples in waveforms]
+            jobs = [self.submit(question, cancelled=cancelled, wait=True) for question in questions]
+            return [job.answer.result().answer for job in jobs]
+
+        return answer
+
+    def close(self) -> None:
+        """Cancel everything and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for job in [*self._queue, *self._running]:
+            self.cancel(job.cancelled)
+        self._thread.join(10)
+
+    def _work(self) -> None:
+        while not self._closed:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                jobs = self._take(self.limits.batch_rows)
+            if not jobs:
+                continue
+            self._since = time.perf_counter()
+            generation = jobs[0].question.generation
+            try:
+                with torch.no_grad():
+                    if self._remote is None and continues(self.model.llm, generation):
+                        self._answer_continuously(jobs, generation)
+                    else:
+                        self._answer_batch(jobs, generation)
+            except Exception as error:  # of the model, not of one recording
+                log.exception("%d recordings could not be answered", len(self._running))
+                for job in list(self._running):
+                    self._settle(job, error)
+
+    def _take(self, rows: int, key: str | None = None) -> list[Job]:
+        """Take the next jobs of a batch out of the queue, in order of arrival; none if the first does not fit."""
+        jobs: list[Job] = []
+        longest = 0.0
+        with self._changed:
+            while self._queue and len(jobs) < rows and not self._closed:
+                question = self._queue[0].question
+                key = key or question.batch_key
+                longest = max(longest, question.seconds)
+                too_long = jobs and longest * (len(jobs) + 1) > self.limits.max_batch_seconds
+                if question.batch_key != key or too_long:
+                    break
+                job = self._queue.pop(0)
+                if job.answer.set_running_or_notify_cancel():
+                    jobs.append(job)
+            self._running += jobs
+            self._changed.notify_all()  # there is space again
+        return jobs
+
+    def _answer_continuously(self, jobs: list[Job], generation: Generation) -> None:
+        """Answer jobs and those that join them; where an answer ends, the next job takes its row."""
         slots = DecodeSlots(self.model.llm, generation, scored=True)
-        at_work: dict[Job, tuple[Written, int]] = {}
+        rows, key = self.limits.batch_rows, jobs[0].question.batch_key
+        streams: dict[Job, TextStream] = {}
+        lengths: dict[Job, int] = {}
         while jobs or slots.live:
-            read: list[Prompt] = []
-            for job, prompt in self._prompts(jobs):
-                if isinstance(prompt, Exception):
-                    yield job, prompt
-                    continue
-                read.append(prompt)
-                at_work[job] = Written(job, self.model), len(prompt.embeddings)
+            read = self._prompts(jobs) if jobs else []
+            for prompt in read:
+                streams[prompt.key] = TextStream(prompt.key, self.model)
+                lengths[prompt.key] = len(prompt.embeddings)
             if read:
                 slots.read(read)
             else:
                 slots.step()
             for row in slots.rows:
-                if row.key in at_work:  # else it has ended, and its place was not taken yet
-                    at_work[row.key][0].show(row.ids)
-            slots.drop({job for job in at_work if job.given_up.is_set()})
+                if row.key in streams:  # otherwise it has ended, and its row is still there
+                    streams[row.key].update(row.ids)
+            slots.drop({job for job in streams if job.cancelled.is_set()})
             for job, ids, scores in slots.take():
-                written, before = at_work.pop(job)
-                yield job, self._answered(written, before, ids, scores)
-            jobs = join(slots.live)
+                self._finish(job, streams.pop(job), lengths.pop(job), ids, scores)
+            free = rows - slots.live
+            jobs = self._take(free, key) if free >= REFILL * rows or not slots.live else []
 
-    def _batch(
-        self, jobs: Sequence[Job], generation: Generation
-    ) -> Iterator[tuple[Job, Answered | Exception]]:
-        """The answers to jobs, all at the end."""
-        inputs = self._inputs(jobs)
-        rows_BWH, valid_BW = self.model.embed_prompt(inputs)
-        rows = [Written(job, self.model) for job in jobs]
+    def _answer_batch(self, jobs: list[Job], generation: Generation) -> None:
+        """Answer jobs that others cannot join: sampled answers, beams, and a remote LLM, which batches by itself."""
+        model = self.model
+        found = self._prompts(jobs)
+        rows = [prompt.embeddings for prompt in found]
+        streams = [TextStream(job, model) for job in jobs]
 
         def watch(ids: list[list[int]]) -> list[bool]:
-            for row, found in zip(rows, ids, strict=True):
-                row.show(found)
-            return [job.given_up.is_set() for job in jobs]
+            for stream, row in zip(streams, ids, strict=True):
+                stream.update(row)
+            return [job.cancelled.is_set() for job in jobs]
 
-        goes_on = self._continue or self._here
-        ids = goes_on(rows_BWH, valid_BW, generation, jobs[0].asked.seed, watch)
-        scores: list[list[float]] = [[] for _ in jobs]
-        if self._continue is None and any(job.asked.scored for job in jobs):
-            scores = log_likelihoods(self.model.llm, rows_BWH, valid_BW, ids)
-        for row, before, own, each in zip(rows, valid_BW.sum(1).tolist(), ids, scores, strict=True):
-            yield row.job, self._answered(row, before, own, each)
+        seed = jobs[0].question.seed
+        if self._remote is not None:
+            ids, scores = self._remote(rows, generation, seed), [[]] * len(rows)
+        else:
+            widths = torch.tensor([len(row) for row in rows], device=model.device)
+            rows_BWH, valid_BW = pack([pad_sequence(rows, batch_first=True)], [widths], "left")
+            ids = decode(model.llm, rows_BWH, valid_BW, generation, seed, watch=watch)
+            scores = log_likelihoods(model.llm, rows_BWH, valid_BW, ids)
+        for each in zip(jobs, streams, map(len, rows), ids, scores, strict=True):
+            self._finish(*each)
 
-    def _inputs(self, jobs: Sequence[Job]) -> Batch:
-        items: list[Item] = []
-        for row, job in enumerate(jobs):
-            prompt = encode_texts(self.model.tokenizer, *self._texts(job.asked))
-            items.append(
-                {
-                    "features": self.model.features(levelled(job.asked.samples)), "prefix_ids": prompt.prefix,
-                    "prompt_ids": prompt.suffix, "target_ids": [], "index": row,
-                }
-            )  # fmt: skip
-        return collate(items).to(self.model.device)
+    def _prompts(self, jobs: Sequence[Job]) -> list[Prompt]:
+        """Encode the prompts of jobs, audio included."""
+        ids = [encode_texts(self.model.tokenizer, *job.question.texts) for job in jobs]
+        items: list[Item] = [
+            {"features": job.question.features, "prefix_ids": each.prefix, "prompt_ids": each.suffix,
+             "target_ids": [], "index": row} for row, (job, each) in enumerate(zip(jobs, ids, strict=True))
+        ]  # fmt: skip
+        return prompts_of(self.model.embed_prompt, collate(items).to(self.model.device), jobs)
 
-    def _prompts(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Prompt | Exception]]:
-        """What the LLM reads of each job; where one spoils it for all, they are read one by one."""
-        if not jobs:
-            return
-        try:
-            yield from zip(jobs, prompts_of(self.model.embed_prompt, self._inputs(jobs), jobs), strict=True)
-        except (ValueError, RuntimeError) as error:
-            if len(jobs) == 1:
-                yield jobs[0], error
-                return
-            for job in jobs:
-                yield from self._prompts([job])
+    def _finish(
+        self, job: Job, stream: TextStream, read: int, ids: list[int], scores: Sequence[float]
+    ) -> None:
+        question = job.question
+        answer = read_answer(ids, self.model.tokenizer, question.tools, question.texts[1])
+        answer = rated(answer, confidence(scores))
+        stream.finish(answer.text)
+        truncated = len(ids) >= question.generation.max_new_tokens
+        self._settle(job, Answered(answer, read, len(ids), truncated))
 
-    def _answered(self, row: Written, before: int, ids: list[int], scores: list[float]) -> Answered:
-        question = row.job.asked
-        answer = read_answer(ids, self.model.tokenizer, question.tools, self._texts(question)[1])
-        answer = rated(answer, confidence(scores) if question.scored else None)
-        row.finish(answer.text)
-        cut = len(ids) >= question.generation.max_new_tokens
-        return Answered(answer, before, len(ids), cut, question.tools is not None)
-
-    def _here(
-        self,
-        rows_BWH: torch.Tensor,
-        valid_BW: torch.Tensor,
-        generation: Generation,
-        seed: int,
-        watch: Watch,
-    ) -> list[list[int]]:
-        return decode(self.model.llm, rows_BWH, valid_BW, generation, seed, watch=watch)
-
-    def _texts(self, question: Question) -> tuple[str, str]:
-        """What the LLM reads before and behind the audio."""
-        prompts, tokenizer = self.model.config.prompts, self.model.tokenizer
-        if question.turns is not None:
-            before, behind = conversation(prompts, tokenizer, question.turns, question.tools)
-            return before, behind
-        asked = render(prompts, "transcribe", "") if question.prompt is None else question.prompt
-        return texts_around(prompts, tokenizer, asked, question.tools)
+    def _settle(self, job: Job, result: Answered | BaseException) -> None:
+        if isinstance(result, Answered):
+            now = time.perf_counter()
+            self.metrics.batch_rows.observe(len(self._running))
+            self.metrics.audio_seconds.inc(job.question.seconds)
+            self.metrics.compute_seconds.inc(now - self._since)
+            self.metrics.tokens.inc(result.completion_tokens)
+            self._since = now
+        self._running.remove(job)
+        if isinstance(result, Answered):
+            job.answer.set_result(result)
+        else:
+            job.answer.set_exception(result)

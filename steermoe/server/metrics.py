@@ -1,10 +1,17 @@
-"""What a server does, counted for Prometheus."""
+"""Metrics of the server for Prometheus."""
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 LATENCIES = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -12,21 +19,12 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 class Metrics:
     """Counters of one server, in a registry of their own.
 
-    Attributes:
-        requests: by path, method and status. `latency`: seconds from a request's first byte to its last, by path.
-        batch_rows: recordings at work when one of them was answered, itself among them.
-        dropped: those whose client was gone before their turn.
-        audio_seconds, compute_seconds: heard, and spent by the model on it.
-        tokens: written.
-
     Args:
-        waiting: recordings in the queue now, and their seconds.
+        waiting, running: return the number of recordings in the queue, and being answered.
     """
 
-    def __init__(self, waiting: Callable[[], tuple[int, float]]) -> None:
-        self.registry = CollectorRegistry()
-
-        registry = self.registry
+    def __init__(self, waiting: Callable[[], float], running: Callable[[], float]) -> None:
+        registry = self._registry = CollectorRegistry()
         self.requests = Counter(
             "steermoe_requests", "Requests answered", ("path", "method", "status"), registry=registry
         )
@@ -39,42 +37,23 @@ class Metrics:
         )
         self.batch_rows = Histogram(
             "steermoe_batch_rows",
-            "Recordings at work when one was answered",
+            "Recordings in progress when one was answered",
             buckets=BATCHES,
             registry=registry,
         )
         self.dropped = Counter(
-            "steermoe_dropped", "Recordings whose client was gone before their turn", registry=registry
+            "steermoe_dropped", "Recordings cancelled before their turn", registry=registry
         )
         self.audio_seconds = Counter(
-            "steermoe_audio_seconds", "Audio that the model heard", registry=registry
+            "steermoe_audio_seconds", "Audio answered by the model", registry=registry
         )
         self.compute_seconds = Counter(
-            "steermoe_compute_seconds", "Time that the model took", registry=registry
+            "steermoe_compute_seconds", "Time spent by the model", registry=registry
         )
-        self.tokens = Counter("steermoe_tokens", "Tokens written", registry=registry)
-        gauges: dict[str, tuple[str, Callable[[], float]]] = {
-            "queue_length": ("Recordings that wait", lambda: waiting()[0]),
-            "queue_audio_seconds": ("Audio that waits", lambda: waiting()[1]),
-            "real_time_factor": ("Time of the model for a second of audio, so far", self.real_time_factor),
-        }
-        for name, (text, value) in gauges.items():
-            Gauge(f"steermoe_{name}", text, registry=registry).set_function(value)
-        self._audio = self._compute = 0.0
-
-    def heard(self, rows: int, audio: float, compute: float, tokens: int) -> None:
-        """Count an answer: recordings at work, its audio, seconds of the model since the one before, tokens."""
-        self.batch_rows.observe(rows)
-        self.audio_seconds.inc(audio)
-        self.compute_seconds.inc(compute)
-        self.tokens.inc(tokens)
-        self._audio += audio
-        self._compute += compute
-
-    def real_time_factor(self) -> float:
-        """Seconds that the model took for a second of audio, over all batches; 0 before the first."""
-        return self._compute / self._audio if self._audio else 0.0
+        self.tokens = Counter("steermoe_tokens", "Tokens generated", registry=registry)
+        Gauge("steermoe_queue_length", "Recordings that wait", registry=registry).set_function(waiting)
+        Gauge("steermoe_running", "Recordings being answered", registry=registry).set_function(running)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """Return all of them in Prometheus' text format."""
+        return generate_latest(self._registry)

@@ -1,117 +1,131 @@
-"""What every request passes before it is read: key, shutdown, how many at once, how large, how slow. Plain ASGI."""
+"""Checks before a request is read: API key, number of requests, size of the body, time of the upload. Plain ASGI."""
 
 import asyncio
-import hashlib
 import hmac
+import ipaddress
 import json
+import os
+import secrets
+import socket
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
-from steermoe.server.batching import shutting_down
-from steermoe.server.errors import RequestError
-from steermoe.server.limits import Limits
 from steermoe.server.metrics import Metrics
+from steermoe.server.schema import RequestError
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+KEY_VARIABLE = "STEERMOE_API_KEY"
+MIN_KEY_LENGTH = 16
+PUBLIC = ("/health", "/health/live", "/health/ready")  # no key needed
+PATHS = (
+    *PUBLIC,
+    "/metrics",
+    "/openapi.json",
+    "/v1/models",
+    "/v1/audio/transcriptions",
+    "/v1/chat/completions",
+)
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
-OPEN = ("/health", "/health/live", "/health/ready")  # without key, for who watches over the server
-PATHS = (*OPEN, "/metrics", "/openapi.json", "/v1/models", "/v1/audio/transcriptions", "/v1/chat/completions")
 
-
-class Gate:
-    """The application's outermost layer.
-
-    Attributes:
-        closing: nothing more is taken; what was taken is finished.
-        active: requests to the model that are being answered now.
+class RequestGuard:
+    """Answers requests that may not pass, and counts all of them.
 
     Args:
-        app: what is behind it.
-        limits: bytes of a body, seconds for its upload, requests at once.
+        app: the application.
         metrics: where requests are counted.
-        key: that requests must bring as `Authorization: Bearer`; None: none.
+        key: the API key that requests must have; None: none.
+        max_bytes: size of a body.
+        max_requests: requests with a body that are answered at a time.
+        upload_seconds: time in which a body must arrive.
     """
 
-    def __init__(self, app: Any, limits: Limits, metrics: Metrics, key: str | None) -> None:
-        self._app, self._limits, self._metrics = app, limits, metrics
-        self._key = None if key is None else _digest(key)
-        self.closing = False
-        self.active = 0
+    def __init__(
+        self,
+        app: Any,
+        metrics: Metrics,
+        key: str | None,
+        max_bytes: int,
+        max_requests: int,
+        upload_seconds: float,
+    ) -> None:
+        self._app, self._metrics, self._key = app, metrics, key
+        self._max_bytes, self._max_requests, self._upload_seconds = max_bytes, max_requests, upload_seconds
+        self._active = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass, or answer why not."""
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with an error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began, status = time.perf_counter(), 500
-        identity = uuid.uuid4().hex.encode()
+        request_id = uuid.uuid4().hex.encode()
 
-        async def sending(message: MutableMapping[str, Any]) -> None:
+        async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", identity)]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
             await send(message)
 
-        if scope["method"] == "HEAD":  # is answered as GET is; the server sends no body
-            scope = {**scope, "method": "GET"}
-        counted = scope["method"] == "POST"
-        self.active += counted
+        posted = scope["method"] == "POST"
+        self._active += posted
         try:
-            self._admit(scope)
-            await self._app(scope, self._limited(scope, receive), sending)
+            self._check(scope)
+            # HEAD is answered as GET; uvicorn leaves the body out.
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            await self._app(
+                {**scope, "method": method}, self._limited(receive) if posted else receive, sending
+            )
         except RequestError as refusal:
-            await refuse(refusal, sending)
+            await _refuse(refusal, sending)
         finally:
-            self.active -= counted
+            self._active -= posted
             path = scope["path"] if scope["path"] in PATHS else "other"
-            self._metrics.requests.labels(path, _method(scope), str(status)).inc()
+            self._metrics.requests.labels(path, "POST" if posted else "GET", str(status)).inc()
             self._metrics.latency.labels(path).observe(time.perf_counter() - began)
 
-    def _admit(self, scope: Scope) -> None:
-        """Raises RequestError where a request is not to be read at all."""
+    def _check(self, scope: Message) -> None:
         headers = dict(scope["headers"])
-        if self._key is not None and scope["path"] not in OPEN:
-            kind, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-            if kind.lower() != "bearer" or not hmac.compare_digest(_digest(key.strip()), self._key):
+        if self._key is not None and scope["path"] not in PUBLIC:
+            kind, _, found = headers.get(b"authorization", b"").partition(b" ")
+            if kind.lower() != b"bearer" or not hmac.compare_digest(found.strip(), self._key.encode()):
                 raise RequestError(
                     401, "no valid API key; send it as `Authorization: Bearer KEY`", code="invalid_api_key"
                 )
         if scope["method"] != "POST":
             return
-        if self.closing:
-            raise shutting_down()
-        if self.active > self._limits.requests:
+        if self._active > self._max_requests:
             raise RequestError(
-                429, f"{self._limits.requests} requests are being answered; try again in a second",
-                code="too_many_requests", retry_after=1,
+                429, f"{self._max_requests} requests are being answered; try again later", code="too_many_requests",
+                retry_after=1,
             )  # fmt: skip
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._limits.max_bytes:
+        if not length.isdigit() or int(length) > self._max_bytes:
             raise self._too_large()
 
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive` that counts bytes, for not all say beforehand how many there are, and seconds."""
-        read, complete = 0, scope["method"] != "POST"
-        until = time.monotonic() + self._limits.upload_seconds
+    def _limited(self, receive: Receive) -> Receive:
+        """Return `receive` with limits of bytes and time."""
+        read, complete = 0, False
+        until = time.monotonic() + self._upload_seconds
 
-        async def limited() -> MutableMapping[str, Any]:
+        async def limited() -> Message:
             nonlocal read, complete
-            if complete:  # what comes now is that the client has gone
+            if complete:  # only a disconnect can follow
                 return await receive()
             try:
                 async with asyncio.timeout(until - time.monotonic()):
                     message = await receive()
             except TimeoutError:
                 raise RequestError(
-                    408, f"the request's body did not come within {self._limits.upload_seconds:g} s"
+                    408, f"the body of the request did not arrive within {self._upload_seconds:g} s"
                 ) from None
             read += len(message.get("body", b""))
-            if read > self._limits.max_bytes:
+            if read > self._max_bytes:
                 raise self._too_large()
             complete = not message.get("more_body", False)
             return message
@@ -119,15 +133,14 @@ class Gate:
         return limited
 
     def _too_large(self) -> RequestError:
-        most = self._limits.max_bytes
-        return RequestError(
-            413, f"the request is larger than the {most:,} bytes that are allowed; cut or compress the audio (FLAC, "
-            "Ogg)", code="request_too_large",
-        )  # fmt: skip
+        message = (
+            f"the request is larger than {self._max_bytes:,} bytes; cut or compress the audio (FLAC, Ogg)"
+        )
+        return RequestError(413, message, code="request_too_large")
 
 
-async def refuse(refusal: RequestError, send: Send) -> None:
-    """Answer with an error; the connection is closed, for the body may not have been read."""
+async def _refuse(refusal: RequestError, send: Send) -> None:
+    """Send an error and close the connection, because the body may not have been read."""
     body = json.dumps(refusal.content()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     pairs = [(name.encode(), value.encode()) for name, value in (headers | refusal.headers).items()]
@@ -135,10 +148,52 @@ async def refuse(refusal: RequestError, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _digest(key: str) -> bytes:
-    """Of the same length for every key, so that the comparison tells nothing of it."""
-    return hashlib.sha256(key.encode()).digest()
+def is_loopback(host: str) -> bool:
+    """Return whether an address can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
-def _method(scope: Scope) -> str:
-    return scope["method"] if scope["method"] in ("GET", "POST") else "other"
+def local_names(host: str) -> list[str]:
+    """Return the host names of requests to a server that listens at a loopback address."""
+    return ["127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host]
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 means any free port. Clients wait until it is served.
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(f"--host {host}, --port {port}: {error.strerror}; use another") from error
+
+
+def api_key(host: str, file: Path | None) -> tuple[str | None, bool]:
+    """Return the key that requests must have, and whether it was generated now.
+
+    It comes from a file or from STEERMOE_API_KEY, never from the command line, which other users of the machine
+    can see. Without either, a loopback address needs no key, and any other gets a generated one.
+
+    Raises:
+        ValueError: the key is too short or has illegal characters.
+        OSError: the file cannot be read.
+    """
+    if file is not None:
+        source, key = str(file), file.read_text(encoding="utf-8").strip()
+    elif KEY_VARIABLE in os.environ:
+        source, key = KEY_VARIABLE, os.environ[KEY_VARIABLE].strip()
+    elif is_loopback(host):
+        return None, False
+    else:
+        return secrets.token_urlsafe(32), True
+    if len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            f"{source}: found {len(key)} characters; expected a key of at least {MIN_KEY_LENGTH} printable ASCII "
+            "characters without spaces, for instance from `openssl rand -base64 32`"
+        )
+    return key, False

@@ -20,9 +20,10 @@ import soundfile
 
 from steermoe.audio.io import RATE, load
 from steermoe.cli import demo as demo_command
+from steermoe.cli import loading as opening
 from steermoe.cli import options as opening
-from steermoe.demo.callbacks import NOT_HEARD
-from steermoe.demo.inference import ALL, Listener
+from steermoe.demo.app import NO_TEXT
+from steermoe.demo.inference import ALL, Models
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -37,7 +38,7 @@ PATIENCE = 60_000  # ms; a loaded machine is no fault of the page
         (["--model", "a/one", "--compare", "b/one"], "two adapters called 'one'"),
     ],
 )
-def test_wrong_use_is_told(arguments: list[str], why: str, call: Callable[..., SimpleNamespace]) -> None:
+def test_wrong_use(arguments: list[str], why: str, call: Callable[..., SimpleNamespace]) -> None:
     run = call("demo", *arguments)
     assert run.code == 2 and why in run.err
 
@@ -48,7 +49,7 @@ def test_an_adapter_in_the_current_folder_has_its_name_and_others_beside_it(
     monkeypatch.chdir(ROOT / "pretrained/adapters/steermoe")
     assert opening.model_name(".") == opening.model_name(None) == "steermoe"
     assert opening.model_name("you/mini") == "mini"
-    assert [Path(other).name for other in demo_command._others(".", None, False)] == ["linear", "lora"]
+    assert [Path(other).name for other in demo_command.compared_models(".", None)] == ["linear", "lora"]
 
 
 def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -135,9 +136,8 @@ def turn(page: Any, place: int, value: float) -> None:
 
 
 @pytest.mark.slow
-def test_page(
-    browser: Any, spoken: list[SimpleNamespace], mini: Any, listener: Listener, tmp_path: Path
-) -> None:
+def test_page(browser: Any, spoken: list[SimpleNamespace], mini: Any, tmp_path: Path) -> None:
+    models = Models(mini, {})
     (tmp_path / "temporary").mkdir()
     recording, broken, big = tmp_path / "said.flac", tmp_path / "broken.wav", tmp_path / "big.wav"
     long = tmp_path / "long.ogg"
@@ -161,9 +161,9 @@ def test_page(
         for place in range(4):
             turn(two.page, place, 3)
         two.page.locator("input[type=file]").set_input_files(recording)
-        strong = listener.transcript(heard, {ALL: [3.0] * 4}).text
+        strong = models.transcribe(heard, {ALL: [3.0] * 4}).text
         assert strong != spoken[0].text
-        reads(two.page, "steermoe, strengths as set", strong)
+        reads(two.page, "steermoe, experts scaled", strong)
         assert text_of(two.page, "as trained") == spoken[0].text
         assert two.page.locator("#heard mark").count()
 
@@ -197,7 +197,7 @@ def test_page(
         assert elsewhere.status_code == 400
 
         page.get_by_label("Clear").first.click()
-        page.locator("#heard").filter(has_text=NOT_HEARD).wait_for()
+        page.locator("#heard").filter(has_text=NO_TEXT).wait_for()
         page.get_by_label("Record audio").click()
         page.get_by_role("button", name="Record", exact=True).click()
         page.wait_for_timeout(1000 * len(spoken[1].samples) / RATE + 1500)
@@ -205,7 +205,7 @@ def test_page(
         page.locator("#heard .name").nth(3).wait_for()  # the last to answer
         recorded = max((tmp_path / "temporary").rglob("*.wav"), key=lambda path: path.stat().st_mtime)
         # a browser without time for its microphone leaves holes: only the page's part is certain
-        said = listener.transcript(load(recorded)).text
+        said = models.transcribe(load(recorded)).text
         assert text_of(page, "steermoe") == said and set(said.split()) & set(spoken[1].text.split())
         page.locator(f"#picture img[alt*='{said}']").wait_for()
 

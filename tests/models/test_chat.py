@@ -9,6 +9,7 @@ import pytest
 
 from steermoe.audio.io import RATE, encode_flac
 from steermoe.data.prompts import Turn, conversation, prompt_texts
+from steermoe.models.chat import read_messages
 from steermoe.models.steermoe import SteerMoE
 
 SAMPLES = (0.3 * np.random.default_rng(4).standard_normal(RATE)).astype(np.float32)
@@ -74,25 +75,55 @@ def test_several_recordings_and_history_matter(model: SteerMoE, greedy: Any):
     assert len(answers) == 2
 
 
+CALL = {"function": {"name": "a", "arguments": "{"}}
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
         ([], "messages: found 0"),
         ([user("a"), {"role": "assistant", "content": "b"}], "messages: found 2, the last of which is not the user's"),
-        ([{"role": "robot", "content": "a"}], r"messages\[0\]: found role 'robot'"),
-        ([user("a"), {"role": "system", "content": "b"}, user("c")], r"messages\[1\]: found role 'system'"),
-        (["hello"], r"messages\[0\]: found role 'None'"),
+        ([{"role": "robot", "content": "a"}], r"messages\[0\]\.role: found 'robot', expected one of system, "),
+        ([user("a"), {"role": "system", "content": "b"}, user("c")], r"messages\[1\]: found a system message"),
+        (["hello"], r"messages\[0\]\.role: found 'None'"),
         ([user({"type": "image_url"})], r"messages\[0\]\.content\[0\]: found .*image_url"),
         ([{"role": "user", "content": 3}], r"messages\[0\]\.content: found '3'"),
         ([user({"type": "input_audio", "input_audio": {"data": "!!"}})], "input_audio.data: not base64"),
+        ([user({"type": "input_audio", "input_audio": {"data": "", "format": "x"}})], "format: found 'x', expected"),
         ([user({"type": "input_audio", "input_audio": {"data": "aGVsbG8="}})], "not readable as audio"),
         ([user(AUDIO), {"role": "assistant", "content": [AUDIO]}, user("b")], "found audio of the assistant"),
+        ([user("a") | {"tool_calls": [CALL]}], r"messages\[0\]\.tool_calls: expected a list, in a message of the"),
+        ([{"role": "assistant", "tool_calls": [CALL]}, user("b")], r"tool_calls\[0\]\.function\.arguments: not JSON"),
+        ([{"role": "assistant", "tool_calls": [3]}, user("b")], r"tool_calls\[0\]\.function: found '3'"),
         ([user("AudioStandsHere", ), user(AUDIO, text("AudioStandsHere"))], "or a text has 'AudioStandsHere' in it"),
     ],
 )  # fmt: skip
 def test_refused(model: SteerMoE, messages: list[Any], message: str):
     with pytest.raises(ValueError, match=message):
         model.chat(messages)
+
+
+def test_only_the_owner_of_the_files_may_name_them():
+    message = {"type": "audio", "audio": "/etc/hostname"}
+    assert read_messages([user(message)])[1] == ["/etc/hostname"]
+    with pytest.raises(ValueError, match=r"messages\[0\]\.content\[0\]: found .*hostname"):
+        read_messages([user(message)], allow_local=False)
+
+
+def test_messages_of_tools_and_developers():
+    call = {"id": "1", "type": "function", "function": {"name": "lamp", "arguments": '{"on": true}'}}
+    messages = [
+        {"role": "developer", "content": "be kind"}, user("on"), {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": [text("done")]},
+    ]  # fmt: skip
+    calls = ({"type": "function", "function": {"name": "lamp", "arguments": {"on": True}}},)
+    expected = [
+        Turn("system", "be kind"),
+        Turn("user", "on"),
+        Turn("assistant", "", 0, calls),
+        Turn("tool", "done"),
+    ]
+    assert read_messages(messages) == (expected, [])
 
 
 def test_a_system_turn(model: SteerMoE, greedy: Any):

@@ -17,10 +17,9 @@ import soundfile
 from steermoe.audio import io as waveform
 from steermoe.audio import synthesis
 from steermoe.models.steermoe import SteerMoE
-from steermoe.server.app import Server
-from steermoe.server.engine import Engine
-from steermoe.server.limits import Limits
-from steermoe.server.service import Service
+from steermoe.server.app import create_app, create_server
+from steermoe.server.engine import Engine, Limits
+from steermoe.server.middleware import bind, local_names
 
 ROOT = Path(__file__).parents[2]
 TEXTS = (
@@ -37,8 +36,8 @@ NAME = "steermoe"
 class Running:
     """A server that listens, and the official client to it."""
 
-    def __init__(self, server: Server, address: str, service: Service, key: str | None) -> None:
-        self.server, self.address, self.service, self.key = server, address, service, key
+    def __init__(self, address: str, engine: Engine, key: str | None) -> None:
+        self.address, self.engine, self.key = address, engine, key
         self._clients: list[openai.OpenAI] = []
         self.client = self.connect(key)
 
@@ -64,31 +63,32 @@ class Running:
         return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def transcribe(server: Running, data: bytes, **fields: Any) -> Any:
+    return server.client.audio.transcriptions.create(model=NAME, file=("some.wav", data), **fields)
+
+
 @contextmanager
-def running(
-    engine: Any, limits: Limits, key: str | None = None, language: str | None = None
-) -> Iterator[Running]:
-    service = Service(engine, limits, NAME, language)
-    addresses: list[str] = []
-    server = Server(service, "127.0.0.1", 0, key, addresses.append)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    found = None
-    try:
-        until = time.monotonic() + 300
-        while not addresses and time.monotonic() < until:
-            time.sleep(0.01)
-        found = Running(server, addresses[0], service, key)
-        yield found
-    finally:
-        if found is not None:
+def running(engine: Engine, key: str | None = None, language: str | None = None) -> Iterator[Running]:
+    app = create_app(engine, NAME, language, key, local_names("127.0.0.1") if key is None else None)
+    with bind("127.0.0.1", 0) as listening:
+        server = create_server(app, engine.limits)
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        found = Running(f"http://127.0.0.1:{listening.getsockname()[1]}", engine, key)
+        try:
+            yield found
+        finally:
             found.close()
-        server.should_exit = True
-        thread.join(20)
-        server.force_exit = True
-        thread.join(5)
-        service.close()
-    assert not thread.is_alive()
+            server.should_exit = True
+            thread.join(40)
+    assert not thread.is_alive() and not engine.alive
 
 
 @pytest.fixture(scope="session")
@@ -103,12 +103,10 @@ def model(adapter: Path) -> SteerMoE:
 
 @pytest.fixture(scope="session")
 def serve(model: SteerMoE) -> Callable[..., Any]:
-    """`with serve(queue=2) as running`: a server with the mini adapter and such limits."""
+    """`with serve(queue_length=2) as running`: a server with the mini adapter and these limits."""
 
-    def started(
-        engine: Any = None, key: str | None = None, language: str | None = None, **limits: Any
-    ) -> Any:
-        return running(engine or Engine(model), Limits(**limits), key, language)
+    def started(key: str | None = None, language: str | None = None, **limits: Any) -> Any:
+        return running(Engine(model, Limits(**limits)), key, language)
 
     return started
 

@@ -6,6 +6,7 @@ The mini model answers in words. Calls of tools come from a tiny Qwen2 that is t
 import base64
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from steermoe.data.prompts import encode_prompt, end_of_turn
 from steermoe.models.steermoe import SteerMoE
 from steermoe.server.engine import Engine
 
-from .conftest import NAME, Running, wav
+from .conftest import NAME, Running, running, wav
 
 QUESTION = "how many hammers were found?"
 LAMP = {
@@ -78,20 +79,16 @@ def test_without_a_question_it_is_written_down(
     assert ask(server, user(recordings[1])).choices[0].message.content == model.transcribe(waveforms[1])
 
 
-def test_questions_that_share_a_batch_get_their_own_answers(
-    serve: Callable[..., Any], model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
+def test_questions_in_a_batch_get_their_own_answers(
+    server: Running, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
 ) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     asked = [(place, text) for place in (0, 1, 2) for text in (QUESTION, "what is it about?", None)]
-    with serve(linger=0.3) as server, ThreadPoolExecutor(9) as pool:
 
-        def one(question: tuple[int, str | None]) -> str:
-            place, text = question
-            return ask(server, user(recordings[place], *([text] if text else []))).choices[0].message.content
+    def one(place: int, text: str | None) -> str:
+        return ask(server, user(recordings[place], *([text] if text else []))).choices[0].message.content
 
-        found = list(pool.map(one, asked))
-        assert server.metric("steermoe_batch_rows_sum") > 9 == server.metric("steermoe_batch_rows_count")
+    with ThreadPoolExecutor(9) as pool:
+        found = list(pool.map(one, *zip(*asked, strict=True)))
     assert found == [model.transcribe(waveforms[place], text) for place, text in asked]
 
 
@@ -132,17 +129,16 @@ def test_what_is_sampled_depends_on_the_seed_alone(server: Running, recordings: 
 @pytest.mark.parametrize(
     ("messages", "fields", "said"),
     [
-        ([{"role": "user", "content": "hello"}], {}, "found 0 parts of type input_audio, expected one"),
-        (["user", "user"], {}, "found 2 parts of type input_audio, expected one"),
-        (["user", {"role": "assistant", "content": "so"}], {}, "the last turn is not the user's"),
-        (["user", {"role": "function", "content": "so"}], {}, "messages[1].role: Input should be"),
+        ([{"role": "user", "content": "hello"}], {}, "messages: found 0 parts of type input_audio, expected one"),
+        (["user", "user"], {}, "messages: found 2 parts of type input_audio, expected one"),
+        (["user", {"role": "assistant", "content": "so"}], {}, "the last of which is not the user's"),
+        (["user", {"role": "function", "content": "so"}], {}, "messages[1].role: found 'function', expected one of"),
         (["user", {"role": "tool", "content": "so"}], {}, "found calls of tools with prompts.format plain"),
         (["user", {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}], {},
-         "messages[1].tool_calls[0].function.arguments: Invalid JSON"),
-        (["user", {"role": "user", "content": None}], {}, "messages[1].content: found none"),
+         "messages[1].tool_calls[0].function.arguments: not JSON"),
+        (["user", {"role": "user", "content": None}], {}, "messages[1].content: found 'None', expected a text or"),
         (["user"], {"seed": 2**70}, "seed: Input should be less than"),
-        (["user"], {"frequency_penalty": 0.5}, "frequency_penalty: this server does not heed it"),
-        (["user", {"role": "system", "content": "so"}], {}, "messages[1]: found a turn of the system, which may be"),
+        (["user"], {"frequency_penalty": 0.5}, "frequency_penalty: not supported by this server"),
         ([{"role": "system", "content": "be kind"}, "user"], {}, "found a system turn with prompts.format plain"),
         (["user"], {"tools": [LAMP]}, "found tools with prompts.format plain"),
         (["user"], {"tools": [{"type": "function"}]}, "tools[0]: found"),
@@ -150,21 +146,19 @@ def test_what_is_sampled_depends_on_the_seed_alone(server: Running, recordings: 
         (["user"], {"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens: found max_completion_tokens, too"),
         (["user"], {"top_p": 0.5}, "top_p: has no effect at temperature 0"),
         (["user"], {"n": 2}, "n: Input should be 1"),
-        (["user"], {"logprobs": True}, "logprobs: this server does not heed it; leave it out"),
-        (["user"], {"tool_choice": "required"}, "tool_choice: Input should be"),
+        (["user"], {"logprobs": True}, "logprobs: not supported by this server; leave it out"),
+        (["user"], {"tool_choice": "required"}, "tool_choice: Input should be 'auto' or 'none'"),
         (["user"], {"tool_choice": "none"}, "tool_choice: has no effect without tools"),
         (["user"], {"stream_options": {"include_usage": True}}, "stream_options: has no effect without stream"),
-        (["question <|endoftext|>"], {}, "found '<|endoftext|>', which has a meaning of its own to the LLM"),
         (["word " * 4000], {}, "more than 16000 characters"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], {},
-         "messages[0].content[0].type: Input should be 'text' or 'input_audio'; found 'image_url'"),
-        ([{"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "input_audio", "input_audio":
-         {"data": "", "format": "xyz"}}]}], {}, "messages[0].content[1].input_audio.format: Input should be 'wav' or"),
-        ([{"role": "user", "content": [{"type": "text"}]}], {}, "messages[0].content[0].text: missing"),
-        ([{"role": "user", "content": [{"text": "?"}]}], {}, "messages[0].content[0].type: "),
-        ([{"role": "user", "content": ["?"]}], {}, "messages[0].content[0]: Input should be"),
-        ([{"role": "user", "content": {"type": "text", "text": "?"}}], {}, "messages[0].content: Input should be a"),
-    ],
+        ([{"role": "user", "content": [{"type": "audio", "audio": "/etc/passwd"}]}], {},
+         "messages[0].content[0]: found \"{'type': 'audio', 'audio': '/etc/passwd'}\", expected a part of type text"),
+        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "xyz"}}]}], {},
+         "messages[0].content[0].input_audio.format: found 'xyz', expected one of 3g2"),
+        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "???", "format": "wav"}}]}], {},
+         "messages[0].content[0].input_audio.data: not base64"),
+        ([{"role": "user", "content": {"type": "text", "text": "?"}}], {}, "messages[0].content: found"),
+     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_named(
     server: Running, recordings: list[bytes], messages: list[Any], fields: dict[str, Any], said: str
@@ -187,13 +181,15 @@ def test_what_cannot_be_asked_is_named(
     ("body", "said"),
     [
         (b"{", "Invalid JSON"),
-        (b"[]", "Input should be an object"),
+        (b"[]", "body: Input should be an object"),
         (b'{"model": "steermoe", "messages": []}', "messages: List should have at least 1 item"),
         (b'{"model": "x", "messages": [{"role": "user", "content": "?"}]}', "model: found 'x'"),
         (b'{"a": ' * 3000, "Invalid JSON"),
-        (b'{"model": "a", "model": "b"}', "found 'model' twice"),
-        (b'{"model": "a", "messages": [{"role": "user", "role": "user"}]}', "found 'role' twice"),
-        (b'{"model": "a", "temperature": NaN}', "found NaN"),
+        (
+            b'{"model": "a", "messages": [{}], "temperature": NaN}',
+            "temperature: Input should be a finite number",
+        ),
+        (b'{"model": "steermoe", "messages": ["a\\ud800"]}', "Invalid JSON"),
         (b'{"model": "a", "seed": 1' + 5000 * b"0" + b"}", "Invalid JSON"),
         (b'{"model": "\xe9"}', "Invalid JSON"),
     ],
@@ -218,16 +214,6 @@ def test_a_reply_is_a_turn_of_the_next_request(server: Running, recordings: list
     for turn in (reply, reply.model_dump(), reply.model_dump() | others, reply.model_dump() | parts):
         found = ask(server, user(recordings[0], QUESTION), turn, later)
         assert found.choices[0].message.content == expected.choices[0].message.content
-
-
-def test_half_a_surrogate_pair_is_no_text(server: Running, recordings: list[bytes]) -> None:
-    for field in (
-        {"messages": [user(recordings[0], "a\ud800")]},
-        {"tools": [{"type": "function", "a": "\ud800"}]},
-    ):
-        body = json.dumps({"model": NAME, "messages": [user(recordings[0])], **field})
-        answer = httpx.post(f"{server.address}/v1/chat/completions", content=body, trust_env=False)
-        assert answer.status_code == 400 and "surrogates not allowed" in answer.json()["error"]["message"]
 
 
 def test_fields_without_effect_are_passed_over(server: Running, recordings: list[bytes]) -> None:
@@ -297,18 +283,12 @@ def test_odd_bodies_never_break_it(server: Running, name: str, part: str, value:
     assert answer.status_code == 200 or answer.json()["error"]["message"]
 
 
-def test_audio_that_is_no_base64_or_no_audio(server: Running) -> None:
-    part = {"type": "input_audio", "input_audio": {"data": "???", "format": "wav"}}
-    with pytest.raises(
-        openai.BadRequestError, match=r"messages\[0\]\.content\[0\]\.input_audio\.data: no base64"
-    ):
-        ask(server, {"role": "user", "content": [part]})
+def test_bad_audio(server: Running, waveforms: list[np.ndarray]) -> None:
     with pytest.raises(openai.BadRequestError, match="not readable as audio"):
         ask(server, user(b"no audio, but a text, " * 9))
-    with pytest.raises(
-        openai.BadRequestError, match=r"found 20\.0 s of audio, a question may be about at most 8"
-    ):
-        ask(server, user(wav(np.zeros(320_000), 16000)))
+    with pytest.raises(openai.BadRequestError, match=r"s of audio, expected at most 8 s") as refused:
+        ask(server, user(wav(np.concatenate(waveforms), 16000)))
+    assert refused.value.param == "messages"
 
 
 # calls of tools
@@ -354,9 +334,9 @@ def caller(tiny_chat_dir: Path, tiny_variant: Callable[..., Any]) -> SteerMoE:
 
 
 @pytest.fixture(scope="module")
-def calling(serve: Callable[..., Any], caller: SteerMoE) -> Iterator[Running]:
-    with serve(Engine(caller)) as running:
-        yield running
+def calling(caller: SteerMoE) -> Iterator[Running]:
+    with running(Engine(caller)) as found:
+        yield found
 
 
 def test_a_spoken_request_can_end_in_a_call(calling: Running) -> None:

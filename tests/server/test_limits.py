@@ -1,11 +1,11 @@
-"""What the server does not take on, and how it says so."""
+"""Limits, keys, cancellation and failures of the server, as clients see them."""
 
 import base64
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -13,198 +13,124 @@ import numpy as np
 import openai
 import pytest
 
+from steermoe.models.generation import GREEDY
+from steermoe.models.pretrained import LOCK
 from steermoe.models.steermoe import SteerMoE
-from steermoe.server.auth import api_key, is_loopback
-from steermoe.server.batching import Job, Join
-from steermoe.server.engine import Answered, Engine
+from steermoe.server.engine import Engine, Limits
+from steermoe.server.middleware import api_key, is_loopback
 
-from .conftest import NAME, Running, wav
+from .conftest import NAME, Running, transcribe, wait_for, wav
 
-
-class Held(Engine):
-    """Answers when it is let go."""
-
-    def __init__(self, model: SteerMoE) -> None:
-        super().__init__(model)
-        self.go, self.batches = threading.Event(), 0
-
-    def answer(self, jobs: Sequence[Job], join: Join) -> Any:
-        self.batches += 1
-        assert self.go.wait(300)
-        return super().answer(jobs, join)
+KEY = "correct-horse-battery-staple"
 
 
-@pytest.fixture
-def held(model: SteerMoE) -> Iterator[Held]:
-    engine = Held(model)
-    yield engine
-    engine.go.set()
+@pytest.fixture(scope="module")
+def small(serve: Callable[..., Any]) -> Iterator[Running]:
+    """A server with a key, one row, and low limits."""
+    with serve(
+        key=KEY, batch_rows=1, queue_length=2, max_requests=4, max_seconds=30.0, max_bytes=2**20, max_tokens=900,
+        upload_seconds=1.0,
+    ) as found:  # fmt: skip
+        yield found
 
 
-def transcribe(server: Running, data: bytes) -> Any:
-    return server.client.audio.transcriptions.create(model=NAME, file=("a.wav", data))
+def in_model(server: Running) -> bool:
+    return server.metric("steermoe_running") == 1
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+def test_size_and_duration(small: Running) -> None:
+    with pytest.raises(openai.APIStatusError, match="larger than 1,048,576 bytes") as refused:
+        transcribe(small, bytes(2**20))
+    assert (refused.value.status_code, refused.value.code) == (413, "request_too_large")
 
+    def chunks() -> Iterator[bytes]:  # of a body that does not say how long it is
+        for _ in range(100):
+            yield bytes(2**14)
 
-def test_bytes(serve: Callable[..., Any], recordings: list[bytes]) -> None:
-    with serve(max_bytes=20_000) as server:
-        with pytest.raises(openai.APIStatusError, match="larger than the 20,000 bytes") as refused:
-            transcribe(server, recordings[0])
-        assert refused.value.status_code == 413
-        assert refused.value.code == "request_too_large"
-
-        def chunks() -> Iterator[bytes]:  # of a body that does not say how long it is
-            for _ in range(100):
-                yield b"x" * 1000
-
-        url = f"{server.address}/v1/chat/completions"
-        assert httpx.post(url, content=chunks(), trust_env=False).status_code == 413
-        assert server.metric("steermoe_requests_total") >= 2
-
-
-def test_seconds(serve: Callable[..., Any], recordings: list[bytes]) -> None:
-    with (
-        serve(max_seconds=1.0) as server,
-        pytest.raises(
-            openai.BadRequestError, match="s by its header, allowed are at most 1; cut it"
-        ) as refused,
-    ):
-        transcribe(server, recordings[0])
+    url, headers = f"{small.address}/v1/chat/completions", {"authorization": f"Bearer {KEY}"}
+    assert httpx.post(url, content=chunks(), headers=headers, trust_env=False).status_code == 413
+    with pytest.raises(
+        openai.BadRequestError, match=r"31\.0 s by its header, allowed are at most 30"
+    ) as refused:
+        transcribe(small, wav(np.zeros(31 * 16000), 16000, "FLAC", "PCM_16"))
     assert (refused.value.param, refused.value.code) == ("file", "invalid_audio")
 
 
-def test_a_full_queue(serve: Callable[..., Any], held: Held, recordings: list[bytes]) -> None:
-    with serve(held, queue=2, batch_rows=1, linger=0) as server, ThreadPoolExecutor(3) as pool:
-        first = pool.submit(transcribe, server, recordings[0])
-        wait_for(lambda: held.batches == 1)
-        others = [pool.submit(transcribe, server, recordings[1]) for _ in range(2)]
-        wait_for(lambda: server.metric("steermoe_queue_length") == 2)
-        with pytest.raises(openai.RateLimitError, match=r"2 recordings .* wait for their turn") as refused:
-            transcribe(server, recordings[0])
-        assert refused.value.code == "queue_full"
-        assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
-        held.go.set()
-        assert first.result(300).text
-        assert all(other.result(300).text for other in others)
+def test_a_body_that_does_not_arrive(small: Running) -> None:
+    host, port = small.address.removeprefix("http://").split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
+    with socket.create_connection((host, int(port)), 30) as connection:
+        connection.sendall(f"{head}content-length: 99\r\n\r\n{{".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408")
 
 
-def test_a_long_recording_waits_for_room_instead_of_failing(
-    serve: Callable[..., Any], waveforms: list[np.ndarray]
-) -> None:
-    pause = np.zeros(12000, np.float32)
-    samples = np.concatenate([part for wave in waveforms for part in (wave, pause)])
-    with serve(queue=1, batch_rows=1) as server:
-        assert len(transcribe(server, wav(samples, 16000)).text.split()) > 20
+def test_overload_is_429(small: Running, recordings: list[bytes]) -> None:
+    with ThreadPoolExecutor(4) as pool, LOCK:  # the model waits for the lock
+        others = [pool.submit(transcribe, small, recordings[0])]
+        wait_for(lambda: in_model(small))
+        others += [pool.submit(transcribe, small, recordings[1]) for _ in range(2)]
+        wait_for(lambda: small.metric("steermoe_queue_length") == 2)
+        with pytest.raises(openai.RateLimitError, match="2 recordings wait for the model") as refused:
+            ask(small, recordings[0])
+        assert refused.value.code == "queue_full" and int(refused.value.response.headers["retry-after"]) > 0
+        others.append(pool.submit(transcribe, small, recordings[1]))  # a segment waits for space in the queue
+        with pytest.raises(openai.RateLimitError, match="4 requests are being answered"):
+            while True:  # until the one before has arrived
+                with suppress(openai.BadRequestError):
+                    small.client.post("/chat/completions", cast_to=object, body={})
+        assert small.get("/health/ready").status_code == 200
+    assert all(other.result(300).text for other in others)
 
 
-def test_decoded_audio_at_once(serve: Callable[..., Any], held: Held, recordings: list[bytes]) -> None:
-    """A recording whose model has it already is in memory, too."""
-    with serve(held, queue_seconds=4.0) as server, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(transcribe, server, recordings[0])
-        wait_for(lambda: held.batches == 1)
-        with pytest.raises(openai.RateLimitError, match=r"recordings of \d s are being answered") as refused:
-            transcribe(server, recordings[0])
-        assert refused.value.code == "queue_full"
-        assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
-        held.go.set()
-        assert first.result(300).text == transcribe(server, recordings[0]).text
+def ask(server: Running, data: bytes, **fields: Any) -> Any:
+    part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"}}
+    messages: Any = [{"role": "user", "content": [part]}]
+    return server.client.chat.completions.create(model=NAME, messages=messages, **fields)
 
 
-def test_requests_at_once(serve: Callable[..., Any], held: Held, recordings: list[bytes]) -> None:
-    with serve(held, requests=1) as server, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(transcribe, server, recordings[0])
-        wait_for(lambda: held.batches == 1)
-        with pytest.raises(openai.RateLimitError, match="1 requests are being answered") as refused:
-            transcribe(server, recordings[0])
-        assert refused.value.response.headers["retry-after"] == "1"
-        assert server.get("/health/ready").status_code == 200
-        held.go.set()
-        assert first.result(300).text
-        assert transcribe(server, recordings[0]).text == first.result().text
-
-
-def test_who_has_gone_leaves_the_queue(
-    serve: Callable[..., Any], held: Held, recordings: list[bytes]
-) -> None:
-    with serve(held, batch_rows=1, linger=0) as server, ThreadPoolExecutor(2) as pool:
-        first = pool.submit(transcribe, server, recordings[0])
-        wait_for(lambda: held.batches == 1)
+def test_a_client_that_disconnects_leaves_the_queue(small: Running, recordings: list[bytes]) -> None:
+    with ThreadPoolExecutor(1) as pool, LOCK:
+        first = pool.submit(transcribe, small, recordings[0])
+        wait_for(lambda: in_model(small))
+        dropped = small.metric("steermoe_dropped_total")
         content: Any = {"files": {"file": ("a.wav", recordings[1])}, "data": {"model": NAME}}
-        request = httpx.Request("POST", f"{server.address}/v1/audio/transcriptions", **content)
-        body, headers = (
-            request.read(),
-            "".join(f"{name}: {value}\r\n" for name, value in request.headers.items()),
+        headers = {"authorization": f"Bearer {KEY}"}
+        request = httpx.Request(
+            "POST", f"{small.address}/v1/audio/transcriptions", headers=headers, **content
         )
+        body = request.read()
+        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
         with socket.create_connection((request.url.host, request.url.port or 0)) as connection:
-            connection.sendall(f"POST {request.url.path} HTTP/1.1\r\n{headers}\r\n".encode() + body)
-            wait_for(lambda: server.metric("steermoe_queue_length") == 1)
-        wait_for(lambda: server.metric("steermoe_dropped_total") == 1)
-        assert server.metric("steermoe_queue_length") == 0
-        held.go.set()
-        assert first.result(300).text
-        assert held.batches == 1
+            connection.sendall(f"POST {request.url.path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            wait_for(lambda: small.metric("steermoe_queue_length") == 1)
+        wait_for(lambda: small.metric("steermoe_dropped_total") == dropped + 1)
+        assert small.metric("steermoe_queue_length") == 0
+    assert first.result(300).text
 
 
-def test_an_answer_that_nobody_reads_ends_early(
-    serve: Callable[..., Any], model: SteerMoE, recordings: list[bytes]
-) -> None:
-    steps: list[int] = []
-
-    class Counting(Engine):
-        def answer(self, jobs: Sequence[Job], join: Join) -> Any:
-            for job, found in super().answer(jobs, join):
-                assert isinstance(found, Answered)
-                steps.append(found.tokens)
-                yield job, found
-
+def test_an_answer_that_nobody_reads_ends_early(small: Running, recordings: list[bytes]) -> None:
+    before = small.metric("steermoe_tokens_total")
     # Sampled at a temperature at which the mini model finds no end.
-    with serve(Counting(model), max_tokens=900) as server:
-        data = base64.b64encode(recordings[0]).decode()
-        turn: Any = {
-            "role": "user",
-            "content": [{"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}],
-        }
-        stream = server.client.chat.completions.create(
-            model=NAME, messages=[turn], stream=True, temperature=2.0, seed=1
-        )
-        next(iter(stream))
-        stream.close()
-        wait_for(lambda: bool(steps))
-        assert steps[0] < 900
+    stream = ask(small, recordings[0], stream=True, temperature=2.0, seed=1)
+    next(iter(stream))
+    stream.close()
+    wait_for(lambda: small.metric("steermoe_running") == 0)
+    assert small.metric("steermoe_tokens_total") - before < 900
 
 
-def test_a_body_that_never_comes(serve: Callable[..., Any]) -> None:
-    with serve(upload_seconds=0.3) as server:
-        host, port = server.address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), 10) as connection:
-            connection.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{"
-            )
-            answer = connection.recv(4096)
-        assert answer.startswith(b"HTTP/1.1 408")
-
-
-def test_a_key(serve: Callable[..., Any], recordings: list[bytes]) -> None:
-    key = "correct-horse-battery-staple"
-    with serve(key=key) as server:
-        assert transcribe(server, recordings[0]).text
-        for wrong in ("x", "correct-horse-battery-stapl", key + "x", "none", "ключ"):
-            headers = {b"authorization": b"Bearer " + wrong.encode()}
-            for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
-                answer = httpx.get(server.address + path, headers=headers, trust_env=False)
-                assert answer.status_code == 401
-        with pytest.raises(openai.AuthenticationError) as refused:
-            server.connect("guess").models.list()
-        assert refused.value.code == "invalid_api_key"
-        assert refused.value.response.headers["www-authenticate"] == "Bearer"
-        for path in ("/health", "/health/live", "/health/ready"):
-            assert httpx.get(server.address + path, trust_env=False).status_code == 200
+def test_keys(small: Running, recordings: list[bytes]) -> None:
+    for wrong in ("x", KEY[:-1], KEY + "x", "ключ"):
+        headers = {b"authorization": b"Bearer " + wrong.encode()}
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
+            assert httpx.get(small.address + path, headers=headers, trust_env=False).status_code == 401
+    with pytest.raises(openai.AuthenticationError) as refused:
+        small.connect("guess").models.list()
+    assert refused.value.code == "invalid_api_key"
+    assert refused.value.response.headers["www-authenticate"] == "Bearer"
+    for path in ("/health", "/health/live", "/health/ready"):
+        assert httpx.get(small.address + path, trust_env=False).status_code == 200
+    first, second = (small.client.models.list()._request_id for _ in range(2))
+    assert first and second and first != second
 
 
 def test_without_a_key_only_names_of_this_machine(server: Running) -> None:
@@ -216,8 +142,8 @@ def test_without_a_key_only_names_of_this_machine(server: Running) -> None:
 def test_where_a_key_comes_from(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STEERMOE_API_KEY", raising=False)
     assert api_key("127.0.0.1", None) == api_key("localhost", None) == api_key("::1", None) == (None, False)
-    (first, made), (second, _) = api_key("0.0.0.0", None), api_key("0.0.0.0", None)
-    assert made and first != second and len(first or "") > 40
+    (first, generated), (second, _) = api_key("0.0.0.0", None), api_key("0.0.0.0", None)
+    assert generated and first != second and len(first or "") > 40
     (tmp_path / "key").write_text("0123456789abcdef\n")
     assert api_key("127.0.0.1", tmp_path / "key") == ("0123456789abcdef", False)
     monkeypatch.setenv("STEERMOE_API_KEY", "short")
@@ -225,38 +151,54 @@ def test_where_a_key_comes_from(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) 
         ValueError, match="STEERMOE_API_KEY: found 5 characters; expected a key of at least 16"
     ):
         api_key("0.0.0.0", None)
-    assert not is_loopback("0.0.0.0") and not is_loopback("example.org") and not is_loopback("10.0.0.1")
+    assert not any(map(is_loopback, ("0.0.0.0", "example.org", "10.0.0.1")))
 
 
 def test_health_and_metrics(server: Running, recordings: list[bytes]) -> None:
     transcribe(server, recordings[0])
-    assert server.get("/health/live").json() == {"status": "live"}
-    assert server.get("/health/ready").json() == server.get("/health").json() == {"status": "ready"}
+    assert server.get("/health").json() == {"status": "ready"}
     text = server.get("/metrics").text
-    line = 'steermoe_requests_total{method="POST",path="/v1/audio/transcriptions",status="200"} '
-    assert line in text
+    assert 'steermoe_requests_total{method="POST",path="/v1/audio/transcriptions",status="200"} ' in text
     assert 'steermoe_request_seconds_bucket{le="0.1",path="/v1/audio/transcriptions"}' in text
-    assert server.metric("steermoe_audio_seconds_total") > 1
-    assert 0 < server.metric("steermoe_real_time_factor") < 10
-    assert server.metric("steermoe_tokens_total") > 3
+    for name in ("audio_seconds", "compute_seconds", "tokens"):
+        assert server.metric(f"steermoe_{name}_total") > 0
 
 
-def test_a_request_has_a_number(server: Running) -> None:
-    first, second = (server.client.models.list()._request_id for _ in range(2))
-    assert first and second and first != second
-
-
-def test_what_breaks_down_is_an_error_of_the_server(
-    serve: Callable[..., Any], model: SteerMoE, recordings: list[bytes], caplog: pytest.LogCaptureFixture
+def test_a_failure_of_the_model_is_a_500(
+    serve: Callable[..., Any], recordings: list[bytes], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    class Broken(Engine):
-        def answer(self, jobs: Sequence[Job], join: Join) -> Any:
-            raise RuntimeError("out of something")
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of something")
 
-    with serve(Broken(model)) as server:
-        with pytest.raises(openai.InternalServerError) as refused:
+    with serve() as server:
+        with monkeypatch.context() as patch, pytest.raises(openai.InternalServerError) as refused:
+            patch.setattr("steermoe.server.engine.prompts", broken)
             transcribe(server, recordings[0])
-        assert "out of something" not in str(refused.value)
-        assert refused.value.type == "server_error"
-        assert server.get("/health/ready").status_code == 200
-    assert "out of something" in caplog.text
+        assert refused.value.type == "server_error" and "out of something" not in str(refused.value)
+        assert "out of something" in caplog.text
+        assert server.get("/health/ready").status_code == 200 and transcribe(server, recordings[0]).text
+
+
+def test_order_of_the_queue_and_its_end(model: SteerMoE, waveforms: list[np.ndarray]) -> None:
+    engine, ended = Engine(model, Limits(batch_rows=4)), list[int]()
+    sampled = GREEDY.model_copy(update={"strategy": "sample", "temperature": 1.0, "max_new_tokens": 4})
+    short = GREEDY.model_copy(update={"max_new_tokens": 4})
+    with LOCK:
+        jobs = []
+        for place in range(8):
+            generation = sampled if place == 5 else short
+            job = engine.submit(engine.question(waveforms[place % 6], ("", "transcribe: "), generation, 0))
+            job.answer.add_done_callback(lambda _, place=place: ended.append(place))
+            jobs.append(job)
+    assert [job.answer.result(60).completion_tokens for job in jobs] == [4] * 8
+    assert ended.index(5) < min(ended.index(6), ended.index(7)) and set(ended[:4]) <= {0, 1, 2, 3, 4}
+    with LOCK:
+        jobs = [engine.submit(engine.question(waveforms[0], ("", "x"), sampled, 0)) for _ in range(3)]
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        with pytest.raises(CancelledError):
+            jobs[-1].answer.result(60)
+    closing.join(60)
+    assert not engine.alive
+    with pytest.raises(CancelledError):
+        engine.submit(engine.question(waveforms[0], ("", "x"), sampled, 0))

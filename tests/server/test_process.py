@@ -55,14 +55,8 @@ class Process:
 def started(*arguments: str, **environment: str) -> Iterator[Process]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STEERMOE_")}
     command = [sys.executable, "-m", "steermoe.cli.main", "serve", "--port", "0", *arguments]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=kept | environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    pipes: Any = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=kept | environment, **pipes)
     try:
         yield Process(process)
     finally:
@@ -72,79 +66,46 @@ def started(*arguments: str, **environment: str) -> Iterator[Process]:
         process.stderr.close()
 
 
-def test_what_was_accepted_is_finished(recordings: list[bytes], waveforms: list[np.ndarray]) -> None:
+def test_other_machines_need_a_key_and_accepted_requests_are_finished_after_sigterm(
+    recordings: list[bytes], waveforms: list[np.ndarray]
+) -> None:
     pause = np.zeros(16000, np.float32)
-    long = wav(np.concatenate([part for wave in waveforms * 8 for part in (wave, pause)]), 16000)
-    with started("--batch-rows", "1", "--drain-seconds", "300") as server, ThreadPoolExecutor(8) as pool:
-        alone = server.transcribe(recordings[0])
-        url = f"{server.address}/metrics"
-        first = pool.submit(server.transcribe, long)
-        others = [pool.submit(server.transcribe, recordings[0]) for _ in range(4)]
-        while "steermoe_queue_length 0.0" in httpx.get(url).text:
+    long = wav(np.concatenate([part for wave in waveforms * 4 for part in (wave, pause)]), 16000)
+    with (
+        started("--host", "0.0.0.0", "--batch-rows", "1", "--drain-seconds", "300") as server,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        key = server.said(r"API key, generated for this run: (\S+)")
+        server.address = server.address.replace("0.0.0.0", "127.0.0.1")
+        with pytest.raises(openai.AuthenticationError):
+            server.transcribe(recordings[0])
+        alone = server.transcribe(recordings[0], key)
+        first = pool.submit(server.transcribe, long, key)
+        others = [pool.submit(server.transcribe, recordings[0], key) for _ in range(3)]
+        metrics, headers = f"{server.address}/metrics", {"authorization": f"Bearer {key}"}
+        while "steermoe_queue_length 0.0" in httpx.get(metrics, headers=headers).text:
             assert not first.done()
         server.process.send_signal(signal.SIGTERM)
-        while httpx.get(f"{server.address}/health/ready").status_code == 200:
-            time.sleep(0.01)
-        with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
-            server.transcribe(recordings[0])
-        assert refused.value.status_code == 503
-        assert refused.value.response.headers["retry-after"] == "5"
-        answer = httpx.get(f"{server.address}/health/ready")
-        assert (answer.status_code, answer.json()) == (503, {"status": "closing"})
-        assert len(first.result(300).split()) > 8 * 20
-        assert [other.result(300) for other in others] == [alone] * 4
+        assert len(first.result(300).split()) > 4 * 20
+        assert [other.result(300) for other in others] == [alone] * 3
         assert server.process.wait(30) == 0
+        with pytest.raises(openai.APIConnectionError):
+            server.transcribe(recordings[0], key)
         assert "Traceback" not in "".join(server.lines)
 
 
-def test_others_need_a_key_which_is_made_up_and_told(recordings: list[bytes]) -> None:
-    with started("--host", "0.0.0.0") as server:
-        key = server.said(r"API key, made up for this run: (\S+)")
-        server.address = server.address.replace("0.0.0.0", "127.0.0.1")
-        assert server.transcribe(recordings[0], key)
-        with pytest.raises(openai.AuthenticationError):
-            server.transcribe(recordings[0])
-        server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(30) == 0
-
-
-def test_an_address_of_this_machine_alone_is_answered_by_its_name() -> None:
-    with started("--host", "127.0.0.2") as server:
-        assert httpx.get(f"{server.address}/v1/models", trust_env=False).status_code == 200
-        evil = httpx.get(f"{server.address}/v1/models", headers={"host": "evil.example"}, trust_env=False)
-        assert evil.status_code == 400
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environment", "said"),
-    [
-        (["--llm-model", "x"], {}, "steermoe: --llm-model: has no effect without --llm-url"),
-        (["--api-key-file", "nowhere"], {}, "nowhere"),
-        ([], {"STEERMOE_API_KEY": "short"}, "steermoe: STEERMOE_API_KEY: found 5 characters"),
-    ],
-)
-def test_wrong_use_is_a_line(arguments: list[str], environment: dict[str, str], said: str) -> None:
-    command = [sys.executable, "-m", "steermoe.cli.main", "serve", *arguments]
-    run = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    assert run.returncode in (1, 2)
-    assert said in run.stderr
-    assert run.stderr.count("\n") == 1
-
-
-def test_an_address_that_cannot_be_had_is_a_line() -> None:
+def test_wrong_use_is_one_line(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for arguments in (
-            ["--port", port],
-            ["--host", "203.0.113.9", "--port", port],
-            ["--host", "no.such.host"],
+        for arguments, said in (
+            (["--llm-model", "x"], "steermoe: --llm-model: has no effect without --llm-url"),
+            (["--api-key-file", "nowhere"], "nowhere: No such file"),
+            (["--port", port], f"--host 127.0.0.1, --port {port}: Address already in use"),
+            (["--host", "203.0.113.9"], "--host 203.0.113.9, --port 8000: Cannot assign requested address"),
+            (["--host", "no.such.host"], "--host no.such.host, --port 8000: "),
         ):
-            command = [sys.executable, "-m", "steermoe.cli.main", "serve", *arguments]
-            run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert run.returncode == 1 and run.stderr.count("\n") == 1
-            assert re.match(r"steermoe: --host \S+, --port \d+: .*; give another$", run.stderr)
+            run = call("serve", *arguments)
+            assert run.code in (1, 2) and said in run.err and run.err.count("\n") == 1
 
 
 def blocks(language: str) -> list[str]:
@@ -173,9 +134,11 @@ def test_the_examples_of_the_page(recordings: list[bytes], tmp_path: Path) -> No
                 )
                 assert run.returncode == 0, run.stderr
                 assert '"error"' not in run.stdout
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
 
 
-def test_the_commands_of_the_page_are_as_the_command_takes_them(capsys: Any) -> None:
+def test_the_commands_of_the_page_have_known_options(capsys: Any) -> None:
     from steermoe.cli import main as cli
 
     cli.main(["serve", "--help"])

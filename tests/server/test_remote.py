@@ -1,15 +1,12 @@
-"""The LLM elsewhere: a small server that implements vLLM's request with the mini LLM, and gives the same texts.
+"""A remote LLM: a small server implements vLLM's request with the mini LLM; the texts are those of the local one.
 
-It stands for vLLM by its documents and its source (`/v1/completions` with `prompt_embeds`, `return_token_ids`); a
-real vLLM was not run.
+It follows vLLM's documentation (`/v1/completions` with `prompt_embeds`, `return_token_ids`); a real vLLM was not run.
 """
 
 import base64
 import io
-import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,13 @@ from fastapi.responses import JSONResponse
 from transformers import AutoModelForCausalLM
 
 from steermoe.asr.recognizer import Recognizer
+from steermoe.models.generation import GREEDY
 from steermoe.models.steermoe import SteerMoE
 from steermoe.server.engine import Engine
+from steermoe.server.middleware import bind
 from steermoe.server.vllm_client import RemoteError, RemoteLlm, encoded, load_embeddings
 
-from .conftest import NAME, ROOT, Running, wav
+from .conftest import NAME, ROOT, running, transcribe, wav
 from .test_process import started
 
 LLM, KEY = "mini-llm", "key-of-the-llm"
@@ -73,17 +72,15 @@ def vllm(requests: list[dict[str, Any]]) -> FastAPI:
 
 @contextmanager
 def listening(app: Any) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", 0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        until = time.monotonic() + 300
-        while not server.started and time.monotonic() < until:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        thread.join(20)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with bind("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join(20)
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +101,12 @@ def half(adapter: Path) -> SteerMoE:
 
 
 @pytest.fixture(scope="module")
-def remote(serve: Callable[..., Any], half: SteerMoE, url: str) -> Iterator[Running]:
-    llm = RemoteLlm(url, LLM, half.llm.generation_config.eos_token_id, KEY)
-    with serve(Engine(half, llm)) as running:
-        yield running
+def remote(url: str) -> Iterator[openai.OpenAI]:
+    """The command, with the LLM on that server."""
+    with started("--llm-url", url, STEERMOE_LLM_API_KEY=KEY) as process:
+        address = f"{process.address}/v1"
+        with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=300) as client:
+            yield client
 
 
 def test_nothing_of_the_llm_is_here_but_its_embeddings(half: SteerMoE, model: SteerMoE) -> None:
@@ -125,17 +124,16 @@ def test_first_layers_of_an_llm_are_on_no_server(model: SteerMoE) -> None:
         load_embeddings(model.config.llm.model_copy(update={"layers": 2}))
 
 
-def test_texts_are_those_of_the_llm_here(
-    remote: Running,
-    model: SteerMoE,
-    requests: list[dict[str, Any]],
-    recordings: list[bytes],
-    waveforms: list[np.ndarray],
+def test_texts_are_those_of_the_local_llm(
+    remote: openai.OpenAI, model: SteerMoE, requests: list[dict[str, Any]], waveforms: list[np.ndarray]
 ) -> None:
     recognizer = Recognizer(model)
-    for data, samples in zip(recordings, waveforms, strict=True):
-        found = remote.client.audio.transcriptions.create(model=NAME, file=("a.wav", data))
+    long = np.concatenate([part for wave in waveforms for part in (wave, np.zeros(16000, np.float32))])
+    for samples in (*waveforms[:2], long):
+        file = ("a.wav", wav(samples, 16000))
+        found = remote.audio.transcriptions.create(model=NAME, file=file)
         assert found.text == recognizer.transcript(samples).text
+    assert max(request["prompt_embeds"] for request in requests) > 1
     sent = requests[-1]
     assert {name: sent[name] for name in ("model", "temperature", "top_p", "top_k", "repetition_penalty")} == {
         "model": LLM, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0,
@@ -143,34 +141,17 @@ def test_texts_are_those_of_the_llm_here(
     assert sent["max_tokens"] == 200 and sent["return_token_ids"] is True
 
 
-def test_a_long_recording_goes_there_in_batches(
-    remote: Running, model: SteerMoE, requests: list[dict[str, Any]], waveforms: list[np.ndarray]
-) -> None:
-    samples = np.concatenate([part for wave in waveforms for part in (wave, np.zeros(16000, np.float32))])
-    found = remote.client.audio.transcriptions.create(model=NAME, file=("a.wav", wav(samples, 16000)))
-    assert found.text == Recognizer(model).transcript(samples).text
-    assert max(request["prompt_embeds"] for request in requests) > 1
-
-
 def test_questions_and_streams(
-    remote: Running, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
+    remote: openai.OpenAI, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
 ) -> None:
-    encoded_audio = base64.b64encode(recordings[0]).decode()
-    parts: Any = [
-        {"type": "input_audio", "input_audio": {"data": encoded_audio, "format": "wav"}},
-        {"type": "text", "text": "how many hammers were found?"},
-    ]
-    turn: Any = {"role": "user", "content": parts}
+    data = base64.b64encode(recordings[0]).decode()
+    audio = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    turn: Any = {"role": "user", "content": [audio, {"type": "text", "text": "how many hammers were found?"}]}
     expected = model.transcribe(waveforms[0], "how many hammers were found?")
-    reply = remote.client.chat.completions.create(model=NAME, messages=[turn])
+    reply = remote.chat.completions.create(model=NAME, messages=[turn])
     assert reply.choices[0].message.content == expected
-    chunks = remote.client.chat.completions.create(model=NAME, messages=[turn], stream=True)
+    chunks = remote.chat.completions.create(model=NAME, messages=[turn], stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
-
-
-def test_the_command(url: str, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]) -> None:
-    with started("--llm-url", url, STEERMOE_LLM_API_KEY=KEY) as process:
-        assert process.transcribe(recordings[0]) == Recognizer(model).transcript(waveforms[0]).text
 
 
 def test_a_prompt_is_saved_without_what_it_is_a_view_of() -> None:
@@ -181,7 +162,7 @@ def test_a_prompt_is_saved_without_what_it_is_a_view_of() -> None:
 
 
 def test_what_is_wrong_with_the_server_is_said(url: str) -> None:
-    with pytest.raises(RemoteError, match="has no model 'gpt'; there are: \\['mini-llm'\\]"):
+    with pytest.raises(RemoteError, match="no model 'gpt'; available: \\['mini-llm'\\]"):
         RemoteLlm(url, "gpt", [0], KEY)
     with pytest.raises(RemoteError, match="status 401"):
         RemoteLlm(url, None, [0], "wrong")
@@ -189,44 +170,24 @@ def test_what_is_wrong_with_the_server_is_said(url: str) -> None:
         RemoteLlm("http://127.0.0.1:9/v1", None, [0])
 
 
-@pytest.mark.parametrize(
-    ("reply", "said"),
-    [
-        ({"choices": [{"index": 0, "text": "so"}]}, "no choices[].token_ids for each of 1 prompts"),
-        ({"choices": [{"index": 3, "token_ids": [1]}]}, "no choices[].token_ids"),
-        ({"choices": [{"index": 0, "token_ids": ["x"]}]}, "no choices[].token_ids"),
-        ([], "found list, expected a JSON object"),
-    ],
-)
-def test_a_server_that_is_no_vllm_is_502(
-    serve: Callable[..., Any], half: SteerMoE, recordings: list[bytes], reply: Any, said: str
-) -> None:
+def test_a_server_that_is_no_vllm_is_502(half: SteerMoE, recordings: list[bytes]) -> None:
+    replies: list[Any] = [
+        {"choices": [{"index": 0, "text": "so"}]}, {"choices": [{"index": 3, "token_ids": [1]}]},
+        {"choices": [{"index": 0, "token_ids": ["x"]}]}, [],
+    ]  # fmt: skip
     app = FastAPI()
     app.get("/v1/models")(lambda: {"data": [{"id": "other"}]})
-    app.post("/v1/completions")(lambda: reply)
+    app.post("/v1/completions")(lambda: replies.pop(0))
     with listening(app) as address:
         llm = RemoteLlm(address, None, [0])
         assert llm.name == "other"
-        with serve(Engine(half, llm)) as running:
-            with pytest.raises(openai.InternalServerError) as refused:
-                running.client.audio.transcriptions.create(model=NAME, file=("a.wav", recordings[0]))
-            assert refused.value.status_code == 502
-            assert said in str(refused.value)
-
-
-def test_a_server_that_goes_away_within_its_answer_is_said(url: str) -> None:
-    llm = RemoteLlm(url, LLM, [0], KEY)
-    with socket.create_server(("127.0.0.1", 0)) as broken:
-
-        def half_an_answer() -> None:
-            connection, _ = broken.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
-
-        thread = threading.Thread(target=half_an_answer)
-        thread.start()
-        llm._url = f"http://127.0.0.1:{broken.getsockname()[1]}/v1"
-        with pytest.raises(RemoteError, match="/completions: no answer"):
-            llm._call("completions", {})
-        thread.join(10)
+        with running(Engine(half, remote=llm)) as server:
+            for said in (
+                *["no choices[].token_ids for each of 1 prompts"] * 3,
+                "found list, expected a JSON object",
+            ):
+                with pytest.raises(openai.InternalServerError) as refused:
+                    transcribe(server, recordings[0])
+                assert refused.value.status_code == 502 and said in str(refused.value)
+    with pytest.raises(RemoteError, match="/completions: no answer"):
+        llm([torch.zeros(1, 2)], GREEDY, 0)

@@ -15,7 +15,7 @@ from steermoe.asr.recognizer import Recognizer
 from steermoe.asr.transcript import Transcript, render
 from steermoe.models.steermoe import SteerMoE
 
-from .conftest import NAME, TEXTS, Running, wav
+from .conftest import NAME, TEXTS, Running, transcribe, wav
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,6 @@ def transcripts(model: SteerMoE, waveforms: list[np.ndarray]) -> list[Transcript
 @pytest.fixture(scope="module")
 def said(transcripts: list[Transcript]) -> list[str]:
     return [transcript.text for transcript in transcripts]
-
-
-def transcribe(server: Running, data: bytes, **fields: Any) -> Any:
-    return server.client.audio.transcriptions.create(model=NAME, file=("some.wav", data), **fields)
 
 
 def test_the_model_understands_what_is_said(said: list[str]) -> None:
@@ -108,68 +104,45 @@ def test_files_of_other_kinds(
         assert set(found.split()) & set(said[0].split())
 
 
-def test_a_stream_is_the_text_in_pieces(server: Running, recordings: list[bytes], said: list[str]) -> None:
-    events = list(transcribe(server, recordings[1], stream=True))
-    assert [event.type for event in events[:-1]] == ["transcript.text.delta"] * (len(events) - 1)
-    assert events[-1].type == "transcript.text.done"
-    assert "".join(event.delta for event in events[:-1]) == events[-1].text == said[1]
-
-
 def test_many_at_once_get_what_each_gets_alone(
-    serve: Callable[..., Any], recordings: list[bytes], said: list[str], caplog: pytest.LogCaptureFixture
+    server: Running, recordings: list[bytes], said: list[str]
 ) -> None:
     order = [number % len(recordings) for number in range(24)]
-    with serve(linger=0.2) as server, ThreadPoolExecutor(24) as pool:
+    names = [f"steermoe_{name}" for name in ("batch_rows_count", "batch_rows_sum", "audio_seconds_total")]
+    before = [server.metric(name) for name in names]
+    with ThreadPoolExecutor(24) as pool:
         found = list(pool.map(lambda place: transcribe(server, recordings[place]).text, order))
-        assert found == [said[place] for place in order]
-        assert server.metric("steermoe_batch_rows_count") == 24
-        assert server.metric("steermoe_batch_rows_sum") >= 48  # so batches were made
-        assert "broke down" not in caplog.text
-        assert server.metric("steermoe_audio_seconds_total") > 24
-        assert server.metric("steermoe_queue_length") == 0
+    assert found == [said[place] for place in order]
+    rows, total, seconds = (server.metric(name) - first for name, first in zip(names, before, strict=True))
+    assert rows == 24 and total >= 48 and seconds > 24  # so batches were made
+    assert server.metric("steermoe_queue_length") == server.metric("steermoe_running") == 0
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
-        ({"language": "fr"}, "language", "found 'fr'; steermoe is for en: leave it out"),
-        ({"language": "fr-CA"}, "language", "found 'fr-CA'"),
+        ({"language": "fr"}, "language", "found 'fr'; steermoe is for en"),
         ({"language": "no language"}, "language", "expected a code such as en"),
         ({"prompt": "word " * 4000}, "prompt", "more than 16000 characters"),
-        ({"temperature": 3}, "temperature", "expected a number from 0 to 1"),
-        ({"response_format": "diarized_json"}, "response_format", "json, text, srt, verbose_json, vtt"),
-        ({"response_format": "srt", "stream": True}, "stream", "response_format srt has no pieces"),
-        (
-            {"timestamp_granularities": ["word"]},
-            "timestamp_granularities[]",
-            "needs response_format verbose_json",
-        ),
-        (
-            {"include": ["logprobs"]},
-            "include[]",
-            "this server does not heed it; leave it out. It heeds: file, ",
-        ),
-        ({"chunking_strategy": "auto"}, "chunking_strategy", "does not heed it"),
-        ({"extra_body": {"stream": "maybe"}}, "stream", "found 'maybe', expected true or false"),
+        ({"temperature": 3}, "temperature", "less than or equal to 1; found '3'"),
+        ({"response_format": "diarized_json"}, "response_format", "'json', 'text', 'srt', 'verbose_json' or 'vtt'"),
+        ({"response_format": "srt", "stream": True}, "stream", "not possible with response_format srt"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]", "needs response_format verbose_json"),
+        ({"include": ["logprobs"]}, "include[]", "not supported by this server; leave it out. Supported: model, "),
+        ({"chunking_strategy": "auto"}, "chunking_strategy", "not supported"),
+        ({"extra_body": {"stream": "maybe"}}, "stream", "should be a valid boolean"),
     ],
-)
-def test_fields_are_heeded_or_refused_by_name(
+)  # fmt: skip
+def test_bad_fields_are_named(
     server: Running, recordings: list[bytes], fields: dict[str, Any], param: str, said: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         transcribe(server, recordings[0], **fields)
-    assert refused.value.param == param
-    assert refused.value.type == "invalid_request_error"
+    assert (refused.value.param, refused.value.type) == (param, "invalid_request_error")
     assert said in str(refused.value)
 
 
-def test_language_and_temperature_0_are_fine(
-    server: Running, recordings: list[bytes], said: list[str]
-) -> None:
-    assert transcribe(server, recordings[0], language="en", temperature=0).text == said[0]
-
-
-@pytest.mark.parametrize("language", ["EN", "en-US", "en_gb", "English", "auto", ""])
+@pytest.mark.parametrize("language", ["en", "en_GB", "English", "auto", ""])
 def test_a_language_may_be_written_in_any_way(
     server: Running, recordings: list[bytes], language: str
 ) -> None:
@@ -184,13 +157,11 @@ def test_a_language_is_a_hint_where_none_is_known(serve: Callable[..., Any], rec
             assert (found.language, bool(found.text)) == (told, True)
 
 
-@pytest.mark.parametrize("name", ["model", "language", "response_format", "file", "prompt"])
-def test_a_field_that_is_given_twice_is_refused(server: Running, recordings: list[bytes], name: str) -> None:
-    parts: list[Any] = [("model", (None, NAME)), ("file", ("a.wav", recordings[0])), (name, (None, "en"))]
-    parts += [(name, (None, "en"))] if name not in ("model", "file") else []
+def test_a_field_twice_is_refused(server: Running, recordings: list[bytes]) -> None:
+    parts: list[Any] = [("model", (None, NAME)), ("file", ("a.wav", recordings[0])), ("model", (None, "en"))]
     answer = httpx.post(f"{server.address}/v1/audio/transcriptions", files=parts, trust_env=False)
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (400, name) and "twice" in error["message"]
+    assert (answer.status_code, error["param"]) == (400, "model") and "twice" in error["message"]
 
 
 def test_a_client_that_leaves_during_its_upload_is_no_failure(
@@ -212,10 +183,6 @@ def test_a_client_that_leaves_during_its_upload_is_no_failure(
     assert not [
         record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL") or record.exc_info
     ]
-
-
-def test_sampling_has_a_temperature(server: Running, recordings: list[bytes]) -> None:
-    assert transcribe(server, recordings[0], temperature=0.2).text
 
 
 def test_another_model_is_not_found(server: Running, recordings: list[bytes]) -> None:
@@ -269,12 +236,6 @@ def test_bad_audio_is_named(server: Running, encode: Callable[..., bytes], kind:
     assert said in str(refused.value)
 
 
-def test_eight_channels_are_mixed(
-    server: Running, waveforms: list[np.ndarray], said: list[str], encode: Any
-) -> None:
-    assert transcribe(server, encode(np.stack([waveforms[0]] * 8, axis=1), 16000)).text == said[0]
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -298,5 +259,3 @@ def test_unknown_addresses_and_methods_have_the_same_errors(server: Running) -> 
     for path in ("/health", "/health/live", "/health/ready", "/metrics", "/v1/models", f"/v1/models/{NAME}"):
         answer = httpx.head(server.address + path, trust_env=False)
         assert (answer.status_code, answer.content) == (200, b"")
-        answer = httpx.post(server.address + path, trust_env=False)
-        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
