@@ -19,7 +19,7 @@ STAGES = {
     "search": "choose learning rates for a method on the development splits",
     "show": "print the comparison of the selected profile",
     "own": "write a profile for a folder of recordings, and switch to it",
-    "profile": "switch to another profile",
+    "profile": "select another profile or other variants",
 }
 
 
