@@ -6,7 +6,6 @@ import sys
 from steermoe.cli.terminal import flushed, prepare_streams
 
 STAGES = {
-    "rehearse": "make what stands in for models and archives, where the profile is a rehearsal",
     "stamp": "note the state of what the profile reads from outside the repository",
     "base": "find or fetch the frozen models, and write down what they are",
     "download": "fetch a corpus from its source, a mirror, or write its recipe",

@@ -195,7 +195,7 @@ def _scale(tree: Any, section: dict[str, Any], lengths: dict[str, dict[str, floa
     )
     tree["preprocessing"].update(max_seconds=float(most), unreadable={})
     tree["selection"].update(train=None, dev=None)
-    tree.update(corpora={"folder": section}, variants={}, rehearsal=None)
+    tree.update(corpora={"folder": section}, variants={})
     tree.yaml_set_start_comment(
         f"Recordings in {section['path']}; see docs/own-data.md. An empty value is null.\n\n"
     )

@@ -27,9 +27,9 @@ HOMES = {  # library -> the only files that may import it
     ],
     "peft": ["steermoe/models/lora.py"],
     "deepspeed": ["steermoe/training/deepspeed.py"],
-    "dvc": [],
+    "dvc": ["flows/checkouts.py"],
     "prefect": [
-        f"flows/{name}.py" for name in ("claim", "commands", "experiments", "lifetime", "results", "service")
+        f"flows/{name}.py" for name in ("__main__", "deployments", "tasks")
     ],
     "fastapi": ["steermoe/server/app.py"],
     "starlette": ["steermoe/server/app.py", "steermoe/demo/app.py"],

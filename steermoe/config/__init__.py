@@ -32,7 +32,6 @@ from steermoe.config.loading import Config, load
 from steermoe.config.lock import Locked, lock_file, lock_text, read_lock
 from steermoe.config.method import Lora, Projector, Steering
 from steermoe.config.problems import ConfigError
-from steermoe.config.profile import Rehearsal
 from steermoe.config.sections import (
     Distillation,
     Distributed,
@@ -77,7 +76,6 @@ __all__ = [
     "OpenAudioBench",
     "Projector",
     "Prompts",
-    "Rehearsal",
     "Remote",
     "Shapes",
     "Steering",

@@ -16,7 +16,7 @@ from steermoe.config.lock import Lock, lock_file, pinned, pinned_video, read_loc
 from steermoe.config.method import Lora, Projector, Steering
 from steermoe.config.params import Params
 from steermoe.config.problems import ConfigError, located, problem, section_form
-from steermoe.config.profile import OVERRIDDEN, Profile, Rehearsal, overridden, unserved
+from steermoe.config.profile import OVERRIDDEN, Profile, overridden, unserved
 from steermoe.config.sections import (
     Encoder,
     Evaluation,
@@ -57,7 +57,6 @@ class Config:
     llm: Llm
     preprocessing: Preprocessing
     training: ProfileTraining
-    rehearsal: Rehearsal | None
 
     def variant(self, name: str) -> VariantConfig:
         """The resolved configuration of a variant.
@@ -115,7 +114,7 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
         raise ConfigError(lines)
     own = ("corpora", "variants", *OVERRIDDEN)
     shared = {name: getattr(tuned, name) for name in Params.model_fields if name not in own}
-    sized = {name: getattr(profile, name) for name in ("preprocessing", "training", "rehearsal")}
+    sized = {name: getattr(profile, name) for name in ("preprocessing", "training")}
     models = {name: pinned(getattr(profile, name), lock) for name in ("encoder", "llm")}
     models["video"] = pinned_video(profile.video, lock)
     return Config(

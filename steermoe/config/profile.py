@@ -9,14 +9,12 @@ from steermoe.config.corpora import Corpora, Corpus
 from steermoe.config.language import Generation
 from steermoe.config.problems import illegal
 from steermoe.config.sections import (
-    Count,
     Encoder,
     Evaluation,
     Llm,
     Preprocessing,
     ProfileTraining,
     Section,
-    Seed,
     Selection,
 )
 from steermoe.config.variants import Variant, VariantName
@@ -24,17 +22,6 @@ from steermoe.config.video import Video
 
 USES = ("train", "dev", "test")
 OVERRIDDEN = {"generation": Generation, "evaluation": Evaluation}  # sections that a profile may override
-
-
-class Rehearsal(Section):
-    """What stands in for models and archives that are too large to try with; stage `rehearse` makes it.
-
-    `train` utterances of every split that is trained on, `others` of each of the rest.
-    """
-
-    seed: Seed
-    train: Count
-    others: Count
 
 
 class Profile(Section):
@@ -49,7 +36,6 @@ class Profile(Section):
     training: ProfileTraining
     overrides: dict[str, Any]
     variants: dict[VariantName, Variant]
-    rehearsal: Rehearsal | None
 
     @field_validator("corpora")
     @classmethod

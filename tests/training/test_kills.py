@@ -20,7 +20,6 @@ from steermoe.training.store import open_store
 
 ROOT = Path(__file__).parents[2]
 KILLS = {
-    "rehearse": 2,
     "base": 3,
     "download": 14,
     "preprocess": 6,
@@ -29,10 +28,9 @@ KILLS = {
     "eval": 6,
     "baseline": 4,
     "ablate": 4,
-}  # 56
+}  # 54
 DATA, MODELS, REPORTS = "data/mini", "models/mini", "reports/mini"
 ARGUMENTS: dict[str, dict[str, Any]] = {  # as in dvc.yaml
-    "rehearse": {"out": f"{DATA}/rehearsal"},
     "base": {"out": f"{DATA}/base"},
     "download": {"corpus": "synthetic", "out": f"{DATA}/raw/synthetic"},
     "preprocess": {
