@@ -22,9 +22,7 @@ Compared = Annotated[
 Chosen = Annotated[
     str | None, typer.Option(help="corpora to select, with commas; default: what the variants need")
 ]
-Reference = Annotated[
-    str | None, typer.Option(help="variant that p-values are against; default: as it is")
-]
+Reference = Annotated[str | None, typer.Option(help="variant that p-values are against; default: as it is")]
 Evaluations = Annotated[Path, typer.Option(help="folder of evaluations")]
 History = Annotated[Path, typer.Option(help="learning curve, or the folder of all variants' curves")]
 Timing = Annotated[Path, typer.Option(help="duration of training, or the folder of all variants' durations")]

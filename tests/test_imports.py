@@ -127,6 +127,6 @@ def test_light_module_loads_nothing_heavy(module: str) -> None:
 def test_data_stages_load_no_torch() -> None:
     """`download` and `preprocess` are a process a corpus: torch would cost each some seconds and 200 MB."""
     corpora = [module_of(path) for path in FILES if path.parent.name == "corpora"]
-    modules = loaded(f"import {', '.join(['pipeline.download', 'pipeline.preprocess', *corpora])}")
+    modules = loaded(f"import {', '.join(['pipeline.sources', 'pipeline.preprocess', *corpora])}")
     assert modules >= set(corpora)
     assert modules.isdisjoint({"torch", "transformers", "peft", "mlflow"})

@@ -1,6 +1,5 @@
 """SIGKILL at seeded random moments of every stage: the same command ends as if nobody had disturbed it."""
 
-import importlib
 import json
 import os
 import random
@@ -16,6 +15,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from pipeline.__main__ import command
 from steermoe.training.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def _stage(project: Path, name: str) -> None:
     paths = {
         key: value if key in ("corpus", "workers") else Path(value) for key, value in ARGUMENTS[name].items()
     }
-    importlib.import_module(f"pipeline.{name}").main(**paths)
+    command(name)(**paths)
 
 
 @pytest.fixture
