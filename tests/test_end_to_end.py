@@ -22,9 +22,8 @@ import pytest
 import soundfile
 from ruamel.yaml import YAML
 
-from tests.pipeline.conftest import COPIED, ROOT, copy_repository, environment, executed, run
+from tests.pipeline.conftest import ROOT, copy_repository, environment, executed, run
 
-__all__ = ["COPIED", "ROOT", "run"]  # for tests/test_corpora_end_to_end.py
 pytestmark = pytest.mark.slow
 SMALL = {
     "utterances": {"train": 48, "dev": 8, "clean": 8, "other": 8},
