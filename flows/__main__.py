@@ -97,10 +97,10 @@ def _own_pool(joins: bool) -> None:
             client.update_work_pool(POOL, WorkPoolUpdate(description=f"{description} {ours}".strip()))
         elif ours not in description and not joins:
             raise RuntimeError(
-                f"work pool {POOL} of {client.api_url} belongs to another folder, {description}: join it if both share "
-                "code and work (make flows JOIN=1), or use a server and a database of its own "
-                "(PREFECT_HOME=~/.prefect-2 PREFECT_API_URL=http://127.0.0.1:4201/api make flows); if that folder is "
-                f"gone: prefect work-pool delete {POOL}"
+                f"work pool {POOL} of {client.api_url} belongs to another folder, {description}: join it (same "
+                "code: make flows JOIN=1), or use a server and a database of your own (PREFECT_HOME=~/.prefect-2 "
+                "PREFECT_API_URL=http://127.0.0.1:4201/api make flows), or delete it, if that folder is gone (prefect "
+                f"work-pool delete {POOL})"
             )
 
 

@@ -23,7 +23,11 @@ def clone(root: Path, name: str) -> Iterator[Path]:
     folder = root / CHECKOUTS / name
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        head = output(root, "git", "rev-parse", "--verify", "HEAD")
+        try:
+            head = output(root, "git", "rev-parse", "--verify", "HEAD")
+        except RuntimeError as error:
+            hint = "git init && git add -A && git commit -m begin"
+            raise RuntimeError(f"{root}: flows need a git repository with a commit ({hint})") from error
         is_changed = output(root, "git", "status", "--porcelain", "--untracked-files=no")
         files = output(root, "git", "stash", "create") if is_changed else head
         output(root, "git", "clone", "--quiet", "--shared", "--no-checkout", str(root), str(folder))

@@ -130,10 +130,12 @@ def _begin(
     context, root = FlowRunContext.get(), Path.cwd()
     assert context is not None and context.flow_run is not None, "not in a flow"
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", context.flow_run.name).strip("-") or str(context.flow_run.id)
-    if missed := checkouts.output(root, "git", "ls-files", "--others", "--exclude-standard").splitlines():
-        get_run_logger().warning(f"not in git, so not in this run: {missed[:20]}; `git add` includes them")
     is_ending.clear()
     with checkouts.clone(root, f"{name}--clone") as clone:
+        if missed := checkouts.output(root, "git", "ls-files", "--others", "--exclude-standard").splitlines():
+            get_run_logger().warning(
+                f"not in git, so not in this run: {missed[:20]}; `git add` includes them"
+            )
         profile, chosen, reference = checkouts.select(clone, profile, variants)
         try:
             yield Run(name, root, clone, profile, hours), chosen, reference

@@ -82,9 +82,8 @@ def run_targets(
         run_command(["dvc", "--wait-for-lock", "repro", *targets], folder, environment | share, run.hours)
         if saved:
             checkouts.save_experiment(folder, name, targets)
-        if (
-            comparison := folder / "reports" / run.profile / "comparison"
-        ).is_dir():  # output of stage `ablate`
+        comparison = folder / "reports" / run.profile / "comparison"  # output of stage `ablate`
+        if comparison.is_dir():
             publish(comparison, name)
 
 
