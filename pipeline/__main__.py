@@ -2,11 +2,11 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 
 from steermoe.cli.terminal import flushed, prepare_streams
 
-STAGES = {
-    "rehearse": "make what stands in for models and archives, where the profile is a rehearsal",
+STAGES = {  # summary; the function is `main` of the module of that name, unless PLACES says otherwise
     "stamp": "note the state of what the profile reads from outside the repository",
     "base": "find or fetch the frozen models, and write down what they are",
     "download": "fetch a corpus from its source, a mirror, or write its recipe",
@@ -18,9 +18,16 @@ STAGES = {
     "ablate": "compare the variants: table, pictures, report",
     "search": "choose learning rates for a method on the development splits",
     "show": "print the comparison of the selected profile",
-    "own": "write a profile for a folder of recordings, and switch to it",
-    "profile": "switch to another profile",
+    "own": "write a profile for a folder of recordings, and select it",
+    "profile": "select another profile or other variants",
 }
+PLACES = {"stamp": "sources:stamp", "download": "sources:download"}
+
+
+def command(stage: str) -> Callable[..., None]:
+    """Return the function of a stage."""
+    module, _, function = PLACES.get(stage, stage).partition(":")
+    return getattr(importlib.import_module(f"pipeline.{module}"), function or "main")
 
 
 def main() -> int:
@@ -35,9 +42,8 @@ def main() -> int:
         return 2
     import typer
 
-    module = importlib.import_module(f"pipeline.{stage}")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(module.main)
+    app.command()(command(stage))
     try:
         app(rest, prog_name=f"python -m pipeline {stage}")
     except (ValueError, OSError, RuntimeError) as error:

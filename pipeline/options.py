@@ -17,10 +17,10 @@ Inputs = Annotated[
     Path, typer.Option(help="folder of what each variant reads, with hashes; replaced as a whole")
 ]
 Compared = Annotated[
-    str | None, typer.Option(help="variants to put selected, with commas; default: as they are")
+    str | None, typer.Option(help="variants to select, with commas, or '*' for all; default: as they are")
 ]
 Chosen = Annotated[
-    str | None, typer.Option(help="corpora to put selected, with commas; default: what the variants need")
+    str | None, typer.Option(help="corpora to select, with commas; default: what the variants need")
 ]
 Reference = Annotated[str | None, typer.Option(help="variant that p-values are against; default: as it is")]
 Evaluations = Annotated[Path, typer.Option(help="folder of evaluations")]

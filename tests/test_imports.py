@@ -27,10 +27,8 @@ HOMES = {  # library -> the only files that may import it
     ],
     "peft": ["steermoe/models/lora.py"],
     "deepspeed": ["steermoe/training/deepspeed.py"],
-    "dvc": [],
-    "prefect": [
-        f"flows/{name}.py" for name in ("claim", "commands", "experiments", "lifetime", "results", "service")
-    ],
+    "dvc": ["flows/checkouts.py"],
+    "prefect": [f"flows/{name}.py" for name in ("__main__", "deployments", "tasks")],
     "fastapi": ["steermoe/server/app.py"],
     "starlette": ["steermoe/server/app.py", "steermoe/demo/app.py"],
     "uvicorn": ["steermoe/server/app.py"],
@@ -127,6 +125,6 @@ def test_light_module_loads_nothing_heavy(module: str) -> None:
 def test_data_stages_load_no_torch() -> None:
     """`download` and `preprocess` are a process a corpus: torch would cost each some seconds and 200 MB."""
     corpora = [module_of(path) for path in FILES if path.parent.name == "corpora"]
-    modules = loaded(f"import {', '.join(['pipeline.download', 'pipeline.preprocess', *corpora])}")
+    modules = loaded(f"import {', '.join(['pipeline.sources', 'pipeline.preprocess', *corpora])}")
     assert modules >= set(corpora)
     assert modules.isdisjoint({"torch", "transformers", "peft", "mlflow"})

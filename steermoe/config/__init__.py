@@ -30,7 +30,7 @@ from steermoe.config.corpora import (
 from steermoe.config.edit import preview, select, switch_profile
 from steermoe.config.errors import ConfigError
 from steermoe.config.experiments import VariantConfig
-from steermoe.config.load import Config, Rehearsal, load
+from steermoe.config.load import Config, load
 from steermoe.config.lock import Locked, lock_file, lock_text, read_lock
 from steermoe.config.model import Encoder, Llm, Lora, Projector, Prompts, Steering, Video, VideoEncoder
 from steermoe.config.run import Distillation, Distributed, Evaluation, Generation, Training
@@ -67,7 +67,6 @@ __all__ = [
     "OpenAudioBench",
     "Projector",
     "Prompts",
-    "Rehearsal",
     "Remote",
     "Shapes",
     "Steering",

@@ -23,7 +23,7 @@ from steermoe.config.experiments import (
 )
 from steermoe.config.lock import Lock, lock_file, pinned, read_lock
 from steermoe.config.run import Evaluation, Generation, Preprocessing, Selection
-from steermoe.config.section import Count, Section, Seed, SomeNames
+from steermoe.config.section import Section, SomeNames
 
 Model = TypeVar("Model", bound=Section)
 OVERRIDDEN = {"generation": Generation, "evaluation": Evaluation}  # sections that a profile may override
@@ -41,17 +41,6 @@ class Params(Shared):
     variants: dict[VariantName, Variant]
 
 
-class Rehearsal(Section):
-    """What stands in for models and archives that are too large to try with; stage `rehearse` makes it.
-
-    `train` utterances of every split that is trained on, `others` of each of the rest.
-    """
-
-    seed: Seed
-    train: Count
-    others: Count
-
-
 class Profile(Sized):
     """A file in configs/: what differs by scale, and what of params.yaml it overrides."""
 
@@ -59,7 +48,6 @@ class Profile(Sized):
     preprocessing: Preprocessing
     overrides: dict[str, Any]
     variants: dict[VariantName, Variant]
-    rehearsal: Rehearsal | None
 
     def _rules(self) -> Iterator[tuple[str, str] | tuple[str, str, Any]]:
         corpora = self.corpora.named()
@@ -93,7 +81,6 @@ class Config(Settings):
     generation: Generation
     evaluation: Evaluation
     preprocessing: Preprocessing
-    rehearsal: Rehearsal | None
 
     def variant(self, name: str) -> VariantConfig:
         """Return the resolved configuration of a variant.
@@ -153,7 +140,7 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
     shared = {
         name: getattr(tuned, name) for name in ("profile", "compare", "reference", *Shared.model_fields)
     }
-    sized = {name: getattr(profile, name) for name in ("preprocessing", "rehearsal", *Sized.model_fields)}
+    sized = {name: getattr(profile, name) for name in ("preprocessing", *Sized.model_fields)}
     config = Config(corpora=corpora, variants=resolved, **shared, **sized, **overridden)
     return _pinned(config, lock)
 

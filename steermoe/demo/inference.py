@@ -123,7 +123,7 @@ class Models:
             for segment in [*segmenter.push(samples), *segmenter.finish()]:
                 first = round(segment.start / RATE * rate)
                 last = min(width, first + max(1, round(segment.seconds * rate)))
-                for whole, gates in zip(found, self.model.gates(segment.samples), strict=True):
+                for whole, gates in zip(found, self.model.gates(segment.samples).values(), strict=True):
                     # After down-sampling inside the encoder, one frame stands for several.
                     whole[first:last] = gates[
                         np.linspace(0, len(gates), last - first, endpoint=False).astype(int)

@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).parent / "toy"
@@ -47,8 +46,8 @@ class Project:
             "STEERMOE_SLOTS": "2",
             "CUDA_VISIBLE_DEVICES": "4,7",  # nothing here opens them
             "OMP_NUM_THREADS": "1",
-            # As with an editable install: the project's own code can be imported from everywhere, and the library.
-            "PYTHONPATH": f"{root}{os.pathsep}{ROOT}",
+            # As with an editable install: the library, and this repository's own pipeline, which the clone's replaces.
+            "PYTHONPATH": str(ROOT),
         }
 
     def shell(self, *command: str, code: int | None = 0) -> str:
@@ -103,16 +102,10 @@ class Project:
         (ref,) = (ref for ref in refs if ref.endswith(f"/{name}"))
         return ref
 
-    def trained(self, name: str, variant: str) -> list[dict[str, Any]]:
-        """What the training of a variant made in an experiment: paths with the hashes of their bytes."""
-        lock = YAML(typ="safe").load(self.shell("git", "show", f"{self.experiment(name)}:dvc.lock"))
-        return lock["stages"][f"train@small-{variant}"]["outs"]
-
-    def trace(self, variant: str, kind: str = "begin") -> list[dict[str, Any]]:
-        """Who trained a variant, in order."""
-        file = self.root / ".runs" / "trace.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        return [line for line in lines if line["kind"] == kind and line.get("variant") == variant]
+    def trace(self, variant: str) -> list[dict[str, Any]]:
+        """The trainings of a variant that began, in order."""
+        files = sorted((self.root / ".runs" / "trace").glob(f"{variant}-*.json"))
+        return [json.loads(file.read_text()) for file in files]
 
     def trainer(self, variant: str, begun: int = 1) -> list[psutil.Process]:
         """The trainer of a variant that has begun so many times, and its rank."""
@@ -120,9 +113,6 @@ class Project:
             lambda: len(self.trace(variant)) >= begun and self.trace(variant)[-1], f"training of {variant}"
         )
         return [psutil.Process(last[name]) for name in ("pid", "rank")]
-
-    def engine(self, run: str) -> psutil.Process:
-        return psutil.Process(int(self.ask("GET", f"flow_runs/{run}")["infrastructure_pid"]))
 
     def processes(self) -> list[psutil.Process]:
         """All that runs for this project."""
@@ -141,44 +131,27 @@ def are_gone(processes: list[psutil.Process]) -> bool:
 
 
 @pytest.fixture(scope="session")
-def make_project(
+def toy(
     tmp_path_factory: pytest.TempPathFactory, begin_repository: Callable[[Callable[..., Any]], None]
-) -> Iterator[Callable[..., Project]]:
-    """`make_project(fill, name)`: a git and DVC repository that `fill(root)` fills, with a Prefect of its own."""
-    made: list[Project] = []
-
-    def make(fill: Callable[[Path], None], name: str) -> Project:
-        root = tmp_path_factory.mktemp(name)
-        fill(root)
-        shutil.copytree(ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-        for file in ("prefect.toml", "prefect.yaml"):
-            shutil.copy(ROOT / file, root)
-        project = Project(root, tmp_path_factory.mktemp(f"{name}-home"))
-        made.append(project)
-        begin_repository(project.shell)
+) -> Iterator[Project]:
+    """The small pipeline of tests/flows/toy, in a git and DVC repository with a Prefect of its own."""
+    root = tmp_path_factory.mktemp("toy")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(TOY, root, dirs_exist_ok=True, ignore=ignored)
+    shutil.copytree(ROOT / "flows", root / "flows", ignore=ignored)
+    for file in ("prefect.toml", "prefect.yaml"):
+        shutil.copy(ROOT / file, root)
+    (root / "base").mkdir()  # another pipeline, which nobody runs
+    (root / "base" / "dvc.yaml").write_text("stages: {make: {cmd: 'false', outs: [made]}}\n")
+    (root / ".dvcignore").write_text("__pycache__\n/.runs\n")
+    (root / ".gitignore").write_text("__pycache__/\n/.runs/\n/data/\n/models/\n/reports/\n")
+    project = Project(root, tmp_path_factory.mktemp("home"))
+    begin_repository(project.shell)
+    try:
         project.shell("python", "-m", "flows", "start")
-        return project
-
-    yield make
-    for project in made:
-        try:
-            project.shell("python", "-m", "flows", "stop")
-        finally:
-            left = project.processes()
-            for process in left:
-                process.kill()
-        assert not left, f"`flows stop` left {left}"
-
-
-@pytest.fixture(scope="session")
-def toy(make_project: Callable[..., Project]) -> Project:
-    """The small pipeline of tests/flows/toy."""
-
-    def fill(root: Path) -> None:
-        shutil.copytree(TOY, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-        (root / "base").mkdir()  # another pipeline, which nobody runs
-        (root / "base" / "dvc.yaml").write_text("stages: {make: {cmd: 'false', outs: [made]}}\n")
-        (root / ".dvcignore").write_text("__pycache__\n/.runs\n")
-        (root / ".gitignore").write_text("__pycache__/\n/.runs/\n/data/\n/models/\n/reports/\n")
-
-    return make_project(fill, "toy")
+        yield project
+        project.shell("python", "-m", "flows", "stop")
+        assert not project.processes(), "left by `flows stop`"
+    finally:
+        for process in project.processes():
+            process.kill()

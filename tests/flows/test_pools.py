@@ -1,15 +1,19 @@
 """Job templates for clusters, rendered by Prefect's own code, and the files that say what is deployed."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+
+from flows import deployments, slots
 
 ROOT = Path(__file__).parents[2]
 RENDER = """
@@ -73,26 +77,20 @@ def test_kubernetes_job() -> None:
     assert mounted == {volume["name"] for volume in pod["volumes"]}
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "project"}
     assert container["env"] == {"STEERMOE_ROOT": "/project"}  # the worker makes a list of it
-    assert pod["terminationGracePeriodSeconds"] > 60  # longer than a supervisor's own
+    assert pod["terminationGracePeriodSeconds"] > 30  # longer than what flows give a trainer
 
 
 def test_deployments_name_flows_that_are_there() -> None:
     declared = YAML(typ="safe").load(ROOT / "prefect.yaml")
-    source = (ROOT / "flows" / "experiments.py").read_text()
-    flows = set()
-    for deployment in declared["deployments"]:
-        path, _, flow = deployment["entrypoint"].partition(":")
-        assert (
-            path == "flows/experiments.py" and f"def {flow}(" in source and f'@flow(name="{flow}"' in source
-        )
-        flows.add(flow)
-    assert flows == {"reproduce", "ablations", "experiment", "evaluate"}
-    names = [(d["entrypoint"], d["name"]) for d in declared["deployments"]]
-    assert len(names) == len(set(names))
-    for file in ("prefect.yaml", "prefect.toml"):
-        assert (
-            str(Path.home()) not in (ROOT / file).read_text() and str(ROOT) not in (ROOT / file).read_text()
-        )
+    entrypoints = {deployment["entrypoint"] for deployment in declared["deployments"]}
+    flows = {"reproduce", "ablations", "experiment", "evaluate"}
+    assert entrypoints == {f"flows/deployments.py:{flow}" for flow in flows}
+    for flow in flows:
+        assert getattr(deployments, flow).name == flow
+    (step,) = declared[
+        "pull"
+    ]  # of the worker that takes the run: machines with their own clones share a server
+    assert {"directory": "{{ $STEERMOE_ROOT }}"} in step.values()
 
 
 def test_prefect_stays_on_this_machine() -> None:
@@ -104,9 +102,44 @@ def test_prefect_stays_on_this_machine() -> None:
 def test_stages_that_flows_name_are_in_the_pipeline() -> None:
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     toy = YAML(typ="safe").load(ROOT / "tests" / "flows" / "toy" / "dvc.yaml")["stages"]
-    code = "from flows import experiments as e; print(*e.VARIANT, *e.BASELINES, *e.COMPARISON, *e.DATA)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    named = set(done.stdout.split())
-    assert named <= stages.keys() and named <= toy.keys()
-    outs = json.dumps(stages["ablate"]["outs"])
-    assert "reports/${item.profile}/comparison" in outs  # where flows find the table
+    d = deployments
+    assert {*d.VARIANT, *d.BASELINES, *d.COMPARISON, *d.DATA} <= stages.keys() & toy.keys()
+    assert "reports/${item.profile}/comparison" in json.dumps(stages["ablate"]["outs"])  # which flows publish
+
+
+@pytest.mark.parametrize(
+    ("chosen", "visible", "number", "held", "expected"),
+    [
+        ("", "4,7", 2, [1], {"CUDA_VISIBLE_DEVICES": "7"}),
+        ("", "4,7", 2, [0, 1], {"CUDA_VISIBLE_DEVICES": "4,7"}),
+        ("4", "4,7", 4, [0, 2], {"CUDA_VISIBLE_DEVICES": "4"}),  # more slots than GPUs share them
+        ("1", "", 1, [0], {}),  # no GPU: the one slot has all cores
+        ("4", "", 4, [0, 1], {"OMP_NUM_THREADS": "4"}),
+    ],
+)
+def test_share_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, chosen: str, visible: str, number: int, held: list[int], expected: dict
+) -> None:
+    monkeypatch.setenv(slots.SETTING, chosen)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert slots.count() == number
+    assert slots.environment(held) == expected
+
+
+def test_slots_are_taken_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(slots.SETTING, "2")
+    never, cancelled = threading.Event(), threading.Event()
+    with slots.acquire(tmp_path, 1, never) as held, slots.acquire(tmp_path, 1, never) as other:
+        assert held + other == [0, 1]
+        threading.Timer(0.1, cancelled.set).start()
+        with slots.acquire(tmp_path, 1, cancelled) as none:
+            assert none == []
+    with slots.acquire(tmp_path, 2, never) as held:
+        assert held == [0, 1]
+    with pytest.raises(ValueError, match="found 3; legal: 1 to 2"), slots.acquire(tmp_path, 3, never):
+        pass
+    monkeypatch.setenv(slots.SETTING, "two")
+    with pytest.raises(ValueError, match="found 'two'; legal: "):
+        slots.count()

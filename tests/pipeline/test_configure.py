@@ -1,4 +1,4 @@
-"""What `configure` writes of a variant that reads an adapter: a changed adapter changes the variant's inputs."""
+"""What `configure` writes: the hashes of the shards and adapters that a variant reads, and no others."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.configure import main
+from steermoe import config
 from steermoe.data.skipped import write_skipped
 from steermoe.hub import CONFIG, WEIGHTS, sha256
 
@@ -47,7 +48,7 @@ def written(project: Path) -> dict[str, str]:
     return {path.stem: path.read_text() for path in (project / "inputs").iterdir()}
 
 
-def test_the_inputs_of_a_variant_know_its_teacher(project: Path) -> None:
+def test_the_inputs_of_a_variant_have_the_hashes_of_its_teacher(project: Path) -> None:
     before = written(project)
     hashes = {name: sha256(project / "teacher" / name) for name in (WEIGHTS, CONFIG)}
     assert json.loads(before["taught"])["teacher"] == json.loads(before["begun"])["init_from"] == hashes
@@ -57,9 +58,23 @@ def test_the_inputs_of_a_variant_know_its_teacher(project: Path) -> None:
     assert [name for name in before if before[name] == after[name]] == ["linear"]
 
 
-def test_a_teacher_that_is_missing_is_told(project: Path) -> None:
+def test_a_missing_teacher_is_an_error(project: Path) -> None:
     (project / "teacher" / CONFIG).unlink()
     with pytest.raises(
         ValueError, match=r"training\.distillation\.teacher: found .* which lacks config\.json"
     ):
         written(project)
+
+
+def test_only_shards_that_a_variant_reads_change_its_inputs(project: Path) -> None:
+    params = project / "params.yaml"
+    config.switch_profile(params, "paper", ["taught"], ["librispeech", "fleurs"], "taught")
+    shards = project / "shards" / "librispeech"
+    shards.mkdir()
+    for split in ("train-clean-100", "train-clean-360", "dev-clean", "dev-other", "test-clean"):
+        (shards / f"{split}-00000.parquet").write_text(split)
+    before = written(project)
+    (shards / "test-clean-00000.parquet").write_text("others")
+    assert written(project) == before
+    (shards / "dev-other-00000.parquet").write_text("others")
+    assert written(project) != before

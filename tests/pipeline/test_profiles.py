@@ -1,138 +1,93 @@
-"""Profiles under DVC: which stages each has; the rehearsal of the paper from the first stage to the last."""
+"""Profiles: the stages that each has, and commands that select them."""
 
-import json
 import os
-import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
 from steermoe import config
-
-ROOT = Path(__file__).parents[2]
-COPIED = ("configs", "pipeline", "pretrained", "steermoe")
-FILES = ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore")
-VARIANTS = ["steermoe", "conformer-7b-aishell2"]
-CORPORA = ["librispeech", "aishell2", "clothoaqa"]
+from tests.pipeline.conftest import ROOT, run, stages
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with DVC, without git."""
-    root = tmp_path_factory.mktemp("project")
-    for name in COPIED:
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "made"))
-    for name in FILES:
-        shutil.copy(ROOT / name, root)
-    run(root, "dvc", "init", "-q", "--no-scm")
-    run(root, "dvc", "config", "core.analytics", "false")
-    return root
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the configuration, in the current folder."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "params.yaml"
 
 
-def run(root: Path, *command: str) -> str:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_"))}
-    own = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}", "PYTHONPATH": str(root),
-        "DO_NOT_TRACK": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9",
-    }  # fmt: skip
-    done = subprocess.run(
-        command, cwd=root, env=inherited | own, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert done.returncode == 0, f"{command}:\n{done.stdout[-6000:]}"
-    return done.stdout
+def select(*arguments: str, code: int = 0) -> str:
+    """Run `python -m pipeline profile`."""
+    command = [sys.executable, "-m", "pipeline", "profile", *arguments]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stderr
 
 
-def executed(output: str) -> set[str]:
-    return set(re.findall(r"Running stage '([^']+)'", output))
+@pytest.mark.parametrize("arguments", [(), ("paper", "--compare", "steermoe,conformer-7b-aishell2")])
+def test_a_profile_has_its_stages_and_no_others(project: Path, arguments: tuple[str, ...]) -> None:
+    shutil.copy(ROOT / "params.yaml", project)
+    run(project, "python", "-m", "pipeline", "profile", *arguments)
+    loaded = config.load(project / "params.yaml")
+    found = run(
+        project, "dvc", "stage", "list", "--name-only"
+    )  # `repro --dry` fails at folders that are not there
+    assert set(found.split()) == stages(loaded.profile, loaded.compare, list(loaded.corpora))
 
 
-def stages(profile: str, variants: list[str], corpora: list[str]) -> set[str]:
-    """All stages of a profile."""
-    names = {f"{stage}@{profile}" for stage in ("rehearse", "stamp", "base", "configure", "ablate")}
-    names |= {f"{stage}@{profile}-{c}" for stage in ("download", "preprocess", "baseline") for c in corpora}
-    return (
-        names
-        | {f"train@{profile}-{a}" for a in variants}
-        | {f"eval@{profile}-{a}-{c}" for a in variants for c in corpora}
-    )
+def test_variants_come_with_the_corpora_that_they_need(params: Path) -> None:
+    for arguments, profile, compare, reference, corpora in (
+        ((), "mini", ["steermoe", "linear", "lora"], "linear", ["synthetic", "digits"]),
+        (("--compare", "lora,steermoe-2"), "mini", ["lora", "steermoe-2"], "lora", ["synthetic", "digits"]),
+        (("paper", "--compare", "linear"), "paper", ["linear"], "linear", ["librispeech"]),
+        # More variants of the selected profile add corpora to those selected.
+        (("--compare", "steermoe-clothoaqa"), "paper", ["steermoe-clothoaqa"], "steermoe-clothoaqa",
+         ["librispeech", "clothoaqa"]),
+        (("--corpora", "clothoaqa"), "paper", ["steermoe-clothoaqa"], "steermoe-clothoaqa", ["clothoaqa"]),
+    ):  # fmt: skip
+        select(*arguments)
+        loaded = config.load(params)
+        found = (loaded.profile, loaded.compare, loaded.reference, list(loaded.corpora))
+        assert found == (profile, compare, reference, corpora), arguments
+    select("mini", "--compare", "*")
+    assert set(config.load(params).compare) >= {"steermoe", "linear", "lora", "steermoe-16", "slam-asr"}
+    before = params.read_text()
+    assert "profile: found" in select("big", code=1)
+    assert 'compare: found "nobody"' in select("--compare", "nobody", code=1)
+    assert params.read_text() == before
 
 
-def metrics_of(project: Path, system: str) -> dict:
-    """What the comparison measured of a system, by corpus."""
-    return json.loads((project / "reports/paper-dry/metrics.json").read_text())[system]
+def commands(page: str, begin: str) -> list[list[str]]:
+    """Return the commands of a page that begin so, word by word."""
+    text = (ROOT / "docs" / page).read_text().replace("\\\n", "")
+    return [shlex.split(line) for line in text.splitlines() if line.strip().startswith(begin)]
 
 
 @pytest.mark.parametrize(
-    ("profile", "variants", "corpora"),
-    [("mini", None, None), ("paper", None, None), ("paper", ["steermoe", "conformer-7b-aishell2"], None)],
+    ("page", "profile", "variants"),
+    [
+        ("distillation.md", "mini", ["steermoe-3layers", "steermoe-3layers-distilled", "linear"]),
+        ("audiovisual.md", "audiovisual", ["audiovisual", "audiovisual-linear", "audio-only"]),
+    ],
 )
-def test_a_profile_has_its_stages_and_no_others(
-    project: Path, profile: str, variants: list[str] | None, corpora: list[str] | None
-) -> None:
-    shutil.copy(ROOT / "params.yaml", project)
-    config.switch_profile(
-        project / "params.yaml", profile, variants, corpora, "steermoe" if variants else None
-    )
-    loaded = config.load(project / "params.yaml")
-    output = run(
-        project, "dvc", "stage", "list", "--name-only"
-    )  # `repro --dry` fails at folders that are not there
-    assert set(output.split()) == stages(profile, loaded.compare, list(loaded.corpora))
-
-
-def test_shards_that_no_variant_reads_rerun_no_training(tmp_path: Path) -> None:
-    """What `train` depends on are hashes of the splits that its variant selects."""
-    definition = (ROOT / "dvc.yaml").read_text()
-    train = definition[definition.index("  train:") : definition.index("  eval:")]
-    deps = train[train.index("deps:") : train.index("outs:")]
-    assert "inputs/${item.variant}.json" in deps and "}/shards" not in deps
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    params = tmp_path / "params.yaml"
-    config.switch_profile(params, "paper", ["steermoe", "linear"], ["librispeech", "fleurs"])
-    for split in ("train-clean-100", "train-clean-360", "dev-clean", "dev-other", "test-clean"):
-        (tmp_path / "shards" / "librispeech").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "shards" / "librispeech" / f"{split}-00000.parquet").write_text(split)
-    for variant in ("steermoe", "linear"):
-        for part in ("encoder", "llm"):
-            (tmp_path / "base" / "variants" / variant).mkdir(parents=True, exist_ok=True)
-            (tmp_path / "base" / "variants" / variant / f"{part}.json").write_text(json.dumps({"path": part}))
-
-    def inputs() -> str:
-        options = ("--out", "variants", "--inputs", "inputs", "--base", "base", "--shards", "shards")
-        command = [sys.executable, "-m", "pipeline", "configure", *options]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-        return (tmp_path / "inputs" / "steermoe.json").read_text()
-
-    before = inputs()
-    (tmp_path / "shards" / "librispeech" / "test-clean-00000.parquet").write_text("others")
-    assert inputs() == before
-    (tmp_path / "shards" / "librispeech" / "dev-other-00000.parquet").write_text("others")
-    assert inputs() != before
-
-
-@pytest.mark.slow
-def test_the_rehearsal_of_the_paper_runs_from_end_to_end(project: Path) -> None:
-    shutil.copy(ROOT / "params.yaml", project)
-    arguments = ("--compare", ",".join(VARIANTS), "--corpora", ",".join(CORPORA), "--reference", "steermoe")
-    run(project, "python", "-m", "pipeline", "profile", "paper-dry", *arguments)
-    assert executed(run(project, "dvc", "repro")) == stages("paper-dry", VARIANTS, CORPORA)
-    assert metrics_of(project, "baseline/encoder").keys() == {"librispeech", "aishell2"}
-    assert executed(run(project, "dvc", "repro")) == {"stamp@paper-dry"}
-    for system in (*VARIANTS, "baseline/text-only"):
-        found = metrics_of(project, system)
-        assert found.keys() == set(CORPORA)
-        assert "wer" in found["librispeech"]["test-clean"]
-        assert found["aishell2"]["ios-test"].keys() >= {"cer"}
-        assert "accuracy" in found["clothoaqa"]["test"]
-    report = (project / "reports/paper-dry/comparison/report.md").read_text()
-    for text in ("aishell2 ios-test CER", "librispeech test-clean WER", "clothoaqa test accuracy"):
-        assert text in report
-    assert "**CHANGED**" not in report
-    trained = json.loads((project / "models/paper-dry/conformer-7b-aishell2/config.json").read_text())
-    variant = trained.get("variant", trained)
-    assert variant["train_splits"] == {"aishell2": ["train"]} and variant["encoder"]["name"] == "firered"
+def test_commands_of_the_docs(page: str, profile: str, variants: list[str], params: Path) -> None:
+    before = params.read_text()
+    for command in commands(page, "python -m pipeline profile"):
+        select(*command[4:])
+    settings = config.load(params)
+    assert (settings.profile, settings.compare) == (profile, variants)
+    params.write_text(before)
+    for command in commands(page, "dvc exp run"):
+        for place, word in enumerate(command):
+            if word == "-S":
+                file, _, override = command[place + 1].rpartition("yaml:")
+                apply_overrides(f"{file}yaml" if file else "params.yaml", [override])
+        distillation = config.load(params).variant("linear").training.distillation
+        assert distillation is not None and (ROOT / distillation.teacher / "config.json").exists()

@@ -1,6 +1,5 @@
 """SIGKILL at seeded random moments of every stage: the same command ends as if nobody had disturbed it."""
 
-import importlib
 import json
 import os
 import random
@@ -16,11 +15,11 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from pipeline.__main__ import command
 from steermoe.training.store import open_store
 
 ROOT = Path(__file__).parents[2]
 KILLS = {
-    "rehearse": 2,
     "base": 3,
     "download": 14,
     "preprocess": 6,
@@ -29,10 +28,9 @@ KILLS = {
     "eval": 6,
     "baseline": 4,
     "ablate": 4,
-}  # 56
+}  # 54
 DATA, MODELS, REPORTS = "data/mini", "models/mini", "reports/mini"
 ARGUMENTS: dict[str, dict[str, Any]] = {  # as in dvc.yaml
-    "rehearse": {"out": f"{DATA}/rehearsal"},
     "base": {"out": f"{DATA}/base"},
     "download": {"corpus": "synthetic", "out": f"{DATA}/raw/synthetic"},
     "preprocess": {
@@ -73,7 +71,7 @@ def _stage(project: Path, name: str) -> None:
     paths = {
         key: value if key in ("corpus", "workers") else Path(value) for key, value in ARGUMENTS[name].items()
     }
-    importlib.import_module(f"pipeline.{name}").main(**paths)
+    command(name)(**paths)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Note the state of what the profile reads from outside the repository."""
+"""Stages `stamp` and `download`: what the profile reads from outside the repository."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from pipeline.options import Out, Params
 PLACES = ("path", "mirror")  # settings of a corpus that name a file or folder
 
 
-def main(out: Out, params: Params = Path("params.yaml")) -> None:
+def stamp(out: Out, params: Params = Path("params.yaml")) -> None:
     """Write the state of folders, archives, models and adapters into OUT, a file for each stage that reads them.
 
     It runs in every `dvc repro`, and reads no recordings: of corpora, sizes and times are compared; of models and
@@ -15,14 +15,14 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
     """
     import json
 
-    from pipeline.base import models_of
     from steermoe import config
     from steermoe.atomic_io import project_root, write_text
     from steermoe.data import filestate
 
     settings = config.load(params)
     variants = [settings.variant(name) for name in settings.compare]
-    models = {section.path for chosen in (settings, *variants) for section in models_of(chosen).values()}
+    models = {part.path for chosen in (settings, *variants) for part in (chosen.encoder, chosen.llm)}
+    models |= {chosen.video.encoder.path for chosen in (settings, *variants) if chosen.video is not None}
     adapters = {
         variant.training.distillation.teacher
         for variant in variants
@@ -39,5 +39,12 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
     }
     for name, folders in (("models", models), ("adapters", adapters)):
         stamps[name] = {folder: filestate.digests(Path(folder)) for folder in sorted(folders)}
-    for name, stamp in stamps.items():
-        write_text(out / f"{name}.json", json.dumps(stamp, indent=0, sort_keys=True) + "\n")
+    for name, state in stamps.items():
+        write_text(out / f"{name}.json", json.dumps(state, indent=0, sort_keys=True) + "\n")
+
+
+def download(corpus: str, out: Out, params: Params = Path("params.yaml")) -> None:
+    """Fetch CORPUS into OUT, as the selected profile says."""
+    from steermoe import config, corpora
+
+    corpora.fetch(corpus, config.load(params).corpora[corpus], out)
