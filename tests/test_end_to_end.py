@@ -127,8 +127,9 @@ def test_a_flow_finds_in_the_cache_what_is_trained(project: Path) -> None:
         ["python", "-c", code], cwd=project, env=environment(project) | home, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    # The comparison alone depends on the order of the variants.
-    assert executed(done.stdout + done.stderr) <= ALWAYS | {"configure@mini", "ablate@mini"}
+    # Only these depend on which variants are selected, and in which order.
+    ran = executed(done.stdout + done.stderr)
+    assert ran <= ALWAYS | {"base@mini", "configure@mini", "ablate@mini"}
     listed = run(project, "dvc", "exp", "list", "--name-only").split()
     assert {"linear", "steermoe"} <= {name.rpartition("-")[2] for name in listed}
 
