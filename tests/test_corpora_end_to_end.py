@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import py7zr
 import pytest
 from ruamel.yaml import YAML
 
@@ -87,13 +86,6 @@ def speech(spoiled: bool) -> dict[str, tuple[str, bytes]]:
     return files
 
 
-def seven_zipped(path: Path, files: dict[str, bytes]) -> bytes:
-    with py7zr.SevenZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(data, name)
-    return path.read_bytes()
-
-
 @pytest.fixture(scope="module")
 def mirrors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder a corpus with what its official place has."""
@@ -115,10 +107,9 @@ def mirrors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     packed(root / "clothoaqa", {"audio_files.zip": official.zipped(sounds)})
     for split in ("train", "test"):
         packed(root / "clothoaqa", {f"clotho_aqa_{split}.csv": official.clothoaqa()})
-    (root / "clotho").mkdir()
     for split in ("development", "evaluation"):
         sounds = {f"{split}/{hertz}.wav": tone(hertz, rate=44_100) for hertz in (500, 600)}
-        seven_zipped(root / "clotho" / f"clotho_audio_{split}.7z", sounds)
+        packed(root / "clotho", {f"clotho_audio_{split}.7z": official.seven_zipped(sounds)})
         packed(root / "clotho", {f"clotho_captions_{split}.csv": official.clotho(["500", "600"])})
     sounds = {"test-mini-audios/3fe64f3d.wav": tone(500)}
     packed(root / "mmau", {"mmau-test-mini.json": official.mmau()})

@@ -18,7 +18,7 @@ from steermoe.config import Digits
 from steermoe.corpora import download
 from steermoe.corpora.archives import ArchiveError, hidden
 from steermoe.corpora.download import Source, locate
-from steermoe.corpora.reader import Card, Generated, in_parts
+from steermoe.corpora.reader import Card, Generated, generated_row, in_parts
 
 SPLITS = ("train", "test", "unseen")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -107,19 +107,7 @@ def rows(settings: Digits, source: Path, part: Generated) -> Iterator[dict[str, 
     for number, spoken in enumerate(plan(settings, source, part)):
         joined = _join(rng, [_load(recording) for recording in spoken])
         transcript = " ".join(WORDS[recording.digit] for recording in spoken)
-        yield {
-            "source_id": f"digits-{part.split}-{part.number:03d}-{number:04d}",
-            "split": part.split,
-            "speaker": spoken[0].speaker,
-            "language": "en",
-            "task": "transcribe",
-            "prompt": "",
-            "transcript": transcript,
-            "target": transcript,
-            "audio": waveform.encode_flac(joined, waveform.RATE),
-            "sample_rate": waveform.RATE,
-            "seconds": len(joined) / waveform.RATE,
-        }
+        yield generated_row("digits", part, number, spoken[0].speaker, transcript, joined)
 
 
 def plan(settings: Digits, source: Path, part: Generated) -> list[list[Recording]]:

@@ -107,18 +107,19 @@ def fetch(
         ArchiveError: the mirror lacks a file; a file is damaged, unsafe, or not the expected one.
         SpaceError: the disk is too small, or full.
     """
-    data, mirror = dest / "data", settings.mirror
+    mirror, used, found = settings.mirror, list[Source](), dict[Source, Path]()
     folder = None if mirror is None or is_url(mirror) else project_root() / mirror
-    found = {} if folder is None else {s: _in_mirror(s, sources, folder, mirror) for s in sources}
-    used = [path for source, path in found.items() if path == (folder or data) / source.holds]
-    todo = [source for source in sources if found.get(source) not in used]
-    for path in used:
-        archives.remove(data / path.relative_to(folder or data))
     if folder is None:
-        todo = [source for source in todo if not (data / source.holds).exists()]
+        todo = [source for source in sources if not (dest / "data" / source.holds).exists()]
+    else:
+        found = {source: _in_mirror(source, sources, folder, mirror) for source in sources}
+        used = [source for source in sources if found[source] == folder / source.holds]
+        todo = [source for source in sources if source not in used]
+        for source in used:
+            archives.remove(dest / "data" / source.holds)  # of an earlier try
     try:
         if folder is not None:
-            _check_space([path.stat().st_size for path in found.values() if path not in used], dest)
+            _check_space([found[source].stat().st_size for source in todo], dest)
         elif hub is not None and mirror is None:
             found = _from_hub(*hub, todo, dest)
         else:
@@ -130,8 +131,8 @@ def fetch(
             raise
         fault = f"the disk is full ({error.strerror}); free some space and repeat the command, which resumes"
         raise SpaceError(error.errno, fault, str(error.filename or dest)) from error
-    filestate.note(dest, dict.fromkeys(path.resolve() for path in used))
-    unverified = [s.holds for s in sources if not (s.checksum or hub) and found.get(s) not in used]
+    filestate.note(dest, dict.fromkeys(found[source].resolve() for source in used))
+    unverified = [s.holds for s in sources if s not in used and not (s.checksum or hub)]
     _write_note(corpus, folder if used else None, dest, unverified)
 
 
@@ -323,9 +324,10 @@ def _unpack(source: Source, archive: Path, unpacked: Path, target: Path) -> None
         nested = unpacked / source.nested
         if not nested.is_dir():
             raise ArchiveError(f"{archive}: expected a folder {source.nested!r} in it, {_found(unpacked)}")
-        for path in sorted(filter(archives.is_archive, nested.iterdir())):
-            archives.extract(path, nested)
-            path.unlink()
+        for path in sorted(path for path in nested.iterdir() if archives.is_archive(path)):
+            if not hidden(path.name):
+                archives.extract(path, nested)
+                path.unlink()
     for pattern in source.inside:
         match = [unpacked] if pattern == "." else list(unpacked.glob(pattern))
         match = [path for path in match if not any(map(hidden, path.relative_to(unpacked).parts))]

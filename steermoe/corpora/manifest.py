@@ -70,54 +70,6 @@ class Part:
     offsets: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class ManifestReader:
-    """A corpus that is read by its manifest.
-
-    Attributes:
-        name: of the corpus.
-        SPLITS: names of its splits.
-        CARD: its data card.
-        sources: the files of the splits in use.
-        entries: the utterances of a split, in order; what is left out of it is added to the list. Raises
-            ArchiveError where a file is missing or not as expected.
-        hub: data set on the Hugging Face hub that has the sources, if any.
-    """
-
-    name: str
-    SPLITS: tuple[str, ...]
-    CARD: Card
-    sources: Callable[[Any], Sequence[Source]]
-    entries: Callable[[Any, Places, str, list[str]], Iterator[Entry]]
-    hub: str = ""
-    __name__ = __name__  # of the module in which preprocessing finds `rows`
-
-    def fetch(self, settings: Any, dest: Path) -> None:
-        """Put the files of the splits in use into `dest` and write the manifest.
-
-        Raises:
-            UnavailableError, ArchiveError, SpaceError: as `download.fetch`; ArchiveError also as `entries`.
-        """
-        hub = (self.hub, settings.revision) if self.hub else None
-        download.fetch(self.name, self.sources(settings), settings, dest, hub)
-        self.write(settings, locate(dest), dest)
-
-    def write(self, settings: Any, places: Places, dest: Path) -> None:
-        """Write the manifest of the splits in use, and what is left out of them."""
-        left_out: list[str] = []
-        for split in settings.used:
-            write_manifest(dest, split, self.entries(settings, places, split, left_out))
-        report_left_out(self.name, left_out, dest)
-
-    def parts(self, settings: Any, source: Path) -> list[Part]:
-        """Return as `parts`."""
-        return parts(settings, source)
-
-    def rows(self, settings: Any, source: Path, part: Part) -> Iterator[dict[str, Any]]:
-        """Return as `rows`."""
-        return rows(settings, source, part)
-
-
 def report_left_out(corpus: str, left_out: list[str], dest: Path) -> None:
     """List what is left out of a corpus in `left_out.json`, and say so on standard error."""
     if left_out:
@@ -246,3 +198,41 @@ def _some(lines: Iterable[tuple[int, bytes]], split: str, count: int, seed: int)
     if len(chosen) < count:
         raise ArchiveError(f"limit of {split!r}: {count}, but the split has {len(chosen)} utterances only")
     return sorted(offset for _, offset in chosen)
+
+
+@dataclass(frozen=True)
+class ManifestReader:
+    """A corpus that is read by its manifest.
+
+    Attributes:
+        name: of the corpus.
+        SPLITS: names of its splits.
+        CARD: its data card.
+        sources: the files of the splits in use.
+        entries: the utterances of a split, in order; what is left out of it is added to the list. Raises
+            ArchiveError where a file is missing or not as expected.
+        hub: data set on the Hugging Face hub that has the sources, if any.
+    """
+
+    name: str
+    SPLITS: tuple[str, ...]
+    CARD: Card
+    sources: Callable[[Any], Sequence[Source]]
+    entries: Callable[[Any, Places, str, list[str]], Iterator[Entry]]
+    hub: str = ""
+    __name__ = __name__  # of the module in which preprocessing finds `rows`
+    parts = staticmethod(parts)
+    rows = staticmethod(rows)
+
+    def fetch(self, settings: Any, dest: Path) -> None:
+        """Put the files of the splits in use into `dest` and write the manifest.
+
+        Raises:
+            UnavailableError, ArchiveError, SpaceError: as `download.fetch`; ArchiveError also as `entries`.
+        """
+        hub = (self.hub, settings.revision) if self.hub else None
+        download.fetch(self.name, self.sources(settings), settings, dest, hub)
+        places, left_out = locate(dest), list[str]()
+        for split in settings.used:
+            write_manifest(dest, split, self.entries(settings, places, split, left_out))
+        report_left_out(self.name, left_out, dest)

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from steermoe.audio import waveform
+
 
 @dataclass(frozen=True)
 class Card:
@@ -114,3 +118,26 @@ def in_parts(split: str, count: int, size: int, task: str = "transcribe", first:
     """Divide `count` items of a split into parts of `size`, numbered from `first`."""
     starts = enumerate(range(0, count, size), first)
     return [Generated(split, number, min(size, count - start), task) for number, start in starts]
+
+
+def generated_row(
+    corpus: str, part: Generated, number: int, speaker: str, text: str, sound: np.ndarray, **other: Any
+) -> dict[str, Any]:
+    """Return the row of the `number`-th item of a part: `sound` (N,) at 16 kHz with its transcript `text`.
+
+    `other` replaces and adds columns.
+    """
+    row = {
+        "source_id": f"{corpus}-{part.split}-{part.number:03d}-{number:04d}",
+        "split": part.split,
+        "speaker": speaker,
+        "language": "en",
+        "task": part.task,
+        "prompt": "",
+        "transcript": text,
+        "target": text,
+        "audio": waveform.encode_flac(sound, waveform.RATE),
+        "sample_rate": waveform.RATE,
+        "seconds": len(sound) / waveform.RATE,
+    }
+    return row | other

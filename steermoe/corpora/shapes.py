@@ -16,7 +16,7 @@ import numpy as np
 from steermoe.audio import io as waveform
 from steermoe.audio import synthesis
 from steermoe.config import Shapes
-from steermoe.corpora.reader import Card, Generated, in_parts
+from steermoe.corpora.reader import Card, Generated, generated_row, in_parts
 from steermoe.corpora.synthetic import CASTS, record
 from steermoe.data import video
 
@@ -79,7 +79,7 @@ def parts(settings: Shapes, source: Path) -> list[Generated]:
 
 
 def rows(settings: Shapes, source: Path, part: Generated) -> Iterator[dict]:
-    """Draw and speak one part; the rows have the columns of `steermoe.data.schemas.SeenUtterance`."""
+    """Draw and speak one part, with the columns of `steermoe.data.schemas.SeenUtterance`."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(part.split), part.number])
     engine, cast = synthesis.Synthesizer(), CASTS[VOICES[part.split]]
     for i in range(part.count):
@@ -88,20 +88,8 @@ def rows(settings: Shapes, source: Path, part: Generated) -> Iterator[dict]:
         for asked, wordings in QUESTIONS.items():
             question = str(rng.choice(wordings))
             spoken, _, voice = record(engine, rng, question, cast, "mild")
-            yield {
-                "source_id": f"shapes-{part.split}-{part.number:03d}-{i:04d}-{asked}",
-                "split": part.split,
-                "speaker": voice,
-                "language": "en",
-                "task": "answer",
-                "prompt": WRITTEN,
-                "transcript": question,
-                "target": getattr(scene, asked),
-                "audio": waveform.encode_flac(spoken, waveform.RATE),
-                "sample_rate": waveform.RATE,
-                "seconds": len(spoken) / waveform.RATE,
-                "video": drawn,
-            }
+            row = generated_row("shapes", part, i, voice, question, spoken, prompt=WRITTEN, video=drawn)
+            yield row | {"source_id": f"{row['source_id']}-{asked}", "target": getattr(scene, asked)}
 
 
 def draw(rng: np.random.Generator, scene: Scene) -> np.ndarray:

@@ -18,7 +18,7 @@ from steermoe.audio import augment, synthesis
 from steermoe.audio import io as waveform
 from steermoe.config import Synthetic
 from steermoe.corpora import grammar
-from steermoe.corpora.reader import Card, Generated, in_parts
+from steermoe.corpora.reader import Card, Generated, generated_row, in_parts
 
 PART_ROWS = 500  # utterances a part
 
@@ -92,7 +92,7 @@ def parts(settings: Synthetic, source: Path) -> list[Generated]:
 
 
 def rows(settings: Synthetic, source: Path, part: Generated) -> Iterator[dict]:
-    """Speak one part; the rows have the columns of `steermoe.data.schemas.Utterance`."""
+    """Speak one part, with the columns of `steermoe.data.schemas.Utterance`."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(part.split), part.number])
     shares = ASKED if part.task == "answer" else None
     texts = grammar.sentences(rng, TEXTS[part.split], shares)
@@ -102,20 +102,8 @@ def rows(settings: Synthetic, source: Path, part: Generated) -> Iterator[dict]:
         sentence = next(texts)
         condition = "noisy" if rng.random() < noisy_share else "clean"
         spoken, _, voice = record(engine, rng, sentence.text, CASTS[part.split], condition)
-        asks = part.task == "answer"
-        yield {
-            "source_id": f"synthetic-{part.split}-{part.number:03d}-{i:04d}",
-            "split": part.split,
-            "speaker": voice,
-            "language": "en",
-            "task": part.task,
-            "prompt": sentence.question if asks else "",
-            "transcript": sentence.text,
-            "target": sentence.answer if asks else sentence.text,
-            "audio": waveform.encode_flac(spoken, waveform.RATE),
-            "sample_rate": waveform.RATE,
-            "seconds": len(spoken) / waveform.RATE,
-        }
+        asked = {"prompt": sentence.question, "target": sentence.answer} if part.task == "answer" else {}
+        yield generated_row("synthetic", part, i, voice, sentence.text, spoken, **asked)
 
 
 def record(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import py7zr
 import soundfile
 
 Files = dict[str, bytes]
@@ -58,6 +59,15 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
     with zipfile.ZipFile(data, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
+    return data.getvalue()
+
+
+def seven_zipped(files: Mapping[str, bytes]) -> bytes:
+    """A .7z of these files."""
+    data = io.BytesIO()
+    with py7zr.SevenZipFile(data, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(content, name)
     return data.getvalue()
 
 

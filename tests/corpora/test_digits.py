@@ -188,15 +188,6 @@ def test_a_split_without_speakers(fill: Any, root: Path) -> None:
     assert digits.plan(settings(), root / "raw", Generated("train", 0, 5))
 
 
-def test_a_skipped_corpus_has_no_rows(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    optional = settings(required=False, mirror="http://127.0.0.1:1")
-    corpora.fetch("digits", optional, root / "raw")
-    preprocess(corpora.reader("digits"), optional, root / "raw", root / "shards")
-    assert read_rows(root / "shards", ["train", "unseen"]).is_empty()
-
-
 def test_the_real_archive(root: Path) -> None:
     if not list(REAL.glob("*.tar.gz")):
         pytest.skip(f"no archive of the Free Spoken Digit Dataset in {REAL}")

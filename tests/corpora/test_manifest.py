@@ -78,24 +78,24 @@ def test_what_may_not_be_listed(tmp_path: Path, entries: list[Entry], message: s
 
 
 def test_damaged_recordings(fill: Any, section: Any, root: Path) -> None:
-    """One of a hundred is listed and left out; of a test split it is refused, until it is named. Shards stay."""
-    said = {f"84-121123-{i:04d}": ("PITCH", tone(500 + i, format="FLAC")) for i in range(100)}
-    for split, count in (("train-clean-100", 100), ("test-clean", 10)):
+    """One of twenty is listed and left out; of a test split it is refused, until it is named. Shards stay."""
+    said = {f"84-121123-{i:04d}": ("PITCH", tone(500 + i, format="FLAC")) for i in range(20)}
+    for split, count in (("train-clean-100", 20), ("test-clean", 10)):
         fill(official.librispeech(split, dict(list(said.items())[:count])))
-    for split, number, size in (("train-clean-100", 42, 1500), ("test-clean", 7, 0)):
+    for split, number, size in (("train-clean-100", 12, 1500), ("test-clean", 7, 0)):
         path = next((root / "mirror").rglob(f"{split}/**/84-121123-{number:04d}.flac"))
         path.write_bytes(path.read_bytes()[:size])
     settings = section("LibriSpeech", train=["train-clean-100"], test=["test-clean"])
     corpora.fetch("librispeech", settings, root / "raw")
     reader, name = corpora.reader("librispeech"), "librispeech-test-clean-84-121123-0007"
-    limits = Limits(max_rejected=0.01, whole=settings.test)
+    limits = Limits(max_rejected=0.05, whole=settings.test)
     with pytest.raises(RejectedError, match=rf"preprocessing\.unreadable\n  {name} \(test-clean\): .*empty"):
         preprocess(reader, settings, root / "raw", root / "shards", limits)
     (made,) = root.glob(".runs/*/files/test-clean-00000.parquet")
     inode = made.stat().st_ino
-    limits = Limits(max_rejected=0.01, whole=settings.test, unreadable=[name])
+    limits = Limits(max_rejected=0.05, whole=settings.test, unreadable=[name])
     preprocess(reader, settings, root / "raw", root / "shards", limits)
     assert (root / "shards/test-clean-00000.parquet").stat().st_ino == inode
     lost = [json.loads(line) for line in (root / "shards/left_out.jsonl").read_text().splitlines()]
-    assert {line["source_id"].rpartition("-")[2] for line in lost} == {"0042", "0007"}
-    assert len(read_rows(root / "shards", ["train-clean-100"])) == 99
+    assert {line["source_id"].rpartition("-")[2] for line in lost} == {"0012", "0007"}
+    assert len(read_rows(root / "shards", ["train-clean-100"])) == 19

@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import py7zr
+import polars as pl
 import pytest
 from pydantic import ValidationError
 
@@ -20,9 +20,11 @@ from steermoe.corpora.download import UnavailableError
 from steermoe.data.limits import Limits, RejectedError
 from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
+from steermoe.evaluation.answers import count_answers
+from steermoe.evaluation.metrics import metric
 from steermoe.evaluation.normalizers import folded
 from tests.corpora import official
-from tests.corpora.official import tarred, tone, zipped
+from tests.corpora.official import seven_zipped, tarred, tone, zipped
 
 REVISION = "70bb2e84b976b7e960aa89f1c648e09c59f894dd"
 SPEECH = {
@@ -31,14 +33,6 @@ SPEECH = {
 }
 SPOKEN = [("1272", "PITCH 700", 700), ("84", "PITCH 500", 500), ("84", "PITCH 600", 600)]
 CAPTIONS = [f"500, said {i}." for i in range(1, 6)]
-
-
-def seven_zipped(files: dict[str, bytes]) -> bytes:
-    data = io.BytesIO()
-    with py7zr.SevenZipFile(data, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(content, name)
-    return data.getvalue()
 
 
 def speakers(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -228,11 +222,6 @@ def test_protocols_choose_questions(
 
 def test_an_evaluation_of_raw_has_every_protocol(fill: Any, section: Any, fetched: Any) -> None:
     """Its figures are over the questions that the reader would choose."""
-    import polars as pl
-
-    from steermoe.evaluation.answers import count_answers
-    from steermoe.evaluation.metrics import metric
-
     fill(AQA_SOUNDS | AQA_TABLE)
     rows = fetched("clothoaqa", section("ClothoAqa", **asked("test", "raw")))
     frame = pl.DataFrame(
@@ -444,15 +433,11 @@ def test_a_section_is_strict(section: Any, kind: str, changed: dict, message: st
     with pytest.raises(ValidationError) as caught:
         section(kind, **changed)
     lines = [line for _, line in located(caught.value, getattr(config, kind).model_json_schema())]
-    import re
-
     assert any(re.search(message, line) for line in lines), lines
 
 
 def test_languages_are_tags() -> None:
     """A country is no part of them: `es_419` is Spanish, `cmn_hans_cn` Mandarin."""
-    import re
-
     tags = [multilingual.language_of(f"{language}-test") for language in config.Fleurs.LANGUAGES]
     assert all(re.fullmatch(config.LANGUAGE_TAG, tag) for tag in (*tags, *multilingual.MLS_TAGS.values()))
     assert {"de", "es", "cmn"} <= set(tags) and set(multilingual.MLS_TAGS) == set(config.Mls.LANGUAGES)
