@@ -78,7 +78,7 @@ def test_others_are_named(mini: Any, spoken: list[SimpleNamespace]) -> None:
     with mini.steering.disabled():
         assert dict(both.others_heard(samples))["steering off"] == both.transcript(samples).text
     answers = {name: answer.text for name, answer in both.answers(samples, " who was it ")}
-    assert answers[""] == answers["again"] == mini.transcribe(samples, question="who was it")
+    assert answers[""] == answers["again"] == mini.ask(samples, "who was it").text
 
 
 # what is seen
@@ -96,7 +96,7 @@ def test_gates_are_those_of_the_model(listener: Listener, mini: Any, talk: np.nd
     first, second = (starts[0], starts[1]) if np.isnan(seen.gates[0][0, 0]) else (0, starts[0])
     last = first + int(np.isnan(seen.gates[0][first:second, 0]).argmax())
     samples = talk[int(first / 50 * RATE) : int(last / 50 * RATE)]
-    same = np.mean(mini.gates(samples)[3].argmax(1) == seen.gates[3][first:last].argmax(1))
+    same = np.mean(mini.gates(samples)["3"].argmax(1) == seen.gates[3][first:last].argmax(1))
     assert same > 0.9  # cut a little elsewhere
 
 

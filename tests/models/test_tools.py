@@ -205,7 +205,7 @@ def test_an_answer_can_be_a_call(caller: SteerMoE) -> None:
 
 
 def test_a_call_that_was_cut_short_is_an_error(caller: SteerMoE, greedy: Callable[..., Any]) -> None:
-    answer = caller.ask(recording(), "which lamp?", TOOLS, generation=greedy(20))
+    answer = caller.ask(recording(), "which lamp?", TOOLS, generation_config=greedy(20))
     assert answer.tool_calls == () and "which is not JSON" in answer.errors[0]
     assert json.dumps(answer.errors)
 

@@ -161,7 +161,7 @@ def test_questions_and_streams(
         {"type": "text", "text": "how many hammers were found?"},
     ]
     turn: Any = {"role": "user", "content": parts}
-    expected = model.transcribe(waveforms[0], "how many hammers were found?")
+    expected = model.ask(waveforms[0], "how many hammers were found?").text
     reply = remote.client.chat.completions.create(model=NAME, messages=[turn])
     assert reply.choices[0].message.content == expected
     chunks = remote.client.chat.completions.create(model=NAME, messages=[turn], stream=True)

@@ -142,7 +142,8 @@ def _encoder_weights(package: dict[str, Any], path: Path) -> dict[str, torch.Ten
     return weights
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description="convert FireRedASR-AED's encoder to safetensors")
     parser.add_argument("source", type=Path, help=f"folder with {CHECKPOINT} and {CMVN}")
     parser.add_argument("out", type=Path, help="folder to write")
@@ -151,3 +152,7 @@ if __name__ == "__main__":
         convert(options.source, options.out)
     except (ValueError, OSError) as error:
         sys.exit(f"firered_convert: {error}")
+
+
+if __name__ == "__main__":
+    main()
