@@ -101,7 +101,7 @@ def test_the_command(save_firered: Save, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["firered_convert", str(source), str(out)])
     firered_convert.main()
     load_encoder(section(out))
-    with pytest.raises(SystemExit, match="firered_convert: .*exists already"):
+    with pytest.raises(SystemExit, match=r"firered_convert: .*exists already"):
         firered_convert.main()
 
 
