@@ -22,7 +22,7 @@ from steermoe.models.encoders.encoder import Encoder, padding_mask
 from steermoe.models.packing import valid_frames
 from steermoe.models.pretrained import load_frozen
 
-CONTEXT = 6  # frames of zeros behind an utterance: the convolutions see that far
+CONTEXT = 6  # frames of zeros after an utterance: the convolutions see that far
 
 
 class FireRedConfig(PreTrainedConfig):
@@ -196,7 +196,7 @@ def relative_positions(hidden_BSD: Tensor) -> Tensor:
 
 
 def _of_distance(scores_BHSP: Tensor) -> Tensor:
-    """From scores by distance to scores by key, (B, H, S, S): [s, t] is what stands at distance s - t.
+    """From scores by distance to scores by key, (B, H, S, S): [s, t] is the score at distance s - t.
 
     Each row is shifted by one more than that above (Dai et al. 2019, appendix B).
     """

@@ -147,19 +147,6 @@ def test_a_row_does_not_depend_on_its_batch(
 
 @every
 @torch.no_grad()
-def test_padding_is_heard_where_it_is_taken_for_sound(
-    checkpoint: str, section: Section, speech: Speech
-) -> None:
-    """So the test above could fail."""
-    encoder = load_encoder(section(checkpoint))
-    features, lengths = batch(encoder, [speech(16_000, 1), speech(9_000, 2)])
-    masked, frames = encoder(features, lengths)
-    unmasked, _ = encoder(features, torch.full_like(lengths, features.shape[2]))
-    assert not torch.allclose(masked[1, : frames[1]], unmasked[1, : frames[1]], atol=1e-3)
-
-
-@every
-@torch.no_grad()
 def test_layers_after_a_shortening_are_short(checkpoint: str, section: Section, speech: Speech) -> None:
     encoder = load_encoder(section(checkpoint))
     features, lengths = batch(encoder, [speech(16_000, 1), speech(9_000, 2)])
