@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from steermoe.audio import waveform
+from steermoe.audio import io as waveform
 
 
 @dataclass(frozen=True)

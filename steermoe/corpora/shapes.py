@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from steermoe.audio import io as waveform
 from steermoe.audio import synthesis
 from steermoe.config import Shapes
 from steermoe.corpora.reader import Card, Generated, generated_row, in_parts

@@ -1,11 +1,11 @@
-"""Batches of utterances of like length, with a budget of audio seconds, padding included.
+"""Batches of utterances of similar length, with a budget of audio seconds, padding included.
 
-Padding is what makes the rows of a batch equally long, and what fills an encoder's window: where the encoder computes
-a window of 30 s whatever it is given, every row costs 30 s.
+Padding makes the rows of a batch equally long, and fills an encoder's window: where the encoder always computes a
+window of 30 s, every row costs 30 s.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ BUCKET_RATIO = 1.1  # longest to shortest utterance of a bucket: at most 10 % of
 def bucketed_batches(
     seconds: Sequence[float], budget: float, seed: int | None, epoch: int, window: float = 0.0
 ) -> list[list[int]]:
-    """Indices of `seconds`, each in exactly one batch.
+    """Return batches of indices of `seconds`, each in exactly one batch.
 
     In a batch, longest utterance (or `window`, if that is longer) x number of utterances <= `budget`; an utterance
     that costs more is a batch of its own. The utterances of a length bucket are shuffled, cut into batches, and the
@@ -47,7 +47,7 @@ def bucketed_batches(
 
 
 def _cut(order: np.ndarray, costs: np.ndarray, budget: float) -> list[list[int]]:
-    """`order` in pieces, each as long as the budget allows; `costs` are seconds of every utterance."""
+    """Cut `order` into batches as large as the budget allows; `costs` are seconds of every utterance."""
     batches: list[list[int]] = []
     longest = math.inf  # so that the first utterance opens a batch
     for index, length in zip(order.tolist(), costs[order].tolist(), strict=True):
@@ -57,21 +57,3 @@ def _cut(order: np.ndarray, costs: np.ndarray, budget: float) -> list[list[int]]
             longest = length
         batches[-1].append(index)
     return batches
-
-
-class BatchSampler:
-    """`bucketed_batches` for a DataLoader's `batch_sampler`; arguments as there. Begins at epoch 0."""
-
-    def __init__(self, seconds: Sequence[float], budget: float, seed: int | None) -> None:
-        self._order = (seconds, budget, seed)
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """The batches of another epoch; their number may differ too."""
-        self._batches = bucketed_batches(*self._order, epoch)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)

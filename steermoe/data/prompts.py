@@ -1,4 +1,4 @@
-"""What the LLM is asked, per task, and in which format: `[prefix ; audio ; suffix ; answer]`."""
+"""Prompts by task and format: `[prefix ; audio ; suffix ; answer]`."""
 
 import json
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from steermoe.config import Prompts
 from steermoe.data.tokens import control_ids, encode, plain
 
 TASKS = ("transcribe", "answer", "caption", "summarize", "emotion")
-PLACE = "AudioStandsHere"  # goes through any chat template as it is
-# Some templates tell the date: a prompt must be the same every day.
+PLACE = "AudioStandsHere"  # passes through any chat template unchanged
+# Some templates contain the date, but a prompt must be the same every day.
 TODAY = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024"}
 SAME_DAY = (
     "{% macro strftime_now(format) %}{{ format"
@@ -21,7 +21,7 @@ SAME_DAY = (
 
 
 class Turn(NamedTuple):
-    """A turn of a conversation: who speaks (system, user, assistant, tool), what is written, and how many recordings.
+    """A turn of a conversation: its role (system, user, assistant, tool), text and number of recordings.
 
     `calls` are the calls of tools in an assistant's turn, as OpenAI's `tool_calls` with arguments as an object.
     """
@@ -33,14 +33,14 @@ class Turn(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """Token ids before and behind the audio."""
+    """Token ids before and after the audio."""
 
     prefix: list[int]
     suffix: list[int]
 
 
 def render(prompts: Prompts, task: str, question: str) -> str:
-    """The text between audio and answer.
+    """Return the text between audio and answer.
 
     Args:
         prompts: a template a task.
@@ -58,12 +58,11 @@ def render(prompts: Prompts, task: str, question: str) -> str:
 def prompt_texts(
     prompts: Prompts, tokenizer: Any, task: str, question: str, tools: Sequence[dict] | None = None
 ) -> tuple[str, str]:
-    """The texts before and behind the audio.
+    """Return the texts before and after the audio.
 
     Format `plain`: nothing, and the rendered template. Format `chat`: the tokenizer's chat template with the
-    system turn (where there is one; some chat templates have one of their own) and a user's turn of audio and
-    rendered template, opened for an answer (`add_generation_prompt`); split where the audio stands. A model
-    that could think first is told not to.
+    system turn (if there is one; some chat templates have their own) and a user's turn of audio and rendered
+    template, ready for an answer (`add_generation_prompt`), split at the audio. Thinking is disabled.
 
     Args:
         prompts: format, system turn and templates.
@@ -82,7 +81,7 @@ def prompt_texts(
 def texts_around(
     prompts: Prompts, tokenizer: Any, asked: str, tools: Sequence[dict] | None = None
 ) -> tuple[str, str]:
-    """`prompt_texts` of what is asked in words of one's own; `asked` stands where the rendered template does.
+    """Return `prompt_texts` for a text of your own, `asked`, in place of the rendered template.
 
     Control tokens in `asked` are read as such, unless `steermoe.data.tokens.plain` has marked them.
     """
@@ -107,35 +106,35 @@ def texts_around(
 def encode_prompt(
     prompts: Prompts, tokenizer: Any, task: str, question: str, tools: Sequence[dict] | None = None
 ) -> Prompt:
-    """Token ids of `prompt_texts`, each side encoded by itself."""
+    """Return the token ids of `prompt_texts`, each side encoded by itself."""
     return encode_texts(tokenizer, *prompt_texts(prompts, tokenizer, task, question, tools))
 
 
-def encode_texts(tokenizer: Any, before: str, behind: str) -> Prompt:
-    """Token ids of the texts before and behind the audio, each encoded by itself."""
-    return Prompt(encode(tokenizer, before), encode(tokenizer, behind))
+def encode_texts(tokenizer: Any, before: str, after: str) -> Prompt:
+    """Return the token ids of the texts before and after the audio, each encoded by itself."""
+    return Prompt(encode(tokenizer, before), encode(tokenizer, after))
 
 
 def conversation(
     prompts: Prompts, tokenizer: Any, turns: Sequence[Turn], tools: Sequence[dict] | None = None
 ) -> list[str]:
-    """The texts before, between and behind the recordings of a conversation, ready for an answer.
+    """Return the texts before, between and after the recordings of a conversation, ready for an answer.
 
-    In a user's turn the recordings stand before the text, as in training. Without a text they are to be written
-    down (`prompts.transcribe`); once there was a recording, a text is a question (`prompts.answer`); before that, it
-    stands as it is. Format `plain` joins turns by line breaks, without a word on who speaks; format `chat` is
-    the chat template, with `prompts.system` unless the conversation begins with a system turn. Control tokens in
-    the turns' texts are marked as plain text (see `steermoe.data.tokens`).
+    In a user's turn the recordings come before the text, as in training. Without a text they are transcribed
+    (`prompts.transcribe`); after a recording, a text is a question (`prompts.answer`); before, it is used as it is.
+    Format `plain` joins turns by line breaks, without their roles; format `chat` is the chat template, with
+    `prompts.system` unless the conversation begins with a system turn. Control tokens in the turns' texts are marked
+    as plain text (see `steermoe.data.tokens`).
 
     Raises:
         ValueError: as `prompt_texts`; or a system turn with format `plain`.
     """
     rendered: list[dict[str, Any]] = []
-    heard = False
+    has_audio = False
     for turn in turns:
-        heard = heard or turn.recordings > 0
+        has_audio = has_audio or turn.recordings > 0
         text = plain(tokenizer, turn.text)
-        if turn.role == "user" and heard:
+        if turn.role == "user" and has_audio:
             task = "answer" if text else "transcribe"
             text = PLACE * turn.recordings + render(prompts, task, text)
         rendered.append({"role": turn.role, "content": text})
@@ -145,7 +144,7 @@ def conversation(
             )
     if prompts.format == "plain":
         if tools is not None:
-            texts_around(prompts, tokenizer, "", tools)  # says why not
+            texts_around(prompts, tokenizer, "", tools)  # raises the error
         if any(turn.role == "system" for turn in turns):
             raise ValueError("messages: found a system turn with prompts.format plain, which has none")
         if any(turn.calls or turn.role == "tool" for turn in turns):
@@ -164,7 +163,7 @@ def conversation(
 
 
 def end_token(prompts: Prompts, tokenizer: Any) -> int:
-    """The id that ends a target: `end_of_turn` with format `chat`, else the tokenizer's end-of-text token.
+    """Return the id that ends a target: `end_of_turn` with format `chat`, else the tokenizer's end-of-text token.
 
     Raises:
         ValueError: the tokenizer has no end-of-text token, or no chat template.
@@ -175,18 +174,18 @@ def end_token(prompts: Prompts, tokenizer: Any) -> int:
 
 
 def end_of_turn(tokenizer: Any) -> int:
-    """The id that ends an assistant's turn in the tokenizer's chat template.
+    """Return the id that ends an assistant's turn in the tokenizer's chat template.
 
-    It is the first special token that the template writes behind an answer (`<|im_end|>` of ChatML,
+    It is the first special token that the template writes after an answer (`<|im_end|>` of ChatML,
     `<|eot_id|>` of Llama 3, `<end_of_turn>` of Gemma); the tokenizer's end-of-text token where there is none.
 
     Raises:
         ValueError: there is no chat template, or it fails.
     """
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PLACE}]
-    behind = encode(tokenizer, _chat(tokenizer, turns).rpartition(PLACE)[2])
+    after = encode(tokenizer, _chat(tokenizer, turns).rpartition(PLACE)[2])
     special = control_ids(tokenizer)
-    return next((token for token in behind if token in special), tokenizer.eos_token_id)
+    return next((token for token in after if token in special), tokenizer.eos_token_id)
 
 
 def _chat(
@@ -197,7 +196,7 @@ def _chat(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template, which prompts.format chat needs; "
             "use an instruction-tuned LLM or prompts.format plain"
         )
-    # Through JSON, so that the names of parameters are marked, too.
+    # As JSON, so that the names of parameters are marked, too.
     shown = (
         None if tools is None else json.loads(plain(tokenizer, json.dumps(list(tools), ensure_ascii=False)))
     )

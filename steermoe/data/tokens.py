@@ -1,7 +1,7 @@
-"""Texts to token ids: a control token in what people wrote is plain text; only templates write control tokens.
+"""Texts to token ids: control tokens in people's texts are plain text; only templates write control tokens.
 
 Control tokens are those that a tokenizer calls special (`<|endoftext|>`, `<|im_end|>`). `plain` marks them in a text
-that goes into a prompt, with marks that chat templates let through; `encode` takes the marks out.
+of a prompt, with marks that chat templates keep; `encode` removes the marks.
 """
 
 import re
@@ -12,7 +12,7 @@ _MARKS = re.compile("[\U000f0000\U000f0001]")  # private characters, those of `m
 
 
 def target_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text that is to be written; none of them is a control token.
+    """Return the ids of a target text; none of them is a control token.
 
     Raises:
         ValueError: the text has a control token which this tokenizer cannot write in other tokens.
@@ -31,16 +31,14 @@ def target_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def plain(tokenizer: Any, text: str) -> str:
-    """The text with its control tokens marked as plain text, for `encode`."""
-    from transformers.utils.chat_template_utils import (
-        mark_control_tokens,
-    )  # here, for it takes long to import
+    """Return the text with its control tokens marked as plain text, for `encode`."""
+    from transformers.utils.chat_template_utils import mark_control_tokens  # here, as it is slow to import
 
     return mark_control_tokens(text, _controls(tokenizer, len(tokenizer))[1])
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a prompt: control tokens are read as such, those that `plain` has marked as plain text.
+    """Return the ids of a prompt, in which control tokens are special unless `plain` has marked them.
 
     Raises:
         ValueError: a marked control token cannot be written in other tokens of this tokenizer.
@@ -53,18 +51,18 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def unmarked(text: str) -> str:
-    """The text without the marks of `plain`."""
+    """Return the text without the marks of `plain`."""
     return _MARKS.sub("", text)
 
 
 def control_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids of a tokenizer's control tokens."""
+    """Return the ids of a tokenizer's control tokens."""
     return _controls(tokenizer, len(tokenizer))[0]
 
 
 @lru_cache(maxsize=8)
 def _controls(tokenizer: Any, size: int) -> tuple[frozenset[int], re.Pattern[str]]:
-    """Ids, and what finds them in a text; `size` of the tokenizer changes where tokens are added."""
+    """Return the ids and a pattern that finds them; `size` invalidates the cache when tokens are added."""
     ids = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     ids |= set(tokenizer.all_special_ids)
     ids -= {tokenizer.unk_token_id} - {tokenizer.eos_token_id}  # it stands for any text that has no token

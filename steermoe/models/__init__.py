@@ -1,5 +1,6 @@
-"""The model: frozen encoder and LLM, and between and around them what is trained.
+"""The model: a frozen encoder and a frozen LLM, and the trained parts inside and between them.
 
-Follow one utterance: encoders -> (routers, steering | lora) -> downsample -> projection -> sequence -> llm;
-steermoe.py puts them together, adapter.py writes and reads what was trained, frozen.py guards what was not.
+Follow one utterance: encoders -> (routers, gating, steering | lora) -> downsample -> projectors -> packing -> llm;
+tower.py and speech_llm.py assemble them, steermoe.py is the public interface, inference.py answers, checkpoint.py
+saves and loads what was trained, pretrained.py loads and hashes what was not.
 """

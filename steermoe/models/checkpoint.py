@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load, save
+from torch import Tensor
 
 from steermoe.atomic_io import write_bytes, write_text
 from steermoe.config import ConfigError, Generation, VariantConfig
@@ -56,7 +57,7 @@ class Adapter:
 
     variant: VariantConfig
     frozen: Mapping[str, str]
-    weights: Mapping[str, torch.Tensor]
+    weights: Mapping[str, Tensor]
     merged: Merged | None = None
     generation: Generation | None = None
     normalizer: str | None = None
@@ -147,9 +148,9 @@ def _renamed(values: Any) -> Any:
     return found
 
 
-def _without_per_layer(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _without_per_layer(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Join the weights of the former router `per_layer` into those of `shared`."""
-    joined: dict[str, dict[int, torch.Tensor]] = {}
+    joined: dict[str, dict[int, Tensor]] = {}
     for name in list(weights):
         if match := PER_LAYER.fullmatch(name):
             start, layer, kind = match.groups()
@@ -169,9 +170,7 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
     return str(address)
 
 
-def check_weights(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str
-) -> None:
+def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
     """Raise ValueError, with the first differences, unless both have the same names and shapes."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not part of this model" for name in found if name not in expected]

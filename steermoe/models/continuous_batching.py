@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, NoRepeatNGramLogitsProcessor
 from transformers.cache_utils import DynamicLayer
@@ -45,7 +46,7 @@ class Prompt:
     """What the LLM reads before an answer: the answer's key (hashable) and embeddings (W, H)."""
 
     key: Any
-    embeddings: torch.Tensor
+    embeddings: Tensor
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Row:
 class SlotLayer(DynamicLayer):
     """Keys and values (B, heads, C, head width) of a layer of a `SlotCache`."""
 
-    def __init__(self, cache: SlotCache, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, cache: SlotCache, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.cache, self.keys, self.values = cache, keys, values
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
@@ -80,8 +81,8 @@ class SlotLayer(DynamicLayer):
         return self.cache.end
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Write a step's column; return all columns in use."""
         end = self.cache.end
         assert self.keys is not None and self.values is not None
@@ -109,7 +110,7 @@ class SlotCache(Cache):
         return self.end == self.valid_BC.shape[1]
 
     def arrange(
-        self, kept: Sequence[tuple[int, int]], new: Cache | None = None, valid_BW: torch.Tensor | None = None
+        self, kept: Sequence[tuple[int, int]], new: Cache | None = None, valid_BW: Tensor | None = None
     ) -> None:
         """Allocate anew for rows that stay and rows that are added.
 
@@ -123,7 +124,7 @@ class SlotCache(Cache):
         rows, held = [row for row, _ in kept], min(width, self.end)
         old = slice(self.end - held, self.end)
 
-        def allocated(before: torch.Tensor | None, after: torch.Tensor | None) -> torch.Tensor:
+        def allocated(before: Tensor | None, after: Tensor | None) -> Tensor:
             """Return (B, ..., C, ...) with columns in dimension -2, the rows of `before` first."""
             like = before if after is None else after
             assert like is not None
@@ -206,7 +207,7 @@ class DecodeSlots:
             row.length += 1
         self._append(output.last_hidden_state[:, -1], self.rows)
 
-    def _arrange(self, cache: Cache | None = None, valid_BW: torch.Tensor | None = None) -> None:
+    def _arrange(self, cache: Cache | None = None, valid_BW: Tensor | None = None) -> None:
         """Drop rows that have ended, and allocate the KV cache anew."""
         kept = [(place, row.length) for place, row in enumerate(self.rows) if not row.done]
         self.rows = [row for row in self.rows if not row.done]
@@ -215,7 +216,7 @@ class DecodeSlots:
         else:
             self._cache = SlotCache()
 
-    def _append(self, hidden_BH: torch.Tensor, rows: Sequence[Row]) -> None:
+    def _append(self, hidden_BH: Tensor, rows: Sequence[Row]) -> None:
         """Append the likeliest token to each row that has not ended."""
         scores_BV = logits(self.llm, hidden_BH).float()
         ids_B = self._allowed(scores_BV, rows).argmax(-1)
@@ -234,7 +235,7 @@ class DecodeSlots:
             )
             self._ended += [row] * row.done
 
-    def _allowed(self, scores_BV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    def _allowed(self, scores_BV: Tensor, rows: Sequence[Row]) -> Tensor:
         """Return the logits with -inf for tokens that must not follow."""
         early = [place for place, row in enumerate(rows) if len(row.ids) < self.generation.min_new_tokens]
         if not early and self._ngrams is None:

@@ -7,7 +7,7 @@ Shapes: B batch, S encoder frames, A audio tokens, K factor, D encoder width, E 
 from abc import ABC, abstractmethod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steermoe import config
 from steermoe.models.packing import valid_frames
@@ -36,7 +36,7 @@ class Downsampler(nn.Module, ABC):
         """Return E / D."""
         return 1
 
-    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, hidden_BSD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Turn frames into audio tokens; return them and their lengths."""
         frames = hidden_BSD.shape[1]
         hidden_BSD = hidden_BSD.masked_fill(~valid_frames(lengths_B, frames)[..., None], 0)
@@ -47,14 +47,14 @@ class Downsampler(nn.Module, ABC):
         return tokens_BAE, (lengths_B + self.factor - 1) // self.factor
 
     @abstractmethod
-    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    def pool(self, windows_BAKD: Tensor, lengths_B: Tensor) -> Tensor:
         """Turn windows, zero beyond each row's length in frames, into tokens (B, A, E)."""
 
 
 class Average(Downsampler):
     """The mean over the valid frames of each window; E = D."""
 
-    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    def pool(self, windows_BAKD: Tensor, lengths_B: Tensor) -> Tensor:
         """Average a window that ends in padding over its valid frames."""
         starts_A = torch.arange(windows_BAKD.shape[1], device=lengths_B.device) * self.factor
         frames_BA = (lengths_B[:, None] - starts_A).clamp(1, self.factor)
@@ -69,7 +69,7 @@ class Concat(Downsampler):
         """A token holds all frames of its window."""
         return factor
 
-    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    def pool(self, windows_BAKD: Tensor, lengths_B: Tensor) -> Tensor:
         """Put the first frame of a window first."""
         return windows_BAKD.flatten(2)
 
@@ -77,7 +77,7 @@ class Concat(Downsampler):
 class Max(Downsampler):
     """The largest value per channel over the valid frames of each window; E = D."""
 
-    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    def pool(self, windows_BAKD: Tensor, lengths_B: Tensor) -> Tensor:
         """Ignore padding; a window of padding alone is zero."""
         tokens = windows_BAKD.shape[1]
         valid_BAK = valid_frames(lengths_B, tokens * self.factor).unflatten(1, (-1, self.factor))
@@ -95,7 +95,7 @@ class Convolution(Downsampler):
             self.linear.weight.copy_(torch.eye(frame_width).repeat(1, self.factor) / self.factor)
             self.linear.bias.zero_()
 
-    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    def pool(self, windows_BAKD: Tensor, lengths_B: Tensor) -> Tensor:
         """Convolve; with stride = kernel this is one matrix over the concatenated frames of a window."""
         tokens_BAD = self.linear(windows_BAKD.flatten(2).to(self.linear.weight.dtype))
         return tokens_BAD.to(windows_BAKD.dtype)
@@ -104,11 +104,11 @@ class Convolution(Downsampler):
 class Identity(Downsampler):
     """No down-sampling: every frame is an audio token."""
 
-    def forward(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, hidden_BSD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return the arguments."""
         return hidden_BSD, lengths_B
 
-    def pool(self, windows_BAKD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    def pool(self, windows_BAKD: Tensor, lengths_B: Tensor) -> Tensor:
         """Return windows of one frame as they are."""
         return windows_BAKD.flatten(1, 2)
 

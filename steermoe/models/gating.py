@@ -6,7 +6,7 @@ Shapes: B batch, S encoder frames, F valid frames of a batch, N experts.
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steermoe import config
 
@@ -75,7 +75,7 @@ class Gate(nn.Module):
         self.temperature, self.top_k = section.temperature, section.top_k
         self.dropout = section.gate_dropout
 
-    def forward(self, logits_BSN: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits_BSN: Tensor) -> Tensor:
         """Return gates (B, S, N), zero for experts that are left out."""
         left_out = None
         if self.top_k is not None:
@@ -89,12 +89,12 @@ class Gate(nn.Module):
             logits_BSN = logits_BSN.masked_fill(left_out, -torch.inf)
         return self.dense(logits_BSN)
 
-    def dense(self, logits: torch.Tensor) -> torch.Tensor:
+    def dense(self, logits: Tensor) -> Tensor:
         """Return gates (..., N) of logits (..., N) with no expert left out."""
         return (logits / self.temperature if self.temperature != 1 else logits).softmax(-1)
 
 
-def load_balancing_loss(gates_FN: torch.Tensor) -> torch.Tensor:
+def load_balancing_loss(gates_FN: Tensor) -> Tensor:
     """Return Switch Transformer's loss (Fedus et al. 2021, equation 4): N * sum_n share_n * mean gate_n.
 
     share_n is the share of frames whose largest gate is n. The loss is 1 for even use and N where one expert takes
@@ -105,6 +105,6 @@ def load_balancing_loss(gates_FN: torch.Tensor) -> torch.Tensor:
     return experts * (share_N * gates_FN.mean(0)).sum()
 
 
-def z_loss(logits_FN: torch.Tensor) -> torch.Tensor:
+def z_loss(logits_FN: Tensor) -> Tensor:
     """Return ST-MoE's loss (Zoph et al. 2022, equation 5): the mean squared log-sum-exp of the logits."""
     return logits_FN.logsumexp(-1).square().mean()

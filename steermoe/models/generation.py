@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
@@ -80,8 +81,8 @@ def validated(values: Mapping[str, Any]) -> Generation:
 @torch.no_grad()
 def decode(
     llm: CausalLM,
-    embeddings_BWH: torch.Tensor,
-    valid_BW: torch.Tensor,
+    embeddings_BWH: Tensor,
+    valid_BW: Tensor,
     generation: Generation,
     seed: int = 0,
     watch: Watch | None = None,
@@ -174,7 +175,7 @@ def answer_texts(
 @exclusive
 @torch.no_grad()
 def log_likelihoods(
-    llm: CausalLM, rows_BWH: torch.Tensor, valid_BW: torch.Tensor, ids: Sequence[Sequence[int]]
+    llm: CausalLM, rows_BWH: Tensor, valid_BW: Tensor, ids: Sequence[Sequence[int]]
 ) -> list[list[float]]:
     """Return the log-likelihood of each token of answers to left-padded rows, in one pass over both."""
     table = llm.get_input_embeddings()
@@ -197,7 +198,7 @@ class _Stop(StoppingCriteria):
     def __init__(self, check: Watch) -> None:
         self.check = check
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Return True for each of the rows (B, L) that ends here."""
         return torch.tensor(self.check(input_ids.tolist()), device=input_ids.device)
 

@@ -10,16 +10,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from steermoe.audio import io as waveform
 from steermoe.audio.augment import levelled
 from steermoe.audio.io import as_waveform
 from steermoe.audio.vad import silent, speaks
-from steermoe.config import Generation, VariantConfig
+from steermoe.config import Generation
 from steermoe.config.corpora import SOUNDS
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.dataset import Batch, Item, collate, make_item
@@ -33,7 +34,8 @@ from steermoe.models.pretrained import exclusive
 from steermoe.models.tools import Answer, check_tools, read_answer
 
 Audio = str | Path | np.ndarray
-Embed = Callable[[Batch, Literal["left", "right"]], tuple[torch.Tensor, torch.Tensor]]
+Answerer = Any  # a SteerMoE, or its export to ONNX, which has the same methods
+Embed = Callable[[Batch, Literal["left", "right"]], tuple[Tensor, Tensor]]
 """All that the LLM reads before an answer, padded on one side: rows (B, W, H), and True where they are valid."""
 BATCH_SECONDS = 120.0  # padding included
 MAX_ROWS = 32  # that are decoded at a time
@@ -43,27 +45,6 @@ NO_SPEECH = "no speech was found in the recording, so nothing was asked"
 UNSURE = 0.65
 NOTICE = "notice"  # key of a frozen model's config.json
 log = logging.getLogger(__name__)
-
-
-class Answerer(Protocol):
-    """What answering needs of a model: a SteerMoE, or its export to ONNX."""
-
-    config: VariantConfig
-    features: Any
-    tokenizer: Any
-    llm: CausalLM
-    video: Any
-
-    @property
-    def device(self) -> torch.device:
-        """Where its inputs must be."""
-        ...
-
-    def generate_all(
-        self, batches: Iterable[Batch], generation: Generation, seed: int = 0, scored: bool = False
-    ) -> "Iterator[Generated]":
-        """Yield the answers to all rows of batches."""
-        ...
 
 
 class Generated(NamedTuple):

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -129,7 +130,7 @@ def _check_head(llm: CausalLM, path: str) -> None:
 
 
 @torch.no_grad()
-def input_embeddings(llm: CausalLM) -> torch.Tensor:
+def input_embeddings(llm: CausalLM) -> Tensor:
     """Return all token embeddings as the layers get them, (V, H): the space of `inputs_embeds`.
 
     Gemma's embedding module multiplies its weights by sqrt(H), so the weights alone are not what the layers get.
@@ -139,11 +140,8 @@ def input_embeddings(llm: CausalLM) -> torch.Tensor:
 
 
 def hidden_states(
-    llm: CausalLM,
-    embeddings_BWH: torch.Tensor,
-    cache: Cache | None = None,
-    valid_BC: torch.Tensor | None = None,
-) -> torch.Tensor:
+    llm: CausalLM, embeddings_BWH: Tensor, cache: Cache | None = None, valid_BC: Tensor | None = None
+) -> Tensor:
     """Return the last hidden states (B, W, H).
 
     Right-padded rows need no mask: causality hides padding on the right, and positions count from 0.
@@ -198,7 +196,7 @@ def vocabulary_size(llm: CausalLM) -> int:
     return llm.config.get_text_config().vocab_size
 
 
-def logits(llm: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
+def logits(llm: CausalLM, hidden: Tensor) -> Tensor:
     """Return logits (..., V) of hidden states (..., H), scaled and capped as the model's config.json declares."""
     scores = llm.get_output_embeddings()(hidden)
     declared = llm.config.get_text_config()
@@ -209,12 +207,12 @@ def logits(llm: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
     return scores
 
 
-def _capped(scores: torch.Tensor, cap: float) -> torch.Tensor:
+def _capped(scores: Tensor, cap: float) -> Tensor:
     return torch.tanh(scores / cap) * cap
 
 
 # Key of config.json -> what it does to the logits.
-LOGIT_CHANGES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+LOGIT_CHANGES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logit_scale": torch.mul,  # Cohere
     "logits_scaling": torch.div,  # Granite
     "lm_head_multiplier": torch.mul,  # Falcon-H1

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 
-# peft imports bitsandbytes where it is installed, which then says what its 4-bit kernels lack on this CPU.
+# peft imports bitsandbytes if it is installed, which logs what its 4-bit kernels lack on this CPU.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 from peft import LoraConfig, inject_adapter_in_model  # noqa: E402
@@ -16,21 +16,18 @@ from steermoe import config  # noqa: E402
 def add_lora(
     section: config.Lora, model: nn.Module, layers: Iterable[nn.Module], setting: str
 ) -> list[nn.Parameter]:
-    """Put adapters into the layers of `model`, in place, in evaluation mode.
+    """Insert adapters into the layers of `model`, in place, in evaluation mode; return their parameters, in float32.
 
     A target adds rank * (inputs + outputs) parameters in every layer.
 
     Args:
         section: their configuration.
         model: a frozen model.
-        layers: its layers, where adapters go.
+        layers: its layers, which get adapters.
         setting: name of the section, for the error.
 
-    Returns:
-        Their parameters, in float32 whatever the model's type.
-
     Raises:
-        ValueError: a target is no linear module inside the layers.
+        ValueError: a target is not a linear module inside the layers.
     """
     inside = {id(m) for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)}
     names = [name for name, module in model.named_modules() if id(module) in inside]
@@ -53,13 +50,12 @@ def add_lora(
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Fold the adapters of `add_lora` into the weights that they adapt, in place: no module of peft is left.
+    """Merge the adapters of `add_lora` into the weights, in place; no module of peft is left.
 
-    Each layer is merged by peft itself, as its `merge_and_unload` does it to a model that peft has wrapped whole. Sums
-    are rounded to the type of the weights.
+    peft merges each layer, as its `merge_and_unload` does for a wrapped model. Sums are rounded to the weights' dtype.
 
     Raises:
-        ValueError: an adapter has values that are no numbers.
+        ValueError: an adapter has values that are not finite.
     """
     adapted = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
     for name, layer in adapted:
@@ -70,7 +66,7 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def train_lora(model: nn.Module, mode: bool) -> None:
-    """Switch the adapters' dropout on or off; the frozen layers around them stay in evaluation mode."""
+    """Switch the adapters' dropout on or off; the frozen layers stay in evaluation mode."""
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.lora_dropout.train(mode)

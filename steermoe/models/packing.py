@@ -6,16 +6,17 @@ Shapes: B batch, Y target tokens, W width of the packed batch, H width of the LL
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 
-def valid_frames(lengths_B: torch.Tensor, frames: int) -> torch.Tensor:
+def valid_frames(lengths_B: Tensor, frames: int) -> Tensor:
     """Return True where a frame is within its row's length, (B, frames)."""
     return torch.arange(frames, device=lengths_B.device) < lengths_B[:, None]
 
 
 def pack(
-    parts: list[torch.Tensor], lengths: list[torch.Tensor], padding: Literal["left", "right"]
-) -> tuple[torch.Tensor, torch.Tensor]:
+    parts: list[Tensor], lengths: list[Tensor], padding: Literal["left", "right"]
+) -> tuple[Tensor, Tensor]:
     """Join right-padded parts into contiguous rows.
 
     Args:
@@ -39,9 +40,7 @@ def pack(
     return joined_BWH.take_along_dim(order[..., None], dim=1), packed_valid
 
 
-def target_rows(
-    before_B: torch.Tensor, lengths_B: torch.Tensor, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def target_rows(before_B: Tensor, lengths_B: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Return row and column of the hidden states that predict each target token of right-padded rows.
 
     Args:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 QUIET_BYTES = 2**30  # weights below this size load in a second: no progress bar
 
 Depth = int | Literal["all"]
-Whole = Callable[[torch.Tensor], AbstractContextManager[Any]]
+Whole = Callable[[Tensor], AbstractContextManager[Any]]
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 # Steering hooks hang on the frozen modules, which models may share, and sampling seeds torch's global generator.
@@ -113,12 +113,12 @@ def load_extractor(kind: Any, path: str, setting: str) -> Any:
     return kind.from_dict(settings)
 
 
-def digest(weights: dict[str, torch.Tensor]) -> str:
+def digest(weights: dict[str, Tensor]) -> str:
     """Return the SHA-256 of names, dtypes, shapes and bytes of tensors, whatever their order and device."""
     return list(digests(weights).values())[-1]
 
 
-def digests(weights: dict[str, torch.Tensor], whole: Whole = nullcontext) -> dict[str, str]:
+def digests(weights: dict[str, Tensor], whole: Whole = nullcontext) -> dict[str, str]:
     """Return, by name, the SHA-256 of each tensor and all tensors before it; the last one is `digest`.
 
     Args:
@@ -135,12 +135,12 @@ def digests(weights: dict[str, torch.Tensor], whole: Whole = nullcontext) -> dic
     return found
 
 
-def frozen_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+def frozen_weights(module: nn.Module) -> dict[str, Tensor]:
     """Return weights and persistent buffers that are not trained, each tensor once, by pretrained name.
 
     peft moves the weights of adapted layers below `base_layer`, a name left out here.
     """
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not tensor.requires_grad and id(tensor) not in seen:

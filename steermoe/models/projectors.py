@@ -8,7 +8,7 @@ Shapes: B batch, A audio tokens, P prompt tokens, E width of an audio token, H w
 from abc import ABC, abstractmethod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steermoe import config
 from steermoe.models.packing import valid_frames
@@ -29,7 +29,7 @@ class Projection(nn.Module, ABC):
 
     reads_prompt = False
 
-    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: Tensor) -> None:
         super().__init__()
         self.rms = 1.0 if embeddings.is_meta else embeddings.detach().float().square().mean().sqrt().item()
 
@@ -40,22 +40,18 @@ class Projection(nn.Module, ABC):
         return linear
 
     @abstractmethod
-    def forward(
-        self, audio_BAE: torch.Tensor, prompt_BPH: torch.Tensor, prompt_lengths_B: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, audio_BAE: Tensor, prompt_BPH: Tensor, prompt_lengths_B: Tensor) -> Tensor:
         """Map audio tokens (B, A, E) of any floating type to (B, A, H), given the embedded prompt."""
 
 
 class Linear(Projection):
     """One Linear(E, H): H*(E + 1) parameters."""
 
-    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: Tensor) -> None:
         super().__init__(section, width, embeddings)
         self.linear = self.match_embedding_rms(nn.Linear(width, embeddings.shape[1]))
 
-    def forward(
-        self, audio_BAE: torch.Tensor, prompt_BPH: torch.Tensor, prompt_lengths_B: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, audio_BAE: Tensor, prompt_BPH: Tensor, prompt_lengths_B: Tensor) -> Tensor:
         """Project each token."""
         return self.linear(audio_BAE.to(self.linear.weight.dtype))
 
@@ -63,16 +59,14 @@ class Linear(Projection):
 class Mlp(Projection):
     """Linear(E, W), ReLU, Linear(W, H), as SLAM-ASR's projector (Ma et al. 2024): W*(E + 1) + H*(W + 1)."""
 
-    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: Tensor) -> None:
         super().__init__(section, width, embeddings)
         assert section.width is not None
         self.up = nn.Linear(width, section.width)
         nn.init.kaiming_normal_(self.up.weight, nonlinearity="relu")  # rms 1 after the ReLU
         self.down = self.match_embedding_rms(nn.Linear(section.width, embeddings.shape[1]))
 
-    def forward(
-        self, audio_BAE: torch.Tensor, prompt_BPH: torch.Tensor, prompt_lengths_B: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, audio_BAE: Tensor, prompt_BPH: Tensor, prompt_lengths_B: Tensor) -> Tensor:
         """Project each token."""
         return self.down(self.up(audio_BAE.to(self.up.weight.dtype)).relu())
 
@@ -86,7 +80,7 @@ class FeatureSpace(Projection):
 
     reads_prompt = True
 
-    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: Tensor) -> None:
         super().__init__(section, width, embeddings)
         assert section.width is not None and section.heads is not None
         self.audio, self.text = nn.Linear(width, section.width), nn.Linear(embeddings.shape[1], section.width)
@@ -95,9 +89,7 @@ class FeatureSpace(Projection):
         self.attention = _attention(section.width, section.heads)
         self.out = self.match_embedding_rms(nn.Linear(section.width, embeddings.shape[1]))
 
-    def forward(
-        self, audio_BAE: torch.Tensor, prompt_BPH: torch.Tensor, prompt_lengths_B: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, audio_BAE: Tensor, prompt_BPH: Tensor, prompt_lengths_B: Tensor) -> Tensor:
         """Let every audio token attend to the valid tokens of its prompt."""
         audio_BAW = self.audio(audio_BAE.to(self.audio.weight.dtype))
         text_BPW = self.text(prompt_BPH.to(self.text.weight.dtype))
@@ -113,7 +105,7 @@ class ModalitySteering(Projection):
 
     reads_prompt = True
 
-    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: Tensor) -> None:
         super().__init__(section, width, embeddings)
         assert section.experts is not None
         text = embeddings.shape[1]
@@ -126,9 +118,7 @@ class ModalitySteering(Projection):
         nn.init.zeros_(self.fusion.weight[:, width:])
         nn.init.zeros_(self.fusion.bias)
 
-    def forward(
-        self, audio_BAE: torch.Tensor, prompt_BPH: torch.Tensor, prompt_lengths_B: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, audio_BAE: Tensor, prompt_BPH: Tensor, prompt_lengths_B: Tensor) -> Tensor:
         """Fuse each audio token with the mean of its prompt; an empty prompt counts as zeros."""
         audio_BAE, prompt_BPH = (x.to(self.fusion.weight.dtype) for x in (audio_BAE, prompt_BPH))
         audio_BAE = audio_BAE + self.audio_router(audio_BAE).softmax(-1) @ self.audio_vectors
@@ -148,15 +138,13 @@ class AdapterAttention(Projection):
 
     reads_prompt = True
 
-    def __init__(self, section: config.Projector, width: int, embeddings: torch.Tensor) -> None:
+    def __init__(self, section: config.Projector, width: int, embeddings: Tensor) -> None:
         super().__init__(section, width, embeddings)
         assert section.heads is not None
         self.adapter = Mlp(section, width, embeddings)
         self.attention = _attention(embeddings.shape[1], section.heads)
 
-    def forward(
-        self, audio_BAE: torch.Tensor, prompt_BPH: torch.Tensor, prompt_lengths_B: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, audio_BAE: Tensor, prompt_BPH: Tensor, prompt_lengths_B: Tensor) -> Tensor:
         """Let every audio token attend to the valid tokens of its prompt."""
         audio_BAH = self.adapter(audio_BAE, prompt_BPH, prompt_lengths_B)
         prompt_BPH = prompt_BPH.to(audio_BAH.dtype)
@@ -174,16 +162,14 @@ def _attention(width: int, heads: int) -> nn.MultiheadAttention:
     return attention
 
 
-def _attend(
-    attention: nn.MultiheadAttention, audio: torch.Tensor, text: torch.Tensor, lengths_B: torch.Tensor
-) -> torch.Tensor:
+def _attend(attention: nn.MultiheadAttention, audio: Tensor, text: Tensor, lengths_B: Tensor) -> Tensor:
     if not text.shape[1]:  # the same as for a row of padding alone
         return attention.out_proj.bias.expand_as(audio)
     padding_BP = ~valid_frames(lengths_B, text.shape[1])
     return attention(audio, text, text, key_padding_mask=padding_BP, need_weights=False)[0]
 
 
-def make_projection(section: config.Projector, width: int, embeddings: torch.Tensor) -> Projection:
+def make_projection(section: config.Projector, width: int, embeddings: Tensor) -> Projection:
     """Build the projection that the section names.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax
 
 from steermoe import config
@@ -33,9 +33,7 @@ class Router(nn.Module, ABC):
         self.total = bounds[-1]
 
     @abstractmethod
-    def forward(
-        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor, layer: int, vectors_ND: Tensor | None = None) -> Tensor:
         """Return logits (B, S, N); `vectors_ND` are the layer's expert vectors, scale included."""
 
 
@@ -49,9 +47,7 @@ class Shared(Router):
         super().__init__(section, experts, width)
         self.linear = nn.Linear(width, self.total)
 
-    def forward(
-        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor, layer: int, vectors_ND: Tensor | None = None) -> Tensor:
         """Return the layer's slice of the outputs."""
         rows = self.rows[layer]
         return linear(hidden_BSD, self.linear.weight[rows], self.linear.bias[rows])
@@ -69,9 +65,7 @@ class Mixed(Router):
         self.linear = nn.Linear(width, max(experts))
         self.mixing = nn.ParameterList([nn.Parameter(torch.eye(count, max(experts))) for count in experts])
 
-    def forward(
-        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor, layer: int, vectors_ND: Tensor | None = None) -> Tensor:
         """Return the common logits, mixed by the layer's matrix."""
         return linear(self.linear(hidden_BSD), self.mixing[layer])
 
@@ -89,9 +83,7 @@ class Hierarchical(Router):
         self.between = nn.Linear(width, len(experts) * self.groups)
         self.within = nn.Linear(width, self.total)
 
-    def forward(
-        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor, layer: int, vectors_ND: Tensor | None = None) -> Tensor:
         """Return logarithms of the products, whose softmax is the products."""
         groups, rows = slice(layer * self.groups, (layer + 1) * self.groups), self.rows[layer]
         between_BSG = linear(hidden_BSD, self.between.weight[groups], self.between.bias[groups])
@@ -117,9 +109,7 @@ class Progressive(Router):
         for weights in self.added:
             nn.init.uniform_(weights, -(width**-0.5), width**-0.5)  # as nn.Linear does
 
-    def forward(
-        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor, layer: int, vectors_ND: Tensor | None = None) -> Tensor:
         """Return logarithms of the stages' gates, whose softmax over all N is these divided by C."""
         assert vectors_ND is not None
         rows = self.rows[layer]
@@ -141,9 +131,7 @@ class Static(Router):
         super().__init__(section, experts, width)
         self.logits = nn.Parameter(torch.zeros(self.total))
 
-    def forward(
-        self, hidden_BSD: torch.Tensor, layer: int, vectors_ND: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor, layer: int, vectors_ND: Tensor | None = None) -> Tensor:
         """Return the layer's logits for every frame."""
         return self.logits[self.rows[layer]].expand(*hidden_BSD.shape[:-1], -1)
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import ModelOutput
 
@@ -55,12 +55,12 @@ class SteerMoEOutput(ModelOutput):
         logits: of the target tokens, (N, V), if requested.
     """
 
-    loss: torch.Tensor | None = None
-    num_tokens: torch.Tensor | None = None
-    num_correct: torch.Tensor | None = None
-    distillation: torch.Tensor | None = None
-    aux_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+    loss: Tensor | None = None
+    num_tokens: Tensor | None = None
+    num_correct: Tensor | None = None
+    distillation: Tensor | None = None
+    aux_loss: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class SpeechLlm(Tower):
@@ -76,10 +76,7 @@ class SpeechLlm(Tower):
 
     @exclusive
     def __init__(
-        self,
-        variant: VariantConfig,
-        load: LoadLlm = load_llm,
-        local_files_only: bool = False,
+        self, variant: VariantConfig, load: LoadLlm = load_llm, local_files_only: bool = False
     ) -> None:
         encoder = load_encoder(variant.encoder, local_files_only)
         llm, tokenizer = load(variant.llm)
@@ -126,7 +123,7 @@ class SpeechLlm(Tower):
                 groups.setdefault(part, []).extend(parameters)
         return groups | self._adapters
 
-    def trainable_state_dict(self) -> dict[str, torch.Tensor]:
+    def trainable_state_dict(self) -> dict[str, Tensor]:
         """Return the trained parameters by name, and nothing else."""
         return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
@@ -134,7 +131,7 @@ class SpeechLlm(Tower):
         """Return the SHA-256 of the weights of each of `frozen_parts`."""
         return {part: digest(weights) for part, weights in self.frozen_parts().items()}
 
-    def frozen_parts(self) -> dict[str, dict[str, torch.Tensor]]:
+    def frozen_parts(self) -> dict[str, dict[str, Tensor]]:
         """Return the weights of encoder, LLM and video encoder, if there is one, without LoRA."""
         parts = {"encoder": self.encoder.model, "llm": self.llm}
         parts |= {} if self.video is None else {"video": self.video.encoder.model}
@@ -160,17 +157,17 @@ class SpeechLlm(Tower):
 
     def forward(
         self,
-        features: torch.Tensor,
-        feature_lengths: torch.Tensor,
-        prefix_ids: torch.Tensor,
-        prefix_lengths: torch.Tensor,
-        prompt_ids: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-        target_ids: torch.Tensor,
-        target_lengths: torch.Tensor,
-        video_features: torch.Tensor | None = None,
-        video_lengths: torch.Tensor | None = None,
-        indices: torch.Tensor | None = None,
+        features: Tensor,
+        feature_lengths: Tensor,
+        prefix_ids: Tensor,
+        prefix_lengths: Tensor,
+        prompt_ids: Tensor,
+        prompt_lengths: Tensor,
+        target_ids: Tensor,
+        target_lengths: Tensor,
+        video_features: Tensor | None = None,
+        video_lengths: Tensor | None = None,
+        indices: Tensor | None = None,
         lesson: Lesson | None = None,
         return_logits: bool = False,
     ) -> SteerMoEOutput:
@@ -198,7 +195,7 @@ class SpeechLlm(Tower):
         return output
 
     @exclusive
-    def target_hidden_states(self, **batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def target_hidden_states(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last hidden states (N, H) that predict the target tokens of a `Batch`, and these tokens (N,)."""
         whole = Batch(**batch)
         target_ids, target_lengths = whole.target_ids, whole.target_lengths
@@ -213,9 +210,7 @@ class SpeechLlm(Tower):
 
     @exclusive
     @torch.no_grad()
-    def embed_prompt(
-        self, batch: Batch, padding: Literal["left", "right"] = "left"
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed_prompt(self, batch: Batch, padding: Literal["left", "right"] = "left") -> tuple[Tensor, Tensor]:
         """Return all that the LLM reads before an answer, for a decoding loop of your own.
 
         Returns:
@@ -241,7 +236,7 @@ class SpeechLlm(Tower):
         """
         return generate_all(self.llm, self.embed_prompt, batches, generation, seed, scored, max_rows)
 
-    def _prompt_parts(self, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _prompt_parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return what the LLM reads before a target, parts with their lengths."""
         expected, found = self.video is not None, batch.video_features is not None
         if expected != found:
@@ -259,12 +254,12 @@ class SpeechLlm(Tower):
         return [*parts, audio, prompt]
 
     def packed(
-        self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], padding: Literal["left", "right"]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, parts: Sequence[tuple[Tensor, Tensor]], padding: Literal["left", "right"]
+    ) -> tuple[Tensor, Tensor]:
         """Return parts with their lengths as rows for the LLM (`pack`); token ids are embedded, audio is not."""
         embedded = [p if p.is_floating_point() else self._embedded(p) for p, _ in parts]
         dtype = self.llm.get_input_embeddings().weight.dtype
         return pack([e.to(dtype) for e in embedded], [lengths for _, lengths in parts], padding)
 
-    def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, ids: Tensor) -> Tensor:
         return self.llm.get_input_embeddings()(ids.clamp(min=0))

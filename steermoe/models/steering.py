@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steermoe import config
 from steermoe.models.encoders.encoder import layer_hidden
@@ -20,8 +20,8 @@ from steermoe.models.packing import valid_frames
 from steermoe.models.pretrained import LOCK, exclusive
 from steermoe.models.routers import make_router
 
-Observer = Callable[[int, torch.Tensor, torch.Tensor], None]
-Lengths = Callable[[int], torch.Tensor]
+Observer = Callable[[int, Tensor, Tensor], None]
+Lengths = Callable[[int], Tensor]
 
 
 class Steering(nn.Module):
@@ -43,8 +43,8 @@ class Steering(nn.Module):
         ValueError: as `hook_points`, or the router is unknown.
     """
 
-    scales: torch.Tensor
-    expert_scales: torch.Tensor
+    scales: Tensor
+    expert_scales: Tensor
 
     def __init__(self, section: config.Steering, layers: Iterable[nn.Module], width: int) -> None:
         super().__init__()
@@ -65,12 +65,12 @@ class Steering(nn.Module):
         self.gate = Gate(section)
         self.enabled = True
         self._observer: Observer | None = None
-        self._logits: list[torch.Tensor] = []  # (B, S, N) of each hook point, for the losses
+        self._logits: list[Tensor] = []  # (B, S, N) of each hook point, for the losses
         for index, point in enumerate(self.hook_points):
             if point.layer is not None:
                 modules[point.layer].register_forward_hook(partial(self._hook, index))
 
-    def forward(self, hidden_BSD: torch.Tensor, index: int) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor, index: int) -> Tensor:
         """Steer the hidden states at hook point `index`, in float32; the result has their dtype."""
         with torch.autocast(hidden_BSD.device.type, enabled=False):
             hidden = hidden_BSD.float()
@@ -85,14 +85,14 @@ class Steering(nn.Module):
             steered = torch.addmm(hidden.flatten(0, -2), gates_BSN.flatten(0, -2), vectors_ND)
             return steered.view_as(hidden).to(hidden_BSD.dtype)
 
-    def post(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+    def post(self, hidden_BSD: Tensor) -> Tensor:
         """Steer the encoder's output if the section has `post_encoder`."""
         last = len(self.hook_points) - 1
         if not self.enabled or self.hook_points[last].layer is not None:
             return hidden_BSD
         return self(hidden_BSD, last)
 
-    def scaled_vectors(self, index: int) -> torch.Tensor:
+    def scaled_vectors(self, index: int) -> Tensor:
         """Return scale[l] * vectors[l], (N, D); gates times these are added at hook point `index`."""
         rows = self.rows[index]
         return (self.scales[index] * self.expert_scales[rows])[:, None] * self.vectors[rows]
@@ -175,13 +175,13 @@ class Steering(nn.Module):
         """Forget the routing of earlier batches; call it before every batch."""
         self._logits.clear()
 
-    def losses(self, lengths: Lengths) -> torch.Tensor | float:
+    def losses(self, lengths: Lengths) -> Tensor | float:
         """Return the weighted losses on the routing of the last batch, averaged over hook points.
 
         Args:
             lengths: from the width S of hidden states to the valid lengths of their rows.
         """
-        total: torch.Tensor | float = 0.0
+        total: Tensor | float = 0.0
         balance, z = self.section.router_aux_loss_coef, self.section.router_z_loss_coef
         for logits_BSN in self._logits:
             valid_BS = valid_frames(lengths(logits_BSN.shape[1]), logits_BSN.shape[1])

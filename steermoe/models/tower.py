@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steermoe import config
 from steermoe.models.downsample import make_downsampler
@@ -19,7 +19,7 @@ from steermoe.models.pretrained import LOCK
 from steermoe.models.projectors import Projection, make_projection
 from steermoe.models.steering import Steering
 
-Frames = tuple[torch.Tensor, torch.Tensor]
+Frames = tuple[Tensor, Tensor]
 """(hidden_BSD, lengths_B)."""
 
 
@@ -60,7 +60,7 @@ class Tower(nn.Module):
         encoder: Encoder,
         steering: config.Steering | None,
         projector: config.Projector,
-        embeddings: torch.Tensor,
+        embeddings: Tensor,
         seed: int,
         part: str = "",
     ) -> None:
@@ -76,8 +76,8 @@ class Tower(nn.Module):
                 layers = [encoder.attention(number) for number in range(len(layers))]
             with seeded(seed, f"{part}steering"):
                 self.steering = Steering(steering, layers, encoder.width)
-        self.encode_override: Callable[[torch.Tensor, torch.Tensor], Frames] | None = None
-        self._lengths: dict[int, torch.Tensor] = {}  # valid lengths, by the width of hidden states
+        self.encode_override: Callable[[Tensor, Tensor], Frames] | None = None
+        self._lengths: dict[int, Tensor] = {}  # valid lengths, by the width of hidden states
 
     def trained_parts(self) -> dict[str, list[nn.Parameter]]:
         """Return the trained parameters: projection and down-sampling, vectors and scales, router."""
@@ -96,11 +96,11 @@ class Tower(nn.Module):
 
     def encode(
         self,
-        features_BMT: torch.Tensor,
-        lengths_B: torch.Tensor,
-        prompt_BPH: torch.Tensor | None = None,
-        prompt_lengths_B: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        features_BMT: Tensor,
+        lengths_B: Tensor,
+        prompt_BPH: Tensor | None = None,
+        prompt_lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Turn features into tokens in the LLM's embedding space: (tokens_BAH, lengths_B).
 
         Args:
@@ -119,7 +119,7 @@ class Tower(nn.Module):
             prompt_BPH, prompt_lengths_B = pooled_BAE.new_zeros(lengths_B.shape[0], 0, 1), lengths_B * 0
         return self.projection(pooled_BAE, prompt_BPH, prompt_lengths_B), lengths_B
 
-    def encode_frames(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> Frames:
+    def encode_frames(self, features_BMT: Tensor, lengths_B: Tensor) -> Frames:
         """Turn features into steered and down-sampled frames, and their lengths."""
         self._lengths.clear()
         if self.steering is not None:
@@ -135,21 +135,21 @@ class Tower(nn.Module):
             hidden_BSD = self.steering.post(hidden_BSD)
         return (hidden_BSD, lengths_B) if between else self.downsample(hidden_BSD, lengths_B)
 
-    def _shorten(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> Frames:
+    def _shorten(self, hidden_BSD: Tensor, lengths_B: Tensor) -> Frames:
         self._remember(hidden_BSD, lengths_B)
         return self.downsample(hidden_BSD, lengths_B)
 
-    def _remember(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> None:
+    def _remember(self, hidden_BSD: Tensor, lengths_B: Tensor) -> None:
         if not torch.compiler.is_exporting():  # a symbolic width cannot be a key
             self._lengths[hidden_BSD.shape[1]] = lengths_B
 
-    def frame_lengths(self, width: int) -> torch.Tensor:
+    def frame_lengths(self, width: int) -> Tensor:
         """Return the valid lengths (B,) of hidden states of this width in the last batch that was encoded.
 
         An unknown width is that of a full window, whose rows have the lengths with which they leave the encoder.
         """
         return self._lengths.get(width, next(iter(self._lengths.values())))
 
-    def routing_losses(self) -> torch.Tensor | float:
+    def routing_losses(self) -> Tensor | float:
         """Return the weighted losses on the routing of the last batch; 0 without steering."""
         return 0.0 if self.steering is None else self.steering.losses(self.frame_lengths)

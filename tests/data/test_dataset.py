@@ -16,8 +16,8 @@ from steermoe.audio import io as waveform
 from steermoe.audio.features import LogMel
 from steermoe.config import Prompts
 from steermoe.data import video
-from steermoe.data.batching import BatchSampler
-from steermoe.data.dataset import IGNORED, UtteranceDataset, collate
+from steermoe.data.batching import bucketed_batches
+from steermoe.data.dataset import IGNORED, Batch, UtteranceDataset, collate
 from steermoe.data.rows import frame_of
 
 PROMPTS = Prompts(
@@ -105,16 +105,6 @@ def test_features_are_computed_once(frame: pl.DataFrame, tokenizer: PreTrainedTo
     assert Counting.calls == COUNT + 5 + 2 * (COUNT - 5)
 
 
-def test_half_precision_is_the_same_every_time(frame: pl.DataFrame, tokenizer: PreTrainedTokenizerFast):
-    exact = UtteranceDataset(frame, LogMel(80), tokenizer, PROMPTS)[4]["features"]
-    for room in (2**20, 0):
-        half = UtteranceDataset(frame, LogMel(80), tokenizer, PROMPTS, torch.float16, room)
-        first, again = half[4]["features"], half[4]["features"]
-        assert first.dtype == torch.float32
-        assert torch.equal(first, again)
-        assert torch.equal(first, exact.half().float())
-
-
 def test_refused(frame: pl.DataFrame, tokenizer: PreTrainedTokenizerFast, make_row: Callable[..., dict]):
     with pytest.raises(ValueError, match="rows without column 'audio'; a dataset needs: source_id, task"):
         UtteranceDataset(frame.drop("audio"), LogMel(80), tokenizer, PROMPTS)
@@ -147,6 +137,18 @@ def test_collate(dataset: UtteranceDataset):
     assert integers == [torch.int64] * 8
 
 
+def test_a_batch_is_a_frozen_mapping_that_moves_between_devices(dataset: UtteranceDataset):
+    batch = collate([dataset[0], dataset[1]])
+    assert batch.rows == 2 and "video_features" not in batch and len(batch) == 9
+    moved = batch.to("meta")
+    assert {tensor.device.type for tensor in moved.values()} == {"meta"} and isinstance(moved, Batch)
+    assert dict(**batch).keys() == batch.keys() and batch["prompt_ids"] is batch.prompt_ids
+    with pytest.raises(AttributeError):
+        batch.features = moved.features  # pyright: ignore
+    with pytest.raises(KeyError):
+        batch["video_features"]
+
+
 def test_a_row_is_the_same_in_every_batch(dataset: UtteranceDataset):
     alone, among = collate([dataset[2]]), collate([dataset[index] for index in (9, 2, 4)])
     for name in ("feature", "prompt", "target"):
@@ -157,7 +159,7 @@ def test_a_row_is_the_same_in_every_batch(dataset: UtteranceDataset):
 
 
 def test_through_a_data_loader(dataset: UtteranceDataset, frame: pl.DataFrame):
-    sampler = BatchSampler(frame["seconds"].to_list(), 1.0, seed=3)
+    sampler = bucketed_batches(frame["seconds"].to_list(), 1.0, seed=3, epoch=0)
     seen = []
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
     for batch, expected in zip(loader, sampler, strict=True):
@@ -172,12 +174,6 @@ def test_goes_to_loading_processes(dataset: UtteranceDataset):
     for index in range(COUNT):
         assert torch.equal(there[index]["features"], dataset[index]["features"])
         assert there[index]["target_ids"] == dataset[index]["target_ids"]
-
-
-def test_rows_of_a_file(tmp_path: Path, frame: pl.DataFrame, dataset: UtteranceDataset, tokenizer) -> None:
-    frame.write_parquet(tmp_path / "rows.parquet")
-    read = UtteranceDataset(pl.read_parquet(tmp_path / "rows.parquet"), LogMel(80), tokenizer, PROMPTS)
-    assert torch.equal(read[5]["features"], dataset[5]["features"])
 
 
 def pictures(number: int) -> np.ndarray:
@@ -225,6 +221,6 @@ def test_a_row_without_a_good_video_is_named(
         dataset[1]
     mixed = pl.concat([frame, frame_of([make_row(2)])], how="diagonal")
     with pytest.raises(
-        ValueError, match=r"'tones-train-0002' \(row 2\): no video; a model with a video branch"
+        ValueError, match=r"'tones-train-0002' \(row 2\): no video; a model with a video tower"
     ):
         UtteranceDataset(mixed, LogMel(80), tokenizer, PROMPTS, video_features=Flat())[2]

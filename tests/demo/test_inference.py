@@ -31,14 +31,14 @@ def test_scales_hold_for_one_request(models: Models, spoken: list[SimpleNamespac
     assert all(np.array_equal(*both, equal_nan=True) for both in zip(before, after, strict=True))
     with pytest.raises(ValueError, match="a factor for each of 4 hook points"):
         models.transcribe(samples, {ALL: [2.0] * 4, 0: [0.0] * 3})
-    assert (models.model.steering.strengths == 1).all()  # pyright: ignore[reportOptionalMemberAccess]
+    assert (models.model.steering.expert_scales == 1).all()  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def test_the_scale_of_an_expert_is_multiplied_by_that_of_all(
     models: Models, mini: Any, monkeypatch: Any
 ) -> None:
     found: list[Any] = []
-    monkeypatch.setattr(mini, "ask", lambda *_: found.append(mini.steering.strengths.reshape(4, 8).clone()))
+    monkeypatch.setattr(mini, "ask", lambda *_: found.append(mini.steering.expert_scales.reshape(4, 8).clone()))
     list(models.ask(np.zeros(RATE), "?", {ALL: [1.0, 2.0, 1.0, 1.0], 5: [1.0, -1.5, 1.0, 0.0]}))
     expected = np.ones((4, 8), np.float32)
     expected[1] = 2
@@ -69,7 +69,7 @@ def test_others_are_named(mini: Any, spoken: list[SimpleNamespace]) -> None:
     found = dict(both.compare(samples))
     assert list(found) == ["steering off", "again"] and found["again"] == both.transcribe(samples).text
     answers = {name: answer.text for name, answer in both.ask(samples, " who was it ")}
-    assert answers[""] == answers["again"] == mini.transcribe(samples, question="who was it")
+    assert answers[""] == answers["again"] == mini.ask(samples, "who was it").text
     for question in (" ", "who " * 300):
         with pytest.raises(ValueError, match="a question of"):
             list(both.ask(samples, question))
@@ -87,7 +87,7 @@ def test_gates_are_those_of_the_model(models: Models, mini: Any, talk: np.ndarra
     first, second = (starts[0], starts[1]) if np.isnan(found.gates[0][0, 0]) else (0, starts[0])
     last = first + int(np.isnan(found.gates[0][first:second, 0]).argmax())
     samples = talk[int(first / 50 * RATE) : int(last / 50 * RATE)]
-    same = np.mean(mini.gates(samples)[3].argmax(1) == found.gates[3][first:last].argmax(1))
+    same = np.mean(mini.gates(samples)["3"].argmax(1) == found.gates[3][first:last].argmax(1))
     assert same > 0.9  # cut a little elsewhere
 
 

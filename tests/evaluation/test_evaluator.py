@@ -13,7 +13,7 @@ from steermoe.audio import io as waveform
 from steermoe.audio.io import RATE, encode_flac
 from steermoe.config import Evaluation, Generation
 from steermoe.data import video
-from steermoe.data.dataset import Batch, UtteranceDataset, collate
+from steermoe.data.dataset import UtteranceDataset, collate
 from steermoe.evaluation.controls import shuffled_audio
 from steermoe.evaluation.evaluator import System, adapter, batchwise, evaluate, measure
 from steermoe.evaluation.normalizers import folded
@@ -48,7 +48,7 @@ def test_answers_are_the_models_own_in_the_order_of_the_rows(
     dataset = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)
     for row in range(len(utterances)):
         batch = collate([dataset[row]])
-        [tokens] = model.generate(Batch(**batch), generation)
+        [tokens] = model.generate(batch, generation)
         assert own["hypothesis"][row] == model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert own["hypothesis"].n_unique() > 3  # else the order would not be tested
 
@@ -154,7 +154,7 @@ def test_references_and_answers_at_the_limit_of_tokens_are_counted(
     lengths = [len(model.tokenizer.encode(text, add_special_tokens=False)) for text in utterances["target"]]
     assert found.frame["target_fits"].to_list() == [length + 1 <= most for length in lengths]
     dataset = UtteranceDataset(utterances, model.features, model.tokenizer, model.config.prompts)
-    inputs = Batch.of(collate([dataset[row] for row in range(len(dataset))]))
+    inputs = collate([dataset[row] for row in range(len(dataset))])
     ids = {each.row: each.ids for each in model.generate_all([inputs], greedy(most))}
     assert found.frame["cut"].to_list() == [len(ids[row]) == most for row in range(len(utterances))]
     assert found.frame["cut"].any()
@@ -270,9 +270,8 @@ def test_a_model_with_a_video_branch_has_controls_for_both(
     assert all(texts != own for texts in controls)  # ears and eyes are open
     for row in (0, 11):
         asked = (frame["task"][row], frame["prompt"][row])
-        alone = both.transcribe(
-            waveform.load(frame["audio"][row]), asked[1] or None, generation, video=pictures[row]
-        )
-        assert alone == own[row]
+        samples, options = waveform.load(frame["audio"][row]), {"generation_config": generation}
+        alone = both.ask(samples, asked[1] or None, video=pictures[row], **options)
+        assert alone.text == own[row]
     with pytest.raises(ValueError, match="rows without column 'video'"):
         evaluate(both, utterances, settings, generation, seed=3)

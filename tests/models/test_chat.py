@@ -32,11 +32,11 @@ def model(request: pytest.FixtureRequest, tiny_variant: Any, tiny_chat_dir: Path
 
 def test_one_turn_is_a_question_or_a_transcription(model: SteerMoE, greedy: Any):
     short = greedy(6)
-    asked = model.ask(SAMPLES, "the cat", generation=short)
-    assert model.chat([user(AUDIO, text("the cat"))], generation=short) == asked
-    assert model.chat([user(text("the cat"), AUDIO)], generation=short) == asked
-    written = model.transcribe(SAMPLES, generation=short)
-    assert model.chat([user(AUDIO)], generation=short).text == written
+    asked = model.ask(SAMPLES, "the cat", generation_config=short)
+    assert model.chat([user(AUDIO, text("the cat"))], generation_config=short) == asked
+    assert model.chat([user(text("the cat"), AUDIO)], generation_config=short) == asked
+    written = model.transcribe(SAMPLES, generation_config=short)
+    assert model.chat([user(AUDIO)], generation_config=short).text == written
 
 
 def test_audio_as_openai_s_api_has_it(model: SteerMoE, greedy: Any, tmp_path: Path):
@@ -44,8 +44,8 @@ def test_audio_as_openai_s_api_has_it(model: SteerMoE, greedy: Any, tmp_path: Pa
     (tmp_path / "a.flac").write_bytes(data)
     part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"}}
     parts = [part, {"type": "audio", "audio": str(tmp_path / "a.flac")}]
-    answers = [model.chat([user(each)], generation=greedy(6)).text for each in parts]
-    assert answers[0] == answers[1] == model.transcribe(tmp_path / "a.flac", generation=greedy(6))
+    answers = [model.chat([user(each)], generation_config=greedy(6)).text for each in parts]
+    assert answers[0] == answers[1] == model.transcribe(tmp_path / "a.flac", generation_config=greedy(6))
 
 
 def test_turns_are_joined_as_the_format_says(model: SteerMoE):
@@ -71,7 +71,7 @@ def test_several_recordings_and_history_matter(model: SteerMoE, greedy: Any):
         {"role": "assistant", "content": "one two"},
         user(AUDIO, AUDIO, text("the dog")),
     ]
-    answers = {model.chat(history[start:], generation=greedy(12)).text for start in (0, 2)}
+    answers = {model.chat(history[start:], generation_config=greedy(12)).text for start in (0, 2)}
     assert len(answers) == 2
 
 
@@ -134,7 +134,7 @@ def test_a_system_turn(model: SteerMoE, greedy: Any):
     else:
         turns = [Turn("system", "the red dog"), Turn("user", "", 1)]
         assert "the red dog" in conversation(model.config.prompts, model.tokenizer, turns)[0]
-        assert isinstance(model.chat(messages, generation=greedy(4)).text, str)
+        assert isinstance(model.chat(messages, generation_config=greedy(4)).text, str)
 
 
 def test_base_models_are_found_above_the_adapter(tiny_variant: Any, tmp_path: Path, monkeypatch: Any):

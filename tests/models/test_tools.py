@@ -196,13 +196,12 @@ def recording() -> np.ndarray:
 
 
 def test_an_answer_can_be_a_call(caller: SteerMoE) -> None:
-    assert caller.ask(recording(), "which lamp?", TOOLS) == Answer("", (HALL,))
+    assert caller.ask(recording(), "which lamp?", tools=TOOLS) == Answer("", (HALL,))
     assert caller.ask(recording(), "which lamp?") == Answer("one two")
-    assert caller.transcribe(recording(), "which lamp?") == "one two"
 
 
 def test_a_call_that_was_cut_short_is_an_error(caller: SteerMoE, greedy: Callable[..., Any]) -> None:
-    answer = caller.ask(recording(), "which lamp?", TOOLS, generation=greedy(20))
+    answer = caller.ask(recording(), "which lamp?", tools=TOOLS, generation_config=greedy(20))
     assert answer.tool_calls == () and "which is not JSON" in answer.errors[0]
     assert json.dumps(answer.errors)
 
@@ -210,9 +209,9 @@ def test_a_call_that_was_cut_short_is_an_error(caller: SteerMoE, greedy: Callabl
 def test_tools_need_a_chat(tiny_variant: Callable[..., Any], tiny_llm_dir: Path, tiny_chat_dir: Path) -> None:
     plain = SteerMoE.from_config(tiny_variant("linear", {"llm.path": str(tiny_chat_dir)}))
     with pytest.raises(ValueError, match=r"found tools with prompts\.format plain"):
-        plain.ask(recording(), "which lamp?", TOOLS)
+        plain.ask(recording(), "which lamp?", tools=TOOLS)
     bare = SteerMoE.from_config(tiny_variant("linear", {"prompts.format": "chat"}))
     with pytest.raises(ValueError, match="the tokenizer has no chat template"):
-        bare.ask(recording(), "which lamp?", TOOLS)
+        bare.ask(recording(), "which lamp?", tools=TOOLS)
     with pytest.raises(ValueError, match="tools: found none"):
         bare.ask(recording(), tools=[])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
-from steermoe.models.encoders.firered import FireRedConformer
 from transformers import WhisperForConditionalGeneration
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 
@@ -18,6 +17,7 @@ from steermoe.audio import io as waveform
 from steermoe.config import Encoder, Llm
 from steermoe.evaluation.decoders import own_decoder
 from steermoe.models.encoders import load_encoder
+from steermoe.models.encoders.firered import FireRedConformer
 from steermoe.models.llm import load_llm
 from tests.fixtures import paper_dry
 from tests.fixtures.paper_dry import LAYOUTS, OTHERS, TRAINED

@@ -59,7 +59,7 @@ def test_a_question_is_answered(
 ) -> None:
     reply = ask(server, user(recordings[0], QUESTION))
     (choice,) = reply.choices
-    assert choice.message.content == model.transcribe(waveforms[0], QUESTION)
+    assert choice.message.content == model.ask(waveforms[0], QUESTION).text
     assert (choice.message.role, choice.finish_reason, choice.message.tool_calls) == (
         "assistant",
         "stop",
@@ -89,7 +89,7 @@ def test_questions_in_a_batch_get_their_own_answers(
 
     with ThreadPoolExecutor(9) as pool:
         found = list(pool.map(one, *zip(*asked, strict=True)))
-    assert found == [model.transcribe(waveforms[place], text) for place, text in asked]
+    assert found == [model.ask(waveforms[place], text).text for place, text in asked]
 
 
 def test_a_stream_is_the_answer_in_chunks(

@@ -147,7 +147,7 @@ def test_questions_and_streams(
     data = base64.b64encode(recordings[0]).decode()
     audio = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     turn: Any = {"role": "user", "content": [audio, {"type": "text", "text": "how many hammers were found?"}]}
-    expected = model.transcribe(waveforms[0], "how many hammers were found?")
+    expected = model.ask(waveforms[0], "how many hammers were found?").text
     reply = remote.chat.completions.create(model=NAME, messages=[turn])
     assert reply.choices[0].message.content == expected
     chunks = remote.chat.completions.create(model=NAME, messages=[turn], stream=True)

@@ -202,11 +202,11 @@ def test_features_of_another_encoder_make_room(tiny_variant: Callable[..., Any],
         return len(list((tmp_path / FOLDER).glob("*/*")))
 
     with frozen_features(first, tmp_path, 1):
-        assert first.heard is not None
-        first.heard(features, lengths)
+        assert first.encode_override is not None
+        first.encode_override(features, lengths)
         with frozen_features(other, tmp_path, 1):  # at the same time: both stay
-            assert other.heard is not None
-            other.heard(features, lengths)
+            assert other.encode_override is not None
+            other.encode_override(features, lengths)
             assert folders() == 2
     with frozen_features(other, tmp_path, 1):
         assert folders() == 1

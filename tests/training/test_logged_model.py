@@ -83,7 +83,7 @@ def test_the_champion_is_loaded_elsewhere_and_hears_speech(project, tmp_path, mo
     monkeypatch.chdir(ROOT)  # where the paths in the adapter's configuration start
     reference = SteerMoE.from_pretrained(model)
     heard = reference.transcribe(elsewhere / "anna.wav")
-    said = reference.transcribe(elsewhere / "anna.wav", QUESTION)
+    said = reference.ask(elsewhere / "anna.wav", QUESTION).text
 
     def predictions(**settings: str) -> list:
         result = subprocess.run(

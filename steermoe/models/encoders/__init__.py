@@ -39,6 +39,4 @@ ENCODERS = {
     "parakeet": "steermoe.models.encoders.conformers:Parakeet",
     "firered": "steermoe.models.encoders.firered:FireRed",
 }
-VIDEO_ENCODERS = {
-    "vit": "steermoe.models.encoders.vit:ViT",
-}
+VIDEO_ENCODERS = {"vit": "steermoe.models.encoders.vit:ViT"}

@@ -6,8 +6,7 @@ Shapes: B batch, M feature channels, T feature frames, S encoder frames, D encod
 import math
 from typing import Any, ClassVar
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
@@ -63,7 +62,7 @@ class _Wav2Vec2(Encoder):
         self.layers: nn.ModuleList = self.model.encoder.layers
         self.width: int = self.model.config.hidden_size
 
-    def context(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[Any, ...]:
+    def context(self, hidden_BSD: Tensor, lengths_B: Tensor) -> tuple[Any, ...]:
         """Return attention mask, positions, and what is valid for the convolutions (B, S)."""
         mask, valid_BS = None, padding_mask(hidden_BSD, lengths_B)
         if valid_BS is not None:
@@ -92,13 +91,13 @@ class Wav2Vec2Conformer(_Wav2Vec2):
         for layer in self.layers:
             _MaskedConvolution(layer, layer.get_submodule("conv_module.depthwise_conv"))
 
-    def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
+    def output_lengths(self, lengths_B: Tensor) -> Tensor:
         """Return the lengths after the convolutions, which have no padding."""
         for kernel, stride in zip(self.model.config.conv_kernel, self.model.config.conv_stride, strict=True):
             lengths_B = (lengths_B - kernel) // stride + 1
         return lengths_B.clamp(min=0)
 
-    def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
+    def embed(self, features_BMT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         """Apply the convolutions over samples and the projection."""
         waveforms_BT = features_BMT[:, 0]
         if padded and self.model.config.feat_extract_norm == "group":
@@ -111,7 +110,7 @@ class Wav2Vec2Conformer(_Wav2Vec2):
         hidden_BSD, _ = self.model.feature_projection(extracted_BSC)
         return hidden_BSD
 
-    def finish(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+    def finish(self, hidden_BSD: Tensor) -> Tensor:
         """Apply the final layer norm."""
         return self.model.encoder.layer_norm(hidden_BSD)
 
@@ -125,7 +124,7 @@ class _MaskedConvolution:
     """
 
     def __init__(self, layer: nn.Module, convolution: nn.Module) -> None:
-        self.valid_BS: torch.Tensor | None = None
+        self.valid_BS: Tensor | None = None
         layer.register_forward_pre_hook(self._take)
         convolution.register_forward_pre_hook(self._mask)
 
@@ -133,7 +132,7 @@ class _MaskedConvolution:
         self.valid_BS = args[3] if len(args) > 3 else None  # transformers' own forward passes none
         return args[:3]
 
-    def _mask(self, convolution: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    def _mask(self, convolution: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         (hidden_BDS,) = args
         if self.valid_BS is None:
             return (hidden_BDS,)
@@ -159,11 +158,11 @@ class W2vBert(_Wav2Vec2):
             self.extractor, channels=expected, samples=shortest, padding=False, pad_to_multiple_of=None
         )
 
-    def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
+    def output_lengths(self, lengths_B: Tensor) -> Tensor:
         """Return the number of feature frames."""
         return lengths_B
 
-    def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
+    def embed(self, features_BMT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         """Normalise and project each frame."""
         hidden_BSD, _ = self.model.feature_projection(features_BMT.transpose(1, 2))
         return hidden_BSD
@@ -206,17 +205,17 @@ class Parakeet(Encoder):
         # N // hop frames; a variance takes two.
         self.features = LibraryFeatures(extractor, channels=extractor.feature_size, samples=2 * hop)
 
-    def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
+    def output_lengths(self, lengths_B: Tensor) -> Tensor:
         """Return the lengths after the strided convolutions."""
         return self.model._get_subsampling_output_length(lengths_B).long()
 
-    def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
+    def embed(self, features_BMT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         """Apply strided convolutions, with zeros after each utterance following every one of them."""
         valid_BT = valid_frames(lengths_B, features_BMT.shape[2]) if padded else None
         hidden_BSD = self.model.subsampling(features_BMT.transpose(1, 2), valid_BT)
         return hidden_BSD * self.model.input_scale
 
-    def context(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[Any, ...]:
+    def context(self, hidden_BSD: Tensor, lengths_B: Tensor) -> tuple[Any, ...]:
         """Return attention mask (B, 1, S, S), from which layers derive that of their convolutions, and positions."""
         positions = self.model.encode_positions(hidden_BSD)
         valid_BS = padding_mask(hidden_BSD, lengths_B)

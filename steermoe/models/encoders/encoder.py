@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steermoe import config
 from steermoe.audio.features import Features
 from steermoe.models.packing import valid_frames
 
-Between = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Between = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(hidden_BSD, lengths_B) -> the same with fewer frames; applied between two layers."""
 
 
@@ -66,21 +66,21 @@ class Encoder(nn.Module, ABC):
         return (self.max_seconds or 0.0) if self.window == "full" else 0.0
 
     @abstractmethod
-    def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
+    def output_lengths(self, lengths_B: Tensor) -> Tensor:
         """Return the numbers of encoder frames for numbers of feature frames."""
 
     @abstractmethod
-    def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
+    def embed(self, features_BMT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         """Compute the input of the layers, hidden_BSD, whose valid frames are those of `output_lengths`.
 
         `features_BMT` have the model's dtype and are zero after each length; `padded`: there are such frames.
         """
 
     @abstractmethod
-    def context(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[Any, ...]:
+    def context(self, hidden_BSD: Tensor, lengths_B: Tensor) -> tuple[Any, ...]:
         """Return the other arguments of every layer: the attention mask, position embeddings."""
 
-    def finish(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+    def finish(self, hidden_BSD: Tensor) -> Tensor:
         """Apply what follows the layers: the final norm, if there is one."""
         return hidden_BSD
 
@@ -88,7 +88,7 @@ class Encoder(nn.Module, ABC):
         """Return the self-attention of a layer."""
         return self.layers[layer_number].get_submodule(self.self_attention)
 
-    def stem(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def stem(self, features_BMT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the input of the layers: hidden_BSD, and the number of frames to attend to in each row.
 
         Raises:
@@ -113,7 +113,7 @@ class Encoder(nn.Module, ABC):
             return hidden_BSD, torch.full_like(steps_B, hidden_BSD.shape[1])
         return hidden_BSD, steps_B
 
-    def _check(self, frames: int, lengths_B: torch.Tensor, steps_B: torch.Tensor) -> None:
+    def _check(self, frames: int, lengths_B: Tensor, steps_B: Tensor) -> None:
         longest = int(self.output_lengths(torch.tensor(frames)))
         if self.max_frames is not None and longest > self.max_frames:
             raise ValueError(
@@ -127,11 +127,8 @@ class Encoder(nn.Module, ABC):
             )
 
     def forward(
-        self,
-        features_BMT: torch.Tensor,
-        lengths_B: torch.Tensor,
-        between: Mapping[int, Between] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, features_BMT: Tensor, lengths_B: Tensor, between: Mapping[int, Between] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encode features to (hidden_BSD, lengths_B); frames after a length are undefined but finite.
 
         Args:
@@ -156,17 +153,17 @@ class Encoder(nn.Module, ABC):
         return self.finish(_longest(hidden_BSD, lengths_B)), lengths_B
 
 
-def layer_hidden(output: Any) -> torch.Tensor:
+def layer_hidden(output: Any) -> Tensor:
     """Return the hidden states in the output of a layer: a tensor, or the first of a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def _longest(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+def _longest(hidden_BSD: Tensor, lengths_B: Tensor) -> Tensor:
     """Cut hidden states to the longest row, as a full window has more frames; an exported graph keeps them all."""
     return hidden_BSD if torch.compiler.is_exporting() else hidden_BSD[:, : int(lengths_B.max())]
 
 
-def padding_mask(hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor | None:
+def padding_mask(hidden_BSD: Tensor, lengths_B: Tensor) -> Tensor | None:
     """Return True where a frame is valid, (B, S), or None if all are: layers then run without a mask."""
     steps = hidden_BSD.shape[1]
     if not torch.compiler.is_exporting() and bool((lengths_B == steps).all()):

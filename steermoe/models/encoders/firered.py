@@ -13,7 +13,7 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from steermoe import config
@@ -22,7 +22,7 @@ from steermoe.models.encoders.encoder import Encoder, padding_mask
 from steermoe.models.packing import valid_frames
 from steermoe.models.pretrained import load_frozen
 
-CONTEXT = 6  # frames of zeros behind an utterance: the convolutions see that far
+CONTEXT = 6  # frames of zeros after an utterance: the convolutions see that far
 
 
 class FireRedConfig(PreTrainedConfig):
@@ -57,7 +57,7 @@ class FireRedConformer(PreTrainedModel):
         self.cmvn = Cmvn(config.num_mel_bins)
         self.post_init()
 
-    def forward(self, features: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor, lengths_B: Tensor) -> Tensor:
         """Features are right-padded with zeros."""
         hidden_BSD = self.input_preprocessor(features)
         valid_BS = valid_frames(self.input_preprocessor.lengths(lengths_B), hidden_BSD.shape[1])
@@ -86,13 +86,13 @@ class Subsampling(nn.Module):
         )
         self.out = nn.Linear(channels * (((config.num_mel_bins - 1) // 2 - 1) // 2), config.hidden_size)
 
-    def forward(self, features_BTM: torch.Tensor) -> torch.Tensor:
+    def forward(self, features_BTM: Tensor) -> Tensor:
         """Frames (B, S, D)."""
         padded_B1TM = nn.functional.pad(features_BTM, (0, 0, 0, CONTEXT))[:, None]
         return self.out(self.conv(padded_B1TM).transpose(1, 2).flatten(2))
 
     @staticmethod
-    def lengths(lengths_B: torch.Tensor) -> torch.Tensor:
+    def lengths(lengths_B: Tensor) -> Tensor:
         """Encoder frames of utterances of so many feature frames."""
         return (lengths_B + 3) // 4
 
@@ -108,9 +108,7 @@ class Layer(nn.Module):
         self.ffn2 = FeedForward(config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(
-        self, hidden_BSD: torch.Tensor, positions_PD: torch.Tensor, valid_BS: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor, positions_PD: Tensor, valid_BS: Tensor | None = None) -> Tensor:
         """Args: hidden states, `relative_positions` of them, and what of them is valid (None: all)."""
         hidden_BSD = hidden_BSD + 0.5 * self.ffn1(hidden_BSD)
         hidden_BSD = hidden_BSD + self.mhsa(hidden_BSD, positions_PD, valid_BS)
@@ -128,7 +126,7 @@ class FeedForward(nn.Module):
         self.expand = nn.Linear(width, 4 * width)
         self.project = nn.Linear(4 * width, width)
 
-    def forward(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor) -> Tensor:
         """What is added to the residual, before it is halved."""
         return self.project(nn.functional.silu(self.expand(self.norm(hidden_BSD))))
 
@@ -146,9 +144,7 @@ class Attention(nn.Module):
         self.pos_bias_u = nn.Parameter(torch.zeros(heads, width // heads))
         self.pos_bias_v = nn.Parameter(torch.zeros(heads, width // heads))
 
-    def forward(
-        self, hidden_BSD: torch.Tensor, positions_PD: torch.Tensor, valid_BS: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor, positions_PD: Tensor, valid_BS: Tensor | None) -> Tensor:
         """What is added to the residual, (B, S, D)."""
         query_BSHK = self.w_qs(self.layer_norm_q(hidden_BSD)).unflatten(-1, (self.heads, -1))
         key_BSHK = self.w_ks(self.layer_norm_k(hidden_BSD)).unflatten(-1, (self.heads, -1))
@@ -180,7 +176,7 @@ class Convolution(nn.Module):
         self.batch_norm = nn.LayerNorm(2 * width)  # the checkpoint's name; it is no batch norm
         self.pointwise_conv2 = nn.Conv1d(2 * width, width, 1, bias=False)
 
-    def forward(self, hidden_BSD: torch.Tensor, valid_BS: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, hidden_BSD: Tensor, valid_BS: Tensor | None) -> Tensor:
         """What is added to the residual, (B, S, D)."""
         hidden_BSD = self.pre_layer_norm(hidden_BSD)
         if valid_BS is not None:  # without biases, zeros stay zeros up to the depthwise convolution
@@ -190,7 +186,7 @@ class Convolution(nn.Module):
         return self.pointwise_conv2(nn.functional.silu(hidden_BSD).transpose(1, 2)).transpose(1, 2)
 
 
-def relative_positions(hidden_BSD: torch.Tensor) -> torch.Tensor:
+def relative_positions(hidden_BSD: Tensor) -> Tensor:
     """Sine and cosine, interleaved, of the distances S-1 ... -(S-1): (P, D), in the type of the input."""
     steps, width = hidden_BSD.shape[1:]
     distances_P = torch.arange(steps - 1, -steps, -1, device=hidden_BSD.device, dtype=torch.float32)
@@ -199,8 +195,8 @@ def relative_positions(hidden_BSD: torch.Tensor) -> torch.Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(hidden_BSD.dtype)
 
 
-def _of_distance(scores_BHSP: torch.Tensor) -> torch.Tensor:
-    """From scores by distance to scores by key, (B, H, S, S): [s, t] is what stands at distance s - t.
+def _of_distance(scores_BHSP: Tensor) -> Tensor:
+    """From scores by distance to scores by key, (B, H, S, S): [s, t] is the score at distance s - t.
 
     Each row is shifted by one more than that above (Dai et al. 2019, appendix B).
     """
@@ -231,14 +227,14 @@ class FireRed(Encoder):
         cmvn = self.model.cmvn
         self.features = KaldiFbank(self.model.config.num_mel_bins, cmvn.mean, cmvn.inverse_std)
 
-    def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
+    def output_lengths(self, lengths_B: Tensor) -> Tensor:
         """Return a quarter of the feature frames, rounded up."""
         return self.model.input_preprocessor.lengths(lengths_B)
 
-    def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
+    def embed(self, features_BMT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         """Apply two convolutions with stride 2, which see zeros after each utterance."""
         return self.model.input_preprocessor(features_BMT.transpose(1, 2))
 
-    def context(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[Any, ...]:
+    def context(self, hidden_BSD: Tensor, lengths_B: Tensor) -> tuple[Any, ...]:
         """Return positions, and which frames are valid."""
         return relative_positions(hidden_BSD), padding_mask(hidden_BSD, lengths_B)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from steermoe.models.checkpoint import check_weights
 from steermoe.models.encoders.firered import FireRedConfig, FireRedConformer
@@ -87,7 +88,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return package
 
 
-def cmvn(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def cmvn(path: Path) -> tuple[Tensor, Tensor]:
     """Return mean and inverse standard deviation (M,) of the features.
 
     The file is a binary matrix of Kaldi (2, M + 1): sums and sums of squares, and in the last column the number of
@@ -129,12 +130,12 @@ def _sizes(package: dict[str, Any], path: Path) -> dict[str, Any]:
     return {ours: args[theirs] for theirs, ours in SIZES.items()}
 
 
-def _encoder_weights(package: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
+def _encoder_weights(package: dict[str, Any], path: Path) -> dict[str, Tensor]:
     weights = {}
     for name, tensor in package["model_state_dict"].items():
         if not name.startswith(PREFIX) or name == PREFIX + COMPUTED:
             continue
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, Tensor):
             raise ValueError(f"{path}: {name}: found {type(tensor).__name__}, expected a tensor")
         for theirs, ours in RENAMED.items():
             name = name.replace(theirs, ours)
@@ -142,7 +143,8 @@ def _encoder_weights(package: dict[str, Any], path: Path) -> dict[str, torch.Ten
     return weights
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description="convert FireRedASR-AED's encoder to safetensors")
     parser.add_argument("source", type=Path, help=f"folder with {CHECKPOINT} and {CMVN}")
     parser.add_argument("out", type=Path, help="folder to write")
@@ -151,3 +153,7 @@ if __name__ == "__main__":
         convert(options.source, options.out)
     except (ValueError, OSError) as error:
         sys.exit(f"firered_convert: {error}")
+
+
+if __name__ == "__main__":
+    main()

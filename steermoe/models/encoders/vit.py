@@ -11,8 +11,7 @@ D encoder width.
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -39,14 +38,14 @@ class Frames:
             ) from error
         self.channels = channels
 
-    def __call__(self, frames: np.ndarray | torch.Tensor, /) -> torch.Tensor:
+    def __call__(self, frames: np.ndarray | Tensor, /) -> Tensor:
         """Return features (M, T) float32 of uint8 frames (T, H, W) or (T, H, W, 3).
 
         Raises:
             ValueError: the frames are of another type or shape.
         """
         seen = list(video.checked(np.asarray(frames)))
-        pixels: torch.Tensor = self._processor(seen, return_tensors="pt")["pixel_values"]
+        pixels: Tensor = self._processor(seen, return_tensors="pt")["pixel_values"]
         return pixels.flatten(1).T.contiguous()
 
 
@@ -78,21 +77,21 @@ class ViT(Encoder):
         for layer in self.layers:
             _WithinFrames(layer.get_submodule("attention"), self.tokens)
 
-    def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
+    def output_lengths(self, lengths_B: Tensor) -> Tensor:
         """Return K tokens for each frame."""
         return lengths_B * self.tokens
 
-    def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
+    def embed(self, features_BMT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         """Embed patches, class token and positions of each frame."""
         rows, _, frames = features_BMT.shape
         pixels = features_BMT.transpose(1, 2).reshape(rows * frames, -1, self.height, self.width_of_frame)
         return self.model.embeddings(pixels).reshape(rows, frames * self.tokens, self.width)
 
-    def context(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[Any, ...]:
+    def context(self, hidden_BSD: Tensor, lengths_B: Tensor) -> tuple[Any, ...]:
         """Return nothing: no frame attends to another one."""
         return ()
 
-    def finish(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+    def finish(self, hidden_BSD: Tensor) -> Tensor:
         """Apply the final layer norm."""
         return self.model.layernorm(hidden_BSD)
 
@@ -110,5 +109,5 @@ class _WithinFrames:
         self.rows = hidden_BSD.shape[0]
         return hidden_BSD.reshape(-1, self.tokens, hidden_BSD.shape[2]), *others
 
-    def _together(self, attention: nn.Module, args: Any, output: tuple[torch.Tensor, Any]) -> Any:
+    def _together(self, attention: nn.Module, args: Any, output: tuple[Tensor, Any]) -> Any:
         return output[0].reshape(self.rows, -1, output[0].shape[2]), *output[1:]

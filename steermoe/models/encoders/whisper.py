@@ -9,7 +9,7 @@ silence to a full window, as in Whisper's training.
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -54,11 +54,11 @@ class Whisper(Encoder):
         self.tail = TAIL if section.window == "full" else 0
         self.features = LogMel(self.model.config.num_mel_bins, self.tail)
 
-    def output_lengths(self, lengths_B: torch.Tensor) -> torch.Tensor:
+    def output_lengths(self, lengths_B: Tensor) -> Tensor:
         """Return half of the feature frames, rounded up."""
         return (lengths_B - self.tail + 1) // 2
 
-    def embed(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor, padded: bool) -> torch.Tensor:
+    def embed(self, features_BMT: Tensor, lengths_B: Tensor, padded: bool) -> Tensor:
         """Apply two convolutions and add the positions."""
         if self.window == "full":
             features_BMT, padded = self._full(features_BMT, lengths_B), False
@@ -69,18 +69,18 @@ class Whisper(Encoder):
         hidden_BDS = nn.functional.gelu(self.model.conv2(hidden_BDT))
         return hidden_BDS.transpose(1, 2) + self.model.embed_positions.weight[: (frames + 1) // 2]
 
-    def context(self, hidden_BSD: torch.Tensor, lengths_B: torch.Tensor) -> tuple[torch.Tensor | None]:
+    def context(self, hidden_BSD: Tensor, lengths_B: Tensor) -> tuple[Tensor | None]:
         """Return the attention mask in the form of the attention implementation; None without padding."""
         mask = padding_mask(hidden_BSD, lengths_B)
         if mask is not None:
             mask = create_bidirectional_mask(self.model.config, hidden_BSD, attention_mask=mask)
         return (mask,)  # pyright: ignore[reportReturnType]
 
-    def finish(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+    def finish(self, hidden_BSD: Tensor) -> Tensor:
         """Apply the final layer norm."""
         return self.model.layer_norm(hidden_BSD)
 
-    def _full(self, features_BMT: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    def _full(self, features_BMT: Tensor, lengths_B: Tensor) -> Tensor:
         """Pad features to the whole window with the value of silence in the scale of each utterance."""
         window = 2 * self.max_frames
         features_BMT = nn.functional.pad(features_BMT, (0, window - features_BMT.shape[2]))

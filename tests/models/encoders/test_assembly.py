@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from steermoe import config
 from steermoe.data.dataset import collate
@@ -36,28 +35,17 @@ def test_the_model_hears_with_it(
     assert any(together)
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, "whole whisper"])
+@pytest.mark.parametrize("name", ENCODERS)
 def test_it_can_be_merged(
     name: str,
     tiny_variant: Callable[..., config.VariantConfig],
     tiny_chat_dir: Path,
     section: Callable[..., config.Encoder],
     speech: Callable[[int, int], np.ndarray],
-    greedy: Callable[..., config.Generation],
     tmp_path: Path,
 ) -> None:
     """With its feature extractor and its names of weights, over an LLM with a chat template."""
-    chosen: dict[str, Any] = section(name.removeprefix("whole ")).model_dump()
-    if name == "whole whisper":  # a checkpoint with a decoder, whose names begin with `model.encoder.`
-        chosen["path"] = str(tmp_path / "whisper")
-        sizes = WhisperConfig(
-            d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, num_mel_bins=80,
-            max_source_positions=200, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=64,
-            vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-        )  # fmt: skip
-        WhisperForConditionalGeneration(sizes).save_pretrained(chosen["path"])
-        WhisperFeatureExtractor().save_pretrained(chosen["path"])
-    changes = {f"encoder.{key}": value for key, value in chosen.items()}
+    changes = {f"encoder.{key}": value for key, value in section(name).model_dump().items()}
     changes |= {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"}
     model = SteerMoE.from_config(tiny_variant("steering", changes))
     model.save_pretrained(tmp_path / "adapter")
@@ -67,11 +55,7 @@ def test_it_can_be_merged(
     assert merged.llm.generation_config.eos_token_id == model.llm.generation_config.eos_token_id
     assert merged.tokenizer.chat_template == model.tokenizer.chat_template
     sounds = [speech(16_000, 0), speech(9_000, 1)]
-    assert merged.transcribe(sounds, generation_config=greedy(6)) == model.transcribe(
-        sounds, generation_config=greedy(6)
-    )
-    for one, other in zip(merged.gates(sounds[0]), model.gates(sounds[0]), strict=True):
-        assert np.array_equal(one, other)
+    assert merged.transcribe(sounds, max_new_tokens=6) == model.transcribe(sounds, max_new_tokens=6)
 
 
 PLACES: list[dict[str, Any]] = [
