@@ -135,6 +135,7 @@ def report(clients: Clients, memory: list[float], metrics: str, took: float, loa
     """The table in Markdown."""
     numbers = dict(re.findall(r"^(steermoe_\w+) (\S+)$", metrics, re.MULTILINE))
     rows, batches = (float(numbers[f"steermoe_batch_rows_{part}"]) for part in ("sum", "count"))
+    audio, compute = (float(numbers[f"steermoe_{name}_seconds_total"]) for name in ("audio", "compute"))
     lost = clients.asked - sum(clients.answers[kind] for kind in ("200", "429"))
     half = len(memory) // 2
     p50, p90, p99 = np.percentile(clients.latencies, [50, 90, 99])
@@ -146,7 +147,7 @@ def report(clients: Clients, memory: list[float], metrics: str, took: float, loa
         "latency, s": f"{p50:.2f} (50 %), {p90:.2f} (90 %), {p99:.2f} (99 %), {max(clients.latencies):.2f} (most)",
         "throughput": f"{len(clients.latencies) / took:.1f} requests/s, {clients.audio / took:.1f} s of audio/s",
         "recordings in a batch": f"{rows / batches:.1f} on average",
-        "real-time factor of the model": f"{float(numbers['steermoe_real_time_factor']):.3f}",
+        "real-time factor of the model": f"{compute / audio:.3f}",
         "memory of the server, MiB": f"{memory[0]:.0f} before, {max(memory[:half]):.0f} at most in the first half, "
         f"{max(memory[half:]):.0f} in the second",
         "texts a recording": ", ".join(str(len(texts)) for texts in clients.texts.values()),

@@ -31,6 +31,75 @@ print(json.dumps(said))
 """
 
 
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "lamp",
+            "description": "Turn on.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "room": {"type": "string", "enum": ["kitchen", "hall"]},
+                    "level": {"type": "integer"},
+                    "colours": {"type": "array", "items": {"type": "string"}},
+                },
+                "required": ["room"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "stop"}},
+]
+CALL = '{"name": "lamp", "arguments": {"room": "hall", "level": 3}}'
+
+
+@pytest.fixture(scope="session")
+def tone() -> np.ndarray:
+    """A second of sound, which `caller` understands."""
+    return np.sin(np.arange(16000) * 0.1).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def caller(tone: np.ndarray, tiny_chat_dir: Path, tiny_variant: Callable[..., Any]) -> Any:
+    """A model whose tiny Qwen2 was trained on a tone: with TOOLS to call the lamp, else to say `one two`."""
+    import torch
+
+    from steermoe import SteerMoE
+    from steermoe.audio.augment import levelled
+    from steermoe.data.dataset import collate
+    from steermoe.data.prompts import encode_prompt, end_of_turn
+
+    changes = {
+        "llm.path": str(tiny_chat_dir), "prompts.format": "chat",
+        "train_splits": {"folder": ["train"]},  # a folder may have sounds
+    }  # fmt: skip
+    variant = tiny_variant("linear", changes)
+    model = SteerMoE.from_config(variant)
+    model.llm.requires_grad_(True)
+    items: list[Any] = []
+    for tools, target in ((TOOLS, f"<tool_call>\n{CALL}\n</tool_call>"), (None, "one two")):
+        prompt = encode_prompt(variant.prompts, model.tokenizer, "answer", "which lamp?", tools)
+        ids = model.tokenizer.encode(target, add_special_tokens=False)
+        items.append(
+            {
+                "features": model.features(levelled(tone)), "prefix_ids": prompt.prefix, "prompt_ids": prompt.suffix,
+                "target_ids": [*ids, end_of_turn(model.tokenizer)], "index": len(items),
+            }
+        )  # fmt: skip
+    batch = collate(items)
+    optimizer = torch.optim.Adam(model.llm.parameters(), lr=3e-3)
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(300):
+            loss = model(**batch)
+            optimizer.zero_grad()
+            loss.loss.backward()
+            optimizer.step()
+            if loss.num_correct == loss.num_tokens and loss.loss < 0.05:
+                break
+    model.llm.requires_grad_(False)
+    return model
+
+
 @pytest.fixture(scope="session")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> list[SimpleNamespace]:
     """Eight sentences: `text`, `onsets` of its words in seconds, `samples` (n,) float32 at 16 kHz."""

@@ -34,6 +34,7 @@ HOMES = {  # library -> the only files that may import it
     "uvicorn": ["steermoe/server/app.py"],
     "gradio": ["steermoe/demo/app.py"],
     "prometheus_client": ["steermoe/server/metrics.py"],
+    "jsonschema": ["steermoe/models/tools.py"],
 }
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "mlflow", "polars", "pandera", "scipy")
 FILES = sorted(path for top in ("steermoe", "pipeline", "flows") for path in (ROOT / top).rglob("*.py"))

@@ -135,12 +135,8 @@ def _stream_segments(recognizer: Recognizer, samples: np.ndarray, on_text: OnTex
 
 
 def create_app(
-    engine: Engine,
-    name: str,
-    language: str | None = None,
-    key: str | None = None,
-    hosts: list[str] | None = None,
-) -> FastAPI:
+    engine: Engine, name: str, language: str | None = None, key: str | None = None, hosts: list[str] | None = None
+) -> FastAPI:  # fmt: skip
     """Return the application.
 
     Args:
@@ -196,7 +192,9 @@ def _add_transcriptions(app: FastAPI, service: Service) -> None:
             return [event | ({"warnings": warnings} if (warnings := service.warnings(found)) else {})]
 
         if wanted.stream:
-            return await _stream(work, lambda text: {"type": "transcript.text.delta", "delta": text}, done)
+            return await _stream(
+                request, work, lambda text: {"type": "transcript.text.delta", "delta": text}, done
+            )
         found = await _unless_disconnected(request, work())
         warnings = service.warnings(found)
         headers = {"x-steermoe-warnings": "; ".join(warnings)} if warnings else {}
@@ -251,7 +249,7 @@ def _add_chat(app: FastAPI, service: Service) -> None:
         def done(found: Answered) -> list[Any]:
             return [*reply.last(found, "" if tools is None else found.answer.text, usage), "[DONE]"]
 
-        return await _stream(work, lambda text: reply.chunk({"content": text}), done)
+        return await _stream(request, work, lambda text: reply.chunk({"content": text}), done)
 
 
 def _read_chat(
@@ -337,13 +335,14 @@ async def _pieces(work: Callable[[OnText], Awaitable[Result]]) -> AsyncGenerator
 
 
 async def _stream(
+    request: Request,
     work: Callable[[OnText], Awaitable[Result]],
     delta: Callable[[str], Any],
     done: Callable[[Result], list[Any]],
 ) -> Response:
     """Return a stream of server-sent events; an error before the first is an ordinary response."""
     pieces = _pieces(work)
-    first = await anext(pieces)
+    first = await _unless_disconnected(request, anext(pieces))
 
     async def events() -> AsyncIterator[str]:
         async with aclosing(pieces):

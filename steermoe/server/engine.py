@@ -59,19 +59,11 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What the LLM is asked about a recording.
+    """What the LLM is asked about a recording."""
 
-    Attributes:
-        features: (M, T), the encoder's input.
-        seconds: duration of the recording.
-        texts: the prompt before and after the audio.
-        generation, seed: how to decode.
-        tools: the tools that may be called.
-    """
-
-    features: torch.Tensor
-    seconds: float
-    texts: tuple[str, str]
+    features: torch.Tensor  # (M, T)
+    seconds: float  # of audio
+    texts: tuple[str, str]  # the prompt before and after the audio
     generation: Generation
     seed: int = 0
     tools: tuple[dict, ...] | None = None
@@ -86,18 +78,11 @@ class Question:
 
 @dataclass(eq=False)
 class Job:
-    """A question in the queue or being answered.
-
-    Attributes:
-        question: the question.
-        on_text: called with pieces of the text while it is generated, in the model's thread.
-        cancelled: set when the answer is no longer needed; may be shared by the jobs of one request.
-        answer: the future answer.
-    """
+    """A question in the queue or being answered."""
 
     question: Question
-    on_text: Callable[[str], object] | None
-    cancelled: threading.Event
+    on_text: Callable[[str], object] | None  # gets the text while it is generated, in the model's thread
+    cancelled: threading.Event  # set when the answer is no longer needed; shared by the jobs of one request
     answer: Future[Answered] = field(default_factory=Future)
 
 
@@ -172,13 +157,7 @@ class Engine:
         cancelled: threading.Event | None = None,
         wait: bool = False,
     ) -> Job:
-        """Put a question into the queue.
-
-        Args:
-            question: the question.
-            on_text: see Job.
-            cancelled: see Job.
-            wait: wait for space instead of failing.
+        """Put a question into the queue; if it is full, wait or fail. The other arguments are those of Job.
 
         Raises:
             RequestError: 429, the queue is full.
@@ -186,22 +165,18 @@ class Engine:
         """
         job = Job(question, on_text, cancelled or threading.Event())
         with self._changed:
-            if wait:
-                self._changed.wait_for(lambda: not self._full or self._closed or job.cancelled.is_set())
+            while (
+                not (self._closed or job.cancelled.is_set()) and len(self._queue) >= self.limits.queue_length
+            ):
+                if not wait:
+                    message = f"{len(self._queue)} recordings wait for the model; try again later"
+                    raise RequestError(429, message, code="queue_full", retry_after=RETRY_SECONDS)
+                self._changed.wait()
             if self._closed or job.cancelled.is_set():
                 raise CancelledError
-            if self._full:
-                raise RequestError(
-                    429, f"{len(self._queue)} recordings wait for the model; try again later", code="queue_full",
-                    retry_after=RETRY_SECONDS,
-                )  # fmt: skip
             self._queue.append(job)
             self._changed.notify_all()
         return job
-
-    @property
-    def _full(self) -> bool:
-        return len(self._queue) >= self.limits.queue_length
 
     def cancel(self, cancelled: threading.Event) -> None:
         """Take the jobs with this event out of the queue, or end their generation at the next token."""
@@ -214,13 +189,8 @@ class Engine:
             self._changed.notify_all()
 
     def question(
-        self,
-        samples: np.ndarray,
-        texts: tuple[str, str],
-        generation: Generation,
-        seed: int,
-        tools: Any = None,
-    ) -> Question:
+        self, samples: np.ndarray, texts: tuple[str, str], generation: Generation, seed: int, tools: Any = None
+    ) -> Question:  # fmt: skip
         """Return a question about a waveform (N,).
 
         Raises:
@@ -242,9 +212,8 @@ class Engine:
             model: Any, waveforms: Sequence[np.ndarray], question: None, tools: None, generation: Generation,
             seed: int, prompt: str | None, *_: Any,
         ) -> list[Answer]:  # fmt: skip
-            texts = texts_around(
-                section, tokenizer, render(section, "transcribe", "") if prompt is None else prompt
-            )
+            text = render(section, "transcribe", "") if prompt is None else prompt
+            texts = texts_around(section, tokenizer, text)
             questions = [self.question(samples, texts, generation, seed) for samples in waveforms]
             jobs = [self.submit(question, cancelled=cancelled, wait=True) for question in questions]
             return [job.answer.result().answer for job in jobs]

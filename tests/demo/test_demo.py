@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -21,8 +20,9 @@ import soundfile
 from steermoe.audio.io import RATE, load
 from steermoe.cli import demo as demo_command
 from steermoe.cli import loading as opening
+from steermoe.cli import main as cli
 from steermoe.cli import options as opening
-from steermoe.demo.app import NO_TEXT
+from steermoe.demo.app import NO_TEXT, create_page, serving
 from steermoe.demo.inference import ALL, Models
 
 ROOT = Path(__file__).parents[2]
@@ -52,26 +52,50 @@ def test_an_adapter_in_the_current_folder_has_its_name_and_others_beside_it(
     assert [Path(other).name for other in demo_command.compared_models(".", None)] == ["linear", "lora"]
 
 
-def test_a_model_that_is_not_there_leaves_nothing_behind(tmp_path: Path) -> None:
-    arguments = ["--model", "nowhere"]
-    command = [sys.executable, "-m", "steermoe.cli.main", "demo", *arguments]
-    run = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
-    )
-    assert run.returncode == 2 and "nowhere" in run.stderr and not list(tmp_path.glob("steermoe-*"))
+def test_a_missing_model_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert cli.main(["demo", "--model", "nowhere"]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert "nowhere" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_with_a_password_the_page_asks_for_it(mini: Any, tmp_path: Path) -> None:
+    page = create_page(Models(mini, {}), "mini", [])
+    key = "correct-horse-battery"
+    with (
+        serving(page, "127.0.0.1", 0, key, str(tmp_path), 2**20) as address,
+        httpx.Client(base_url=address, trust_env=False) as visitor,
+    ):
+        assert visitor.get("/config").status_code == 401
+        wrong = visitor.post("/login", data={"username": "steermoe", "password": key[:-1]})
+        assert wrong.status_code == 400 and visitor.get("/config").status_code == 401
+        assert visitor.post("/login", data={"username": "steermoe", "password": key}).status_code == 200
+        assert visitor.get("/config").status_code == 200
+
+
+def test_the_commands_of_the_docs_have_known_options(capsys: Any) -> None:
+    cli.main(["demo", "--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    page = (ROOT / "docs/demo.md").read_text(encoding="utf-8")
+    used = [word for line in re.findall(r"^steermoe demo.*$", page, re.MULTILINE) for word in line.split()]
+    assert {word for word in used if word.startswith("--")} <= known and len(used) > 4
 
 
 # the page
 
 
 @contextmanager
-def demo(
-    *arguments: str, temporary: Path, place: Path = ROOT, **environment: str
-) -> Iterator[SimpleNamespace]:
+def demo(*arguments: str, temporary: Path) -> Iterator[SimpleNamespace]:
     """`steermoe demo` in a process of its own, ended by SIGTERM."""
     command = [sys.executable, "-m", "steermoe.cli.main", "demo", *arguments, "--port", "0"]
-    own = {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True, env=os.environ | own)
+    own = {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | own)
     said: list[str] = []
     try:
         assert process.stderr is not None
@@ -224,39 +248,3 @@ def test_page(browser: Any, spoken: list[SimpleNamespace], mini: Any, tmp_path: 
                 page.locator("#picture").filter(has_text="comes here").wait_for()  # the one before is gone
         assert page.locator(".toast-body b").count() == 0
         two.context.close()
-
-
-@pytest.mark.slow
-def test_second_command_of_the_page_on_it(
-    browser: Any, spoken: list[SimpleNamespace], tmp_path: Path
-) -> None:
-    """As it stands there, but for the port, which may be taken; the shipped adapters are those of models/mini."""
-    page = (ROOT / "docs/demo.md").read_text()
-    first, second = re.findall(r"^steermoe demo.*$", page, re.MULTILINE)
-    assert first == "steermoe demo"  # what the other tests begin with
-    place, temporary, recording = tmp_path / "place", tmp_path / "temporary", tmp_path / "said.flac"
-    temporary.mkdir()
-    (place / "models").mkdir(parents=True)
-    (place / "models/mini").symlink_to(ROOT / "pretrained/adapters")
-    (place / "pretrained").symlink_to(ROOT / "pretrained")
-    soundfile.write(recording, spoken[0].samples, RATE)
-    with demo(*shlex.split(second)[2:], temporary=temporary, place=place) as served:
-        one = visit(browser, served.address)
-        one.page.locator("input[type=file]").set_input_files(recording)
-        assert text_of(one.page, "steermoe") == spoken[0].text
-        assert all(text_of(one.page, name) for name in ("steering off", "linear", "lora"))
-        one.context.close()
-
-
-@pytest.mark.slow
-def test_with_a_key_the_page_asks_for_it(tmp_path: Path) -> None:
-    key = "correct-horse-battery"
-    with (
-        demo("--no-compare", temporary=tmp_path, STEERMOE_API_KEY=key) as served,
-        httpx.Client(base_url=served.address, trust_env=False) as visitor,
-    ):
-        assert visitor.get("/config").status_code == 401
-        wrong = visitor.post("/login", data={"username": "steermoe", "password": key[:-1]})
-        assert wrong.status_code == 400 and visitor.get("/config").status_code == 401
-        assert visitor.post("/login", data={"username": "steermoe", "password": key}).status_code == 200
-        assert visitor.get("/config").status_code == 200

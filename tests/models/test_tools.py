@@ -1,35 +1,18 @@
 """Tool calls: parsed from the output of several families of LLMs, checked, and end to end."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import PreTrainedTokenizerFast
 
-from steermoe.data.dataset import collate
-from steermoe.data.prompts import encode_prompt, end_of_turn
 from steermoe.models.steermoe import SteerMoE
 from steermoe.models.tools import Answer, ToolCall, check_tools, misfit, read_answer
+from tests.speech import CALL, TOOLS
 
-LAMP = {
-    "type": "object",
-    "properties": {
-        "room": {"type": "string", "enum": ["kitchen", "hall"]},
-        "level": {"type": "integer"},
-        "colours": {"type": "array", "items": {"type": "string"}},
-    },
-    "required": ["room"],
-}
-TOOLS = [
-    {"type": "function", "function": {"name": "lamp", "description": "Turn on.", "parameters": LAMP}},
-    {"type": "function", "function": {"name": "stop"}},
-]
 HALL = ToolCall("lamp", {"room": "hall", "level": 3})
-CALL = '{"name": "lamp", "arguments": {"room": "hall", "level": 3}}'
 
 
 @pytest.fixture
@@ -128,7 +111,7 @@ def test_a_declared_response_template_is_followed(tokenizer: Any) -> None:
         ({"properties": {}, "additionalProperties": {"type": "integer"}}, [{"x": 1}], [{"x": "1"}]),
         ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, [{"a": 1}, {"b": 1}], [{"c": 1}]),
         ({"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"type": "null"}}}, [{"a": None}], [{"a": 0}]),
-        ({"properties": {"a": {"type": "string", "pattern": "^(b+)+$"}}}, [{"a": "b" * 50 + "c"}], []),  # not evaluated
+        ({"properties": {"a": {"pattern": "^(b+)+$"}}}, [{"a": "b" * 50 + "c"}], []),  # not evaluated
         ({"properties": {"a": {"$ref": "http://127.0.0.1:9/schema"}}}, [{}], [{"a": 1}]),  # never fetched
         ({"$ref": "#"}, [], [{}]),
     ],
@@ -160,58 +143,20 @@ def test_definitions_are_checked(tools: Any, message: str) -> None:
 # asked end to end
 
 
-@pytest.fixture(scope="module")
-def caller(tiny_chat_dir: Path, tiny_variant: Callable[..., Any]) -> SteerMoE:
-    """A model whose tiny Qwen2 was trained on one recording: to call the lamp with tools, else to say `one two`."""
-    variant = tiny_variant("linear", {"llm.path": str(tiny_chat_dir), "prompts.format": "chat"})
-    model = SteerMoE.from_config(variant)
-    model.llm.requires_grad_(True)
-    items: list[Any] = []
-    for tools, target in ((TOOLS, f"<tool_call>\n{CALL}\n</tool_call>"), (None, "one two")):
-        prompt = encode_prompt(variant.prompts, model.tokenizer, "answer", "which lamp?", tools)
-        target_ids = model.tokenizer.encode(target, add_special_tokens=False)
-        items.append(
-            {
-                "features": model.features(recording()), "prefix_ids": prompt.prefix,
-                "prompt_ids": prompt.suffix, "target_ids": [*target_ids, end_of_turn(model.tokenizer)],
-                "index": len(items),
-            }
-        )  # fmt: skip
-    batch = collate(items)
-    optimizer = torch.optim.Adam(model.llm.parameters(), lr=3e-3)
-    with torch.random.fork_rng(devices=[]):
-        for _ in range(300):
-            loss = model(**batch)
-            optimizer.zero_grad()
-            loss.loss.backward()
-            optimizer.step()
-            if loss.num_correct == loss.num_tokens and loss.loss < 0.05:
-                break
-    model.llm.requires_grad_(False)
-    return model
+def test_an_answer_can_be_a_call(caller: SteerMoE, tone: np.ndarray, greedy: Callable[..., Any]) -> None:
+    assert caller.ask(tone, "which lamp?", tools=TOOLS) == Answer("", (HALL,))
+    assert caller.ask(tone, "which lamp?") == Answer("one two")
+    assert caller.transcribe(tone, "which lamp?") == "one two"
+    cut_short = caller.ask(tone, "which lamp?", tools=TOOLS, generation_config=greedy(20))
+    assert cut_short.tool_calls == () and "which is not JSON" in cut_short.errors[0]
 
 
-def recording() -> np.ndarray:
-    return np.sin(np.arange(16000) * 0.1).astype(np.float32)
-
-
-def test_an_answer_can_be_a_call(caller: SteerMoE) -> None:
-    assert caller.ask(recording(), "which lamp?", tools=TOOLS) == Answer("", (HALL,))
-    assert caller.ask(recording(), "which lamp?") == Answer("one two")
-
-
-def test_a_call_that_was_cut_short_is_an_error(caller: SteerMoE, greedy: Callable[..., Any]) -> None:
-    answer = caller.ask(recording(), "which lamp?", tools=TOOLS, generation_config=greedy(20))
-    assert answer.tool_calls == () and "which is not JSON" in answer.errors[0]
-    assert json.dumps(answer.errors)
-
-
-def test_tools_need_a_chat(tiny_variant: Callable[..., Any], tiny_llm_dir: Path, tiny_chat_dir: Path) -> None:
+def test_tools_need_a_chat(tiny_variant: Callable[..., Any], tiny_chat_dir: Path, tone: np.ndarray) -> None:
     plain = SteerMoE.from_config(tiny_variant("linear", {"llm.path": str(tiny_chat_dir)}))
     with pytest.raises(ValueError, match=r"found tools with prompts\.format plain"):
-        plain.ask(recording(), "which lamp?", tools=TOOLS)
+        plain.ask(tone, "which lamp?", tools=TOOLS)
     bare = SteerMoE.from_config(tiny_variant("linear", {"prompts.format": "chat"}))
     with pytest.raises(ValueError, match="the tokenizer has no chat template"):
-        bare.ask(recording(), "which lamp?", tools=TOOLS)
+        bare.ask(tone, "which lamp?", tools=TOOLS)
     with pytest.raises(ValueError, match="tools: found none"):
-        bare.ask(recording(), tools=[])
+        bare.ask(tone, tools=[])

@@ -118,6 +118,13 @@ def server(serve: Callable[..., Any]) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
+def calling(caller: SteerMoE) -> Iterator[Running]:
+    """A server whose model calls tools; of no known language."""
+    with running(Engine(caller)) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def waveforms() -> list[np.ndarray]:
     """The sentences of TEXTS, spoken; 16 kHz."""
     engine, voice = synthesis.Synthesizer(), synthesis.Voice("en-us", "m1", 160, 50, 50)

@@ -5,40 +5,22 @@ The mini model answers in words. Calls of tools come from a tiny Qwen2 that is t
 
 import base64
 import json
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from steermoe.audio.augment import levelled
-from steermoe.data.dataset import collate
-from steermoe.data.prompts import encode_prompt, end_of_turn
 from steermoe.models.steermoe import SteerMoE
-from steermoe.server.engine import Engine
+from tests.speech import TOOLS
 
-from .conftest import NAME, Running, running, wav
+from .conftest import NAME, Running, wav
 
 QUESTION = "how many hammers were found?"
-LAMP = {
-    "type": "function",
-    "function": {
-        "name": "lamp",
-        "parameters": {
-            "type": "object",
-            "properties": {"room": {"type": "string"}, "level": {"type": "integer"}},
-            "required": ["room"],
-        },
-    },
-}
-CALL = '<tool_call>\n{"name": "lamp", "arguments": {"room": "hall", "level": 3}}\n</tool_call>'
 
 
 def audio(data: bytes, kind: str = "wav") -> Any:
@@ -71,12 +53,6 @@ def test_a_question_is_answered(
     assert usage.completion_tokens == len(model.tokenizer.encode(choice.message.content))
     longer = ask(server, user(recordings[0], QUESTION + " hammers")).usage
     assert longer.prompt_tokens == usage.prompt_tokens + 1
-
-
-def test_without_a_question_it_is_written_down(
-    server: Running, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
-) -> None:
-    assert ask(server, user(recordings[1])).choices[0].message.content == model.transcribe(waveforms[1])
 
 
 def test_questions_in_a_batch_get_their_own_answers(
@@ -114,7 +90,10 @@ def test_an_answer_that_had_to_end_says_so(server: Running, recordings: list[byt
     assert reply.usage.completion_tokens == 3
 
 
-def test_what_is_sampled_depends_on_the_seed_alone(server: Running, recordings: list[bytes]) -> None:
+def test_a_sampled_answer_depends_on_the_seed_alone(server: Running, recordings: list[bytes]) -> None:
+    greedy = ask(server, user(recordings[0])).choices[0].message.content
+    hardly_any = ask(server, user(recordings[0]), seed=7, temperature=1e-40).choices[0].message.content
+    assert greedy == hardly_any
     found = {
         seed: [
             ask(server, user(recordings[0]), temperature=2.0, top_p=0.9, seed=seed).choices[0].message.content
@@ -140,7 +119,7 @@ def test_what_is_sampled_depends_on_the_seed_alone(server: Running, recordings: 
         (["user"], {"seed": 2**70}, "seed: Input should be less than"),
         (["user"], {"frequency_penalty": 0.5}, "frequency_penalty: not supported by this server"),
         ([{"role": "system", "content": "be kind"}, "user"], {}, "found a system turn with prompts.format plain"),
-        (["user"], {"tools": [LAMP]}, "found tools with prompts.format plain"),
+        (["user"], {"tools": TOOLS}, "found tools with prompts.format plain"),
         (["user"], {"tools": [{"type": "function"}]}, "tools[0]: found"),
         (["user"], {"max_tokens": 61}, "max_tokens: found 61, allowed are at most 60"),
         (["user"], {"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens: found max_completion_tokens, too"),
@@ -230,29 +209,7 @@ def test_fields_without_effect_are_passed_over(server: Running, recordings: list
     assert ask(server, turn).choices[0].message.content == expected
 
 
-@pytest.mark.parametrize(
-    "fields", [{"temperature": 1e-40}, {"temperature": 5e-324}, {"temperature": 1e-5, "top_p": 1e-300}]
-)
-def test_hardly_any_temperature_is_greedy(
-    server: Running, recordings: list[bytes], fields: dict[str, float]
-) -> None:
-    expected = ask(server, user(recordings[0])).choices[0].message.content
-    assert ask(server, user(recordings[0]), seed=7, **fields).choices[0].message.content == expected
-
-
-FIELDS = (
-    "model",
-    "messages",
-    "tools",
-    "stream",
-    "temperature",
-    "top_p",
-    "max_tokens",
-    "seed",
-    "n",
-    "stop",
-    "other",
-)
+FIELDS = "model messages tools stream temperature top_p max_tokens seed n stop other".split()
 PARTS = ("role", "content", "name", "tool_calls", "text", "type", "input_audio")
 ODD = st.recursive(
     st.sampled_from([None, True, 0, -1, 2**63, 10**400, 0.5, 1e-40, 5e-324, 1e308, "", "x", "\x00", "\ud800", "auto"]),
@@ -261,12 +218,7 @@ ODD = st.recursive(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FIELDS), st.sampled_from(PARTS), ODD, st.booleans())
 def test_odd_bodies_never_break_it(server: Running, name: str, part: str, value: Any, deep: bool) -> None:
     data = wav(np.zeros(1600), 16000)
@@ -294,109 +246,46 @@ def test_bad_audio(server: Running, waveforms: list[np.ndarray]) -> None:
 # calls of tools
 
 
-def tone() -> np.ndarray:
-    return np.sin(np.arange(16000) * 0.1).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def caller(tiny_chat_dir: Path, tiny_variant: Callable[..., Any]) -> SteerMoE:
-    """A model whose tiny Qwen2 was trained on one recording: to call the lamp with tools, else to say `one two`."""
-    changes = {
-        "llm.path": str(tiny_chat_dir),
-        "prompts.format": "chat",
-        "train_splits": {"folder": ["train"]},
-    }
-    variant = tiny_variant("linear", changes)  # a folder may hold sounds, as this tone
-    model = SteerMoE.from_config(variant)
-    model.llm.requires_grad_(True)
-    items: list[Any] = []
-    for tools, target in (([LAMP], CALL), (None, "one two")):
-        prompt = encode_prompt(variant.prompts, model.tokenizer, "answer", "which lamp?", tools)
-        ids = model.tokenizer.encode(target, add_special_tokens=False)
-        items.append(
-            {
-                "features": model.features(levelled(tone())), "prefix_ids": prompt.prefix, "prompt_ids": prompt.suffix,
-                "target_ids": [*ids, end_of_turn(model.tokenizer)], "index": len(items),
-            }
-        )  # fmt: skip
-    batch = collate(items)
-    optimizer = torch.optim.Adam(model.llm.parameters(), lr=3e-3)
-    with torch.random.fork_rng(devices=[]):
-        for _ in range(300):
-            loss = model(**batch)
-            optimizer.zero_grad()
-            loss.loss.backward()
-            optimizer.step()
-            if loss.num_correct == loss.num_tokens and loss.loss < 0.05:
-                break
-    model.llm.requires_grad_(False)
-    return model
-
-
-@pytest.fixture(scope="module")
-def calling(caller: SteerMoE) -> Iterator[Running]:
-    with running(Engine(caller)) as found:
-        yield found
-
-
-def test_a_spoken_request_can_end_in_a_call(calling: Running) -> None:
-    turn = user(wav(tone(), 16000), "which lamp?")
-    (choice,) = ask(calling, turn, tools=[LAMP]).choices
+def test_a_spoken_request_can_end_in_a_call(calling: Running, tone: np.ndarray) -> None:
+    turn = user(wav(tone, 16000), "which lamp?")
+    (choice,) = ask(calling, turn, tools=TOOLS).choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     (call,) = choice.message.tool_calls
     assert (call.type, call.function.name) == ("function", "lamp")
     assert json.loads(call.function.arguments) == {"room": "hall", "level": 3}
-    for fields in ({}, {"tools": [LAMP], "tool_choice": "none"}):
+    for fields in ({}, {"tools": TOOLS, "tool_choice": "none"}):
         (choice,) = ask(calling, turn, **fields).choices
         assert (choice.finish_reason, choice.message.content) == ("stop", "one two")
-
-
-def test_a_reply_with_a_call_and_its_result_are_turns(calling: Running) -> None:
-    turn = user(wav(tone(), 16000), "which lamp?")
-    reply = ask(calling, turn, tools=[LAMP]).choices[0].message
-    result = {"role": "tool", "tool_call_id": reply.tool_calls[0].id, "content": "done"}
-    first, called, done = (
-        ask(calling, *turns, tools=[LAMP]).usage.prompt_tokens
-        for turns in ([turn], [turn, reply, {"role": "user", "content": "so?"}], [turn, reply, result])
-    )
-    assert min(called, done) > first + 10
-
-
-def test_a_call_in_a_stream(calling: Running) -> None:
-    turn = user(wav(tone(), 16000), "which lamp?")
-    first, last = ask(calling, turn, tools=[LAMP], stream=True)
+    first, last = ask(calling, turn, tools=TOOLS, stream=True)
     (call,) = first.choices[0].delta.tool_calls
     assert (call.index, call.function.name) == (0, "lamp")
     assert json.loads(call.function.arguments)["level"] == 3
     assert last.choices[0].finish_reason == "tool_calls"
+    (choice,) = ask(calling, turn, tools=TOOLS, max_tokens=20).choices  # the call is cut short
+    assert choice.message.tool_calls is None and "which is not JSON" in choice.message.tool_errors[0]
 
 
-def test_a_call_that_is_wrong_is_told(calling: Running) -> None:
-    turn = user(wav(tone(), 16000), "which lamp?")
-    (choice,) = ask(calling, turn, tools=[LAMP], max_tokens=20).choices
-    assert choice.message.tool_calls is None
-    assert "which is not JSON" in choice.message.tool_errors[0]
-
-
-def test_a_system_turn_is_read(calling: Running) -> None:
-    turn = user(wav(tone(), 16000), "which lamp?")
-    system = {"role": "system", "content": "the cat is red"}
-    alone, with_system = (ask(calling, *turns).usage.prompt_tokens for turns in ([turn], [system, turn]))
-    assert with_system > alone + 3
-
-
-def test_what_was_said_before_is_read(calling: Running, server: Running, model: SteerMoE, recordings: list[bytes],
-                                      waveforms: list[np.ndarray]) -> None:  # fmt: skip
-    turn = user(wav(tone(), 16000), "which lamp?")
+def test_earlier_messages_are_read(
+    calling: Running, tone: np.ndarray, server: Running, model: SteerMoE, recordings: list[bytes],
+    waveforms: list[np.ndarray],
+) -> None:  # fmt: skip
+    turn = user(wav(tone, 16000), "which lamp?")
+    reply = ask(calling, turn, tools=TOOLS).choices[0].message
+    result = {"role": "tool", "tool_call_id": reply.tool_calls[0].id, "content": "done"}
     later = [{"role": "assistant", "content": "one two"}, {"role": "user", "content": "is the dog blue?"}]
-    assert ask(calling, turn, *later).usage.prompt_tokens > ask(calling, turn).usage.prompt_tokens + 6
+    system = {"role": "system", "content": "the cat is red"}
+
+    def read(*messages: Any, **fields: Any) -> int:
+        return ask(calling, *messages, **fields).usage.prompt_tokens
+
+    alone, with_tools = read(turn), read(turn, tools=TOOLS)
+    assert read(system, turn) > alone + 3 and read(turn, *later) > alone + 6
+    for messages in ([reply, {"role": "user", "content": "so?"}], [reply, result]):
+        assert read(turn, *messages, tools=TOOLS) > with_tools + 10
+    parts = [{"type": "audio", "audio": waveforms[0]}, {"type": "text", "text": QUESTION}]
     history: list[Any] = [
-        {
-            "role": "user",
-            "content": [{"type": "audio", "audio": waveforms[0]}, {"type": "text", "text": QUESTION}],
-        },
-        {"role": "assistant", "content": "nine"},
+        {"role": "user", "content": parts}, {"role": "assistant", "content": "nine"},
         {"role": "user", "content": "what is pink?"},
-    ]
+    ]  # fmt: skip
     expected = model.chat(history).text
     assert ask(server, user(recordings[0], QUESTION), *history[1:]).choices[0].message.content == expected
