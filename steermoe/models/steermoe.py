@@ -295,7 +295,7 @@ class SteerMoE(Branch):
         which `ask` returns.
 
         Args:
-            audio: one recording or several; arrays as `audio.base.as_waveform` takes them.
+            audio: one recording or several; arrays as `audio.io.as_waveform` takes them.
             question, generation, seed: as in `ask`.
             video: frames beside the recording, or beside each of several, as `ask` takes them.
 
