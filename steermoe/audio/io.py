@@ -382,13 +382,9 @@ def encode_flac(waveform: np.ndarray, rate: int) -> bytes:
     Raises:
         AudioError: the waveform is empty, not one-dimensional, not finite, or of another scale.
     """
-    if waveform.ndim != 1 or not len(waveform):
-        raise AudioError(f"a waveform of shape {waveform.shape} cannot be encoded, expected (N,) with N >= 1")
     if not np.issubdtype(waveform.dtype, np.floating):
         raise AudioError(f"a waveform of {waveform.dtype} cannot be encoded, expected floats in [-1, 1]")
-    peak = float(np.abs(waveform).max())
-    if not peak < MAX_PEAK:  # NaN fails too. No resampling overshoots so far: the waveform is wrong
-        raise AudioError(f"a waveform with a peak of {peak:g} cannot be encoded, expected floats in [-1, 1]")
+    as_waveform(waveform, "a waveform to encode")
     # Rounded here, not by libsndfile, so that decoding and encoding again changes nothing.
     integers = np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
     file = io.BytesIO()

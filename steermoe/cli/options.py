@@ -114,13 +114,5 @@ def _inside(folder: Path, argument: str) -> list[Path]:
 
 
 def source(path: Path) -> "Path | BinaryIO":
-    """Return a path as it is; standard input for `-`.
-
-    Raises:
-        ValueError: standard input is closed.
-    """
-    if str(path) != STANDARD_INPUT:
-        return path
-    if sys.stdin is None:  # the shell's <&-
-        raise ValueError("-: standard input is closed")
-    return sys.stdin.buffer
+    """Return a path as it is; standard input for `-`."""
+    return sys.stdin.buffer if str(path) == STANDARD_INPUT else path

@@ -5,12 +5,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from steermoe.cli.options import Device, Model, Silence, Track
 from steermoe.cli.terminal import plain_console, printable
+
+if TYPE_CHECKING:
+    from steermoe.asr.transcript import Transcript
 
 SUFFIXES = {"text": "txt", "json": "json", "verbose_json": "json", "srt": "srt", "vtt": "vtt", "tsv": "tsv"}
 BAD = 3  # exit code: some recordings could not be transcribed, the others were
@@ -61,14 +64,8 @@ def main(
 
     _check(format, out, words, max_line_width, max_line_count)
     found = options.find_recordings(recordings)
-    if out is None and len(found) > 1 and format in ("srt", "vtt", "tsv"):
-        raise ValueError(f"--format {format}: {len(found)} recordings need files of their own: give --out")
-    files = [] if out is None else [out / Path(name).with_suffix(f".{SUFFIXES[format]}") for name, _ in found]
-    if double := next((file for file in files if files.count(file) > 1), None):
-        raise ValueError(f"--out: several recordings would become {double}; give each another name")
-    sources = [options.source(path) for _, path in found]
+    files = _files(found, out, format)
     from steermoe.asr.recognizer import Recognizer
-    from steermoe.asr.transcript import render, wrapped
 
     recognizer = Recognizer(
         options.open_model(model, device), prompt=prompt, context=context,
@@ -76,27 +73,40 @@ def main(
     )  # fmt: skip
     bad = 0
     with _progress(found) as progress:
-        for place, transcript in recognizer.recordings(sources, progress):
+        for place, result in recognizer.recordings([options.source(path) for _, path in found], progress):
             name, path = found[place]
-            if isinstance(transcript, Exception):
-                problem = _problem(transcript, path)
-            else:
-                if max_line_width is not None:
-                    transcript = wrapped(transcript, max_line_width, max_line_count)
-                text = render(transcript, format)
+            try:
+                text = _text(result, format, path, max_line_width, max_line_count)
                 if out is not None:
-                    problem = _write(files[place], text)
+                    _write(files[place], text)
                 else:
-                    problem = ""
                     print(text if len(found) == 1 else _named(text, format, name), end="", flush=True)
-            if problem:
+            except _Problem as problem:
                 bad += 1
-                print(f"steermoe: {printable(problem)}", file=sys.stderr)
+                print(f"steermoe: {printable(str(problem))}", file=sys.stderr)
     if out is not None:
         print(f"{printable(str(out))}: {len(found) - bad} transcripts")
     if bad:
         print(f"steermoe: {bad} of {len(found)} recordings could not be transcribed", file=sys.stderr)
         raise typer.Exit(BAD)
+
+
+def _files(found: Sequence[tuple[str, Path]], out: Path | None, format: str) -> list[Path]:
+    """Return the output file of each recording, none without `out`; raises ValueError where two would be the same."""
+    if out is None:
+        if len(found) > 1 and format in ("srt", "vtt", "tsv"):
+            raise ValueError(
+                f"--format {format}: {len(found)} recordings need files of their own: give --out"
+            )
+        return []
+    files = [out / Path(name).with_suffix(f".{SUFFIXES[format]}") for name, _ in found]
+    if double := next((file for file in files if files.count(file) > 1), None):
+        raise ValueError(f"--out: several recordings would become {double}; give each another name")
+    return files
+
+
+class _Problem(Exception):
+    """A recording cannot be transcribed; the others go on."""
 
 
 def _check(format: str, out: Path | None, words: bool, width: int | None, count: int | None) -> None:
@@ -113,15 +123,25 @@ def _check(format: str, out: Path | None, words: bool, width: int | None, count:
         raise ValueError(f"--out: {out} is a file; name a folder")
 
 
-def _write(file: Path, text: str) -> str:
-    """Write a transcript, and return what went wrong."""
+def _text(
+    result: "Transcript | Exception", format: str, path: Path, width: int | None, lines: int | None
+) -> str:
+    from steermoe.asr.transcript import render, wrapped
+
+    if not isinstance(result, Exception):
+        return render(result if width is None else wrapped(result, width, lines), format)
+    if isinstance(result, OSError) and result.strerror:
+        raise _Problem(f"{path}: {result.strerror}")
+    raise _Problem(str(result) if str(result).startswith(f"{path}: ") else f"{path}: {result}")
+
+
+def _write(file: Path, text: str) -> None:
     from steermoe.atomic_io import write_text
 
     try:
         write_text(file, text)
     except OSError as error:
-        return f"{file}: {error.strerror}"
-    return ""
+        raise _Problem(f"{file}: {error.strerror}") from error
 
 
 def _named(text: str, format: str, name: str) -> str:
@@ -129,13 +149,6 @@ def _named(text: str, format: str, name: str) -> str:
     if format == "text":
         return f"{printable(name)}: {text}"
     return printable(json.dumps({"file": name} | json.loads(text), ensure_ascii=False)) + "\n"
-
-
-def _problem(error: Exception, path: Path) -> str:
-    """Return an error in one line, with the recording's name."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{path}: {error.strerror}"
-    return str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
 
 
 @contextmanager

@@ -99,6 +99,25 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
         assert f"pip install 'steermoe[{extra}]'" in run.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("--version >&-", 1, "standard output: "),
+        ("--help >/dev/full", 1, "No space left"),
+        ("nope 2>&-", 2, ""),
+        ("nope 2>/dev/full", 2, ""),
+        ("--version <&- 2>&-", 0, ""),
+        ("--version <&- >&- 2>&-", 1, ""),
+        ("--help | true", 0, ""),
+    ],
+)
+def test_closed_and_full_streams_are_an_exit_code(command: str, code: int, said: str) -> None:
+    program = f"{sys.executable} -m steermoe.cli.main {command}"
+    run = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr.count("\n")) == (code, bool(said))
+    assert said in run.stderr and "Traceback" not in run.stderr
+
+
 def test_without_arguments_it_helps(call: Call) -> None:
     run = call()
     assert run.code == 0

@@ -203,9 +203,7 @@ def test_page(browser: Any, spoken: list[SimpleNamespace], mini: Any, tmp_path: 
         page.get_by_label("Question").fill("who was it")
         page.get_by_role("button", name="Ask").click()
         page.locator("#answers .text").nth(2).wait_for()
-        assert page.locator("#answers .text").first.inner_text() == mini.ask(
-            heard, "who was it"
-        ).text
+        assert page.locator("#answers .text").first.inner_text() == mini.ask(heard, "who was it").text
 
         soundfile.write(long, np.tile(spoken[0].samples, 12), RATE)
         page.get_by_label("Clear").first.click()

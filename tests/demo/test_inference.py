@@ -38,7 +38,9 @@ def test_the_scale_of_an_expert_is_multiplied_by_that_of_all(
     models: Models, mini: Any, monkeypatch: Any
 ) -> None:
     found: list[Any] = []
-    monkeypatch.setattr(mini, "ask", lambda *_: found.append(mini.steering.expert_scales.reshape(4, 8).clone()))
+    monkeypatch.setattr(
+        mini, "ask", lambda *_: found.append(mini.steering.expert_scales.reshape(4, 8).clone())
+    )
     list(models.ask(np.zeros(RATE), "?", {ALL: [1.0, 2.0, 1.0, 1.0], 5: [1.0, -1.5, 1.0, 0.0]}))
     expected = np.ones((4, 8), np.float32)
     expected[1] = 2
