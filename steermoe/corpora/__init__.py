@@ -9,7 +9,7 @@ A reader is a module with
         has `split` and `number` (from 0 in every split), can be pickled, and becomes one shard, or several where
         its recordings are too large for one
     rows(settings, source, part) -> Iterator[dict]: the utterances of a part, with the columns of
-        `steermoe.data.schemas.Utterance`; where the audio is a file, its path, without sample_rate and seconds:
+        `steermoe.data.schema.Utterance`; where the audio is a file, its path, without sample_rate and seconds:
         preprocessing decodes it, and lists what it cannot. A row with a column `fault`, why it cannot be used, is
         rejected and listed too. Runs in a process of its own for every shard
 
@@ -30,7 +30,7 @@ from steermoe.corpora import archives, sources
 from steermoe.corpora.card import Card
 from steermoe.corpora.downloads import UnavailableError
 from steermoe.corpora.sources import WORK
-from steermoe.data.skipped import write_skipped
+from steermoe.data.filters import write_skipped
 
 
 class Part(Protocol):

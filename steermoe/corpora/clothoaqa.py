@@ -12,7 +12,7 @@ depends on which questions it is over, so the configuration names a protocol for
     single-word  of `clean`, those that are answered by one word other than yes and no
 
 Here answers are compared without case and outer spaces. An evaluation of `raw` reports the figures of every protocol
-(see `steermoe.evaluation.answers`), after its own normaliser. Checksums are not
+(see `steermoe.evaluation.qa`), after its own normaliser. Checksums are not
 published in a place that could be read; the lock notes what was downloaded. Whether the archive has a folder
 `audio_files` in it could not be checked either: both ways are read.
 """

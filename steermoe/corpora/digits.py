@@ -121,7 +121,7 @@ def parts(settings: Digits, source: Path) -> list[Part]:
 
 
 def rows(settings: Digits, source: Path, part: Part) -> Iterator[dict]:
-    """The digit strings of one part, with the columns of `steermoe.data.schemas.Utterance`."""
+    """The digit strings of one part, with the columns of `steermoe.data.schema.Utterance`."""
     rng = _generator(settings, part, "pauses")
     for number, spoken in enumerate(plan(settings, source, part)):
         joined = _join(rng, [_load(recording) for recording in spoken])

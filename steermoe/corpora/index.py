@@ -125,7 +125,7 @@ def parts(settings: Limited, source: Path) -> list[Part]:
 
 
 def rows(settings: Limited, source: Path, part: Part) -> Iterator[dict]:
-    """The utterances of a part, with the columns of `steermoe.data.schemas.Utterance`, one at a time.
+    """The utterances of a part, with the columns of `steermoe.data.schema.Utterance`, one at a time.
 
     `audio` is the path of the recording, which is not opened here: preprocessing decodes it, and leaves out and
     lists what it cannot decode. Of an utterance that cannot be used there is its `fault` besides.

@@ -107,7 +107,7 @@ def parts(settings: Synthetic, source: Path) -> list[Part]:
 
 
 def rows(settings: Synthetic, source: Path, part: Part) -> Iterator[dict]:
-    """Speak one part; the rows have the columns of `steermoe.data.schemas.Utterance`."""
+    """Speak one part; the rows have the columns of `steermoe.data.schema.Utterance`."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(part.split), part.number])
     shares = ASKED if part.task == "answer" else None
     texts = grammar.sentences(rng, TEXTS[part.split], shares)

@@ -18,9 +18,8 @@ import soundfile
 from steermoe import config, corpora
 from steermoe.audio import waveform
 from steermoe.corpora import downloads
-from steermoe.data.rows import frame_of, write_frame
-from steermoe.data.schemas import validate_shard
-from steermoe.data.shards import shard_name
+from steermoe.data.schema import validate_shard
+from steermoe.data.shards import shard_name, write_shard
 from tests.corpora.official import tarred, tone
 
 SPEAKERS = ("anna", "ben", "nicolas")
@@ -245,7 +244,7 @@ def fetched(root: Path) -> Callable[[str, Any], list[dict]]:
         for part in reader.parts(settings, out):
             found = [decoded(row) for row in reader.rows(settings, out, pickle.loads(pickle.dumps(part)))]
             path = root / "shards" / name / shard_name(part.split, part.number)
-            write_frame(frame_of(found), path)
+            write_shard(found, path)
             validate_shard(path, audio="decode")
             rows += found
         return rows

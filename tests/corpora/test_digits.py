@@ -16,9 +16,9 @@ from steermoe.config import Digits
 from steermoe.corpora import digits, downloads
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.downloads import UnavailableError
+from steermoe.data.filters import skipped_reason
 from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
-from steermoe.data.skipped import skipped_reason
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "fsdd"
 Heard = tuple[str, int, int]  # speaker, digit, index

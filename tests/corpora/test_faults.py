@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from steermoe import corpora
 from steermoe.corpora import librispeech
-from steermoe.data.limits import Limits, RejectedError
+from steermoe.data.filters import Limits, RejectedError
 from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
 from tests.corpora import official

@@ -11,12 +11,12 @@ import pytest
 from steermoe import corpora
 from steermoe.corpora import clothoaqa, openaudiobench
 from steermoe.corpora.archives import ArchiveError
-from steermoe.data.limits import Limits, RejectedError
+from steermoe.data.filters import Limits, RejectedError
 from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
-from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.metrics import metric
 from steermoe.evaluation.normalizers import folded
+from steermoe.evaluation.qa import count_answers
 from tests.corpora import official
 from tests.corpora.official import ASKED, zipped
 

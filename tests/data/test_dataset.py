@@ -19,7 +19,7 @@ from steermoe.data import video
 from steermoe.data.batching import BatchSampler
 from steermoe.data.collator import IGNORED, collate
 from steermoe.data.dataset import UtteranceDataset
-from steermoe.data.rows import frame_of
+from tests.data.conftest import frame_of
 
 PROMPTS = Prompts(
     format="plain",

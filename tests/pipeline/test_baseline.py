@@ -10,8 +10,8 @@ import pytest
 from pipeline import baseline
 from steermoe import config
 from steermoe import distributed as processes
-from steermoe.data import shards, skipped
-from steermoe.evaluation import decoders, floors, text_tasks
+from steermoe.data import filters, shards
+from steermoe.evaluation import baselines, decoders, preservation
 from steermoe.models.steermoe import SteerMoE
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -38,10 +38,10 @@ def test_all_is_where_the_gpu_is_and_asked_as_every_variant(
     monkeypatch.setattr(processes, "device", lambda: "cuda:0")
     monkeypatch.setattr(SteerMoE, "from_config", build)
     monkeypatch.setattr(decoders, "own_decoder", decoder)
-    for module, name in ((text_tasks, "text_tasks"), (floors, "constant"), (skipped, "skipped_reason")):
+    for module, name in ((preservation, "text_tasks"), (baselines, "constant"), (filters, "skipped_reason")):
         monkeypatch.setattr(module, name, lambda *_: None)
     monkeypatch.setattr(shards, "read_rows", lambda *_: pl.DataFrame(schema={"task": pl.String}))
-    monkeypatch.setattr(floors, "text_only", lambda model, *_: found.update(asked=model))
+    monkeypatch.setattr(baselines, "text_only", lambda model, *_: found.update(asked=model))
     baseline.main("synthetic", tmp_path, tmp_path / "out", PARAMS)
     assert found["decoder"] == found["asked"].device == "cuda:0"
     assert found["asked"].config.prompts == shared.prompts

@@ -1,10 +1,51 @@
-"""Which option of a multiple-choice question an answer in free text chooses."""
+"""Score answers: protocols of question sets, token F1, captions by ROUGE-L, and multiple choice.
+
+Clotho-AQA (Lipping et al. 2022) has three people's answers to every question, and published figures on it differ
+in which of them count:
+
+- raw: every person's answer is an item.
+- clean: questions on which more than half agree, against what they agree on.
+- unanimous: questions on which all agree.
+- binary: the unanimous ones answered by yes or no.
+- single-word: the clean ones answered by another single word.
+
+ROUGE-L (Lin 2004) is computed as in the COCO caption evaluation (Chen et al. 2015), from which figures on Clotho
+come. CIDEr-D, SPICE and SPIDEr need Java programs and are not computed.
+"""
 
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import polars as pl
+from rapidfuzz.distance import LCSseq
 
 from steermoe.evaluation.normalizers import Normalizer, typed_alike
+
+BETA = 1.2  # weight of recall against precision in ROUGE-L, as in COCO
+BINARY = ("yes", "no")
+COLUMNS = pl.Schema(
+    {
+        "expected": pl.String(),
+        "said": pl.List(pl.String()),
+        "said_hits": pl.Int64(),
+        "agreed": pl.String(),
+        "agreeing": pl.Int64(),
+        "agreed_exact": pl.Boolean(),
+        "token_f1": pl.Float64(),
+        "choice_exact": pl.Boolean(),
+        "rouge_l": pl.Float64(),
+    }
+)
+# Of questions that several people answered, after normalisation.
+SEVERAL = pl.col("said").list.len() > 1
+CLEAN = SEVERAL & (2 * pl.col("agreeing") > pl.col("said").list.len())
+UNANIMOUS = SEVERAL & (pl.col("agreeing") == pl.col("said").list.len())
+BINARY_ONLY = UNANIMOUS & pl.col("agreed").is_in(BINARY)
+SINGLE_WORD = CLEAN & ~pl.col("agreed").is_in(BINARY) & ~pl.col("agreed").str.contains(" ")
+
 
 # Part of a word; beside Chinese, Japanese and Korean writing a letter stands alone without spaces, too.
 _WORD = "[^\\W\u2e80-\u9fff\uac00-\ud7af]"
@@ -39,15 +80,69 @@ _CLAUSE = re.compile(r"[.;!?\n](?:\s|$)")
 Form = Callable[[str], str]  # what an option and an answer are compared in
 
 
-def choice(hypothesis: str, choices: Sequence[str], normalize: Normalizer) -> int | None:
-    """The option that a text chooses; None where it chooses none, or several.
+def count_answers(frame: pl.DataFrame, hypotheses: Sequence[str], normalize: Normalizer) -> pl.DataFrame:
+    """Score each hypothesis: a row of COLUMNS for each of `frame` (language, task, prompt, target, answers, choices).
 
-    In this order: the text is an option's own text; it states a letter ("Answer: B", "(b)", "B. Paris"), unless what
-    stands beside the letter is another option's text; it holds the text of one option alone; it holds one letter
-    alone. What is denied ("not a dog", "neither A nor B") is not chosen, and reasons ("because ...") are read only
-    where nothing is chosen before them. An option that is a single letter (a musical key) is meant by that
-    letter, wherever it stands. Options have letters, so a number is never a label.
+    expected: the target, normalised. said: the people's answers, normalised; empty for other tasks. said_hits:
+    how many of them the hypothesis equals. agreed: the most frequent of them (the first of several), agreeing: its
+    count, agreed_exact: whether the hypothesis equals it. token_f1: against the nearest answer. choice_exact:
+    whether the right option is chosen; null without options. rouge_l: of a caption, against all that people gave.
     """
+    rows = [
+        _counted(row, hypothesis, normalize)
+        for row, hypothesis in zip(frame.iter_rows(named=True), hypotheses, strict=True)
+    ]
+    return pl.DataFrame(rows, schema=COLUMNS)
+
+
+def _counted(row: dict[str, Any], hypothesis: str, normalize: Normalizer) -> dict[str, Any]:
+    asked, language = row["task"] == "answer", row["language"]
+    given = [normalize(answer, language) for answer in row["answers"]]
+    expected, read = normalize(row["target"], language), normalize(hypothesis, language)
+    said = given if asked else []
+    (agreed, agreeing), *_ = Counter(said).most_common(1) or [("", 0)]
+    references = said or [expected] * asked
+    chosen = None
+    if row["choices"]:
+        options = spelled_out(row["prompt"], row["choices"])
+        chosen = choice(hypothesis, options, normalize) == list(row["choices"]).index(row["target"])
+    return {
+        "expected": expected,
+        "said": said,
+        "said_hits": said.count(read),
+        "agreed": agreed,
+        "agreeing": agreeing,
+        "agreed_exact": bool(said) and read == agreed,
+        "token_f1": max((token_f1(reference, read) for reference in references), default=0.0),
+        "choice_exact": chosen,
+        "rouge_l": rouge_l(given or [expected], read) if row["task"] == "caption" else 0.0,
+    }
+
+
+def token_f1(reference: str, hypothesis: str) -> float:
+    """Return the harmonic mean of precision and recall over words in any order (Rajpurkar et al. 2016)."""
+    words, read = reference.split(), hypothesis.split()
+    if not words or not read:
+        return float(words == read)
+    return 2 * sum((Counter(words) & Counter(read)).values()) / (len(words) + len(read))
+
+
+def rouge_l(references: Sequence[str], hypothesis: str) -> float:
+    """Return the F-measure of the longest common subsequences of words, from 0 to 1.
+
+    Precision and recall are each the best over the references; 0 if either text has no words.
+    """
+    read = hypothesis.split()
+    common = [(LCSseq.similarity(said.split(), read), len(said.split())) for said in references]
+    if not any(count for count, _ in common):
+        return 0.0
+    precision = max(count for count, _ in common) / len(read)
+    recall = max(count / words for count, words in common if words)
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+
+
+def choice(hypothesis: str, choices: Sequence[str], normalize: Normalizer) -> int | None:
+    """Return the option that an answer in free text chooses; None for none or several (see docs/scoring.md)."""
     forms: tuple[Form, ...] = (_plain, lambda text: normalize(_plain(text)))
     text = _MARKUP.sub("", typed_alike(hypothesis, "und", "NFKC")).strip()
     whole = _equal(text, choices, forms)
@@ -71,14 +166,14 @@ def choice(hypothesis: str, choices: Sequence[str], normalize: Normalizer) -> in
 
 
 def _plain(text: str) -> str:
-    """Lower case, without what encloses a text; signs inside it stay (`C#`, `-5`)."""
+    """Return the text in lower case, without enclosing punctuation; signs inside it stay (`C#`, `-5`)."""
     text = _MARKUP.sub("", typed_alike(text, "und", "NFKC").casefold())
     text = " ".join(text.split()).strip(" .,:;!?'\"()[]{}")
     return _ARTICLE.sub("", text)
 
 
 def _equal(text: str, choices: Sequence[str], forms: Sequence[Form]) -> int | None:
-    """The one option that the text, or its first clause, is."""
+    """Return the one option that the text, or its first clause, equals."""
     for part in (text, _CLAUSE.split(text, maxsplit=1)[0]):
         for form in forms:
             options, read = [form(option) for option in choices], form(part)
@@ -88,8 +183,8 @@ def _equal(text: str, choices: Sequence[str], forms: Sequence[Form]) -> int | No
 
 
 def _labels(text: str, choices: Sequence[str]) -> Iterator[tuple[int, int, str]]:
-    """Letters of options: how plainly each is stated (2: announced, 1: set apart, 0: it is there), the option's
-    number, and what stands behind it.
+    """Yield the letters of options: how clearly each is stated (2: announced, 1: set apart, 0: present), the option's
+    number, and the text after it.
     """
     options = [_plain(option) for option in choices]
     covered = [
@@ -115,7 +210,7 @@ def _labels(text: str, choices: Sequence[str]) -> Iterator[tuple[int, int, str]]
 
 
 def _level(before: str, letter: str, behind: str) -> int | None:
-    """How plainly a letter is stated as a label (see `_labels`); None where it is none."""
+    """Return how clearly a letter is stated as a label (see `_labels`); None where it is no label."""
     bracketed = before.endswith(("(", "[", "{")) and behind.startswith((")", "]", "}"))
     if letter in "aAiI" and _NO_LETTER.match(behind) and not _NAMED.search(before):
         return None
@@ -127,7 +222,7 @@ def _level(before: str, letter: str, behind: str) -> int | None:
 
 
 def _mentioned(text: str, choices: Sequence[str], forms: Sequence[Form]) -> set[int]:
-    """Options whose text stands in `text` and is not denied there; of texts inside one another the longest."""
+    """Return the options whose text occurs in `text` and is not denied; of texts inside one another the longest."""
     for form in forms:
         read, spans = form(text), list[tuple[int, int, int]]()
         for number, option in enumerate(map(form, choices)):
@@ -151,9 +246,9 @@ def _mentioned(text: str, choices: Sequence[str], forms: Sequence[Form]) -> set[
 
 
 def spelled_out(question: str, options: Sequence[str]) -> list[str]:
-    """The texts of options that are letters, from the lines of `corpora.choices.ask`: an answer may give either.
+    """Return the texts of options that are letters, from the lines that `corpora.choices.ask` adds to the question.
 
-    The options as they are where they are no letters, or where a text is a single letter itself.
+    Options that are no letters are returned as they are, as are letters whose texts are single letters themselves.
     """
     letters = list(string.ascii_uppercase[: len(options)])
     lines = question.splitlines()[-len(options) :]
