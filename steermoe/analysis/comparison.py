@@ -23,7 +23,7 @@ BASELINES = {  # system of the baseline stage -> its name in tables
     "baseline/text-only": "LLM without audio",
     "baseline/constant": "constant text",
 }
-CONTROLS = {  # rows of evaluation.controls -> their names in tables
+CONTROLS = {  # rows of evaluation.baselines -> their names in tables
     "shuffled": "shuffled audio",
     "silent": "silence and its video",
     "blank": "black video",

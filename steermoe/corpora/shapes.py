@@ -93,7 +93,7 @@ def parts(settings: Shapes, source: Path) -> list[Part]:
 
 
 def rows(settings: Shapes, source: Path, part: Part) -> Iterator[dict]:
-    """Draw and speak one part; the rows have the columns of `steermoe.data.schema.SeenUtterance`."""
+    """Draw and speak one part; the rows have the columns of `steermoe.data.schema.VideoUtterance`."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(part.split), part.number])
     engine, cast = synthesis.Synthesizer(), CASTS[VOICES[part.split]]
     for i in range(part.count):

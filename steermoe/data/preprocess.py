@@ -85,9 +85,8 @@ def preprocess(
 ) -> dict[str, Any]:
     """Turn a fetched corpus into shards, summary.json and left_out.jsonl.
 
-    A part becomes a shard, or several if its recordings need more room. If a row has neither sample_rate nor seconds,
-    its audio may be any recording (a path, or the bytes of a file): it is decoded, mixed down and resampled, or
-    rejected. A killed run is resumed by the next one with the same arguments, code and source.
+    A part becomes a shard, or several if its recordings need more room. Audio without sample_rate and seconds is any
+    recording (a path, or the bytes of a file) and is converted, or rejected. A killed run is resumed by the next one.
 
     Args:
         corpus: a reader (see `steermoe.corpora`).
@@ -99,15 +98,13 @@ def preprocess(
         shard_bytes: bytes of audio and video that a shard may hold.
 
     Returns:
-        {"splits": {split: {"shards", "rows", "seconds", "dropped", "rejected"}}}, or {"skipped": reason} for a
-        skipped corpus, whose `out` only says so.
+        {"splits": {split: {"shards", "rows", "seconds", "dropped", "rejected"}}}, or {"skipped": reason}.
 
     Raises:
         PartError: the reader failed, or its process died.
         ShardError: rows are not utterances, or two have the same id; a recording is larger than a shard.
         RejectedError: more is rejected than `limits` allow. The shards stay for the next run.
         ChangedError: files that the corpus uses in place have changed since it was fetched.
-        StagingBusyError: see `Staging`.
     """
     limits = limits or Limits()
     key = {

@@ -166,7 +166,7 @@ class WhisperDecoder(Decoder):
             self.task["task"] = "transcribe"
         self.known = getattr(self.model.generation_config, "lang_to_id", None) or {}
         how = describe(self.generation, seed)
-        self.decoding = f"Whisper's decoder, {how}, a window; told the language where the row names it"
+        self.decoding = f"Whisper's decoder, {how}, a window; with the language of the row, if known"
 
     @staticmethod
     def is_offered(path: str) -> bool:

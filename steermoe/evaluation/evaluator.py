@@ -41,8 +41,8 @@ def evaluate(
     longest = model.encoder.max_seconds
     cut = 0 if longest is None else frame.filter(pl.col("seconds") > longest).height
     if cut:
-        told = f"{system.decoding}; of {cut} utterances only the first {longest:g} s are encoded"
-        system = replace(system, decoding=told)
+        beginning = f"of {cut} utterances only the first {longest:g} s are encoded"
+        system = replace(system, decoding=f"{system.decoding}; {beginning}")
     kinds = (*AUDIO, *(VIDEO if model.video is not None else ()))
     return measure(system, frame, settings, seed, audio=kinds)
 

@@ -23,7 +23,7 @@ APOSTROPHES = (
     "`\u00b4\u2018\u2019\u201b\u2032\u2035\u02b9\u02bb\u02bc\u02bd\ua78c"
     "\u1fbd\u1fbf\u1fef\u1ffd\u1ffe\u055a\u05f3\uff07\uff40"
 )
-# One code point for what looks the same: minus, full-width tilde for the wave dash. A tatweel only stretches a line.
+# One code point for what looks the same: minus, full-width tilde for the wave dash. A tatweel only lengthens a line.
 TYPED = dict.fromkeys(APOSTROPHES, "'") | {"\u2212": "-", "\uff5e": "\u301c", "\u0640": "", "\u0130": "i"}
 # Invisible, but of no category of their own: joiners, Khmer's inherent vowels, fillers of Hangul, variation selectors.
 UNSEEN = re.compile(

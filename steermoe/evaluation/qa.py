@@ -47,7 +47,7 @@ BINARY_ONLY = UNANIMOUS & pl.col("agreed").is_in(BINARY)
 SINGLE_WORD = CLEAN & ~pl.col("agreed").is_in(BINARY) & ~pl.col("agreed").str.contains(" ")
 
 
-# Part of a word; beside Chinese, Japanese and Korean writing a letter stands alone without spaces, too.
+# Part of a word. In Chinese, Japanese and Korean text a letter is a word of its own without spaces.
 _WORD = "[^\\W\u2e80-\u9fff\uac00-\ud7af]"
 # A letter that is no part of a word, of an abbreviation (U.S., x-ray, it's, B&B) or of a sign (C#, A+).
 _LETTER = re.compile(rf"(?<!{_WORD})(?<!{_WORD}['.&-])([A-Za-z])(?!{_WORD}|['.&-]{_WORD}|\s?[#+♯♭])")
@@ -63,11 +63,11 @@ _DENIED = re.compile(
     rf"(?:\b(?:not|neither|nor|no|never|without|rather than|instead of)|n't){_FILLERS}[\s(\[]*$",
     re.IGNORECASE,
 )
-_DENIED_BEHIND = re.compile(
+_DENIED_AFTER = re.compile(
     r"[)\]]?\s+(?:is|are|was|were)\s*(?:n't|not|wrong|incorrect|false)\b", re.IGNORECASE
 )
 _JOINED = re.compile(r"[)\]]?\s*(?:[,/&]|(?:,\s*)?\b(or|nor|and)\b)\s*(?:option\s+)?[(\[]?", re.IGNORECASE)
-_BEHIND = re.compile(
+_AFTER_LABEL = re.compile(
     r"['\])}]*\s*(?:[).:,;\u2013\u2014\n]|-\s|$)|\s+(?:is|because|since)\b"
 )  # of a letter at the start
 _NO_LETTER = re.compile(rf"\s+(?!(?:is|and|or|because|since)\b){_WORD}")  # "A dog", "I think"
@@ -152,12 +152,12 @@ def choice(hypothesis: str, choices: Sequence[str], normalize: Normalizer) -> in
         labels = list(_labels(part, choices))
         mentioned, lettered = _mentioned(part, choices, forms), {number for _, number, _ in labels}
         plainest = [label for label in labels if label[0] == max(labels)[0] > 0]
-        if any(_ANOTHER.match(behind) for *_, behind in labels):
+        if any(_ANOTHER.match(after) for *_, after in labels):
             found = mentioned | lettered
         elif len({number for _, number, _ in plainest}) == 1:
-            _, number, behind = plainest[0]
-            beside = _equal(behind, choices, forms)
-            return number if beside is None else beside
+            _, number, after = plainest[0]
+            following = _equal(after, choices, forms)
+            return number if following is None else following
         else:
             found = mentioned or lettered
         if found:
@@ -193,30 +193,30 @@ def _labels(text: str, choices: Sequence[str]) -> Iterator[tuple[int, int, str]]
     last, level, denied = 0, None, False  # of the letter before
     for match in _LETTER.finditer(text):
         start, end = match.span(1)
-        before, behind, letter = text[:start], text[end:], match[1].lower()
+        before, after, letter = text[:start], text[end:], match[1].lower()
         joined = _JOINED.fullmatch(text[last:start]) if level is not None else None
-        own = _level(before, match[1], behind)
+        own = _level(before, match[1], after)
         if any(low <= start < high for low, high in covered) or (own is None and joined is None):
             continue
         denied = bool(
             _DENIED.search(before)
-            or _DENIED_BEHIND.match(behind)
+            or _DENIED_AFTER.match(after)
             or (joined and denied and joined[1] and joined[1].lower() != "and")
         )
         level, last = max(own or 0, (level or 0) if joined else 0), end
         number = options.index(letter) if letter in options else ord(letter) - ord("a")
         if number < len(choices) and not denied:
-            yield level, number, behind.lstrip(" \n)]}'.:,;(-\u2013\u2014")
+            yield level, number, after.lstrip(" \n)]}'.:,;(-\u2013\u2014")
 
 
-def _level(before: str, letter: str, behind: str) -> int | None:
+def _level(before: str, letter: str, after: str) -> int | None:
     """Return how clearly a letter is stated as a label (see `_labels`); None where it is no label."""
-    bracketed = before.endswith(("(", "[", "{")) and behind.startswith((")", "]", "}"))
-    if letter in "aAiI" and _NO_LETTER.match(behind) and not _NAMED.search(before):
+    bracketed = before.endswith(("(", "[", "{")) and after.startswith((")", "]", "}"))
+    if letter in "aAiI" and _NO_LETTER.match(after) and not _NAMED.search(before):
         return None
     if _ANNOUNCED.search(before):
         return 2
-    if bracketed or behind.startswith(")") or (not re.search(r"\w", before) and _BEHIND.match(behind)):
+    if bracketed or after.startswith(")") or (not re.search(r"\w", before) and _AFTER_LABEL.match(after)):
         return 1
     return 0 if letter.isupper() else None
 
@@ -240,7 +240,7 @@ def _mentioned(text: str, choices: Sequence[str], forms: Sequence[Form]) -> set[
             return {
                 number
                 for start, end, number in longest
-                if not _DENIED.search(read[:start]) and not _DENIED_BEHIND.match(read[end:])
+                if not _DENIED.search(read[:start]) and not _DENIED_AFTER.match(read[end:])
             }
     return set()
 
