@@ -88,7 +88,7 @@ def test_two_runs_train_the_same_variant(toy: Project) -> None:
     names = [toy.ask("GET", f"flow_runs/{run}")["name"] for run in runs]
     first, second = (toy.trained(f"{name}-shared", "shared") for name in names)
     assert first == second
-    told = [line for run in runs for line in toy.logs(run) if "waits for process" in line]
+    told = [line for run in runs for line in toy.logs(run) if "Waiting for process" in line]
     assert len(told) == 1, told
 
 

@@ -86,7 +86,7 @@ def test_two_queued_experiments_train_the_same_variant(plain: Project) -> None:
     logs = [plain.shell("dvc", "queue", "logs", name, code=None) for name in sorted(listed)]
     assert "Failed" not in plain.shell("dvc", "queue", "status"), logs
     began, ended = plain.trace("medium"), plain.trace("medium", "end")
-    assert sum("waits for process" in log for log in logs) == 1, logs
+    assert sum("Waiting for process" in log for log in logs) == 1, logs
     assert len(began) == len(ended) == 2 and ended[0]["time"] < began[1]["time"]
     assert plain.trained("first", "medium") == plain.trained("second", "medium")
     plain.shell("dvc", "queue", "stop")
