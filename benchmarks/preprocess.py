@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from scipy.signal import lfilter
 
 from steermoe.audio import io as waveform
-from steermoe.data.limits import Limits
+from steermoe.data.filters import Limits
 from steermoe.data.preprocess import preprocess
 
 SECONDS = 12.7

@@ -32,7 +32,7 @@ def main(
     from steermoe.atomic_io import write_text
     from steermoe.cli.terminal import plain_console
     from steermoe.data.shards import read_rows
-    from steermoe.evaluation import results
+    from steermoe.evaluation import predictions as results
     from steermoe.training.tracking import Tracker
 
     settings = config.load(params)

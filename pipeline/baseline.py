@@ -15,16 +15,16 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
     import polars as pl
 
     from steermoe import config
+    from steermoe.data.filters import skipped_reason
     from steermoe.data.shards import read_rows
-    from steermoe.data.skipped import skipped_reason
-    from steermoe.evaluation import results
+    from steermoe.evaluation import predictions as results
 
     if reason := skipped_reason(shards):
         for name in ("encoder", "text-only", "constant"):
             results.write_skipped(out / name, reason)
         return
     from steermoe import distributed as processes
-    from steermoe.evaluation import decoders, floors, text_tasks
+    from steermoe.evaluation import baselines, decoders, preservation
     from steermoe.evaluation.evaluator import measure
     from steermoe.evaluation.predictions import remarks, summarise
     from steermoe.models.steermoe import SteerMoE
@@ -34,14 +34,14 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
     # Any variant will do: only the frozen parts are used here, and those are the profile's, as prompts are everyone's.
     shared = {"encoder": settings.encoder, "llm": settings.llm, "prompts": settings.prompts}
     model = SteerMoE.from_config(settings.variant(settings.reference).model_copy(update=shared)).to(device)
-    tasks = text_tasks.text_tasks(model, settings.evaluation, settings.generation, seed)
+    tasks = preservation.text_tasks(model, settings.evaluation, settings.generation, seed)
     if tasks is not None:
         results.write_json(out / results.TEXT_TASKS, tasks)
     section = settings.corpora[corpus]
     test, train = (read_rows(shards, splits) for splits in (section.test, section.train))
     systems = {
-        "text-only": (floors.text_only(model, settings.generation, seed), test),
-        "constant": (floors.constant(train, test, evaluation, seed), test),
+        "text-only": (baselines.text_only(model, settings.generation, seed), test),
+        "constant": (baselines.constant(train, test, evaluation, seed), test),
     }
     own = decoders.own_decoder(model.config.encoder, settings.generation, seed, device)
     if own is not None:

@@ -13,8 +13,8 @@ def main(
 
     from steermoe import config
     from steermoe.atomic_io import write_text
+    from steermoe.data.filters import skipped_reason
     from steermoe.data.shards import shards_of
-    from steermoe.data.skipped import skipped_reason
     from steermoe.hub import adapters_of, sha256
 
     settings = config.load(params)

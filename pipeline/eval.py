@@ -13,9 +13,9 @@ def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = P
     """
     from steermoe import config
     from steermoe import distributed as processes
+    from steermoe.data.filters import skipped_reason
     from steermoe.data.shards import read_rows
-    from steermoe.data.skipped import skipped_reason
-    from steermoe.evaluation import results
+    from steermoe.evaluation import predictions as results
 
     if reason := skipped_reason(shards):
         results.write_skipped(out, reason)
@@ -26,7 +26,7 @@ def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = P
             return
         from steermoe.evaluation.evaluator import evaluate
         from steermoe.evaluation.predictions import remarks, summarise
-        from steermoe.evaluation.text_tasks import text_tasks
+        from steermoe.evaluation.preservation import text_tasks
         from steermoe.models.steermoe import SteerMoE
         from steermoe.training.tracking import Tracker
 

@@ -11,9 +11,8 @@ def main(
 ) -> None:
     """Turn CORPUS, fetched into SOURCE, into parquet shards in OUT."""
     from steermoe import config, corpora
-    from steermoe.data.limits import LEFT_OUT, Limits, tokenizer_file
-    from steermoe.data.overlap import overlap
-    from steermoe.data.preprocess import preprocess
+    from steermoe.data.filters import LEFT_OUT, Limits, tokenizer_file
+    from steermoe.data.preprocess import overlap, preprocess
     from steermoe.hub import located
 
     loaded = config.load(params)

@@ -1,10 +1,9 @@
-"""Files that appear whole or not at all, and work folders that outlive a killed stage.
+"""Write files whole or not at all, and keep work folders that survive a killed stage.
 
-DVC removes the outputs of a stage before it runs it. What a killed stage had finished would be lost, so a
-stage works in `.runs/` beside the outputs and moves its result into place at the end.
+DVC deletes the outputs of a stage before it runs it. So a stage works in `.runs/` and moves its result into place at
+the end: what a killed stage had finished is found again by the next run.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,29 +14,28 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-TEMPORARY = ".*.tmp"  # names of files that were being written
-REPEATED = (
-    "STEERMOE_REPEATED"  # set by who repeats a command that fails, and finds in DVC's cache what others made
-)
+from filelock import FileLock, Timeout
+
+TEMPORARY = ".*.tmp"  # names of unfinished files
+REPEATED = "STEERMOE_REPEATED"  # set where a failed command is repeated, and finds the result in DVC's cache
 
 
 class StagingBusyError(RuntimeError):
-    """Another process makes the same output, or has just made it."""
+    """Another process is writing the same output, or has just written it."""
 
 
 def project_root() -> Path:
-    """Where relative paths in the configuration start from: DVC's workspace, else the current folder."""
+    """Return the folder that relative paths of the configuration start from: DVC's workspace or the current folder."""
     return Path(os.environ.get("DVC_ROOT") or Path.cwd())
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which gets the name `path` once the block has written it without error.
+    """Yield a temporary name in the folder of `path`; rename it to `path` when the block ends without an error.
 
-    Folders on the way are made.
+    Missing folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -62,7 +60,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def tree_digest(folder: Path) -> str:
-    """Names, sizes and times of the files in a folder, as a SHA-256: cheap, and other after every change."""
+    """Return a SHA-256 of the names, sizes and modification times of all files in a folder."""
     lines = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         status = path.stat()
@@ -71,8 +69,8 @@ def tree_digest(folder: Path) -> str:
 
 
 def code_digest(*packages: str) -> str:
-    """SHA-256 of the library's Python files in `packages` (names of folders in steermoe/)."""
-    root = Path(__file__).parents[1]
+    """Return a SHA-256 of the Python files in `packages`, which are names of folders in steermoe/."""
+    root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(p for package in packages for p in (root / package).rglob("*.py")):
         digest.update(
@@ -82,55 +80,54 @@ def code_digest(*packages: str) -> str:
 
 
 class Staging:
-    """A work folder for the output folder `out`, found again by the next process that does the same work.
+    """A work folder for the output folder `out`, which the next process with the same key finds again.
 
-    It is held alone (flock: the kernel frees it, however its holder dies): who comes second says whom it waits for,
-    and goes on with what that one has left. Close it, or use it in a `with`: an exception leaves the finished parts
-    for the next try.
+    Only one process at a time holds it: a second one says so and waits. Use it in a `with` block; after an exception
+    the finished parts stay for the next run.
 
     Args:
-        out: the output folder. It appears at `commit`.
-        key: everything that decides the content of `out`, as JSON; another key is another work folder.
-        root: where `.runs/` is; by default the project root.
+        out: the output folder, which appears at `commit`.
+        key: everything that decides the content of `out`, as JSON. Another key gets another work folder.
+        root: the folder of `.runs/`; by default the project root.
 
     Attributes:
-        files: the folder that becomes `out`. Whatever is in it counts as finished.
-        scratch: a folder for what does not belong to the output. Deleted at `commit`, or at `retire`.
+        files: the folder that becomes `out`. All files in it count as finished.
+        scratch: a folder for files that are no part of the output.
 
     Raises:
-        StagingBusyError: this process holds the work folder itself; or, where STEERMOE_REPEATED is set, another has
-            made the output meanwhile.
+        StagingBusyError: this process holds the work folder already; or STEERMOE_REPEATED is set, and another process
+            has written the output in the meantime.
     """
 
     def __init__(self, out: Path, key: dict[str, Any], root: Path | None = None) -> None:
         text = json.dumps(key, sort_keys=True)
         self.out = out
         self._folder = (root or project_root()) / ".runs" / hashlib.sha256(text.encode()).hexdigest()[:32]
-        self._lock: int | None = _hold(self._folder)
+        self._lock = _lock(self._folder)
         self.files, self.scratch = self._folder / "files", self._folder / "scratch"
         self.files.mkdir(exist_ok=True)
         self.scratch.mkdir(exist_ok=True)
         for leftover in self.files.rglob(TEMPORARY):
             leftover.unlink()
         (self._folder / "key.json").write_text(text + "\n")
-        (self._folder / "pid").write_text(f"{os.getpid()} {socket.gethostname()}\n")
+        (self._folder / "owner").write_text(f"process {os.getpid()} on {socket.gethostname()}")
 
     def part(self, name: str) -> Path:
-        """The path of one file of the output. It exists if an earlier try finished it; write it whole."""
+        """Return the path of one file of the output. If it exists, an earlier run has finished it."""
         return self.files / name
 
     def commit(self) -> None:
-        """Move the work into place as `out`, which it replaces, and forget the work folder."""
+        """Move the work into place as `out`, which it replaces, and delete the work folder."""
         self.publish()
         self.retire()
 
     def publish(self) -> None:
-        """Move the work into place as `out`, which it replaces; `scratch` stays, for who is killed after this."""
-        with ThreadPoolExecutor(32) as pool:  # the file system writes what waits at the same time at once
+        """Move the work into place as `out`, which it replaces; `scratch` stays."""
+        with ThreadPoolExecutor(32) as pool:  # file systems write several waiting files at once
             list(pool.map(_sync, [self.files, *self.files.rglob("*")]))
         self.out.parent.mkdir(parents=True, exist_ok=True)
         ready = self.files
-        if ready.stat().st_dev != self.out.parent.stat().st_dev:
+        if ready.stat().st_dev != self.out.parent.stat().st_dev:  # another file system: no rename from here
             ready = self.out.with_name(f".{self.out.name}.incoming")
             _remove(ready)
             shutil.copytree(self.files, ready)
@@ -143,74 +140,51 @@ class Staging:
         _remove(old)
 
     def retire(self) -> None:
-        """Forget the work folder."""
-        # Its name goes first: half-deleted, the folder is never taken for a finished part.
+        """Delete the work folder."""
+        # Rename it first: a half-deleted folder must never be taken for finished work.
         retired = self._folder.with_name(f".retired-{self._folder.name}")
         _remove(retired)
         self._folder.rename(retired)
-        self.close()
         shutil.rmtree(retired)
+        self.close()
 
     def close(self) -> None:
-        """Let go of the work folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Release the work folder."""
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
-def _hold(folder: Path) -> int:
-    owner = ""
+def _lock(folder: Path) -> FileLock:
+    """Create and lock a work folder; if another process holds it, wait."""
+    lock, owner = FileLock(folder / "lock"), ""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # the holder before retires the folder while we open or lock it
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                owner = _locked(descriptor, folder) or owner
-                if os.path.samestat(os.fstat(descriptor), folder.stat()):
-                    return descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-        if owner:
-            made = f"{owner} made this output meanwhile"
-            if os.environ.get(REPEATED):
-                raise StagingBusyError(f"{made}; the command repeated finds it in DVC's cache")
-            print(f"{made}; it is made again, with the same result", file=sys.stderr, flush=True)
+        try:
+            lock.acquire(timeout=None if owner else 0)
+            return lock
+        except Timeout:
+            with suppress(FileNotFoundError):
+                owner = (folder / "owner").read_text()
+            owner = owner or "another process"
+            if owner == f"process {os.getpid()} on {socket.gethostname()}":
+                raise StagingBusyError(f"{folder}: process {os.getpid()} makes this output already") from None
+            print(
+                f"Waiting for {owner}, which is writing the same output in {folder}; you can interrupt either "
+                "process safely.",
+                file=sys.stderr,
+                flush=True,
+            )
+        except FileNotFoundError:  # the holder has finished and deleted the folder
+            if owner and os.environ.get(REPEATED):
+                raise StagingBusyError(
+                    f"{owner} has written this output; the repeated command finds it"
+                ) from None
             owner = ""
-
-
-def _locked(descriptor: int, folder: Path) -> str:
-    """Lock a folder, at once or when its holder has let go: the name of the holder that was waited for, or none."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return ""
-    except BlockingIOError:
-        pass
-    pid, host = "", socket.gethostname()
-    with suppress(FileNotFoundError, ValueError):
-        pid, host = (folder / "pid").read_text().split()
-    is_here = host == socket.gethostname()
-    owner = f"process {pid}" if pid else "another process"
-    owner += "" if is_here else f" on {host}"
-    if is_here and pid == str(os.getpid()):  # to wait for oneself would never end
-        raise StagingBusyError(f"{folder}: {owner} makes this output already, and asks for it a second time")
-    print(
-        f"waits for {owner}, which makes the same output (in {folder}; perhaps it outlived the command that started "
-        "it); who ends this wait or that process loses nothing that is finished",
-        file=sys.stderr,
-        flush=True,
-    )
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return owner
 
 
 def _remove(folder: Path) -> None:

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from steermoe import __version__
 from steermoe.config import of_the_hub
-from steermoe.evaluation.results import Result
+from steermoe.evaluation.predictions import Result
 from steermoe.models.checkpoint import Merged
 from steermoe.models.steermoe import SteerMoE
 

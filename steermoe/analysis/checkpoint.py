@@ -9,7 +9,7 @@ from steermoe.analysis.report import markdown_table, number
 from steermoe.analysis.steering import collect
 from steermoe.atomic_io import write_bytes, write_text
 from steermoe.audio import io as waveform
-from steermoe.evaluation.results import write_json
+from steermoe.evaluation.predictions import write_json
 from steermoe.models.steermoe import SteerMoE
 
 BATCH_SECONDS = 60.0

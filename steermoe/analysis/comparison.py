@@ -1,6 +1,6 @@
 """The comparison of all systems as data: what the report, its pictures and metrics.json are made of.
 
-Reads what evaluation wrote (layout: steermoe/evaluation/results.py) and training's <timing>/<variant>.json, and
+Reads what evaluation wrote (layout: steermoe/evaluation/predictions.py) and training's <timing>/<variant>.json, and
 computes nothing anew but paired differences against the reference variant.
 """
 
@@ -15,8 +15,7 @@ import polars as pl
 from steermoe.config import Evaluation
 from steermoe.corpora import reader
 from steermoe.evaluation.metrics import METRICS, metrics_of
-from steermoe.evaluation.predictions import clusters
-from steermoe.evaluation.results import Result, read_json, read_results
+from steermoe.evaluation.predictions import Result, clusters, read_json, read_results
 from steermoe.evaluation.significance import Difference, holm, paired_bootstrap
 
 BASELINES = {  # system of the baseline stage -> its name in tables
@@ -24,7 +23,7 @@ BASELINES = {  # system of the baseline stage -> its name in tables
     "baseline/text-only": "LLM without audio",
     "baseline/constant": "constant text",
 }
-CONTROLS = {  # rows of evaluation.controls -> their names in tables
+CONTROLS = {  # rows of evaluation.baselines -> their names in tables
     "shuffled": "shuffled audio",
     "silent": "silence and its video",
     "blank": "black video",

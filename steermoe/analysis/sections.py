@@ -7,8 +7,7 @@ from steermoe.analysis.comparison import BASELINES, Comparison, scored, worst
 from steermoe.analysis.report import NONE, Lines, markdown_table, number, percent
 from steermoe.config import VariantConfig
 from steermoe.evaluation.metrics import METRICS
-from steermoe.evaluation.predictions import remarks
-from steermoe.evaluation.results import BASELINE, Result
+from steermoe.evaluation.predictions import BASELINE, Result, remarks
 
 WORST = 3  # utterances shown for each variant and set
 

@@ -10,7 +10,7 @@ from steermoe.config import Corpus, Remote
 from steermoe.corpora import archives, download
 from steermoe.corpora.download import UnavailableError
 from steermoe.corpora.reader import Reader
-from steermoe.data.skipped import write_skipped
+from steermoe.data.filters import write_skipped
 
 
 def reader(name: str) -> Reader:

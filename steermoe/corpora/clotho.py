@@ -17,7 +17,7 @@ three. A figure depends on which questions it is over, so the configuration name
     single-word  of `clean`, those that are answered by one word other than yes and no
 
 Answers are compared here without case and outer spaces. An evaluation of `raw` reports every protocol, after its own
-normaliser (`steermoe.evaluation.answers`). Checksums are not published where they could be read.
+normaliser (`steermoe.evaluation.qa`). Checksums are not published where they could be read.
 """
 
 from collections import Counter

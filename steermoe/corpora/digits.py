@@ -102,7 +102,7 @@ def parts(settings: Digits, source: Path) -> list[Generated]:
 
 
 def rows(settings: Digits, source: Path, part: Generated) -> Iterator[dict[str, Any]]:
-    """Yield the digit strings of one part, with the columns of `steermoe.data.schemas.Utterance`."""
+    """Yield the digit strings of one part, with the columns of `steermoe.data.schema.Utterance`."""
     rng = _generator(settings, part, "pauses")
     for number, spoken in enumerate(plan(settings, source, part)):
         joined = _join(rng, [_load(recording) for recording in spoken])

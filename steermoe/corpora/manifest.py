@@ -144,7 +144,7 @@ def parts(settings: Limited, source: Path) -> list[Part]:
 
 
 def rows(settings: Limited, source: Path, part: Part) -> Iterator[dict[str, Any]]:
-    """Yield the utterances of a part, with the columns of `steermoe.data.schemas.Utterance`.
+    """Yield the utterances of a part, with the columns of `steermoe.data.schema.Utterance`.
 
     `audio` is the path of the recording: preprocessing decodes it, and rejects what it cannot decode. An utterance
     that cannot be used also has its `fault`.

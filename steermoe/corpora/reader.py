@@ -96,7 +96,7 @@ class Reader(Protocol):
         ...
 
     def rows(self, settings: Any, source: Path, part: Any) -> Iterator[dict[str, Any]]:
-        """Yield the utterances of a part, with the columns of `steermoe.data.schemas.Utterance`.
+        """Yield the utterances of a part, with the columns of `steermoe.data.schema.Utterance`.
 
         Where the audio is a file, `audio` is its path, without sample_rate and seconds: preprocessing decodes it, and
         rejects and lists what it cannot decode. A row with a column `fault`, why it cannot be used, is rejected too.

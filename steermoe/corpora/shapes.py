@@ -78,7 +78,7 @@ def parts(settings: Shapes, source: Path) -> list[Generated]:
 
 
 def rows(settings: Shapes, source: Path, part: Generated) -> Iterator[dict]:
-    """Draw and speak one part, with the columns of `steermoe.data.schemas.SeenUtterance`."""
+    """Draw and speak one part, with the columns of `steermoe.data.schema.VideoUtterance`."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(part.split), part.number])
     engine, cast = synthesis.Synthesizer(), CASTS[VOICES[part.split]]
     for i in range(part.count):

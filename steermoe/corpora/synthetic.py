@@ -92,7 +92,7 @@ def parts(settings: Synthetic, source: Path) -> list[Generated]:
 
 
 def rows(settings: Synthetic, source: Path, part: Generated) -> Iterator[dict]:
-    """Speak one part, with the columns of `steermoe.data.schemas.Utterance`."""
+    """Speak one part, with the columns of `steermoe.data.schema.Utterance`."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(part.split), part.number])
     shares = ASKED if part.task == "answer" else None
     texts = grammar.sentences(rng, TEXTS[part.split], shares)

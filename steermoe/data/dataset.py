@@ -16,8 +16,8 @@ from steermoe.audio.features import Features
 from steermoe.config import Prompts
 from steermoe.data import video
 from steermoe.data.prompts import Prompt, encode_prompt, end_token
-from steermoe.data.rows import VIDEO
 from steermoe.data.tokens import target_ids
+from steermoe.data.video import COLUMN as VIDEO
 
 COLUMNS = ("source_id", "task", "prompt", "target", "audio")
 IGNORED = -100  # target id of padding, which torch's cross-entropy ignores

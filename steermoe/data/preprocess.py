@@ -1,37 +1,77 @@
-"""A corpus to shards: each by a process of its own, checked, and resumable shard by shard."""
+"""Turn a fetched corpus into checked shards, in several processes; a killed run is resumed shard by shard."""
 
+import importlib
 import json
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from itertools import chain, count, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from pydantic import BaseModel
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.markup import escape
+from rich.progress import track
 
 from steermoe.atomic_io import Staging, code_digest, tree_digest, write_text
+from steermoe.audio import io as waveform
 from steermoe.data import filestate
-from steermoe.data import limits as left
-from steermoe.data.limits import LeftOut, Limits
-from steermoe.data.parts import Job, Made, in_processes
-from steermoe.data.rows import SHARD_BYTES
-from steermoe.data.shards import note_ids
-from steermoe.data.skipped import skipped_reason, write_skipped
+from steermoe.data.filters import LEFT_OUT, LeftOut, Limits, skipped_reason, write_skipped
+from steermoe.data.schema import ShardError, audio_fault, validate_shard
+from steermoe.data.shards import SHARD_BYTES, note_ids, read_rows, shard_name, write_shard
 
 if TYPE_CHECKING:
     from steermoe.corpora import Reader
 
 SUMMARY = "summary.json"
+MAX_SHOWN = 3  # names in a message
+UNNAMED = ("unknown", "none")  # values of `speaker` that name nobody
+_MD5 = 26  # where the checksum of the samples begins in a FLAC file
+
+
+class PartError(RuntimeError):
+    """A part of a corpus could not be made into shards."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to make the shards of one part."""
+
+    corpus: str  # module of the reader
+    settings: BaseModel
+    source: Path
+    part: Any
+    files: Path
+    scratch: Path
+    limits: Limits
+    shard_bytes: int
+
+    def name(self, continued: int = 0) -> str:
+        """Return the file name of a shard of the part."""
+        return shard_name(self.part.split, self.part.number, continued)
+
+    def finished(self) -> list["Finished"]:
+        """Return the finished shards, in order."""
+        names = takewhile(lambda name: (self.files / name).exists(), map(self.name, count()))
+        return [Finished(name, **json.loads((self.scratch / f"{name}.json").read_text())) for name in names]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished shard: its name, the rows left out of it, and the row that the next one begins with, if any."""
+
+    name: str
+    left_out: list[dict[str, Any]]
+    next_row: int | None
 
 
 def preprocess(
@@ -43,35 +83,28 @@ def preprocess(
     workers: int | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
-    """Turn a fetched corpus into shards, a summary.json, and left_out.jsonl.
+    """Turn a fetched corpus into shards, summary.json and left_out.jsonl.
 
-    A part is a shard; where its recordings need more room than one may take, the part goes on in others.
-    Texts stay as the reader gives them. A row whose reader gives neither sample_rate nor seconds has any
-    recording as its audio (a path, or the bytes of a file): it is decoded, mixed down and resampled, or, where
-    that cannot be, rejected. A killed run is finished by the next one with the same arguments, code and
-    source: finished shards stay.
+    A part becomes a shard, or several if its recordings need more room. Audio without sample_rate and seconds is any
+    recording (a path, or the bytes of a file) and is converted, or rejected. A killed run is resumed by the next one.
 
     Args:
         corpus: a reader (see `steermoe.corpora`).
         settings: its section of the configuration.
-        source: what its `fetch` made.
-        out: gets the shards, `<split>-<part>.parquet` and what goes on from it, `<split>-<part>_<number>.parquet`;
-            replaced as a whole at the end.
-        limits: what is dropped, and how much may be rejected; by default nothing. Both are in left_out.jsonl,
-            a line an utterance: source_id, split, kind (dropped or rejected), reason.
-        workers: shards made at a time; by default one a CPU core. The result is the same for any number.
-        shard_bytes: most audio and video a shard.
+        source: the folder that its `fetch` filled.
+        out: replaced as a whole at the end.
+        limits: what is dropped, and how much may be rejected; left_out.jsonl lists both (see `LeftOut`).
+        workers: parts made at a time; by default one a CPU core. The result does not depend on it.
+        shard_bytes: bytes of audio and video that a shard may hold.
 
     Returns:
-        the summary: {"splits": {split: {"shards", "rows", "seconds", "dropped", "rejected"}}} of the splits
-        that have parts, or {"skipped": reason} of a corpus that was skipped, whose `out` holds nothing but that.
+        {"splits": {split: {"shards", "rows", "seconds", "dropped", "rejected"}}}, or {"skipped": reason}.
 
     Raises:
-        PartError: a part failed or its process died; the message holds its traceback.
-        ShardError: a part's rows are not utterances, or two have the same id; a recording is larger than a shard.
-        RejectedError: more is rejected than `limits` allow. What was made stays for the next try.
-        ChangedError: files that the corpus uses as they lie have changed since it was fetched.
-        StagingBusyError: as of `Staging`; it waits for another process that makes the same shards.
+        PartError: the reader failed, or its process died.
+        ShardError: rows are not utterances, or two have the same id; a recording is larger than a shard.
+        RejectedError: more is rejected than `limits` allow. The shards stay for the next run.
+        ChangedError: files that the corpus uses in place have changed since it was fetched.
     """
     limits = limits or Limits()
     key = {
@@ -83,89 +116,186 @@ def preprocess(
         "code": code_digest("audio", "corpora", "data"),
     }
     with Staging(out, key) as staging:
-        reason = skipped_reason(source)
-        if reason is not None:
+        if (reason := skipped_reason(source)) is not None:
             write_skipped(staging.files, reason)
             staging.commit()
             print(f"SKIPPED {out.name}: {reason}", file=sys.stderr)
             return {"skipped": reason}
         filestate.check(source)
-        parts = corpus.parts(settings, source)
         jobs = [
-            Job(corpus.__name__, settings, source, part, staging.scratch, limits, shard_bytes)
-            for part in parts
+            Job(corpus.__name__, settings, source, part, staging.files, staging.scratch, limits, shard_bytes)
+            for part in corpus.parts(settings, source)
         ]
-        names = [job.name for job in jobs]
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"{corpus.__name__}: parts must differ in split and number, found {sorted(names)}"
-            )
-        _make_shards(staging, jobs, workers or len(os.sched_getaffinity(0)))
-        made = [shard for job in jobs for shard in _finished(staging, job)[0]]
-        left_out = [item for _, found in made for item in found.left_out]
-        summary = _summary(staging, {job.name: job.part.split for job, _ in made}, left_out)
-        limits.check_rejected(left_out, {s: found["rows"] for s, found in summary["splits"].items()})
-        write_text(staging.part(left.LEFT_OUT), left.to_lines(left_out))
-        write_text(staging.part(SUMMARY), json.dumps(summary, indent=1) + "\n")
-        filestate.check(source)  # nothing was changed while it was read
+        todo = [job for job in jobs if not (found := job.finished()) or found[-1].next_row is not None]
+        made = _in_processes(todo, workers or len(os.sched_getaffinity(0)))
+        for _ in track(made, escape(f"preprocess {out.name}"), len(todo)):
+            pass
+        summary = _finish(staging.files, jobs, limits)
+        filestate.check(source)  # no file was changed while it was read
         staging.commit()
     return summary
 
 
-def _finished(staging: Staging, job: Job | None) -> tuple[list[tuple[Job, Made]], Job | None]:
-    """The finished shards of a part, whose first one is `job`, and the job that is left; None where none is."""
-    finished: list[tuple[Job, Made]] = []
-    while job is not None and staging.part(job.name).exists():
-        noted = json.loads(_note(staging, job).read_text(encoding="utf-8"))
-        made = Made([LeftOut(**item) for item in noted["left_out"]], noted["first_left"])
-        finished.append((job, made))
-        job = job.after(made)
-    return finished, job
-
-
-def _make_shards(staging: Staging, jobs: Sequence[Job], workers: int) -> None:
-    """Make what is not finished of the parts, whose first shards are `jobs`."""
-    found = [_finished(staging, job) for job in jobs]
-    done = sum(len(finished) for finished, _ in found)
-    left_to_do = [rest for _, rest in found if rest is not None]
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("shards"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
-        total = done + len(left_to_do)
-        bar = progress.add_task(f"preprocess {staging.out.name}", total=total, completed=done)
-        for job, made in in_processes(left_to_do, workers):
-            write_text(_note(staging, job), json.dumps(asdict(made)))
-            # A shard counts as finished once it is among the files.
-            job.path.replace(staging.part(job.name))
-            total += job.after(made) is not None
-            progress.update(bar, advance=1, total=total)
-
-
-def _summary(staging: Staging, shards: Mapping[str, str], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """Counts by split, from the finished shards; `shards` has the split of each."""
-    gone = left.counts(left_out)
-    counts: dict[str, dict[str, Any]] = {
-        split: {"shards": 0, "rows": 0, "seconds": 0.0}
-        | {kind: gone[split, kind] for kind in ("dropped", "rejected")}
-        for split in dict.fromkeys(shards.values())
-    }
+def _finish(folder: Path, jobs: Sequence[Job], limits: Limits) -> dict[str, Any]:
+    """Check what was left out, write left_out.jsonl and summary.json, and return the summary."""
+    left_out: list[LeftOut] = []
+    splits: dict[str, dict[str, Any]] = {}
     seen: dict[str, Path] = {}
-    for name, split in shards.items():
-        frame = pl.read_parquet(staging.part(name), columns=["source_id", "seconds"])
-        note_ids(seen, frame["source_id"], staging.part(name))
-        of = counts[split]
+    for split, shard in [(job.part.split, shard) for job in jobs for shard in job.finished()]:
+        left_out += [LeftOut(**item) for item in shard.left_out]
+        frame = pl.read_parquet(folder / shard.name, columns=["source_id", "seconds"])
+        note_ids(seen, frame["source_id"], folder / shard.name)
+        of = splits.setdefault(split, {"shards": 0, "rows": 0, "seconds": 0.0})
         of["shards"] += 1
         of["rows"] += len(frame)
         of["seconds"] = round(of["seconds"] + frame["seconds"].sum(), 3)
-    return {"splits": counts}
+    counts = Counter((item.split, item.kind) for item in left_out)
+    for split, of in splits.items():
+        of |= {kind: counts[split, kind] for kind in ("dropped", "rejected")}
+    limits.check_rejected(left_out, {split: of["rows"] for split, of in splits.items()})
+    lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in left_out)
+    write_text(folder / LEFT_OUT, "".join(lines))
+    write_text(folder / SUMMARY, json.dumps({"splits": splits}, indent=1) + "\n")
+    return {"splits": splits}
 
 
-def _note(staging: Staging, job: Job) -> Path:
-    """What came of a job, written before its shard counts as finished."""
-    return staging.scratch / f"{job.name}.json"
+def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[None]:
+    """Run the jobs, `workers` at a time, and yield after each; on an error the other processes are ended."""
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(_in_process, job) for job in jobs]
+        try:
+            for done in as_completed(futures):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while wait(futures, timeout=0.1).not_done:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+            raise
+
+
+def _in_process(job: Job) -> None:
+    """Run a job in a process of its own: a reader's engine may carry state over from part to part (espeak-ng does)."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=_begin) as process:
+        try:
+            process.submit(_run, job).result()
+        except BrokenProcessPool as error:
+            raise PartError(
+                f"{job.corpus}: part {job.name()} failed: its process was killed, often for lack of memory (try fewer "
+                "workers); repeat the command to resume"
+            ) from error
+
+
+def _begin() -> None:
+    """Leave Ctrl-C to the parent process, and end this process when the parent has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _run(job: Job) -> None:
+    try:
+        _make_shards(job)
+    except ShardError:
+        raise
+    except FileNotFoundError as error:
+        advice = "does not exist any more; bring it back, or run the download stage again, by force"
+        raise PartError(f"{job.corpus}: part {job.name()} failed; {error.filename} {advice}") from error
+    except Exception:  # its traceback is part of the message: the exception itself may not survive pickling
+        advice = "repeat the command to resume"
+        raise PartError(
+            f"{job.corpus}: part {job.name()} failed; {advice}\n{traceback.format_exc()}"
+        ) from None
+
+
+def _make_shards(job: Job) -> None:
+    """Write and check the shards of a part that are not finished."""
+    finished = job.finished()
+    first = number = (finished[-1].next_row or 0) if finished else 0
+    left_out: list[dict[str, Any]] = []
+
+    def usable() -> Iterator[dict[str, Any]]:
+        nonlocal number
+        # A reader's state may depend on its first rows: they are drawn again, but not decoded.
+        rows = importlib.import_module(job.corpus).rows(job.settings, job.source, job.part)
+        for number, row in enumerate(islice(rows, first, None), first):  # noqa: B007
+            kind, reason = "rejected", row.get("fault")
+            if not reason:
+                try:
+                    row = _with_flac(row)
+                    kind, reason = "dropped", job.limits.exceeded(row)
+                except waveform.AudioError as error:
+                    reason = str(error)
+            if reason:
+                left_out.append(asdict(LeftOut(row["source_id"], row["split"], kind, reason)))
+            else:
+                yield row
+
+    rows = usable()
+    for continued in count(len(finished)):
+        name = job.name(continued)
+        rest = write_shard(rows, job.scratch / name, job.shard_bytes)
+        validate_shard(job.scratch / name)
+        note = {"left_out": left_out, "next_row": None if rest is None else number}
+        write_text(job.scratch / f"{name}.json", json.dumps(note))
+        (job.scratch / name).replace(job.files / name)  # from here on the shard counts as finished
+        if rest is None:
+            return
+        left_out.clear()
+        rows = chain([rest], rows)
+
+
+def _with_flac(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with its audio as FLAC. Without sample_rate and seconds, the audio is any recording.
+
+    Raises:
+        AudioError: the recording cannot be used.
+        ShardError: the recording cannot be read, or is not what sample_rate and seconds say.
+    """
+    if "sample_rate" in row or "seconds" in row:
+        fault = audio_fault(row.get("audio"), row.get("sample_rate"), row.get("seconds"), decode=True)
+        if fault is not None:
+            raise ShardError(
+                f"row {row.get('source_id')!r}, column audio: found {fault}, expected a mono FLAC file of the row's "
+                "sample_rate and seconds; correct the corpus reader, or let it give the recording without both"
+            )
+        return row
+    try:
+        audio, seconds = waveform.as_flac(row["audio"])
+    except OSError as error:
+        raise ShardError(
+            f"row {row['source_id']!r}: its recording {row['audio']} cannot be read ({error}); put it back, "
+            "or correct the corpus, and run `make repro` (or `dvc repro`), which lists the corpus again"
+        ) from error
+    return row | {"audio": audio, "sample_rate": waveform.RATE, "seconds": seconds}
+
+
+def overlap(folder: Path, train: Sequence[str], test: Sequence[str]) -> str:
+    """Return a line on recordings and speakers that training and test splits share; "" where they share none.
+
+    Recordings are the same if their samples are; rows with several questions about one count once.
+
+    Args:
+        folder: of a corpus' shards.
+    """
+    columns, size = ("source_id", "speaker", "audio"), waveform.FLAC_HEADER - _MD5
+    trained, tested = (
+        read_rows(folder, splits, columns).with_columns(samples=pl.col("audio").bin.slice(_MD5, size))
+        for splits in (train, test)
+    )
+    known = tested.filter(pl.col("samples") != bytes(size))  # else the file has no checksum
+    shared = known.filter(pl.col("samples").is_in(trained["samples"].implode()))
+    shared = shared.unique("samples", maintain_order=True)
+    speakers = sorted(set(tested["speaker"]) & set(trained["speaker"]) - set(UNNAMED))
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:MAX_SHOWN])}{', ...' if len(names) > MAX_SHOWN else ''})"
+        for kind, names in (("recordings", shared["source_id"].to_list()), ("speakers", speakers))
+        if names
+    ]
+    if not found:
+        return ""
+    return (
+        f"test splits {', '.join(test)} share with training splits {', '.join(train)}: {' and '.join(found)}"
+    )

@@ -1,9 +1,9 @@
-"""Text as it comes from users and files: decoded, and cleaned of characters that nobody reads.
+"""Decode and clean texts of users and files.
 
-`clean` keeps what a person would read. It removes byte-order marks, zero-width and directional characters, soft
-hyphens, control characters and noncharacters, composes letters (Unicode NFC) and makes one space of every run of
-whitespace, line breaks included. Two invisible characters change how letters are written and stay where they do: the
-zero-width joiner (U+200D) behind a letter or mark of a script of JOINING, and the non-joiner (U+200C) between two.
+`clean` removes byte-order marks, zero-width and directional characters, soft hyphens, control characters and
+noncharacters, composes letters (Unicode NFC) and replaces every run of whitespace, line breaks included, by one space.
+Two invisible characters change how letters are written and stay where they do: the zero-width joiner (U+200D) after a
+letter or mark of a script of JOINING, and the non-joiner (U+200C) between two.
 """
 
 import unicodedata
@@ -11,23 +11,12 @@ from pathlib import Path
 
 JOINING = frozenset(
     (
-        *(
-            "ARABIC",
-            "SYRIAC",
-            "NKO",
-            "MONGOLIAN",
-            "DEVANAGARI",
-            "BENGALI",
-            "GURMUKHI",
-            "GUJARATI",
-            "ORIYA",
-            "TAMIL",
-        ),
-        *("TELUGU", "KANNADA", "MALAYALAM", "SINHALA", "TIBETAN", "MYANMAR", "KHMER", "BALINESE", "JAVANESE"),
-    )
+        "ARABIC SYRIAC NKO MONGOLIAN DEVANAGARI BENGALI GURMUKHI GUJARATI ORIYA TAMIL TELUGU KANNADA MALAYALAM "
+        "SINHALA TIBETAN MYANMAR KHMER BALINESE JAVANESE"
+    ).split()
 )
 _NON_JOINER, _JOINER = "\u200c", "\u200d"
-# Format characters (category Cf) that are seen: signs that stand under numbers and letters.
+# Format characters (category Cf) that are visible: signs under numbers and letters.
 _SEEN = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
 
 
@@ -36,7 +25,7 @@ class TextError(ValueError):
 
 
 def clean(text: str) -> str:
-    """The text as a person reads it; see the module for what is removed. Cleaning twice changes nothing.
+    """Return the text without what the module removes. Cleaning twice changes nothing.
 
     Raises:
         TextError: it holds NUL characters or unpaired surrogates, as binary data and broken escapes do.
@@ -54,17 +43,17 @@ def clean(text: str) -> str:
 
 
 def _invisible(character: str) -> bool:
-    """Whether a character is a control, a format character that is not seen, or a noncharacter."""
+    """Return whether a character is a control, an invisible format character, or a noncharacter."""
     category, code = unicodedata.category(character), ord(character)
     noncharacter = 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE
     return category == "Cc" or (category == "Cf" and character not in _SEEN) or noncharacter
 
 
 def _joins(text: list[str], place: int) -> bool:
-    """Whether the joiner or non-joiner at `place` shapes the letters around it."""
+    """Return whether the joiner or non-joiner at `place` shapes the letters next to it."""
     before = text[place - 1] if place else ""
-    behind = text[place + 1] if place + 1 < len(text) else ""
-    return _of_joining(before) and (text[place] == _JOINER or _of_joining(behind))
+    after = text[place + 1] if place + 1 < len(text) else ""
+    return _of_joining(before) and (text[place] == _JOINER or _of_joining(after))
 
 
 def _of_joining(character: str) -> bool:
@@ -73,7 +62,7 @@ def _of_joining(character: str) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte-order mark.
+    """Read a UTF-8 file, without a byte-order mark.
 
     Raises:
         TextError: it is in another encoding; names file, line and byte.
@@ -87,7 +76,7 @@ def read_text(path: Path) -> str:
 
 
 def not_utf8(start: bytes, byte: int) -> str:
-    """What to say of a file that begins with `start` and has a `byte` that is not UTF-8."""
+    """Describe a file that begins with `start` and has a `byte` that is not UTF-8."""
     wide = start.startswith((b"\xff\xfe", b"\xfe\xff"))
     guess = "UTF-16" if wide else "Windows-1252 or Latin-1"
     return f"found byte 0x{byte:02x}, which is not UTF-8 (perhaps the file is in {guess}); save it as UTF-8"

@@ -1,7 +1,6 @@
-"""Videos as shards hold them: animated PNGs, lossless, a picture a frame, without sound.
+"""Encode and decode the videos of shards: animated PNGs, lossless, without sound and without times of frames.
 
-What a video says of itself is checked against limits before a picture is decoded, and no format but PNG is read.
-How long a frame is shown is not kept: what a frame means in time is the corpus' affair.
+Sizes are checked against limits before anything is decoded, and no other format than PNG is read.
 
 Shapes: T frames, H height, W width.
 """
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
+COLUMN = "video"  # of shards
 MAX_FRAMES = 3_000  # of a video
 MAX_PIXELS = 2**22  # of a frame
 MAX_BYTES = 2**29  # of all frames, decoded
@@ -24,7 +24,7 @@ class VideoError(ValueError):
 
 
 def checked(frames: np.ndarray) -> np.ndarray:
-    """Frames (T, H, W) in shades of grey, or (T, H, W, 3) in colours, uint8, as (T, H, W, 3).
+    """Return grey frames (T, H, W) or colour frames (T, H, W, 3), uint8, as (T, H, W, 3).
 
     Raises:
         VideoError: they are of another type or shape, or there are none.
@@ -42,7 +42,7 @@ def checked(frames: np.ndarray) -> np.ndarray:
 
 
 def encode(frames: np.ndarray) -> bytes:
-    """Frames, as `checked` takes them, as an animated PNG; the same frames give the same bytes.
+    """Encode frames (see `checked`) as an animated PNG; the same frames give the same bytes.
 
     Raises:
         VideoError: as `checked`.
@@ -54,7 +54,7 @@ def encode(frames: np.ndarray) -> bytes:
 
 
 def shape(data: bytes) -> tuple[int, int, int]:
-    """T, H and W, by the header alone.
+    """Return T, H and W, by the header alone.
 
     Raises:
         VideoError: the bytes are no PNG, or the video is outside the limits.
@@ -64,7 +64,7 @@ def shape(data: bytes) -> tuple[int, int, int]:
 
 
 def load(data: bytes) -> np.ndarray:
-    """All frames, (T, H, W, 3) uint8.
+    """Decode all frames, (T, H, W, 3) uint8.
 
     Raises:
         VideoError: as `shape`; or the video is damaged.

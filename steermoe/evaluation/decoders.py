@@ -1,11 +1,13 @@
-"""The encoder's own decoder: what can be heard in its output before any LLM comes into it."""
+"""The encoder's own decoder, a baseline: a CTC head over words, a whole CTC model, or a whole Whisper."""
 
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoFeatureExtractor,
+    AutoModelForCTC,
     AutoTokenizer,
     PretrainedConfig,
     WhisperForConditionalGeneration,
@@ -21,9 +24,7 @@ from transformers import (
 
 from steermoe.audio import io as waveform
 from steermoe.config import Encoder, Generation
-from steermoe.data.rows import with_defaults
-from steermoe.evaluation.ctc import HubCtcDecoder
-from steermoe.evaluation.evaluator import System, batchwise
+from steermoe.evaluation.predictions import System, batchwise
 from steermoe.hub import located
 from steermoe.models.encoders import load_encoder
 from steermoe.models.generation import describe, ended, options, seeded
@@ -34,33 +35,31 @@ BLANK = 0
 WHISPERS_OWN = {"cmn": "zh", "nb": "no", "jv": "jw", "fil": "tl", "und": ""}
 
 
-class Decoder(Protocol):
-    """A row of DECODERS, built from the encoder's section, how to decode, the seed of sampling and a device."""
+class Decoder(ABC):
+    """A row of DECODERS, built from the encoder's section, generation settings, a seed and a device."""
 
     decoding: str
-    window: float  # seconds that every utterance is padded to; 0 where it is as long as its audio
+    window: float = 0.0  # seconds that every utterance is padded to
 
+    @abstractmethod
     def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None: ...
 
     @staticmethod
-    def offered(path: str) -> bool:
-        """Whether there is such a decoder beside the encoder at `path`."""
-        ...
+    @abstractmethod
+    def is_offered(path: str) -> bool:
+        """Return whether the encoder at `path` comes with such a decoder."""
 
     def knows(self, tag: str) -> bool:
-        """Whether it can be asked to write a language, by its BCP 47 tag."""
-        ...
+        """Return whether it can write a language, by its BCP 47 tag."""
+        return True
 
+    @abstractmethod
     def __call__(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
-        """The text of each waveform, (N,) at 16 kHz; `languages` are BCP 47 tags, und where it is not known."""
-        ...
+        """Return the text of each waveform, (N,) at 16 kHz; `languages` are BCP 47 tags, or und."""
 
 
-class CtcDecoder:
-    """A linear layer to blank and units (words), greedy: the likeliest class of every frame, collapsed.
-
-    It does not write token by token: of how to decode nothing concerns it.
-    """
+class CtcDecoder(Decoder):
+    """A linear layer to blank and units (words), decoded greedily."""
 
     def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None:
         folder = Path(section.path)
@@ -79,16 +78,12 @@ class CtcDecoder:
         self.decoding = f"CTC head over {len(self.units)} units, greedy"
 
     @staticmethod
-    def offered(path: str) -> bool:
-        """Whether a head lies beside the encoder."""
+    def is_offered(path: str) -> bool:
+        """Return whether there is a head in the encoder's folder."""
         return (Path(path) / CTC_HEAD).is_file()
 
-    def knows(self, tag: str) -> bool:
-        """It is told no language: it writes its units."""
-        return True
-
     def __call__(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
-        """The text of each waveform."""
+        """Return the text of each waveform."""
         features = [self.features(samples) for samples in waveforms]
         lengths = torch.tensor([each.shape[1] for each in features], device=self.device)
         padded = pad_sequence([each.T for each in features], batch_first=True).transpose(1, 2)
@@ -98,17 +93,56 @@ class CtcDecoder:
         return [self.text(path[:length]) for path, length in zip(paths, lengths.tolist(), strict=True)]
 
     def text(self, path: torch.Tensor) -> str:
-        """The units of a path of classes: repeats are one, blanks are none."""
+        """Return the units of a path of classes, without repeats and blanks."""
         collapsed = torch.unique_consecutive(path).tolist()
         return " ".join(self.units[unit - 1] for unit in collapsed if unit != BLANK)
 
 
-class WhisperDecoder:
-    """A whole Whisper as transformers runs it: told to transcribe the row's language.
+class HubCtcDecoder(Decoder):
+    """A whole CTC model of the hub (Wav2Vec2 and its kin, Parakeet) as transformers runs it, decoded greedily.
 
-    Where a row names none, the language is Whisper's own guess. Audio beyond its window is decoded window by
-    window, each beginning where the timestamps of the last one end (Radford et al. 2022, section 4.5), without
-    its fallback to sampling.
+    Recordings are not batched: padding would change the output of models whose feature extractor normalises over time
+    or whose convolutions have no mask.
+    """
+
+    def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None:
+        model: Any = AutoModelForCTC.from_pretrained(section.path, dtype=getattr(torch, section.dtype))
+        self.model = model.eval()
+        self.model.to(device)
+        self.extractor = AutoFeatureExtractor.from_pretrained(section.path)
+        self.tokenizer = AutoTokenizer.from_pretrained(section.path)
+        groups = "group_tokens" in signature(type(self.tokenizer)._decode).parameters
+        self.ungrouped: dict[str, Any] = {"group_tokens": False} if groups else {}
+        self.blank = self.model.config.pad_token_id
+        self.decoding = f"CTC head over {self.model.config.vocab_size - 1} units, greedy"
+
+    @staticmethod
+    def is_offered(path: str) -> bool:
+        """Return whether the checkpoint is a whole CTC model."""
+        architectures = PretrainedConfig.get_config_dict(path)[0].get("architectures") or []
+        return len(architectures) == 1 and architectures[0].endswith("ForCTC")
+
+    def __call__(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
+        """Return the text of each waveform."""
+        return [self._text(samples) for samples in waveforms]
+
+    def _text(self, samples: np.ndarray) -> str:
+        inputs = self.extractor(samples, sampling_rate=waveform.RATE, return_tensors="pt")
+        moved = {
+            name: tensor.to(self.model.device, self.model.dtype if tensor.is_floating_point() else None)
+            for name, tensor in inputs.items()
+        }
+        path = self.model(**moved).logits[0].argmax(-1)
+        units = [unit for unit in torch.unique_consecutive(path).tolist() if unit != self.blank]
+        # Equal units next to each other were separated by a blank: the tokenizer must not merge them.
+        return self.tokenizer.decode(units, skip_special_tokens=True, **self.ungrouped).strip()
+
+
+class WhisperDecoder(Decoder):
+    """A whole Whisper as transformers runs it, which transcribes the language of the row or, for und, its own guess.
+
+    Longer audio than its window is decoded window by window, each beginning where the timestamps of the last one end
+    (Radford et al. 2022, section 4.5), without the fallback to sampling.
     """
 
     def __init__(self, section: Encoder, generation: Generation, seed: int, device: torch.device) -> None:
@@ -132,16 +166,16 @@ class WhisperDecoder:
             self.task["task"] = "transcribe"
         self.known = getattr(self.model.generation_config, "lang_to_id", None) or {}
         how = describe(self.generation, seed)
-        self.decoding = f"Whisper's decoder, {how}, a window; told the language where the row names it"
+        self.decoding = f"Whisper's decoder, {how}, a window; with the language of the row, if known"
 
     @staticmethod
-    def offered(path: str) -> bool:
-        """Whether the checkpoint is a whole Whisper."""
+    def is_offered(path: str) -> bool:
+        """Return whether the checkpoint is a whole Whisper."""
         config = PretrainedConfig.get_config_dict(path)[0]
         return config.get("architectures") == [WhisperForConditionalGeneration.__name__]
 
     def __call__(self, waveforms: Sequence[np.ndarray], languages: Sequence[str]) -> list[str]:
-        """The text of each waveform; ValueError where Whisper does not know a row's language."""
+        """Return the text of each waveform; ValueError for a language that Whisper does not know."""
         texts = [""] * len(waveforms)
         groups: dict[tuple[str | None, bool], list[int]] = {}
         for row, (samples, language) in enumerate(zip(waveforms, languages, strict=True)):
@@ -157,14 +191,14 @@ class WhisperDecoder:
         return texts
 
     def language(self, tag: str) -> str | None:
-        """Whisper's name of a language; None where the tag is und, or the model knows but one."""
+        """Return Whisper's name of a language; None for und, or if the model is monolingual."""
         if not self.knows(tag):
             legal = ", ".join(sorted(name.strip("<|>") for name in self.known))
             raise ValueError(f"a row's language is {tag!r}; this Whisper knows: {legal}")
         return (_whispers(tag) or None) if "task" in self.task else None
 
     def knows(self, tag: str) -> bool:
-        """Whether it can be told the language, or need not be told."""
+        """Return whether it can be told the language, or need not be told."""
         code = _whispers(tag)
         return not code or not self.known or "task" not in self.task or f"<|{code}|>" in self.known
 
@@ -191,14 +225,14 @@ class WhisperDecoder:
 
 
 def _whispers(tag: str) -> str:
-    """Whisper's name of a language; "" for und."""
+    """Return Whisper's name of a language; "" for und."""
     language = tag.split("-")[0]
     return WHISPERS_OWN.get(language, language)
 
 
 @dataclass(frozen=True)
 class OwnDecoder(System):
-    """The encoder's own decoder as a system; `knows` tells whether it can write a language, by its BCP 47 tag."""
+    """The encoder's own decoder as a system; `knows` says whether it can write a language, by its BCP 47 tag."""
 
     knows: Callable[[str], bool]
 
@@ -206,39 +240,35 @@ class OwnDecoder(System):
 def own_decoder(
     section: Encoder, generation: Generation, seed: int, device: str = "cpu"
 ) -> OwnDecoder | None:
-    """The decoder that comes with the encoder, for rows to transcribe; None where it has none."""
+    """Return the decoder that comes with the encoder, for rows to transcribe; None if there is none."""
     section = located(section, "encoder")
-    kind = next((kind for kind in DECODERS.values() if kind.offered(section.path)), None)
+    kind = next((kind for kind in DECODERS.values() if kind.is_offered(section.path)), None)
     if kind is None:
         return None
     decoder = kind(section, generation, seed, torch.device(device))
 
     @torch.inference_mode()
     def respond(rows: pl.DataFrame) -> list[str]:
-        return decoder(
-            [waveform.load(audio) for audio in rows["audio"]], with_defaults(rows)["language"].to_list()
-        )
+        return decoder([waveform.load(audio) for audio in rows["audio"]], rows["language"].to_list())
 
     return OwnDecoder(batchwise(respond), decoder.decoding, device, decoder.knows, window=decoder.window)
 
 
 def decodable(system: OwnDecoder, rows: pl.DataFrame) -> tuple[OwnDecoder, pl.DataFrame, str]:
-    """The rows in languages that the decoder knows.
+    """Select the rows in languages that the decoder knows.
 
     Returns:
-        the decoder, whose `decoding` tells over which of `rows` it is not; those that it can decode; the others
-        in words, by language, the most frequent first ("" where there are none).
+        the decoder, whose `decoding` says which rows are left out; the selected rows; a description of the others,
+        by language, the most frequent first ("" if there are none).
     """
-    languages = with_defaults(rows)["language"]
-    unknown = Counter(tag for tag in languages if not system.knows(tag))
+    unknown = Counter(tag for tag in rows["language"] if not system.knows(tag))
     if not unknown:
         return system, rows, ""
-    listed = ", ".join(
-        f"{tag}: {count}" for tag, count in sorted(unknown.items(), key=lambda i: (-i[1], i[0]))
-    )
+    ordered = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{tag}: {count}" for tag, count in ordered)
     words = f"{unknown.total()} utterances in languages that it does not know ({listed})"
-    told = replace(system, decoding=f"{system.decoding}; not over {words}")
-    return told, rows.filter(~languages.is_in(list(unknown))), words
+    partial = replace(system, decoding=f"{system.decoding}; not over {words}")
+    return partial, rows.filter(~pl.col("language").is_in(list(unknown))), words
 
 
 DECODERS: dict[str, type[Decoder]] = {"ctc": CtcDecoder, "whisper": WhisperDecoder, "hub-ctc": HubCtcDecoder}

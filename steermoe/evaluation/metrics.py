@@ -1,7 +1,7 @@
-"""Error counts of every utterance, and the metrics that are ratios of their sums.
+"""Count the errors of each utterance, and define the metrics.
 
-A metric is a numerator and a denominator for each utterance; its value over a set is the ratio of the two
-sums (micro average), so that the same counts serve the value, its interval and paired comparisons.
+A metric has a numerator and a denominator for each utterance; its value over a set is the ratio of the two sums
+(micro average), so that the same counts give the value, its interval and paired comparisons.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,7 @@ import numpy as np
 import polars as pl
 from jiwer import AlignmentChunk
 
-from steermoe.evaluation import answers
-from steermoe.evaluation.answers import Constant, Floor, constant_of, most_alike
+from steermoe.evaluation import qa
 from steermoe.evaluation.normalizers import UNSPACED, Normalizer
 
 Counts = tuple[np.ndarray, np.ndarray]  # (utterances,) numerators, (utterances,) denominators, float64
@@ -23,10 +22,9 @@ SPACED = ~pl.col("language").str.to_lowercase().str.split("-").list.first().is_i
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of METRICS: expressions over the columns of `Predictions.frame`, for rows of the given tasks.
+    """A row of METRICS: expressions over the columns of `Predictions.frame`, for rows of the given tasks.
 
-    `concerns` are the rows that it says something about. `floor` finds the best constant answer, where one
-    belongs beside it.
+    `concerns` selects the rows that it is defined for.
     """
 
     title: str
@@ -35,10 +33,9 @@ class Metric:
     tasks: frozenset[str]
     lower_is_better: bool
     concerns: pl.Expr = EVERY
-    floor: Floor | None = None
 
     def counts(self, predictions: pl.DataFrame) -> Counts:
-        """Both expressions of every row; 0 and 0 where the metric says nothing."""
+        """Evaluate both expressions for every row; 0 and 0 where the metric is not defined."""
         parts = (
             pl.when(self.concerns).then(part.cast(pl.Float64)).otherwise(0.0).alias(name)
             for name, part in (("numerator", self.numerator), ("denominator", self.denominator))
@@ -46,17 +43,9 @@ class Metric:
         found = predictions.select(*parts)
         return found["numerator"].to_numpy(), found["denominator"].to_numpy()
 
-    def rows(self, predictions: pl.DataFrame) -> int:
-        """How many rows it says something about."""
-        return predictions.filter(self.concerns).height
-
-    def constant(self, predictions: pl.DataFrame) -> Constant | None:
-        """The best constant answer and what it reaches; None where none belongs beside the metric."""
-        return None if self.floor is None else self.floor(predictions.filter(self.concerns))
-
 
 def edits(alignments: Sequence[Sequence[AlignmentChunk]]) -> list[int]:
-    """Substitutions, insertions and deletions of each aligned pair."""
+    """Return the number of substitutions, insertions and deletions of each aligned pair."""
 
     def cost(chunk: AlignmentChunk) -> int:
         if chunk.type == "equal":
@@ -70,15 +59,13 @@ def count_errors(
     references: Sequence[str],
     hypotheses: Sequence[str],
     normalize: Normalizer,
-    languages: Sequence[str] | None = None,
+    languages: Sequence[str],
 ) -> dict[str, list[int] | list[bool]]:
-    """Columns errors, words, char_errors, chars and exact, one entry a pair, after `normalize` on both sides.
+    """Return columns errors, words, char_errors, chars and exact of the pairs, after `normalize` on both sides.
 
-    Word and character alignments are jiwer's; spaces count as characters, as in jiwer's CER. An empty
-    reference has no words, and every word of its hypothesis is an error, as for sclite and Kaldi. `languages`
-    are BCP 47 tags.
+    jiwer aligns words and characters (spaces count as characters). An empty reference has no words, and every word
+    of its hypothesis is an error, as for sclite and Kaldi. `languages` are BCP 47 tags.
     """
-    languages = ["und"] * len(references) if languages is None else languages
     if not references:
         return {"errors": [], "words": [], "char_errors": [], "chars": [], "exact": []}
     said = list(map(normalize, references, languages))
@@ -95,53 +82,42 @@ def count_errors(
 
 
 def metric(name: str) -> Metric:
-    """The metric of that name; ValueError for another."""
+    """Return a metric by its name; ValueError for an unknown one."""
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
     return METRICS[name]
 
 
 def metrics_of(task: str) -> dict[str, Metric]:
-    """The metrics that say something about rows of this task, or some of them."""
+    """Return the metrics of a task."""
     return {name: row for name, row in METRICS.items() if task in row.tasks}
 
 
-_LISTED = pl.col("said").list.len() > 0  # rows whose answers are listed
+_LISTED = pl.col("said").list.len() > 0  # rows with the answers of people
 _SPOKEN, _ASKED, _CAPTIONED = frozenset({"transcribe"}), frozenset({"answer"}), frozenset({"caption"})
 
 
-def _of_answers(title: str, concerns: pl.Expr) -> Metric:
-    floor = constant_of(pl.concat_list("agreed"))
-    return Metric(title, pl.col("agreed_exact"), ONE, _ASKED, False, concerns, floor)
+def _accuracy(title: str, hits: pl.Expr, of: pl.Expr = ONE, concerns: pl.Expr = EVERY) -> Metric:
+    return Metric(title, hits, of, _ASKED, lower_is_better=False, concerns=concerns)
 
 
+_AGREED, _HITS = pl.col("agreed_exact"), pl.col("said_hits")
 METRICS: dict[str, Metric] = {
     "wer": Metric("WER", pl.col("errors"), pl.col("words"), _SPOKEN, True, concerns=SPACED),
     "cer": Metric("CER", pl.col("char_errors"), pl.col("chars"), _SPOKEN, True),
     "exact_match": Metric("exact match", pl.col("exact"), ONE, _SPOKEN, False),
-    "accuracy": Metric(
-        "accuracy", pl.col("exact"), ONE, _ASKED, False,
-        floor=constant_of(pl.concat_list("expected")),
+    "accuracy": _accuracy("accuracy", pl.col("exact")),
+    "token_f1": _accuracy("token F1", pl.col("token_f1"), concerns=_LISTED),
+    "any_accuracy": _accuracy("accuracy, any answer", _HITS > 0, concerns=_LISTED),
+    "raw_accuracy": _accuracy("accuracy, every answer", _HITS, pl.col("said").list.len(), qa.SEVERAL),
+    "clean_accuracy": _accuracy("accuracy where most agree", _AGREED, concerns=qa.CLEAN),
+    "unanimous_accuracy": _accuracy("accuracy where all agree", _AGREED, concerns=qa.UNANIMOUS),
+    "binary_accuracy": _accuracy("accuracy where all agree on yes or no", _AGREED, concerns=qa.BINARY_ONLY),
+    "single_word_accuracy": _accuracy(
+        "accuracy where most agree on another word", _AGREED, concerns=qa.SINGLE_WORD
     ),
-    "token_f1": Metric(
-        "token F1", pl.col("token_f1"), ONE, _ASKED, False,
-        concerns=_LISTED, floor=most_alike,
-    ),
-    "any_accuracy": Metric(
-        "accuracy, any answer", pl.col("said_hits") > 0, ONE, _ASKED, False,
-        concerns=_LISTED, floor=constant_of(pl.col("said").list.unique(maintain_order=True)),
-    ),
-    "raw_accuracy": Metric(
-        "accuracy, every answer", pl.col("said_hits"), pl.col("said").list.len(), _ASKED, False,
-        concerns=answers.SEVERAL, floor=constant_of(pl.col("said"), answers_count=True),
-    ),
-    "clean_accuracy": _of_answers("accuracy where most agree", answers.CLEAN),
-    "unanimous_accuracy": _of_answers("accuracy where all agree", answers.UNANIMOUS),
-    "binary_accuracy": _of_answers("accuracy where all agree on yes or no", answers.BINARY_ONLY),
-    "single_word_accuracy": _of_answers("accuracy where most agree on another word", answers.SINGLE_WORD),
-    "choice_accuracy": Metric(
-        "accuracy of choices", pl.col("choice_exact"), ONE, _ASKED, False,
-        concerns=pl.col("choice_exact").is_not_null(),
+    "choice_accuracy": _accuracy(
+        "accuracy of choices", pl.col("choice_exact"), concerns=pl.col("choice_exact").is_not_null()
     ),
     "rouge_l": Metric("ROUGE-L", pl.col("rouge_l"), ONE, _CAPTIONED, False),
-}  # fmt: skip
+}

@@ -1,9 +1,8 @@
-"""What two texts may differ in without being counted as different; docs/scoring.md has it as a table.
+"""Text normalisers: differences between two texts that do not count. docs/scoring.md has them as a table.
 
-`whisper-english` and `whisper-basic` are OpenAI's (Radford et al. 2022, appendix C), as the package
-whisper_normalizer has them with the table of spellings. The normaliser of the Open ASR leaderboard adds tables of
-spellings, names and compounds to the first, which no package holds: figures of that board cannot be compared to
-the last decimal with those made here.
+`whisper-english` and `whisper-basic` are OpenAI's (Radford et al. 2022, appendix C), from the package
+whisper_normalizer. The Open ASR leaderboard adds tables of spellings, names and compounds to the first, which no
+package provides, so its figures are not comparable to the last decimal.
 """
 
 import functools
@@ -24,7 +23,7 @@ APOSTROPHES = (
     "`\u00b4\u2018\u2019\u201b\u2032\u2035\u02b9\u02bb\u02bc\u02bd\ua78c"
     "\u1fbd\u1fbf\u1fef\u1ffd\u1ffe\u055a\u05f3\uff07\uff40"
 )
-# One code point for what looks the same: minus, full-width tilde for the wave dash. A tatweel only stretches a line.
+# One code point for what looks the same: minus, full-width tilde for the wave dash. A tatweel only lengthens a line.
 TYPED = dict.fromkeys(APOSTROPHES, "'") | {"\u2212": "-", "\uff5e": "\u301c", "\u0640": "", "\u0130": "i"}
 # Invisible, but of no category of their own: joiners, Khmer's inherent vowels, fillers of Hangul, variation selectors.
 UNSEEN = re.compile(
@@ -41,12 +40,12 @@ class Normalizer(Protocol):
     """A row of NORMALIZERS."""
 
     def __call__(self, text: str, language: str = "und") -> str:
-        """The text without what is not counted; `language` is its BCP 47 tag."""
+        """Return the text without what is not counted; `language` is its BCP 47 tag."""
         ...
 
 
 def is_unspaced(language: str) -> bool:
-    """Whether a language, by its BCP 47 tag, is written without spaces between words."""
+    """Return whether a language, by its BCP 47 tag, is written without spaces between words."""
     return _primary(language) in UNSPACED
 
 
@@ -55,16 +54,16 @@ def _primary(language: str) -> str:
 
 
 def as_written(text: str, language: str = "und") -> str:
-    """The text itself."""
+    """Return the text itself."""
     return text
 
 
 def typed_alike(text: str, language: str, form: Literal["NFC", "NFKC"]) -> str:
-    """The text in a Unicode form, with one code point for what looks the same; case and punctuation stay.
+    """Return the text in a Unicode form, with one code point for what looks the same; case and punctuation stay.
 
-    Apostrophes and minus signs become ASCII, decimal digits of all scripts too; invisible characters and tatweel go.
-    `İ` and, in Turkish and Azerbaijani, `I` become the small letters of that language, which Unicode's lower case
-    has otherwise; in Persian and Urdu the Arabic yeh and kaf become those of the language.
+    Apostrophes, minus signs and decimal digits of all scripts become ASCII; invisible characters and tatweel are
+    removed. `İ` and, in Turkish and Azerbaijani, `I` become the small letters of that language (Unicode's lower case
+    differs); in Persian and Urdu the Arabic yeh and kaf become those of the language.
     """
     text = unicodedata.normalize(form, "".join(map(_typed, text)))
     text = _DOTTED.sub("i", "".join(map(_typed, text)))  # again, as a form may compose what is to be replaced
@@ -82,15 +81,14 @@ def _typed(character: str) -> str:
 
 
 def _spaced(text: str, language: str) -> str:
-    """Single spaces; none in a language written without."""
+    """Return the text with single spaces; with none in a language written without."""
     return ("" if is_unspaced(language) else " ").join(text.split())
 
 
 def folded(text: str, language: str = "und") -> str:
-    """Unicode NFKC, case folded, punctuation taken out but for apostrophes inside words, single spaces.
+    """Apply `typed_alike`, NFKC and case folding; replace punctuation and pictures (`♪`, emoji) by spaces.
 
-    Punctuation separates words ("twenty-three" reads as two), as do pictures (`♪`, emoji). Numbers, symbols such as
-    `+`, `€` and `°`, accents and vowel marks stay. Case folding makes `ß` `ss`. Beyond that, `typed_alike`.
+    Apostrophes inside words, numbers, symbols such as `+`, `€` and `°`, accents and vowel marks stay.
     """
     text = unicodedata.normalize("NFKC", typed_alike(text, language, "NFKC").casefold())
     text = "".join(" " if _separates(c) else c for c in text)
@@ -111,35 +109,32 @@ def _whisper(kind: str) -> Any:
 
 
 def whisper_english(text: str, language: str = "und") -> str:
-    """Whisper's for English: British spellings become American, numbers digits, contractions are written out.
+    """Apply `typed_alike` and Whisper's normaliser for English.
 
-    Words in brackets and hesitations (`uh`, `hmm`) go. Not for other languages. Before it, `typed_alike`; dots in a
-    row go, too, of which Whisper's own leaves one as a word.
+    British spellings become American, numbers digits; contractions are written out; words in brackets and hesitations
+    (`uh`, `hmm`) are removed, and dots in a row, of which Whisper's own leaves one as a word.
     """
     return _spaced(_whisper("english")(_DOTS.sub(" ", typed_alike(text, language, "NFC"))), language)
 
 
 def whisper_basic(text: str, language: str = "und") -> str:
-    """Whisper's for other languages: lower case, no words in brackets, symbols and punctuation are spaces.
+    """Apply `typed_alike` and Whisper's normaliser for other languages: no words in brackets, no symbols.
 
-    Before it, `typed_alike`. Other than Whisper's own, it keeps combining marks, without which words of scripts that
-    write vowels as marks (Devanagari, Thai) would fall apart.
+    Unlike Whisper's own it keeps combining marks, without which words of Devanagari or Thai would fall apart.
     """
     return _spaced(_whisper("basic")(typed_alike(text, language, "NFC")), language)
 
 
 def chinese(text: str, language: str = "und") -> str:
-    """For character error rates of Chinese: as `folded`, without any space beside a Chinese character.
+    """Apply `folded` and remove spaces next to Chinese characters, for rows without a language.
 
-    Full-width letters and digits become half-width (NFKC), as in `folded`. Digits stay digits and numerals stay
-    numerals: `3` and `三` differ, as they do in references that spell numbers out (AISHELL). Traditional
-    characters stay traditional. Where rows say that they are Chinese, `folded` does as much.
+    `3` and `三` differ, and traditional characters stay traditional.
     """
     return BESIDE_CHINESE.sub("", folded(text, language))
 
 
 def normalizer(name: str) -> Normalizer:
-    """The normaliser of that name; ValueError for another."""
+    """Return a normaliser by its name; ValueError for an unknown one."""
     if name not in NORMALIZERS:
         raise ValueError(f"unknown normalizer {name!r}; known: {', '.join(NORMALIZERS)}")
     return NORMALIZERS[name]

@@ -1,138 +1,102 @@
-"""What a system wrote for every utterance, and figures of it, each with its interval and protocol."""
+"""Predictions for every utterance, their summary (metrics with intervals and protocol), and the files of both.
 
-from dataclasses import asdict, dataclass
+<evaluations>/<variant>/<corpus>/               a variant on a corpus
+<evaluations>/baseline/<corpus>/<system>/       encoder (its own decoder), constant, text-only
+    metrics.json         what `summarise` returns, or {"skipped": <reason>} for a skipped corpus
+    predictions.parquet  the rows of `Predictions.frame`
+<evaluations>/<variant or baseline>/<corpus>/text_tasks.json  what `text_tasks` returns, if the LLM is changed
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from steermoe.atomic_io import write_text, written_whole
 from steermoe.config import Evaluation
-from steermoe.evaluation.metrics import metric, metrics_of
-from steermoe.evaluation.significance import Interval, bootstrap_interval
+from steermoe.evaluation.metrics import metrics_of
+from steermoe.evaluation.significance import bootstrap_interval
 
-UNUSUAL = {  # expressions over the columns of `Predictions.frame`
+BASELINE = "baseline"
+METRICS, PREDICTIONS, TEXT_TASKS = "metrics.json", "predictions.parquet", "text_tasks.json"
+PROTOCOL = ("normalizer", "decoding", "interval", "bootstrap_samples", "min_speakers", "seed")
+UNUSUAL = {  # counted in the protocol: expressions over the columns of `Predictions.frame`
     "empty_references": pl.col("chars") == 0,
     "references_beyond_limit": ~pl.col("target_fits"),
     "answers_cut": pl.col("cut"),
 }
 MIN_SPEAKERS = 10  # a bootstrap over fewer clusters gives intervals that are too narrow
-UNKNOWN = ("unknown", "none")  # what corpora call a speaker that they do not know or have
+UNKNOWN = ("unknown", "none")  # values of `speaker` that name nobody
+
+
+Respond = Callable[[Iterable[pl.DataFrame]], Iterator[tuple[int, str]]]
+"""Batches of rows -> number of the row, counted through all batches, and text, in any order."""
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Wall time of a pass over all rows: decoding of audio, features, forward passes, detokenising.
+class System:
+    """What is evaluated: anything that answers rows of utterances with texts.
 
-    `audio_seconds` are those that were encoded.
+    Attributes:
+        decoding: how its texts come about, for the protocol.
+        tokenizer, max_tokens: of the LLM, and the most tokens of an answer; None where that is no limit.
+        max_seconds: of longer audio only so much is encoded; None: all of it.
+        window: seconds that every utterance is padded to (`Encoder.window_seconds`).
     """
 
-    wall_seconds: float
-    audio_seconds: float
-    max_batch_seconds: float
-    device: str
-    threads: int
-
-    @property
-    def real_time_factor(self) -> float:
-        """Seconds of computing for a second of audio; below 1 is faster than real time."""
-        return self.wall_seconds / self.audio_seconds
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a figure came about: what is counted as equal, how texts were decoded, and what its interval is.
-
-    `min_speakers`: see `clusters`.
-    """
-
-    normalizer: str
+    respond: Respond
     decoding: str
-    interval: str
-    bootstrap_samples: int
-    min_speakers: int
-    seed: int
+    device: str
+    tokenizer: Any = field(default=None, kw_only=True)
+    max_tokens: int | None = field(default=None, kw_only=True)
+    max_seconds: float | None = field(default=None, kw_only=True)
+    window: float = field(default=0.0, kw_only=True)
 
 
-@dataclass(frozen=True)
-class Constant:
-    """The best constant answer, chosen on the scored rows themselves, and what it reaches."""
-
-    text: str
-    value: float
+class CutText(str):
+    """An answer that reached the most tokens allowed."""
 
 
-@dataclass(frozen=True)
-class Figure(Interval):
-    """A metric over `n` rows: it cannot be made without its protocol. `floor` where a constant gets far."""
+def batchwise(respond: Callable[[pl.DataFrame], Sequence[str]]) -> Respond:
+    """Return a `Respond` that answers all rows of a batch together."""
 
-    metric: str
-    n: int
-    protocol: Protocol
-    floor: Constant | None
+    def respond_to_batches(batches: Iterable[pl.DataFrame]) -> Iterator[tuple[int, str]]:
+        before = 0
+        for rows in batches:
+            yield from enumerate(respond(rows), start=before)
+            before += len(rows)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values but for metric and protocol, which a summary tells once."""
-        plain: dict[str, Any] = {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
-        return plain if self.floor is None else plain | {"floor": asdict(self.floor)}
+    return respond_to_batches
 
 
 @dataclass(frozen=True)
 class Predictions:
     """`frame` has a row for each utterance and kind of audio, in the order of the evaluated frame.
 
-    Columns: source_id, speaker, recording (source_id of the first row about the same audio or, where there are videos,
-    the same video), split, language, task, prompt, audio (row of controls.AUDIO or VIDEO), heard (source_id of
-    the audio that was fed), seconds (of that audio), reference, hypothesis, errors, words, char_errors, chars,
-    exact, those of `answers.COLUMNS`, target_fits (the reference and its end token are no longer than an answer may
-    be), cut (the answer ended at that limit); both are null where the system has no limit in tokens of the LLM. All
-    counts are after `normalizer`.
+    Columns: source_id, speaker, recording (source_id of the first row about the same audio or, with videos, the same
+    video), split, language, task, prompt, audio (row of baselines.AUDIO or VIDEO), heard (source_id of the encoded
+    audio), seconds (of that audio), reference, hypothesis, errors, words, char_errors, chars, exact, those of
+    `qa.COLUMNS`, target_fits (the reference and its end token are no longer than an answer may be), cut (the answer
+    reached that limit); both are null for systems without a limit in tokens. All counts are after `normalizer`.
+
+    `speed` is about the pass over own audio: wall time from decoding audio to detokenising, the seconds of audio that
+    were encoded, and their ratio, the real-time factor (below 1 is faster than real time).
     """
 
     frame: pl.DataFrame
     decoding: str
     seed: int
-    speed: Speed | None
+    speed: dict[str, Any] | None
     normalizer: str
-
-    def protocol(self, settings: Evaluation) -> Protocol:
-        """The protocol of figures of these predictions with the intervals of `settings`."""
-        return Protocol(
-            normalizer=self.normalizer,
-            decoding=self.decoding,
-            interval=f"{100 * settings.confidence:g} % percentile bootstrap over speakers (over recordings in sets of "
-            f"fewer than {MIN_SPEAKERS} known speakers)",
-            bootstrap_samples=settings.bootstrap_samples,
-            min_speakers=MIN_SPEAKERS,
-            seed=self.seed,
-        )
-
-    def figure(self, name: str, rows: pl.DataFrame, settings: Evaluation) -> Figure | None:
-        """A metric over some rows of the frame; None where it says nothing about any of them, or their references
-        hold no words to count errors by.
-
-        Raises:
-            ValueError: unknown metric.
-        """
-        wanted = metric(name)
-        count, counts = wanted.rows(rows), wanted.counts(rows)
-        if not counts[1].any():
-            return None
-        interval = bootstrap_interval(
-            counts, settings.bootstrap_samples, settings.confidence, self.seed, clusters(rows)[1]
-        )
-        constant = wanted.constant(rows)
-        return Figure(
-            **asdict(interval),
-            metric=name,
-            n=count,
-            protocol=self.protocol(settings),
-            floor=None if constant is None else Constant(*constant),
-        )
 
 
 def clusters(rows: pl.DataFrame) -> tuple[str, list[str]]:
-    """What the bootstrap over these rows draws, speakers or recordings, and the name of each row's.
+    """Return what the bootstrap over these rows draws, speakers or recordings, and the cluster of each row.
 
-    Speakers where at least MIN_SPEAKERS are known, a recording of an unknown one by itself; else recordings.
+    Speakers if at least MIN_SPEAKERS are known (rows of unknown speakers are clusters by recording), else recordings.
     """
     known = ~pl.col("speaker").is_in(UNKNOWN)
     if rows.filter(known)["speaker"].n_unique() < MIN_SPEAKERS:
@@ -142,34 +106,42 @@ def clusters(rows: pl.DataFrame) -> tuple[str, list[str]]:
 
 
 def summarise(predictions: Predictions, settings: Evaluation) -> dict:
-    """Metrics with intervals for each kind of audio, split and task, and the protocol they were measured by.
+    """Return metrics with intervals for each kind of audio, split and task, and their protocol.
 
     {protocol, speed, <audio>: {<split>: {<task>: {n, seconds, clusters, unit, <metric>: {value, low, high, n}}}}};
-    rates are fractions, not percent. The bootstrap of a set draws from so many `clusters`, which are its `unit`. A
-    metric that says nothing about a set is left out; `n` of a metric is the rows that it is about; `floor` beside it
-    is the best constant answer. The protocol also has `texts` (see `remarks`).
+    rates are fractions, not percent. The bootstrap of a set draws from its `clusters`, whose kind is `unit`. Metrics
+    that are not defined for a set are left out; `n` of a metric counts the rows that it is defined for.
+    `protocol.texts` counts unusual references and answers (see `remarks`).
     """
-    protocol = asdict(predictions.protocol(settings)) | {"texts": _texts(predictions.frame)}
-    summary: dict = {"protocol": protocol, "speed": None}
-    if predictions.speed is not None:
-        factor = predictions.speed.real_time_factor
-        summary["speed"] = {"real_time_factor": factor, **asdict(predictions.speed)}
+    protocol = {
+        "normalizer": predictions.normalizer,
+        "decoding": predictions.decoding,
+        "interval": f"{100 * settings.confidence:g} % percentile bootstrap over speakers (over recordings in sets of "
+        f"fewer than {MIN_SPEAKERS} known speakers)",
+        "bootstrap_samples": settings.bootstrap_samples,
+        "min_speakers": MIN_SPEAKERS,
+        "seed": predictions.seed,
+        "texts": _texts(predictions.frame),
+    }
+    summary: dict = {"protocol": protocol, "speed": predictions.speed}
     for keys, rows in predictions.frame.group_by("audio", "split", "task", maintain_order=True):
         audio, split, task = (str(key) for key in keys)
         unit, names = clusters(rows)
         scores: dict = {
             "n": len(rows), "seconds": float(rows["seconds"].sum()), "clusters": len(set(names)), "unit": unit,
         }  # fmt: skip
-        for name in metrics_of(task):
-            figure = predictions.figure(name, rows, settings)
-            if figure is not None:
-                scores[name] = figure.to_json()
+        for name, metric in metrics_of(task).items():
+            counts = metric.counts(rows)
+            if counts[1].any():  # else it is not defined for any row, or no reference holds a word
+                samples, confidence = settings.bootstrap_samples, settings.confidence
+                interval = bootstrap_interval(counts, samples, confidence, predictions.seed, names)
+                scores[name] = asdict(interval) | {"n": rows.filter(metric.concerns).height}
         summary.setdefault(audio, {}).setdefault(split, {})[task] = scores
     return summary
 
 
 def _texts(frame: pl.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
-    """{<split>: {<task>: {n, and of UNUSUAL what there is: rows}}} of own audio."""
+    """Return {<split>: {<task>: {n, and what there is of UNUSUAL: rows}}} of own audio."""
     found: dict[str, dict[str, dict[str, int]]] = {}
     for keys, rows in frame.filter(audio="own").group_by("split", "task", maintain_order=True):
         split, task = (str(key) for key in keys)
@@ -180,25 +152,123 @@ def _texts(frame: pl.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def remarks(corpus: str, summary: dict) -> list[str]:
-    """A line a set on references that are empty or cannot be written whole, and on answers that were cut."""
+    """Return a line for each set with references that are empty or too long, or with answers that were cut."""
     protocol, lines = summary["protocol"], []
-    for split, tasks in protocol.get("texts", {}).items():
-        for task, counts in tasks.items():
-            told = []
-            if empty := counts.get("empty_references"):
-                told.append(f"{empty} are empty after normaliser {protocol['normalizer']}")
-                if task == "transcribe":
-                    told[-1] += (
-                        ", where every word written is an error"
-                        if empty < counts["n"]
-                        else ", so there are no error rates"
-                    )
-            if beyond := counts.get("references_beyond_limit"):
-                told.append(
-                    f"{beyond} are longer than generation.max_new_tokens, so nothing can write them whole"
-                )
-            if cut := counts.get("answers_cut"):
-                told.append(f"{cut} answers were cut at generation.max_new_tokens")
-            if told:
-                lines.append(f"{corpus} {split} ({task}): of {counts['n']} references {'; '.join(told)}.")
+    sets = [
+        (split, task, counts)
+        for split, tasks in protocol.get("texts", {}).items()
+        for task, counts in tasks.items()
+    ]
+    for split, task, counts in sets:
+        parts = []
+        if empty := counts.get("empty_references"):
+            effect = "every word written is an error" if empty < counts["n"] else "there are no error rates"
+            effect = f" ({effect})" if task == "transcribe" else ""
+            parts.append(f"{empty} are empty after normaliser {protocol['normalizer']}{effect}")
+        if beyond := counts.get("references_beyond_limit"):
+            parts.append(f"{beyond} are longer than generation.max_new_tokens and cannot be written whole")
+        if cut := counts.get("answers_cut"):
+            parts.append(f"{cut} answers were cut at generation.max_new_tokens")
+        if parts:
+            lines.append(f"{corpus} {split} ({task}): of {counts['n']} references {'; '.join(parts)}.")
     return lines
+
+
+@dataclass(frozen=True)
+class Result:
+    """One system on one corpus. `skipped` is the reason why `summary` and `frame` are empty, if they are."""
+
+    summary: dict
+    frame: pl.DataFrame
+    skipped: str | None
+
+
+def write_result(folder: Path, predictions: Predictions, summary: dict) -> None:
+    """Write both files of an evaluation, metrics.json last."""
+    with written_whole(folder / PREDICTIONS) as temporary:
+        predictions.frame.write_parquet(temporary)
+    write_json(folder / METRICS, summary)
+
+
+def write_skipped(folder: Path, reason: str) -> None:
+    """Write to `folder` that there was nothing to evaluate, and why."""
+    write_json(folder / METRICS, {"skipped": reason})
+
+
+def read_result(folder: Path) -> Result:
+    """Read the files of `write_result` or `write_skipped`."""
+    summary = read_json(folder / METRICS)
+    if "skipped" in summary:
+        return Result({}, pl.DataFrame(), summary["skipped"])
+    if missing := [name for name in PROTOCOL if name not in summary.get("protocol", {})]:
+        raise ValueError(
+            f"{folder / METRICS}: figures without their protocol ({', '.join(missing)}); repeat the stage "
+            "that wrote them"
+        )
+    return Result(summary, pl.read_parquet(folder / PREDICTIONS), None)
+
+
+def read_results(evaluations: Path) -> dict[str, dict[str, Result]]:
+    """Read all results as {system: {corpus: result}}, sorted by name; baselines are called "baseline/<system>"."""
+    results: dict[str, dict[str, Result]] = {}
+    for path in sorted(evaluations.glob(f"*/*/{METRICS}")):
+        results.setdefault(path.parent.parent.name, {})[path.parent.name] = read_result(path.parent)
+    for path in sorted(evaluations.glob(f"{BASELINE}/*/*/{METRICS}")):
+        system = f"{BASELINE}/{path.parent.name}"
+        results.setdefault(system, {})[path.parent.parent.name] = read_result(path.parent)
+    return results
+
+
+def read_text_tasks(evaluations: Path, variants: Sequence[str]) -> dict[str, dict]:
+    """Read the scores on text tasks of BASELINE and of the variants that have some."""
+    found = {name: sorted(evaluations.glob(f"{name}/*/{TEXT_TASKS}")) for name in (BASELINE, *variants)}
+    return {name: read_json(paths[0]) for name, paths in found.items() if paths}
+
+
+def figures(corpus: str, summary: dict) -> dict[str, float]:
+    """Return a summary as named numbers for MLflow: eval/<corpus>/<split>/<metric>, with _low and _high.
+
+    With shuffled audio the name begins with `control`.
+    """
+    found: dict[str, float] = {}
+    for audio, first in (("own", "eval"), ("shuffled", "control")):
+        for split, tasks in summary.get(audio, {}).items():
+            for scores in tasks.values():
+                for key, figure in scores.items():
+                    if isinstance(figure, dict):
+                        name = f"{first}/{corpus}/{split}/{key}"
+                        found |= {
+                            name: figure["value"],
+                            f"{name}_low": figure["low"],
+                            f"{name}_high": figure["high"],
+                        }
+    if summary["speed"] is not None:
+        found[f"eval/{corpus}/real_time_factor"] = summary["speed"]["real_time_factor"]
+    return found
+
+
+def samples(frame: pl.DataFrame, seed: int, count: int = 50) -> tuple[list[str], list[tuple]]:
+    """Return names and rows of a table of predictions: a random sample of `count` rows of every split, own audio."""
+    columns = {
+        "audio": "source_id", "split": "split", "task": "task", "reference": "reference",
+        "prediction": "hypothesis", "errors": "errors",
+    }  # fmt: skip
+    splits = frame.filter(audio="own").partition_by("split", maintain_order=True)
+    chosen = [part.sample(min(count, len(part)), seed=seed).sort("source_id") for part in splits]
+    return list(columns), [row for part in chosen for row in part.select(columns.values()).rows()]
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object; ValueError names the file where it holds none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); write it anew by repeating its stage") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: found {type(value).__name__}, expected a JSON object; repeat its stage")
+    return value
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON object, indented, in the order given. NaN is refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

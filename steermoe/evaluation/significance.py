@@ -1,10 +1,9 @@
 """Bootstrap over clusters of rows for metrics that are ratios of sums (WER, CER, accuracy).
 
-The interval is the percentile bootstrap (Efron & Tibshirani 1993, chapter 13; for WER: Bisani & Ney 2004). Rows that
+Intervals are percentile intervals (Efron & Tibshirani 1993, chapter 13; for WER: Bisani & Ney 2004). Rows that
 share a speaker or a recording are not independent, so whole clusters are drawn with replacement (Cameron & Miller
-2015, section VI) and the ratio of their sums is computed anew for each draw. The interval covers other clusters of the
-same kind, not other training seeds. Where all clusters agree (0 or 100 % exact match) it has no width: that is not
-certainty.
+2015, section VI). The interval is about other clusters of the same kind, not about other training seeds. If all
+clusters agree (0 or 100 % exact match) it has no width, which is no certainty.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,10 +28,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """A minus B, its interval, and the two-sided p-value of the hypothesis that there is none.
+    """A minus B, its interval, and the two-sided p-value of no difference.
 
-    `is_bound`: no draw was as far off, so that `p` is only known to be no larger than this. `corrected`: `p` after
-    `holm`, None before.
+    `is_bound`: no draw was as far off, so that `p` is an upper bound. `corrected`: `p` after `holm`.
     """
 
     p: float
@@ -43,7 +41,7 @@ class Difference(Interval):
 def bootstrap_interval(
     counts: Counts, samples: int, confidence: float, seed: Seed, clusters: Sequence[str] | None = None
 ) -> Interval:
-    """Ratio of the sums of `counts` with its percentile interval.
+    """Return the ratio of the sums of `counts` with its percentile interval.
 
     Args:
         counts: (rows,) numerators and denominators.
@@ -63,12 +61,11 @@ def bootstrap_interval(
 def paired_bootstrap(
     a: Counts, b: Counts, samples: int, confidence: float, seed: Seed, clusters: Sequence[str] | None = None
 ) -> Difference:
-    """Difference of two systems' ratios on the same rows, in the same order.
+    """Compare two systems' ratios on the same rows, in the same order.
 
-    Both are resampled by the same draws (Koehn 2004). The p-value is that of the draws' distribution shifted
-    to mean "no difference": the share of draws at least as far from the measured difference as that is from
-    zero (Efron & Tibshirani 1993, section 16.4), counting the measurement itself: at least 1 / (samples + 1).
-    A single cluster says nothing about others: its p-value is 1.
+    Both are resampled by the same draws (Koehn 2004). The p-value is the share of draws at least as far from the
+    measured difference as that is from zero (Efron & Tibshirani 1993, section 16.4), the measurement itself included:
+    at least 1 / (samples + 1). With a single cluster it is 1.
     """
     if len(a[0]) != len(b[0]):
         raise ValueError(f"paired comparison of {len(a[0])} with {len(b[0])} rows; they must be the same")
@@ -85,7 +82,7 @@ def paired_bootstrap(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979): the chance of one false finding among all stays as stated."""
+    """Correct p-values for their number (Holm 1979), so that the chance of any false finding stays as stated."""
     values = np.array(p)
     order = np.argsort(values)
     factors = np.arange(len(values), 0, -1)
@@ -95,7 +92,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def summed(counts: Counts, clusters: Sequence[str] | None) -> Counts:
-    """The counts of each cluster, in the order in which the clusters first appear."""
+    """Return the counts of each cluster, in the order in which the clusters first appear."""
     if clusters is None:
         return counts
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
@@ -105,7 +102,7 @@ def summed(counts: Counts, clusters: Sequence[str] | None) -> Counts:
 
 
 def resamples(count: int, samples: int, seed: Seed) -> Iterator[np.ndarray]:
-    """Numbers below `count`, drawn with replacement in chunks of (draws, count); a function of its arguments."""
+    """Yield numbers below `count`, drawn with replacement, in chunks of (draws, count)."""
     rng = np.random.default_rng(seed)
     step = max(1, CHUNK // max(1, count))
     for start in range(0, samples, step):
@@ -113,7 +110,7 @@ def resamples(count: int, samples: int, seed: Seed) -> Iterator[np.ndarray]:
 
 
 def ratio(counts: Counts) -> float:
-    """Sum of numerators over sum of denominators; ValueError where that is 0."""
+    """Return the sum of numerators over the sum of denominators; ValueError if that is 0."""
     numerator, denominator = counts
     total = float(denominator.sum())
     if total == 0:
@@ -122,12 +119,12 @@ def ratio(counts: Counts) -> float:
 
 
 def ratios(counts: Counts, rows: np.ndarray) -> np.ndarray:
-    """The ratio of each draw; NaN for a draw without any reference word."""
+    """Return the ratio of each draw; NaN for a draw without any reference word."""
     numerator, denominator = (part[rows].sum(axis=1) for part in counts)
     return np.divide(numerator, denominator, out=np.full(len(rows), np.nan), where=denominator > 0)
 
 
 def bounds(drawn: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The central `confidence` share of the draws."""
+    """Return the bounds of the central `confidence` share of the draws."""
     low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

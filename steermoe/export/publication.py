@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steermoe.atomic_io import write_text
-from steermoe.evaluation.results import METRICS, read_result
+from steermoe.evaluation.predictions import METRICS, read_result
 from steermoe.export.merge import write_merged
 from steermoe.hub import adapter_folder
 from steermoe.model_card import adapter_card

@@ -6,8 +6,8 @@ from typing import Any
 
 import polars as pl
 
+from steermoe.data.filters import skipped_reason
 from steermoe.data.shards import shards_of
-from steermoe.data.skipped import skipped_reason
 from steermoe.training.fingerprint import digest
 
 

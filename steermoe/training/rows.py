@@ -11,9 +11,8 @@ import torch
 
 from steermoe.audio import io as waveform
 from steermoe.config import VariantConfig
-from steermoe.data.limits import target_tokens
+from steermoe.data.filters import skipped_reason, target_tokens
 from steermoe.data.shards import read_rows, shards_of
-from steermoe.data.skipped import skipped_reason
 from steermoe.distributed import world
 from steermoe.models.encoders.encoder import Encoder
 from steermoe.training.fingerprint import digest

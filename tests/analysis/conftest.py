@@ -10,9 +10,17 @@ import pytest
 
 from steermoe.audio.io import RATE, encode_flac
 from steermoe.config import Evaluation
-from steermoe.evaluation.evaluator import System, batchwise, measure
-from steermoe.evaluation.predictions import summarise
-from steermoe.evaluation.results import write_json, write_result, write_skipped
+from steermoe.data.schema import SCHEMA
+from steermoe.data.shards import DEFAULTS
+from steermoe.evaluation.evaluator import measure
+from steermoe.evaluation.predictions import (
+    System,
+    batchwise,
+    summarise,
+    write_json,
+    write_result,
+    write_skipped,
+)
 
 WORDS = ["ann", "bob", "has", "sees", "two", "three", "red", "blue", "cats", "dogs", "houses"]
 SKILLS = {"steermoe": 0.95, "linear": 0.7, "lora": 0.9, "steermoe-seed2": 0.93}  # chance to get a word right
@@ -42,7 +50,7 @@ def utterances() -> pl.DataFrame:
                 "seconds": 0.2,
             }
         )  # fmt: skip
-    return pl.DataFrame(rows)
+    return pl.DataFrame([DEFAULTS | row for row in rows], schema=SCHEMA)
 
 
 def knowing(rows: pl.DataFrame, name: str, skill: float) -> System:

@@ -9,7 +9,7 @@ import pytest
 from steermoe.analysis.comparison import Comparison, cells_of, compare, worst
 from steermoe.config import Evaluation
 from steermoe.evaluation.metrics import METRICS
-from steermoe.evaluation.results import read_result, write_result, write_skipped
+from steermoe.evaluation.predictions import read_result, write_result, write_skipped
 from steermoe.evaluation.significance import holm, paired_bootstrap
 
 VARIANTS = ["linear", "steermoe", "lora"]

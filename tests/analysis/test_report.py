@@ -10,7 +10,7 @@ from steermoe.analysis import sections
 from steermoe.analysis.comparison import Comparison, compare
 from steermoe.analysis.report import markdown, p_value, printed
 from steermoe.config import Evaluation
-from steermoe.evaluation.results import read_results, read_text_tasks
+from steermoe.evaluation.predictions import read_results, read_text_tasks
 from steermoe.evaluation.significance import Difference
 
 VARIANTS = ["linear", "steermoe", "lora", "steermoe-seed2"]

@@ -16,9 +16,8 @@ import pytest
 
 from steermoe import config, corpora
 from steermoe.audio import io as waveform
-from steermoe.data.rows import frame_of, write_frame
-from steermoe.data.schemas import validate_shard
-from steermoe.data.shards import shard_name
+from steermoe.data.schema import validate_shard
+from steermoe.data.shards import shard_name, write_shard
 
 
 @dataclass
@@ -152,7 +151,7 @@ def fetched(root: Path) -> Callable[[str, Any], list[dict]]:
                 audio, seconds = waveform.as_flac(row["audio"])
                 found.append(row | {"audio": audio, "sample_rate": waveform.RATE, "seconds": seconds})
             path = root / "shards" / name / shard_name(part.split, part.number)
-            write_frame(frame_of(found), path)
+            write_shard(found, path)
             validate_shard(path, audio="decode")
             rows += found
         return rows

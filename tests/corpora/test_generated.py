@@ -13,8 +13,7 @@ from scipy import ndimage
 from steermoe import config, corpora
 from steermoe.corpora import grammar, shapes, synthetic
 from steermoe.data import video
-from steermoe.data.rows import frame_of, write_frame
-from steermoe.data.schemas import validate_shard
+from steermoe.data.schema import frame_of, validate_shard, write_frame
 from steermoe.data.shards import shard_name
 
 VIDEOS = {"train": 8, "dev": 1, "test": 2}

@@ -11,7 +11,7 @@ from steermoe import corpora
 from steermoe.corpora import manifest
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.manifest import Entry
-from steermoe.data.limits import Limits, RejectedError
+from steermoe.data.filters import Limits, RejectedError
 from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
 from tests.corpora import official

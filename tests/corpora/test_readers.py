@@ -17,12 +17,12 @@ from steermoe.config.errors import located
 from steermoe.corpora import aishell, clotho, librispeech, mmau, multilingual, openaudiobench
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.download import UnavailableError
-from steermoe.data.limits import Limits, RejectedError
+from steermoe.data.filters import Limits, RejectedError
 from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
-from steermoe.evaluation.answers import count_answers
 from steermoe.evaluation.metrics import metric
 from steermoe.evaluation.normalizers import folded
+from steermoe.evaluation.qa import count_answers
 from tests.corpora import official
 from tests.corpora.official import seven_zipped, tarred, tone, zipped
 

@@ -1,12 +1,16 @@
 """Utterances of tones: rows that fit the schema, cheap to make."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from steermoe.audio import io as waveform
+from steermoe.data.schema import SCHEMA, WITH_VIDEO, validate_shard
+from steermoe.data.shards import shard_name, write_shard
 
 Row = dict[str, Any]
 
@@ -32,6 +36,24 @@ def tone_row(number: int, split: str = "train", **changed: Any) -> Row:
         "seconds": len(sound) / waveform.RATE,
     }
     return row | changed
+
+
+def frame_of(rows: list[Row]) -> pl.DataFrame:
+    """Rows as a frame with the columns of shards."""
+    return pl.DataFrame(rows, schema=WITH_VIDEO if "video" in rows[0] else SCHEMA)
+
+
+def write_shards(
+    rows: Iterable[Mapping[str, Any]], folder: Path, split: str, rows_per_shard: int
+) -> list[Path]:
+    """Write the rows of a split as checked shards; no rows give one empty shard."""
+    rows = list(rows)
+    paths = []
+    for number, start in enumerate(range(0, max(1, len(rows)), rows_per_shard)):
+        paths.append(folder / shard_name(split, number))
+        write_shard(rows[start : start + rows_per_shard], paths[-1])
+        validate_shard(paths[-1], audio="decode")
+    return paths
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from steermoe.data.limits import Limits
+from steermoe.data.filters import Limits
 from steermoe.data.prompts import Turn, conversation, encode_prompt
 from steermoe.data.tokens import control_ids, encode, plain, target_ids
 from tests.data.test_prompts import CHAT, PROMPTS, TOOLS

@@ -8,6 +8,7 @@ import pytest
 
 from steermoe.audio.io import RATE, encode_flac
 from steermoe.config import Evaluation, Generation
+from steermoe.data.schema import SCHEMA
 
 TEXTS = ["the cat runs", "a red dog", "two blue houses", "please sing", "one two three", "the tree is red"]
 
@@ -37,10 +38,10 @@ def utterances() -> pl.DataFrame:
         waveform = 0.1 * rng.standard_normal(samples) * np.sin(np.arange(samples) / (20 + 9 * number))
         rows.append(
             {
-                "source_id": f"u{number:02d}", "split": split, "speaker": "s", "task": task,
+                "source_id": f"u{number:02d}", "split": split, "speaker": "s", "language": "und", "task": task,
                 "prompt": "what is red?" if task == "answer" else "", "transcript": text,
-                "target": text.split()[-1] if task == "answer" else text,
+                "target": text.split()[-1] if task == "answer" else text, "answers": [], "choices": [],
                 "audio": encode_flac(waveform, RATE), "sample_rate": RATE, "seconds": samples / RATE,
             }
         )  # fmt: skip
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, schema=SCHEMA)

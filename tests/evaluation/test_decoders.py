@@ -41,25 +41,22 @@ def test_ctc_path_is_collapsed(tiny_encoder_dir: Path, generation: Generation) -
         [units[2], units[2], units[0], units[1]]
     )
     assert decoder.text(torch.tensor([0, 0])) == ""
-
-
-def test_a_head_hears_the_whole_encoder_whatever_the_variants_use(
-    tiny_encoder_dir: Path, generation: Generation
-) -> None:
-    cut = section(tiny_encoder_dir).model_copy(update={"layers": 1})
+    cut = section(tiny_encoder_dir).model_copy(update={"layers": 1})  # a head needs the whole encoder
     assert len(load_encoder(cut).layers) == 1
     assert len(CtcDecoder(cut, generation, 0, CPU).encoder.layers) == 3
 
 
 def test_ctc_text_is_that_of_the_loudest_class_of_every_frame(
-    tiny_encoder_dir: Path, settings: Evaluation, generation: Generation, utterances: pl.DataFrame
+    encoder_dir: Path, settings: Evaluation, generation: Generation, utterances: pl.DataFrame
 ) -> None:
     """Against an independent way from frames to words, an utterance at a time."""
-    system = own_decoder(section(tiny_encoder_dir), generation, 0)
+    head = load_file(encoder_dir / "ctc_head.safetensors")
+    head["bias"] += torch.linspace(-1, 1, len(head["bias"]))
+    save_file(head, encoder_dir / "ctc_head.safetensors")
+    system = own_decoder(section(encoder_dir), generation, 0)
     assert system is not None and "CTC" in system.decoding
-    decoder = CtcDecoder(section(tiny_encoder_dir), generation, 0, CPU)
-    encoder = load_encoder(section(tiny_encoder_dir))
-    head = load_file(tiny_encoder_dir / "ctc_head.safetensors")
+    decoder = CtcDecoder(section(encoder_dir), generation, 0, CPU)
+    encoder = load_encoder(section(encoder_dir))
     expected = []
     for audio in utterances["audio"]:
         features = decoder.features(waveform.load(audio))
@@ -80,9 +77,6 @@ def test_a_head_that_does_not_fit_its_units_is_an_error(encoder_dir: Path, gener
     (encoder_dir / "ctc_units.json").write_text(json.dumps(["one", "two"]))
     with pytest.raises(ValueError, match=r"found weight of shape \(\d+, 32\), expected \(3, 32\)"):
         own_decoder(section(encoder_dir), generation, 0)
-
-
-def test_an_encoder_alone_has_no_decoder(encoder_dir: Path, generation: Generation) -> None:
     (encoder_dir / "ctc_head.safetensors").unlink()
     assert own_decoder(section(encoder_dir), generation, 0) is None
 
@@ -103,37 +97,11 @@ def whisper_dir(tmp_path_factory: pytest.TempPathFactory, tiny_llm_dir: Path) ->
     end = tokenizer.eos_token_id
     torch.manual_seed(4)
     model = WhisperForConditionalGeneration(sized(len(tokenizer), end, end))
-    model.generation_config = GenerationConfig(
-        decoder_start_token_id=end,
-        eos_token_id=end,
-        pad_token_id=end,
-        bos_token_id=end,
-        is_multilingual=False,
-    )
+    tokens = dict.fromkeys(("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id"), end)
+    model.generation_config = GenerationConfig(**tokens, is_multilingual=False)
     model.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=80, chunk_length=4).save_pretrained(folder)
     return folder
-
-
-def test_a_whole_whisper_decodes_greedily(
-    whisper_dir: Path, settings: Evaluation, generation: Generation, utterances: pl.DataFrame
-) -> None:
-    system = own_decoder(section(whisper_dir), generation, 0)
-    assert system is not None and "Whisper's decoder" in system.decoding
-    found = measure(system, utterances, settings, seed=0).frame["hypothesis"].to_list()
-    assert found == measure(system, utterances, settings, seed=1).frame["hypothesis"].to_list()
-    decoder = WhisperDecoder(section(whisper_dir), generation, 0, CPU)
-    samples = waveform.load(utterances["audio"][0])
-    features = decoder.extractor(samples, sampling_rate=16000, return_tensors="pt")["input_features"]
-    tokens = [decoder.model.config.decoder_start_token_id]
-    for _ in range(generation.max_new_tokens):  # step by step, without generate
-        ids = torch.tensor([tokens])
-        with torch.no_grad():
-            logits = decoder.model(input_features=features, decoder_input_ids=ids).logits
-        tokens.append(int(logits[0, -1].argmax()))
-        if tokens[-1] == decoder.tokenizer.eos_token_id:
-            break
-    assert found[0] == decoder.tokenizer.decode(tokens[1:], skip_special_tokens=True).strip()
 
 
 def test_a_whole_whisper_decodes_as_the_section_says(
@@ -166,7 +134,7 @@ def test_whisper_is_told_language_and_task(
     """Rows of several languages, and of none, in one batch: each as if it were alone, step by step."""
     languages = ["en", "de-AT", "und", "cmn", "en", "de"]
     decoder = WhisperDecoder(section(multilingual_dir), generation, 0, CPU)
-    assert "told the language" in decoder.decoding
+    assert "with the language of the row" in decoder.decoding
     of = decoder.tokenizer.convert_tokens_to_ids
     # Random weights would write timestamps, behind which generate looks at the audio anew.
     times = list(range(of("<|0.00|>"), of("<|4.00|>") + 1))
@@ -207,16 +175,6 @@ def test_languages_of_fleurs_that_whisper_calls_otherwise(
     assert found == ["no", "jw", "tl", "zh", "cy"]
 
 
-def test_a_language_that_whisper_does_not_know_is_refused(
-    multilingual_dir: Path, settings: Evaluation, generation: Generation, utterances: pl.DataFrame
-) -> None:
-    system = own_decoder(section(multilingual_dir), generation, 0)
-    assert system is not None
-    rows = utterances.head(2).with_columns(pl.lit("xx").alias("language"))
-    with pytest.raises(ValueError, match="language is 'xx'; this Whisper knows: de, en, zh"):
-        list(system.respond([rows]))
-
-
 def test_rows_that_a_decoder_knows_the_language_of(
     multilingual_dir: Path, tiny_encoder_dir: Path, generation: Generation, utterances: pl.DataFrame
 ) -> None:
@@ -230,14 +188,14 @@ def test_rows_that_a_decoder_knows_the_language_of(
     assert [*told.respond([known])] == [*system.respond([known])]
     nothing = spoken.filter(language="ckb")
     assert decodable(system, nothing)[1].is_empty()
+    with pytest.raises(ValueError, match="language is 'ckb'; this Whisper knows: de, en, zh"):
+        list(system.respond([nothing]))
     for decoder, rows in (
         (system, spoken.filter(language="en")),
         (own_decoder(section(tiny_encoder_dir), generation, 0), spoken),
     ):
         assert decoder is not None
         assert decodable(decoder, rows)[0] is decoder and decodable(decoder, rows)[1].equals(rows)
-    without = utterances.drop("language", strict=False)
-    assert decodable(system, without)[1].equals(without)
 
 
 def test_audio_beyond_whispers_window_is_decoded_window_by_window(
@@ -271,13 +229,12 @@ def save_ctc(kind: str, folder: Path) -> None:
     AutoModelForCTC.from_config(sizes).save_pretrained(folder)
 
 
-@pytest.mark.parametrize("kind", ["wav2vec2", "wav2vec2-conformer"])
 def test_a_whole_ctc_model_decodes_greedily(
-    kind: str, tmp_path: Path, settings: Evaluation, generation: Generation, utterances: pl.DataFrame
+    tmp_path: Path, generation: Generation, utterances: pl.DataFrame
 ) -> None:
     from transformers import AutoModelForCTC, AutoProcessor
 
-    save_ctc(kind, tmp_path)
+    save_ctc("wav2vec2", tmp_path)
     system = own_decoder(section(tmp_path), generation, 0)
     assert system is not None and "CTC head over 16 units" in system.decoding
     found = [text for _, text in system.respond([utterances])]
@@ -291,13 +248,3 @@ def test_a_whole_ctc_model_decodes_greedily(
             expected = expected.replace(special, "")
         assert text == expected.strip()
     assert len(set(found)) > 3
-
-
-def test_bias_of_the_ctc_head_counts(
-    encoder_dir: Path, generation: Generation, utterances: pl.DataFrame
-) -> None:
-    head = load_file(encoder_dir / "ctc_head.safetensors")
-    head["bias"][0] = 1e4
-    save_file(head, encoder_dir / "ctc_head.safetensors")
-    decoder = CtcDecoder(section(encoder_dir), generation, 0, CPU)
-    assert decoder([waveform.load(utterances["audio"][0])], ["en"]) == [""]

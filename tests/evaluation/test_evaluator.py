@@ -14,10 +14,10 @@ from steermoe.audio.io import RATE, encode_flac
 from steermoe.config import Evaluation, Generation
 from steermoe.data import video
 from steermoe.data.dataset import UtteranceDataset, collate
-from steermoe.evaluation.controls import shuffled_audio
+from steermoe.evaluation.baselines import shuffled_audio
 from steermoe.evaluation.evaluator import System, adapter, batchwise, evaluate, measure
 from steermoe.evaluation.normalizers import folded
-from steermoe.evaluation.predictions import Predictions, remarks, summarise
+from steermoe.evaluation.predictions import Predictions, System, batchwise, remarks, summarise
 from steermoe.models.steermoe import SteerMoE
 
 
@@ -41,7 +41,11 @@ def listener(rows: pl.DataFrame) -> System:
 
 
 def test_answers_are_the_models_own_in_the_order_of_the_rows(
-    model: SteerMoE, predictions: Predictions, utterances: pl.DataFrame, generation: Generation
+    model: SteerMoE,
+    predictions: Predictions,
+    utterances: pl.DataFrame,
+    settings: Evaluation,
+    generation: Generation,
 ) -> None:
     own = predictions.frame.filter(audio="own")
     assert own["source_id"].to_list() == utterances["source_id"].to_list()
@@ -51,19 +55,9 @@ def test_answers_are_the_models_own_in_the_order_of_the_rows(
         [tokens] = model.generate(batch, generation)
         assert own["hypothesis"][row] == model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert own["hypothesis"].n_unique() > 3  # else the order would not be tested
-
-
-def test_batches_and_repetition_change_nothing(
-    model: SteerMoE,
-    predictions: Predictions,
-    utterances: pl.DataFrame,
-    settings: Evaluation,
-    generation: Generation,
-) -> None:
-    for budget in (1.0, 1000.0):
+    for budget in (1.0, 1000.0):  # other batches change nothing
         batches = settings.model_copy(update={"max_batch_seconds": budget})
-        again = evaluate(model, utterances, batches, generation, seed=3)
-        assert again.frame.equals(predictions.frame)
+        assert evaluate(model, utterances, batches, generation, seed=3).frame.equals(predictions.frame)
 
 
 def test_shuffled_rows_get_what_the_audio_they_hear_says(
@@ -126,22 +120,19 @@ def test_another_question_about_audio_that_was_heard_is_answered(
     assert found["heard"].to_list() == rows["source_id"].to_list()[::-1]
 
 
-def test_speed_counts_the_rows_own_audio(predictions: Predictions, utterances: pl.DataFrame) -> None:
-    assert predictions.speed is not None
-    assert predictions.speed.audio_seconds == pytest.approx(utterances["seconds"].sum())
-    assert predictions.speed.wall_seconds > 0
-    assert predictions.speed.threads == torch.get_num_threads() and predictions.speed.device == "cpu"
-
-
-def test_of_longer_audio_the_seconds_that_are_encoded_count(
-    utterances: pl.DataFrame, settings: Evaluation
+def test_speed_counts_the_seconds_that_are_encoded(
+    predictions: Predictions, utterances: pl.DataFrame, settings: Evaluation
 ) -> None:
-    found = measure(replace(listener(utterances), seconds=0.5), utterances, settings, seed=0)
+    assert predictions.speed is not None and predictions.speed["wall_seconds"] > 0
+    assert predictions.speed["audio_seconds"] == pytest.approx(utterances["seconds"].sum())
+    assert predictions.speed["threads"] == torch.get_num_threads() and predictions.speed["device"] == "cpu"
+    found = measure(replace(listener(utterances), max_seconds=0.5), utterances, settings, seed=0)
     assert found.speed is not None
-    assert found.speed.audio_seconds == pytest.approx(sum(min(s, 0.5) for s in utterances["seconds"]))
+    assert found.speed["audio_seconds"] == pytest.approx(sum(min(s, 0.5) for s in utterances["seconds"]))
+    assert summarise(replace(predictions, speed=None), settings)["speed"] is None
 
 
-@pytest.mark.parametrize("most", [2, 3, 6])
+@pytest.mark.parametrize("most", [2, 6])
 def test_references_and_answers_at_the_limit_of_tokens_are_counted(
     model: SteerMoE,
     utterances: pl.DataFrame,
@@ -209,22 +200,9 @@ def test_summary_is_jiwers_rate_for_each_set(
     assert summary["speed"]["real_time_factor"] > 0
 
 
-def test_a_system_without_speed_says_so(predictions: Predictions, settings: Evaluation) -> None:
-    assert summarise(replace(predictions, speed=None), settings)["speed"] is None
-
-
 def test_nothing_to_evaluate_is_an_error(utterances: pl.DataFrame, settings: Evaluation) -> None:
     with pytest.raises(ValueError, match="nothing to evaluate"):
         measure(listener(utterances), utterances.clear(), settings, seed=0)
-
-
-def test_the_prompt_reaches_the_model(
-    model: SteerMoE, utterances: pl.DataFrame, generation: Generation
-) -> None:
-    row = utterances.filter(task="answer")[:1]
-    asked = pl.concat([row, row.with_columns(pl.lit("one two three?").alias("prompt"))])
-    first, second = [text for _, text in sorted(adapter(model, generation, seed=0).respond([asked]))]
-    assert first != second
 
 
 def test_of_audio_beyond_the_encoders_window_the_beginning_is_heard(
@@ -242,7 +220,7 @@ def test_of_audio_beyond_the_encoders_window_the_beginning_is_heard(
     found = evaluate(model, frame, settings, generation, seed=0)
     own = found.frame.filter(audio="own")["hypothesis"]
     assert own[0] == own[1]
-    assert found.decoding.endswith("; of 1 utterances the first 4 s are heard")
+    assert found.decoding.endswith("; of 1 utterances only the first 4 s are encoded")
     assert "first" not in evaluate(model, frame[1:], settings, generation, seed=0).decoding
 
 

@@ -34,12 +34,6 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.84 < covered < 0.95
 
 
-def test_wider_confidence_gives_wider_interval() -> None:
-    counts = errors(np.random.default_rng(2), 100, 0.3)
-    narrow, wide = (bootstrap_interval(counts, 500, c, seed=0) for c in (0.5, 0.99))
-    assert wide.low < narrow.low < narrow.high < wide.high
-
-
 def test_p_values_of_equal_systems_are_uniform() -> None:
     rng = np.random.default_rng(5)
     p = np.array([paired_bootstrap(*pair(rng, 0.3, 0.3), 300, 0.95, seed=i).p for i in range(300)])
@@ -95,12 +89,9 @@ def test_draws_without_words_are_left_out() -> None:
     assert interval.value == 0.75 and np.isfinite([interval.low, interval.high]).all()
 
 
-def test_no_reference_words_at_all_is_an_error() -> None:
+def test_bad_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="no rate over 2 rows"):
         bootstrap_interval((np.ones(2), np.zeros(2)), 10, 0.95, seed=0)
-
-
-def test_pairs_must_be_of_one_length() -> None:
     with pytest.raises(ValueError, match="comparison of 3 with 2 rows"):
         paired_bootstrap((np.ones(3), np.ones(3)), (np.ones(2), np.ones(2)), 10, 0.95, seed=0)
 

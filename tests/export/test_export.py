@@ -19,7 +19,7 @@ from steermoe.audio.io import RATE
 from steermoe.audio.synthesis import Synthesizer
 from steermoe.cli import main as cli
 from steermoe.corpora import grammar, synthetic
-from steermoe.evaluation.results import read_result
+from steermoe.evaluation.predictions import read_result
 from steermoe.export.onnx_export import DESCRIPTION, export_onnx
 from steermoe.export.onnx_model import OnnxModel
 from steermoe.export.publication import write_publication

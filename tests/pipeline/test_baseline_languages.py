@@ -16,10 +16,10 @@ from steermoe.analysis.comparison import compare
 from steermoe.analysis.report import main_table
 from steermoe.audio.io import RATE, encode_flac
 from steermoe.config import Evaluation
-from steermoe.data.shards import read_rows, write_shards
-from steermoe.evaluation.evaluator import System, batchwise, measure
-from steermoe.evaluation.predictions import summarise
-from steermoe.evaluation.results import read_result, write_result
+from steermoe.data.shards import read_rows
+from steermoe.evaluation.evaluator import measure
+from steermoe.evaluation.predictions import System, batchwise, read_result, summarise, write_result
+from tests.data.conftest import write_shards
 from tests.evaluation.whisper import save_multilingual
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from pipeline.configure import main
 from steermoe import config
-from steermoe.data.skipped import write_skipped
+from steermoe.data.filters import write_skipped
 from steermoe.hub import CONFIG, WEIGHTS, sha256
 
 ROOT = Path(__file__).parents[2]

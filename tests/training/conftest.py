@@ -17,7 +17,7 @@ from torch import distributed
 from steermoe import config
 from steermoe import distributed as processes
 from steermoe.config import VariantConfig
-from steermoe.data.shards import write_shards
+from tests.data.conftest import write_shards
 
 PRELOADED = [
     "mlflow",

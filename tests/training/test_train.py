@@ -19,7 +19,7 @@ from steermoe.config import VariantConfig, Video
 from steermoe.data import video
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.shards import read_rows, write_shards
-from steermoe.models import attention
+from steermoe.models import adapter, attention
 from steermoe.models import checkpoint as adapter
 from steermoe.models.llm import load_llm
 from steermoe.models.steermoe import SteerMoE
@@ -28,6 +28,7 @@ from steermoe.training import train as training
 from steermoe.training.rows import read_data, warn_of_long_targets
 from steermoe.training.train import FrozenChangedError, train
 from steermoe.training.trainer import AdapterTrainer, DivergedError
+from tests.data.conftest import write_shards
 
 OUTPUTS = ("adapter.safetensors", "config.json", "history.csv")
 

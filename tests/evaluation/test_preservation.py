@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from steermoe.config import Evaluation, Generation
-from steermoe.evaluation import text_tasks
+from steermoe.evaluation import preservation
 from steermoe.models.generation import answer_texts
 from steermoe.models.steermoe import SteerMoE
 
@@ -29,9 +29,9 @@ def test_text_tasks_are_scored_by_exact_match(
     items.append({"task": "question", "prompt": "the cat", "target": answers[0]})
     for file in tiny_llm_dir.iterdir():
         (tmp_path / file.name).symlink_to(file)
-    (tmp_path / text_tasks.TEXT_TASKS).unlink()
-    (tmp_path / text_tasks.TEXT_TASKS).write_text("".join(json.dumps(item) + "\n" for item in items))
-    found = text_tasks.text_tasks(
+    (tmp_path / preservation.TEXT_TASKS).unlink()
+    (tmp_path / preservation.TEXT_TASKS).write_text("".join(json.dumps(item) + "\n" for item in items))
+    found = preservation.text_tasks(
         SteerMoE.from_config(tiny_variant("linear", {"llm.path": str(tmp_path)})),
         settings,
         generation,
@@ -46,4 +46,4 @@ def test_a_bad_line_of_the_text_tasks_is_named(tmp_path: Path) -> None:
     path = tmp_path / "text_tasks.jsonl"
     path.write_text('{"task": "repeat", "prompt": "a", "target": "a"}\n{"task": "repeat"}\n')
     with pytest.raises(ValueError, match=r"text_tasks.jsonl, line 2: found .* expected an object with task"):
-        text_tasks.read_text_tasks(path)
+        preservation.read_text_tasks(path)

@@ -28,12 +28,6 @@ def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
 
 
-def killed_while(code: str) -> None:
-    """Run `code` in a process that must kill itself."""
-    process = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
-
-
 def test_an_error_leaves_the_old_file(tmp_path: Path):
     path = tmp_path / "deep" / "file.txt"
     write_text(path, "old")
@@ -45,7 +39,7 @@ def test_an_error_leaves_the_old_file(tmp_path: Path):
 
 
 def test_a_kill_leaves_no_half_file(tmp_path: Path):
-    killed_while(f"""
+    code = f"""
 import os, signal
 from pathlib import Path
 from steermoe.atomic_io import Staging, written_whole
@@ -54,15 +48,15 @@ staging.part("a").write_text("finished")
 with written_whole(staging.part("b")) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
-""")
+"""
+    process = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     with Staging(tmp_path / "out", KEY) as staging:
         assert [path.name for path in staging.files.iterdir()] == ["a"]
         write_text(staging.part("b"), "whole")
         staging.commit()
-    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {
-        "a": "finished",
-        "b": "whole",
-    }
+    found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert found == {"a": "finished", "b": "whole"}
 
 
 def test_commit_replaces_the_output_and_forgets_the_work(tmp_path: Path):
@@ -75,10 +69,8 @@ def test_commit_replaces_the_output_and_forgets_the_work(tmp_path: Path):
         write_text(staging.scratch / "notes", "not an output")
         assert (out / "stale").exists()
         staging.commit()
-    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
-        "folder/below",
-        "new",
-    ]
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert found == ["folder/below", "new"]
     assert list(out.parent.iterdir()) == [out]
     assert list((tmp_path / ".runs").iterdir()) == []
     with Staging(out, KEY) as again:
@@ -92,25 +84,12 @@ def test_another_key_is_other_work(tmp_path: Path):
         assert not other.part("a").exists()
     with Staging(tmp_path / "elsewhere", {"seed": 1, "corpus": "tones"}) as same:
         assert same.part("a").read_text() == "1"
-
-
-def test_held_alone_until_its_holder_is_gone(tmp_path: Path):
-    with Staging(tmp_path / "out", KEY):
         with pytest.raises(StagingBusyError, match=rf"process {os.getpid()} makes this output already"):
             Staging(tmp_path / "out", KEY)
-        Staging(tmp_path / "out", KEY | {"seed": 2}).close()
-    killed_while(f"""
-import os, signal
-from pathlib import Path
-from steermoe.atomic_io import Staging
-staging = Staging(Path({str(tmp_path / "out")!r}), {KEY!r})
-os.kill(os.getpid(), signal.SIGKILL)
-""")
-    Staging(tmp_path / "out", KEY).close()
 
 
 HOLDER = """
-import sys, time
+import os, sys
 from pathlib import Path
 from steermoe.atomic_io import Staging, write_text
 with Staging(Path(sys.argv[1]), {key}) as staging:
@@ -121,29 +100,20 @@ with Staging(Path(sys.argv[1]), {key}) as staging:
 """
 
 
-def begun(out: Path, end: str, **changes: str) -> subprocess.Popen[str]:
-    """A process that makes `out`, and comes to its `end` when it is told a line."""
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLDER.format(key=KEY, end=end), str(out)], text=True,
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())} | changes,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], subprocess.Popen[str]]]]:
-    """`pair(end)`: a process that holds a work folder, and a second that waits for it and has said so."""
+def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`begin(name, end)`: a process that makes the output `name`, and comes to its `end` when it gets a line."""
     processes = []
 
-    def make(end: str, **changes: str) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
-        holder = begun(tmp_path / "first", end)
-        processes.append(holder)
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        waiting = begun(tmp_path / "second", "staging.commit()", **changes)
-        processes.append(waiting)
-        assert waiting.stderr is not None
-        assert f"waits for process {holder.pid}, which makes the same" in waiting.stderr.readline()
-        return holder, waiting
+    def make(name: str, end: str = "staging.commit()", **changes: str) -> subprocess.Popen[str]:
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", HOLDER.format(key=KEY, end=end), str(tmp_path / name)], text=True,
+                env=os.environ | {"PYTHONPATH": str(Path.cwd())} | changes,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+        return processes[-1]
 
     yield make
     for process in processes:
@@ -152,32 +122,26 @@ def pair(tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], 
 
 
 @pytest.mark.parametrize("end", ["staging.commit()", "raise SystemExit(1)", "os.kill(os.getpid(), 9)"])
-def test_the_second_waits_and_goes_on(pair: Callable[..., Any], tmp_path: Path, end: str) -> None:
-    """However the first ends; with what it left unfinished, or anew."""
-    holder, waiting = pair(f"import os; {end}")
+def test_a_second_process_waits_and_goes_on(begin: Callable[..., Any], tmp_path: Path, end: str) -> None:
+    """However the first ends: with what it left unfinished, or anew. A signal ends the wait."""
+    holder = begin("first", end)
+    assert holder.stdout.readline() == "held\n"
+    waiting, interrupted, repeated = begin("second"), begin("third"), begin("fourth", STEERMOE_REPEATED="1")
+    for process in (waiting, interrupted, repeated):
+        assert f"Waiting for process {holder.pid} on " in process.stderr.readline()
+    interrupted.send_signal(signal.SIGTERM)
+    assert interrupted.wait(timeout=300) == -signal.SIGTERM and holder.poll() is None
+    if "commit" not in end:
+        repeated.kill()
+        repeated.wait()
     holder.communicate("go on\n", timeout=300)
     output, errors = waiting.communicate("go on\n", timeout=300)
     assert (waiting.returncode, output) == (0, "held\n"), errors
+    if "commit" in end:
+        _, errors = repeated.communicate("go on\n", timeout=300)
+        assert repeated.returncode == 1 and f"StagingBusyError: process {holder.pid} on" in errors
     assert (tmp_path / "second" / "a").read_text() == "begun"
-    assert ("made this output meanwhile" in errors) == ("commit" in end)
     assert list((tmp_path / ".runs").iterdir()) == []
-
-
-def test_who_is_repeated_is_told_that_it_is_made(pair: Callable[..., Any], tmp_path: Path) -> None:
-    holder, waiting = pair("staging.commit()", STEERMOE_REPEATED="1")
-    holder.communicate("go on\n", timeout=300)
-    _, errors = waiting.communicate(timeout=300)
-    assert waiting.returncode == 1
-    assert f"StagingBusyError: process {holder.pid} made" in errors
-    assert list((tmp_path / ".runs").iterdir()) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_wait(pair: Callable[..., Any], number: signal.Signals) -> None:
-    holder, waiting = pair("staging.commit()")
-    waiting.send_signal(number)
-    assert waiting.wait(timeout=300) == -number
-    assert holder.poll() is None
 
 
 def test_output_on_another_file_system(tmp_path: Path):
@@ -200,25 +164,20 @@ def test_output_on_another_file_system(tmp_path: Path):
 def test_project_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert project_root() == tmp_path
     monkeypatch.delenv("DVC_ROOT")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert project_root() == tmp_path / "here"
+    monkeypatch.chdir(tmp_path)
+    assert project_root() == tmp_path
 
 
-def test_tree_digest_sees_every_change(tmp_path: Path):
+def test_digests_see_every_change(tmp_path: Path):
     folder = tmp_path / "tree"
     write_text(folder / "a" / "b", "one")
     digests = [tree_digest(folder)]
     assert tree_digest(folder) == digests[0]
     write_text(folder / "a" / "c", "")
     digests.append(tree_digest(folder))
-    write_text(folder / "a" / "b", "two")
     os.utime(folder / "a" / "b", ns=(1, 1))
     digests.append(tree_digest(folder))
     (folder / "a" / "c").rename(folder / "a" / "d")
     digests.append(tree_digest(folder))
     assert len(set(digests)) == 4
-
-
-def test_code_digest_differs_by_package():
-    assert code_digest("audio") == code_digest("audio") != code_digest("audio", "data")
+    assert code_digest("audio") == code_digest("audio") != code_digest("audio", "data") != code_digest()

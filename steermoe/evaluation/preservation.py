@@ -1,4 +1,4 @@
-"""What the LLM can do with text: the frozen one, or one that adapters change."""
+"""Score the LLM on text tasks: what adapters inside it change."""
 
 import json
 from dataclasses import asdict
@@ -13,12 +13,12 @@ from steermoe.evaluation.significance import bootstrap_interval
 from steermoe.models.generation import answer_texts, describe
 from steermoe.models.steermoe import SteerMoE
 
-TEXT_TASKS = "text_tasks.jsonl"  # beside the LLM's weights; a line: {"task", "prompt", "target"}
+TEXT_TASKS = "text_tasks.jsonl"  # in the LLM's folder; a line: {"task", "prompt", "target"}
 BATCH = 32  # prompts decoded together
 
 
 def text_tasks(model: SteerMoE, settings: Evaluation, generation: Generation, seed: int) -> dict | None:
-    """Exact match of the LLM's answers on its held-out text tasks; None where it brings none.
+    """Score the LLM's answers to its held-out text tasks by exact match; None if it comes without text tasks.
 
     Returns:
         {"tasks": {<task>: {n, value, low, high}}, "protocol": how}
@@ -50,7 +50,7 @@ def text_tasks(model: SteerMoE, settings: Evaluation, generation: Generation, se
 
 
 def read_text_tasks(path: Path) -> list[dict[str, str]]:
-    """The lines of a text task file; ValueError naming file and line where one is not as it must be."""
+    """Read a file of text tasks; ValueError names file and line of a bad one."""
     items = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -1,28 +1,30 @@
-"""What every shard must hold, checked by pandera when it is written and when it is read."""
+"""The schema of shards: what every row must hold, checked by pandera when shards are written and read."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandera.polars as pa
 import polars as pl
+import pyarrow
+import pyarrow.parquet as pq
 
 from steermoe.audio import io as waveform
 from steermoe.config import LANGUAGE_TAG
 from steermoe.data import video
-from steermoe.data.rows import AUDIO, GROUP_BYTES, ROW_GROUP, SCHEMA, VIDEO, WITH_VIDEO, ShardError
 
-TASKS = (
-    "transcribe",
-    "answer",
-    "caption",
-)  # of rows: those that a metric measures; there are prompts for more
-SHOWN = 10  # violations in a message
-TOLERANCE = 1e-3  # seconds between a row's length and its audio's
+TASKS = ("transcribe", "answer", "caption")  # tasks of rows; there are prompts for further ones
+AUDIO, VIDEO = "audio", video.COLUMN
+BATCH = 16  # recordings in memory
+MAX_SHOWN = 10  # violations in a message
+TOLERANCE = 1e-3  # seconds between `seconds` and the length of the audio
+
+
+class ShardError(ValueError):
+    """Rows or a shard do not fit the schema of utterances."""
 
 
 class Utterance(pa.DataFrameModel):
-    """A row: one utterance and what is asked about it."""
+    """A row: one utterance and the task on it."""
 
     source_id: str = pa.Field(
         unique=True, str_length={"min_value": 1}, description="text that no other row has"
@@ -30,8 +32,7 @@ class Utterance(pa.DataFrameModel):
     split: str = pa.Field(str_matches=r"^[a-z0-9_-]+$", description="lower-case letters, digits, - and _")
     speaker: str = pa.Field(str_length={"min_value": 1}, description="text")
     language: str = pa.Field(
-        str_matches=LANGUAGE_TAG,
-        description="a BCP 47 tag such as en, zh or und (unknown)",
+        str_matches=LANGUAGE_TAG, description="a BCP 47 tag such as en, zh or und (unknown)"
     )
     task: str = pa.Field(isin=TASKS, description=" or ".join(TASKS))
     prompt: str = pa.Field(description="the question where the task is answer, else empty")
@@ -52,98 +53,99 @@ class Utterance(pa.DataFrameModel):
     )
 
     class Config(pa.DataFrameModel.Config):
-        """No other columns."""
+        """Allow no other columns."""
 
         strict = True
 
     # The part of a name before the colon is the column that a violation is reported for.
     @pa.dataframe_check(name="prompt: present exactly for answer")
     @classmethod
-    def _prompt_is_asked(cls, data: pa.PolarsData) -> pl.LazyFrame:
+    def _check_prompt(cls, data: pa.PolarsData) -> pl.LazyFrame:
         return data.lazyframe.select((pl.col("task") == "answer") == (pl.col("prompt") != ""))
 
     @pa.dataframe_check(name="target: the transcript for transcribe")
     @classmethod
-    def _target_is_said(cls, data: pa.PolarsData) -> pl.LazyFrame:
+    def _check_target(cls, data: pa.PolarsData) -> pl.LazyFrame:
         return data.lazyframe.select(
             (pl.col("task") != "transcribe") | (pl.col("target") == pl.col("transcript"))
         )
 
     @pa.dataframe_check(name="answers: the target among them")
     @classmethod
-    def _answers_fit(cls, data: pa.PolarsData) -> pl.LazyFrame:
-        return data.lazyframe.select(_none_or_target("answers", "answer", "caption"))
+    def _check_answers(cls, data: pa.PolarsData) -> pl.LazyFrame:
+        return data.lazyframe.select(_empty_or_with_target("answers", "answer", "caption"))
 
     @pa.dataframe_check(name="choices: the target among them")
     @classmethod
-    def _choices_fit(cls, data: pa.PolarsData) -> pl.LazyFrame:
-        return data.lazyframe.select(_none_or_target("choices", "answer"))
+    def _check_choices(cls, data: pa.PolarsData) -> pl.LazyFrame:
+        return data.lazyframe.select(_empty_or_with_target("choices", "answer"))
 
 
-class SeenUtterance(Utterance):
+class VideoUtterance(Utterance):
     """A row of a corpus with videos."""
 
     video: pl.Binary = pa.Field(description="an animated PNG of at least one frame")
 
 
-def _none_or_target(column: str, *tasks: str) -> pl.Expr:
+def _empty_or_with_target(column: str, *tasks: str) -> pl.Expr:
     found = pl.col(column)
     return (found.list.len() == 0) | (pl.col("task").is_in(tasks) & found.list.contains(pl.col("target")))
 
 
-# pandera reports a failing row as JSON, which polars cannot make of binary columns: it panics, past `except`.
-# So the recordings are taken out and looked at by themselves.
+def _types(model: type[pa.DataFrameModel]) -> pl.Schema:
+    return pl.Schema({name: column.dtype.type for name, column in model.to_schema().columns.items()})
+
+
+SCHEMA, WITH_VIDEO = _types(Utterance), _types(VideoUtterance)
+# pandera reports failing rows as JSON, which polars cannot write of binary columns: recordings are checked apart.
 _SCALARS = Utterance.to_schema().remove_columns([AUDIO])
-_ALLOWED = {name: column.description or "" for name, column in SeenUtterance.to_schema().columns.items()}
+_ALLOWED = {name: column.description for name, column in VideoUtterance.to_schema().columns.items()}
 
 
 @dataclass(frozen=True, order=True)
 class Violation:
-    """A value that must not be there. Rows are counted from 0."""
+    """A value that the schema does not allow. Rows count from 0."""
 
     row: int
     column: str
     value: str
 
     def __str__(self) -> str:
-        allowed = _ALLOWED[self.column]
-        return f"  row {self.row}, column {self.column}: found {self.value:.80}, allowed: {allowed}"
+        return f"  row {self.row}, column {self.column}: found {self.value:.80}, allowed: {_ALLOWED[self.column]}"
 
 
 def validate_shard(path: Path, audio: str = "header") -> None:
-    """Check a shard against `Utterance` or, with videos, `SeenUtterance`.
-
-    Of its audio and video no more than a few recordings are in memory.
+    """Check a shard against `Utterance` or, where it has videos, `VideoUtterance`.
 
     Args:
         path: its name begins with `<split>-` (see `shards.shard_name`); its rows must be of that split.
-        audio: how closely audio and video are looked at: `decode` (all of it), `header`, or `skip`.
+        audio: how audio and video are checked: `decode` (all of it), `header`, or `skip`.
 
     Raises:
-        ShardError: names file, row, column, what was found and what is allowed, for the first violations.
+        ShardError: names file, row, column, the value and what is allowed, for the first violations.
     """
-    has_video = _validate_columns(path)
+    found = _read_schema(path)
     scalars = pl.read_parquet(path, columns=[name for name in SCHEMA if name != AUDIO])
     violations = _scalar_violations(scalars)
     split = path.name.rpartition("-")[0]
     for row in scalars.with_row_index().filter(pl.col("split") != split)["index"]:
         violations.append(Violation(row, "split", f"{scalars['split'][row]!r} in a shard of {split!r}"))
     if audio != "skip":
-        for start, count in _stretches(scalars):
-            violations += _audio_violations(path, scalars, start, count, audio == "decode")
-            if has_video:
-                violations += _video_violations(path, start, count, audio == "decode")
+        recorded = [name for name in (AUDIO, VIDEO) if name in found]
+        violations += _recording_violations(path, recorded, decode=audio == "decode")
     if violations:
         lines = [str(violation) for violation in sorted(set(violations))]
-        more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        more = [f"  and {len(lines) - MAX_SHOWN} more"] if len(lines) > MAX_SHOWN else []
         advice = "correct the corpus reader, or its source, and write the shard anew (stage preprocess)"
-        raise ShardError("\n".join([f"{path}: not a shard of utterances; {advice}", *lines[:SHOWN], *more]))
+        raise ShardError(
+            "\n".join([f"{path}: not a shard of utterances; {advice}", *lines[:MAX_SHOWN], *more])
+        )
 
 
-def _validate_columns(path: Path) -> bool:
-    """Whether the shard has videos."""
+def _read_schema(path: Path) -> pl.Schema:
+    """Return the columns of a shard; ShardError where they are not those of utterances."""
     try:
-        found = pl.read_parquet_schema(path)
+        found = pl.Schema(pl.read_parquet_schema(path))
     except pl.exceptions.PolarsError as error:
         raise ShardError(
             f"{path}: not a parquet file, or damaged ({error}); write it anew (stage preprocess)"
@@ -155,7 +157,7 @@ def _validate_columns(path: Path) -> bool:
                 f"{path}: column {column}: found {found.get(column, 'nothing')}, expected "
                 f"{expected.get(column, 'no such column')}; write the shard anew (stage preprocess)"
             )
-    return VIDEO in found
+    return found
 
 
 def _scalar_violations(scalars: pl.DataFrame) -> list[Violation]:
@@ -165,7 +167,6 @@ def _scalar_violations(scalars: pl.DataFrame) -> list[Violation]:
         violations = []
         for case in errors.failure_cases.iter_rows(named=True):
             column = case["column"] if case["schema_context"] == "Column" else case["check"].partition(":")[0]
-            assert case["index"] is not None, f"not a violation in a row: {case}"
             value = scalars[column][case["index"]]
             found = value.to_list() if isinstance(value, pl.Series) else value
             violations.append(Violation(case["index"], column, repr(found)))
@@ -173,42 +174,24 @@ def _scalar_violations(scalars: pl.DataFrame) -> list[Violation]:
     return []
 
 
-def _stretches(scalars: pl.DataFrame) -> Iterator[tuple[int, int]]:
-    """First row and length of stretches of the rows: no more than ROW_GROUP rows, nor, of several, GROUP_BYTES.
-
-    A recording is taken to have 16 bits a sample; FLAC is smaller.
-    """
-    start, held = 0, 0.0
-    for row, size in enumerate((scalars["seconds"] * scalars["sample_rate"] * 2).fill_null(0.0)):
-        if row > start and (row - start == ROW_GROUP or held + size > GROUP_BYTES):
-            yield start, row - start
-            start, held = row, 0.0
-        held += size
-    if start < len(scalars):
-        yield start, len(scalars) - start
-
-
-def _audio_violations(
-    path: Path, scalars: pl.DataFrame, start: int, count: int, decode: bool
-) -> list[Violation]:
+def _recording_violations(path: Path, columns: list[str], decode: bool) -> list[Violation]:
+    """Check audio and video of a shard, a few recordings in memory at a time."""
     violations = []
-    batch = pl.scan_parquet(path).select("audio").slice(start, count).collect()["audio"]
-    rates, lengths = scalars["sample_rate"], scalars["seconds"]
-    for row, data in enumerate(batch, start):
-        found = audio_fault(data, rates[row], lengths[row], decode)
-        if found:
-            violations.append(Violation(row, "audio", found))
+    with pq.ParquetFile(path, memory_map=True) as file:
+        batches = file.iter_batches(BATCH, columns=[*columns, "sample_rate", "seconds"])
+        try:
+            for row, record in enumerate(record for batch in batches for record in batch.to_pylist()):
+                faults = {AUDIO: audio_fault(record[AUDIO], record["sample_rate"], record["seconds"], decode)}
+                if VIDEO in columns:
+                    faults[VIDEO] = video_fault(record[VIDEO], decode)
+                violations += [Violation(row, name, fault) for name, fault in faults.items() if fault]
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ShardError(f"{path}: damaged ({error}); write it anew (stage preprocess)") from error
     return violations
 
 
-def _video_violations(path: Path, start: int, count: int, decode: bool) -> list[Violation]:
-    batch = pl.scan_parquet(path).select(VIDEO).slice(start, count).collect()[VIDEO]
-    faults = ((row, video_fault(data, decode)) for row, data in enumerate(batch, start))
-    return [Violation(row, VIDEO, found) for row, found in faults if found]
-
-
 def video_fault(data: bytes | None, decode: bool) -> str | None:
-    """What is wrong with a row's video, by its header or, with `decode`, all of it; None where nothing is."""
+    """Return what is wrong with a video, by its header or, with `decode`, all of it; None for a good one."""
     if data is None:
         return "null"
     try:
@@ -219,7 +202,7 @@ def video_fault(data: bytes | None, decode: bool) -> str | None:
 
 
 def audio_fault(data: bytes | None, rate: int | None, seconds: float | None, decode: bool) -> str | None:
-    """What is wrong with a row's audio, by its header or, with `decode`, all of it; None where nothing is."""
+    """Return what is wrong with a recording, by its header or, with `decode`, all of it; None for a good one."""
     if data is None:
         return "null"
     try:

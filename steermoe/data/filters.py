@@ -1,30 +1,28 @@
-"""Which utterances are left out of shards, and the list of those that were."""
+"""Decide which utterances are left out of the shards, list them, and mark corpora that were skipped as a whole."""
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import Tokenizer
+from steermoe.atomic_io import write_text
 
-LEFT_OUT = "left_out.jsonl"  # beside the shards
-SHOWN = 10  # utterances in a message
+LEFT_OUT = "left_out.jsonl"  # in the folder of the shards
+SKIPPED = "SKIPPED.json"
+MAX_SHOWN = 10  # utterances in a message
 
 
 class RejectedError(ValueError):
-    """More of a corpus cannot be used than is allowed."""
+    """More of a corpus is unusable than allowed."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An utterance that is in no shard: `dropped`, as it is too long, or `rejected`, as its audio or its
-    answer cannot be used.
-    """
+    """A line of left_out.jsonl: an utterance that was `dropped` as too long, or `rejected` as unusable."""
 
     source_id: str
     split: str
@@ -39,11 +37,11 @@ class Limits:
     Attributes:
         max_seconds: longest utterance; None for any length.
         max_tokens: longest target, in tokens of the LLM; None for any length.
-        tokenizer: tokenizer.json of the LLM; needed where `max_tokens` is given.
-        whole: splits from which nothing is dropped, and nothing rejected but what `unreadable` names: a
-            figure on a test split is a figure on all of it.
-        max_rejected: share of the other utterances that may be rejected before the corpus is taken as broken.
-        unreadable: source_ids that are known to be bad in the splits of `whole`.
+        tokenizer: tokenizer.json of the LLM; needed for `max_tokens`.
+        whole: splits from which nothing is dropped and only what `unreadable` names is rejected: test splits,
+            whose figures must be about all of their rows.
+        max_rejected: allowed share of rejected utterances in the other splits.
+        unreadable: source_ids of the splits of `whole` that are known to be unusable.
     """
 
     max_seconds: float | None = None
@@ -51,11 +49,11 @@ class Limits:
     tokenizer: Path | None = None
     whole: Collection[str] = ()
     max_rejected: float = 0.0
-    unreadable: Collection[str] = field(default=())
+    unreadable: Collection[str] = ()
 
     @property
     def key(self) -> dict[str, Any]:
-        """What decides which rows are in the shards, as JSON."""
+        """Return what decides which rows are in the shards, as JSON."""
         digest = None
         if self.max_tokens is not None:
             assert self.tokenizer is not None, "max_tokens without a tokenizer"
@@ -68,13 +66,15 @@ class Limits:
         }
 
     @cached_property
-    def _tokens(self) -> Tokenizer:
+    def _tokens(self) -> Any:
+        from tokenizers import Tokenizer
+
         tokenizer = Tokenizer.from_file(str(self.tokenizer))
         tokenizer.encode_special_tokens = True  # control tokens in a target are plain text, as in training
         return tokenizer
 
     def exceeded(self, row: Mapping[str, Any]) -> str | None:
-        """Why a row is dropped; None where it is not."""
+        """Return why a row is dropped; None where it is not."""
         if row["split"] in self.whole:
             return None
         if self.max_seconds is not None and row["seconds"] > self.max_seconds:
@@ -86,24 +86,23 @@ class Limits:
         return None
 
     def check_rejected(self, left_out: Sequence[LeftOut], kept: Mapping[str, int]) -> None:
-        """See that no more was rejected than is allowed, and that something is left of every split.
+        """Check that no more is rejected than allowed, and that no split is left empty.
 
         Args:
             left_out: of all splits.
-            kept: the number of rows in each split's shards.
+            kept: the number of rows in the shards of each split.
 
         Raises:
-            RejectedError: with the first of those rejected, or left out of a split of which nothing is left.
+            RejectedError: lists the first of the utterances concerned.
         """
         rejected = [item for item in left_out if item.kind == "rejected"]
-        unexpected = [i for i in rejected if i.split in self.whole and i.source_id not in self.unreadable]
-        if unexpected:
+        of_tests = [item for item in rejected if item.split in self.whole]
+        if unexpected := [item for item in of_tests if item.source_id not in self.unreadable]:
             raise RejectedError(
                 f"{len(unexpected)} utterances of test splits cannot be used, and a test split must be whole; "
-                "mend the source, or name them in preprocessing.unreadable" + _listed(unexpected)
+                "repair the source, or name them in preprocessing.unreadable" + _listed(unexpected)
             )
-        known = {item.source_id for item in rejected if item.split in self.whole}
-        if extra := sorted(set(self.unreadable) - known):
+        if extra := sorted(set(self.unreadable) - {item.source_id for item in of_tests}):
             raise RejectedError(
                 f"preprocessing.unreadable names {extra[0]!r}, which is no unreadable utterance of a test "
                 "split; take it out of the list"
@@ -114,7 +113,7 @@ class Limits:
         if len(others) > self.max_rejected * seen:
             raise RejectedError(
                 f"{len(others)} of {seen} utterances cannot be used, allowed is a share of "
-                f"{self.max_rejected:g} (preprocessing.max_rejected); mend the source" + _listed(others)
+                f"{self.max_rejected:g} (preprocessing.max_rejected); repair the source" + _listed(others)
             )
         for split in (split for split, count in kept.items() if not count):
             if gone := [item for item in left_out if item.split == split]:
@@ -126,22 +125,12 @@ class Limits:
 
 
 def _listed(items: Sequence[LeftOut]) -> str:
-    lines = [f"\n  {item.source_id:.100} ({item.split}): {item.reason:.300}" for item in items[:SHOWN]]
-    return "".join(lines) + (f"\n  and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
-
-
-def to_lines(items: Iterable[LeftOut]) -> str:
-    """A line of JSON each."""
-    return "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
-
-
-def counts(items: Iterable[LeftOut]) -> Counter[tuple[str, str]]:
-    """How many were left out, by split and kind."""
-    return Counter((item.split, item.kind) for item in items)
+    lines = [f"\n  {item.source_id:.100} ({item.split}): {item.reason:.300}" for item in items[:MAX_SHOWN]]
+    return "".join(lines) + (f"\n  and {len(items) - MAX_SHOWN} more" if len(items) > MAX_SHOWN else "")
 
 
 def target_tokens(tokenizer: Any, targets: Sequence[str]) -> list[int]:
-    """Length of each target in tokens of the LLM, its end token included: what writing it takes."""
+    """Return the length of each target in tokens of the LLM, the end token included."""
     if not targets:
         return []
     found = tokenizer(list(targets), add_special_tokens=False, verbose=False)["input_ids"]
@@ -149,10 +138,10 @@ def target_tokens(tokenizer: Any, targets: Sequence[str]) -> list[int]:
 
 
 def tokenizer_file(llm: str) -> Path:
-    """tokenizer.json of an LLM: in its folder, or of that hub id.
+    """Return tokenizer.json of an LLM, by its folder or its id on the hub.
 
     Raises:
-        ValueError: there is none, so tokens cannot be counted.
+        ValueError: there is none, so that tokens cannot be counted.
     """
     path = Path(llm) / "tokenizer.json"
     if not Path(llm).is_dir():
@@ -167,3 +156,14 @@ def tokenizer_file(llm: str) -> Path:
             "preprocessing.max_tokens to null"
         )
     return path
+
+
+def write_skipped(folder: Path, reason: str) -> None:
+    """Mark a corpus that is not required and could not be fetched: its folder holds nothing but this file."""
+    write_text(folder / SKIPPED, json.dumps({"skipped": reason}, indent=1) + "\n")
+
+
+def skipped_reason(folder: Path) -> str | None:
+    """Return why the corpus in `folder` (raw or as shards) was skipped; None where it was not."""
+    path = folder / SKIPPED
+    return json.loads(path.read_text(encoding="utf-8"))["skipped"] if path.exists() else None
