@@ -133,7 +133,7 @@ def test_show_prints_the_table(project: Path) -> None:
 
 def test_runs_are_in_mlflow_with_their_experiment(project: Path) -> None:
     code = (
-        "from steermoe.training.store import open_store; from pathlib import Path\n"
+        "from steermoe.training.mlflow_store import open_store; from pathlib import Path\n"
         "client = open_store(Path('.'))\n"
         "found = client.get_experiment_by_name('steermoe/mini')\n"
         "for r in client.search_runs([found.experiment_id]):\n"

@@ -23,7 +23,7 @@ from steermoe import SteerMoE
 from steermoe.audio.waveform import RATE
 from steermoe.config.variants import METHODS, parts_of
 from steermoe.export.merge import merged_variant, write_merged
-from steermoe.export.pyfunc import Transcriber
+from steermoe.training.mlflow_pyfunc import Transcriber
 from steermoe.models import adapter
 
 ROOT = Path(__file__).parents[2]

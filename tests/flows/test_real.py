@@ -57,7 +57,7 @@ def test_ablations_of_the_mini_profile(real: Project) -> None:
     assert [a for a in found if a["type"] == "progress"]
     # The runs are in the project's own store, under the names of the experiments.
     code = (
-        "from steermoe.training.store import open_store; from pathlib import Path\n"
+        "from steermoe.training.mlflow_store import open_store; from pathlib import Path\n"
         "client = open_store(Path('.'))\n"
         "experiment = client.get_experiment_by_name('steermoe/mini')\n"
         "print(experiment.artifact_location)\n"

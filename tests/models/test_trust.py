@@ -18,7 +18,7 @@ from pretrained import NOTICE
 from steermoe.asr.recognizer import Recognizer
 from steermoe.asr.transcript import Segment, Transcript
 from steermoe.audio.segmentation import speaks
-from steermoe.export.pyfunc import Transcriber
+from steermoe.training.mlflow_pyfunc import Transcriber
 from steermoe.models import trust
 from steermoe.models.tools import Answer
 
