@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy.signal import spectrogram
 
-from steermoe.analysis.portraits import shown as evenly
+from steermoe.analysis.plots import evenly
 from steermoe.asr.transcript import Word
 from steermoe.audio.waveform import RATE
 from steermoe.demo.inference import Seen

@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from steermoe.analysis.comparison import Comparison, cells_of, compare, worst
-from steermoe.config import Evaluation
+from steermoe.analysis.comparison import Comparison, cells_of, compare, dev_losses, measured_on, worst
+from steermoe.config import Evaluation, VariantConfig
 from steermoe.evaluation.metrics import METRICS
 from steermoe.evaluation.results import read_result, write_result, write_skipped
 from steermoe.evaluation.significance import holm, paired_bootstrap
@@ -157,3 +157,42 @@ def test_worst_utterances_come_first(evaluations: Path) -> None:
     everything = result.frame.filter(audio="own", split="clean", task="transcribe")
     assert rows["errors"].to_list() == everything["errors"].sort(descending=True)[:5].to_list()
     assert not rows["exact"].any()
+
+
+@pytest.fixture
+def variants(tiny_variant) -> dict[str, VariantConfig]:
+    methods = {"linear": "linear", "steermoe": "steering", "lora": "lora"}
+    return {name: tiny_variant(method) for name, method in methods.items()}
+
+
+def test_the_best_model_is_chosen_on_dev_whatever_the_test_sets_say(
+    comparison: Comparison, variants: dict[str, VariantConfig]
+) -> None:
+    found = dev_losses(comparison, variants)
+    assert list(found) == ["linear", "lora", "steermoe"]  # on the test sets steermoe is best, linear worst
+    other = replace(comparison, cells=[replace(cell, value=1 - cell.value) for cell in comparison.cells])
+    assert dev_losses(other, variants) == found
+    timing = dict(comparison.timing)
+    timing["linear"] = timing["linear"] | {"trainable_parameters": {}}
+    del timing["lora"]
+    assert list(dev_losses(replace(comparison, timing=timing), variants)) == ["steermoe"]
+    assert dev_losses(replace(comparison, timing={}), variants) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dev_splits": {"digits": ["dev"]}},
+        {"prompts": {"transcribe": "write: "}},
+        {"llm": {"path": "elsewhere"}},
+    ],
+)
+def test_losses_that_do_not_compare_are_left_out(
+    comparison: Comparison, variants: dict[str, VariantConfig], change: dict
+) -> None:
+    for name, value in change.items():
+        section = getattr(variants["linear"], name)
+        changed = value if name == "dev_splits" else section.model_copy(update=value)
+        variants["lora"] = variants["lora"].model_copy(update={name: changed})
+    assert "lora" not in dev_losses(comparison, variants)
+    assert measured_on(variants["lora"]) != measured_on(variants["linear"])

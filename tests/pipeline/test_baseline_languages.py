@@ -114,7 +114,7 @@ def test_a_figure_over_fewer_rows_says_over_how_many(compared: Comparison) -> No
         ("synthetic clean", 5),
         ("synthetic other", 3),
     ]
-    text = markdown(compared, [], {})
+    text = markdown(compared, {}, {}, {}, {}, {})
     assert "not over 6 utterances in languages that it does not know (ckb: 4, ast: 2)" in text
     assert "`n`: a figure over fewer utterances than the set has" in text
     headline = json.loads(json.dumps(compared.headline()))
