@@ -151,9 +151,9 @@ class Comparison:
             if cell.audio == "own":
                 corpora = tree.setdefault(cell.system, {})
                 values = corpora.setdefault(cell.corpus, {}).setdefault(cell.split, {})
-                values |= {cell.metric: round(cell.value, 6)} | (
-                    {"n": cell.n} if self.is_partial(cell) else {}
-                )
+                values[cell.metric] = round(cell.value, 6)
+                if self.is_partial(cell):
+                    values["n"] = cell.n
         return tree
 
 

@@ -36,8 +36,8 @@ SHUFFLES = 200
 SOUND, KINDS = "sound", ("heard", "silent")  # the condition of a frame, and its groups
 LEGEND = "Places are layers of the encoder, counted from 0 as experts are; `post` is its output."
 BY_CONDITION = (
-    "Jensen-Shannon divergence (bits) of mean gates between the groups of a condition, beside its mean over "
-    f"{SHUFFLES} random dealings of the utterances into such groups; p is uncorrected."
+    "Jensen-Shannon divergence (bits) of mean gates between the groups of a condition, and by chance: its mean over "
+    f"{SHUFFLES} random assignments of the utterances to groups of these sizes; p is uncorrected."
 )
 
 
@@ -294,8 +294,8 @@ def _page(
     name: str, frame: pl.DataFrame, use: dict, differs: pl.DataFrame, captions: Mapping[str, str]
 ) -> str:
     hours = frame["seconds"].sum() / 3600
-    heard = f"Heard: {len(frame)} utterances, {hours:.2f} h, {use['frames']:,} encoder frames."
-    lines = [f"# What the experts of {name} do", "", f"{heard} {LEGEND}", "", *steering_section({name: use})]
+    text = f"Encoded: {len(frame)} utterances, {hours:.2f} h, {use['frames']:,} encoder frames. {LEGEND}"
+    lines = [f"# What the experts of {name} do", "", text, "", *steering_section({name: use})]
     figures = ("divergence", "by_chance", "p")
     body = [
         [row["condition"], row["place"], str(row["groups"]), *(f"{row[name]:.4f}" for name in figures)]

@@ -41,17 +41,7 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages s
 LOCK = "mlflow.db.lock"  # one process of a project at a time creates what all use
 TEMPORARY = (401, 403, 408, 429)  # HTTP statuses that a person, or time, sets right
 CODE = Path(__file__).with_name("mlflow_pyfunc.py")
-PACKAGES = (
-    "steermoe",
-    "mlflow",
-    "numpy",
-    "pandas",
-    "safetensors",
-    "soundfile",
-    "soxr",
-    "torch",
-    "transformers",
-)
+PACKAGES = "steermoe mlflow numpy pandas safetensors soundfile soxr torch transformers".split()
 CHAMPION = "champion"  # alias of the best version of a registered model
 
 
@@ -67,9 +57,8 @@ class Store:
             # With a local file, MLflow would take this process' folder, perhaps a temporary one of DVC's.
             is_server = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
             location = None if is_server else (root / "mlartifacts").as_uri()
-            self.experiment = (
-                known.experiment_id if known else self.client.create_experiment(name, location, KIND)
-            )
+            create = self.client.create_experiment
+            self.experiment = known.experiment_id if known else create(name, location, KIND)
 
     def find(self, query: str) -> Any | None:
         """Return the newest run that matches a filter."""
@@ -93,9 +82,7 @@ class Store:
             return
         client, tags = self.client, {"steermoe.adapter": adapter}
         variant = json.loads((folder / "config.json").read_text(encoding="utf-8"))["variant"]
-        parameters = {part: variant[part]["path"] for part in ("encoder", "llm")} | {
-            "method": variant["method"]
-        }
+        parameters = {"method": variant["method"], **{p: variant[p]["path"] for p in ("encoder", "llm")}}
         begun = client.search_logged_models([self.experiment], tagged("adapter", adapter))
         model = next((each for each in begun if each.source_run_id == run_id), None)
         if model is None:

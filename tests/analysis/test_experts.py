@@ -157,15 +157,6 @@ def test_without_a_difference_p_is_uniform() -> None:
     assert 0.3 < np.mean(p) < 0.7 and min(p) < 0.2
 
 
-def test_divergence_of_disjoint_use_is_a_bit() -> None:
-    """Also where only few frames fall into one group."""
-    frames = np.array([[5, 0], [7, 0]])
-    gates = np.zeros((2, 2, 2))
-    gates[0, 0], gates[1, 0] = (5, 0), (0, 7)
-    usage = Usage(pl.DataFrame({"split": ["a", "b"]}), [PlaceUse("0", gates, frames)])
-    assert experts.divergences(usage, ("split",))["divergence"].to_list() == pytest.approx([1])
-
-
 def test_geometry_is_that_of_the_scaled_vectors(tiny_variant: Callable[..., Any]) -> None:
     changed = {"steering.layers": [0, 2], "steering.num_experts": [2, 4]}
     model = SteerMoE.from_config(tiny_variant("steering", changed))

@@ -116,6 +116,11 @@ def test_the_protocol_stands_above_the_numbers(comparison: Comparison) -> None:
     assert "synthetic clean (transcribe): 60 (60 recordings)" in before
     assert "Corpus `digits` is not available: no archive" in before
     assert "batches of 5 audio seconds" in before and "`LLM without audio`: as text-only does." in before
+    whole = page(comparison, captions={"wer.png": "error rates"}, uses={"steermoe": USE})
+    assert "![error rates](wer.png)" in whole
+    [table] = tables(whole[whole.index("## Steering") :])[:1]
+    assert [line[0] for line in table[2:]] == ["0", "2"]
+    assert table[3] == ["2", "-0.250", "0.0200", "1.39", "1.38", "90.0 %"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
@@ -133,10 +138,6 @@ def test_the_printed_table_fits_any_terminal_and_breaks_no_word(comparison: Comp
     numbers = re.findall(r"\[\d+\.\d, \d+\.\d\]", text)
     shown = [c for c in comparison.cells if c.metric in ("wer", "accuracy")]
     assert len(numbers) == len(shown)
-
-
-def test_pictures_are_linked_with_what_they_show(comparison: Comparison) -> None:
-    assert "![error rates](wer.png)" in page(comparison, captions={"wer.png": "error rates"})
 
 
 @pytest.mark.parametrize(
@@ -173,13 +174,6 @@ def test_preservation_tells_whose_weights_are_the_same(
     other = replace(comparison, timing=comparison.timing | {"lora": changed})
     assert "lora" not in report.preservation_section(other, {}, {})[2]
     assert report.preservation_section(replace(comparison, timing={}), {}, {}) == []
-
-
-def test_steering_has_a_line_a_layer() -> None:
-    [table] = tables("\n".join(report.steering_section({"steermoe": USE})))
-    assert [line[0] for line in table[2:]] == ["0", "2"]
-    assert table[3] == ["2", "-0.250", "0.0200", "1.39", "1.38", "90.0 %"]
-    assert report.steering_section({}) == []
 
 
 def test_seed_noise_groups_variants_that_differ_in_the_seed_alone(
