@@ -19,37 +19,42 @@ ASSUMPTIONS = """- peak {rate}, of which training reaches 30 to 60 %
 - training alone: no evaluation, and no teacher of training.distillation"""
 
 
+Hours = Annotated[float, typer.Option(help="hours of training audio", min=0.001)]
+Epochs = Annotated[float, typer.Option(help="passes over the training audio", min=0.001)]
+Mean = Annotated[float, typer.Option(help="mean clip duration in seconds; 12.69 is LibriSpeech's", min=0.1)]
+Profile = Annotated[str | None, typer.Option(help="profile to read; default: the selected one")]
+Variant = Annotated[str | None, typer.Option(help="variant to estimate; default: the first selected")]
+Gpus = Annotated[int, typer.Option(help="number of devices", min=1)]
+Memory = Annotated[float | None, typer.Option(help="memory per device in GB; default: the device's", min=0.1)]
+ModeOption = Annotated[Mode, typer.Option(help="plain, or a DeepSpeed ZeRO mode")]
+Batch = Annotated[
+    float | None, typer.Option(help="audio seconds per batch and device; default: the profile's", min=0.1)
+]
+PromptTokens = Annotated[int, typer.Option(help="prompt tokens per clip", min=0)]
+TargetTokens = Annotated[int, typer.Option(help="target tokens per clip", min=1)]
+
+
 def main(
-    hours: Annotated[float, typer.Option(help="hours of training audio", min=0.001)],
-    epochs: Annotated[float, typer.Option(help="passes over the training audio", min=0.001)],
-    mean_seconds: Annotated[
-        float, typer.Option(help="mean clip duration in seconds; 12.69 is LibriSpeech's", min=0.1)
-    ] = 12.69,
-    profile: Annotated[str | None, typer.Option(help="profile to read; default: the selected one")] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="variant to estimate; default: the first selected")
-    ] = None,
+    hours: Hours,
+    epochs: Epochs,
+    mean_seconds: Mean = 12.69,
+    profile: Profile = None,
+    variant: Variant = None,
     encoder: EncoderName = None,
     llm: LlmName = None,
     gpu: Annotated[GpuName, typer.Option(help="device")] = "h200",
-    gpus: Annotated[int, typer.Option(help="number of devices", min=1)] = 1,
-    memory: Annotated[
-        float | None, typer.Option(help="memory per device in GB; default: the device's", min=0.1)
-    ] = None,
-    mode: Annotated[Mode, typer.Option(help="plain, or a DeepSpeed ZeRO mode")] = "plain",
-    max_batch_seconds: Annotated[
-        float | None,
-        typer.Option(help="audio seconds per batch and device; default: the profile's", min=0.1),
-    ] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="prompt tokens per clip", min=0)] = 10,
-    target_tokens: Annotated[int, typer.Option(help="target tokens per clip", min=1)] = 40,
+    gpus: Gpus = 1,
+    memory: Memory = None,
+    mode: ModeOption = "plain",
+    max_batch_seconds: Batch = None,
+    prompt_tokens: PromptTokens = 10,
+    target_tokens: TargetTokens = 40,
     params: Params = Path("params.yaml"),
     as_json: Json = False,
 ) -> int:
     """Estimate the operations, hours and memory of a training run before it runs.
 
-    Models given as options instead of in params.yaml count as bfloat16. The exit code is 1 if the run does not fit
-    into the device's memory.
+    Models given as options count as bfloat16. The exit code is 1 if the run does not fit into the device's memory.
 
     Examples:
 
@@ -73,34 +78,34 @@ def main(
         parameters.llm_shape(chosen.llm.path, chosen.llm.dtype, chosen.llm.layers),
     )
     run = {
-        "hours": hours, "epochs": epochs, "mean_seconds": mean_seconds, "prompt": prompt_tokens, "target": target_tokens,
-        "peak": peak, "gpus": gpus, "max_batch_seconds": max_batch_seconds or chosen.training.max_batch_seconds,
+        "hours": hours, "epochs": epochs, "mean_seconds": mean_seconds, "prompt": prompt_tokens,
+        "target": target_tokens, "peak": peak, "gpus": gpus,
+        "max_batch_seconds": max_batch_seconds or chosen.training.max_batch_seconds,
     }  # fmt: skip
     found = parameters.plan(chosen, *shapes, **run)
-    refused = None
-    if (need := found["memory"][mode][0]) > available:
-        fitting = [name for name, (device, _) in found["memory"].items() if device <= available]
-        refused = (
-            f"mode {mode} needs {need / 1e9:.1f} GB per device, which has {available / 1e9:.1f} GB; "
-            + (
-                f"these modes fit: {', '.join(fitting)}"
-                if fitting
-                else "no mode fits; a smaller batch needs less"
-            )
-        )
-    names = {"variant": chosen.name, "encoder": shapes[0].name, "llm": shapes[1].name}
+    refused = _refusal(found["memory"], mode, available)
+    encoder, llm = (shape.name for shape in shapes)
     if as_json:
-        print(
-            json.dumps(
-                {**names, "run": run, "memory_per_gpu": available, **found, "refusal": refused}, indent=1
-            )
-        )
+        found |= {"variant": chosen.name, "encoder": encoder, "llm": llm, "run": run, "refusal": refused}
+        print(json.dumps(found, indent=1))
     else:
-        _show(" ".join([f"{chosen.name}:", shapes[0].name, "+", shapes[1].name]), found, available)
+        _show(f"{chosen.name}: {encoder} + {llm}", found, available)
         print(ASSUMPTIONS.format(rate=f"{peak / 1e12:.1f} TFLOP/s in bfloat16 ({source})", **run))
     if refused:
         typer.echo(f"steermoe: the run does not fit: {refused}", err=True)
     return 1 if refused else 0
+
+
+def _refusal(memory: dict[str, tuple[float, float]], mode: str, available: float) -> str | None:
+    """Return why the run does not fit into a device's memory; None if it does."""
+    need = memory[mode][0]
+    if need <= available:
+        return None
+    fitting = [name for name, (device, _) in memory.items() if device <= available]
+    instead = (
+        f"these modes fit: {', '.join(fitting)}" if fitting else "no mode fits; a smaller batch needs less"
+    )
+    return f"mode {mode} needs {need / 1e9:.1f} GB per device, which has {available / 1e9:.1f} GB; {instead}"
 
 
 def _show(title: str, found: dict[str, Any], available: float) -> None:
