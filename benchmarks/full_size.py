@@ -5,8 +5,8 @@
 
 Clips are as long as LibriSpeech's train-clean-100 (mean 12.69 s; its quantiles, roughly), in batches of so many audio
 seconds, padding included, as training makes them. Reported: audio hours per hour; the share of the floor, which are
-the matrix products that cannot be avoided (steermoe/analysis/work.py) at the rate of a large product in the same run;
-memory; and where the time goes. Times of the parts are taken as the gradient passes by, without stopping the device;
+the matrix products that cannot be avoided (steermoe/analysis/parameters.py) at the rate of a large product in the same
+run; memory; and where the time goes. Times of the parts are taken as the gradient passes by, without stopping the device;
 steering's are the difference to the same step without it, the same layers back-propagated. Larger batches are left
 out once memory or the minutes are used up.
 """
@@ -24,9 +24,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from benchmarks.shapes import ROOT, batch, machine, table, variant
-from steermoe.analysis import presets
-from steermoe.analysis.audit import Sections
-from steermoe.analysis.work import clip, work
+from steermoe.analysis import parameters
 from steermoe.config import VariantConfig
 from steermoe.data.batching import bucketed_batches
 from steermoe.models.encoders.encoder import layer_hidden
@@ -273,7 +271,7 @@ def options() -> argparse.Namespace:
 
 def configurations(tiny: bool) -> tuple[Any, Any]:
     """Return the configurations of encoder and LLM."""
-    encoder, llm = presets.ENCODERS["whisper-large-v3"], presets.LLMS["qwen2.5-7b-instruct"]
+    encoder, llm = parameters.ENCODERS["whisper-large-v3"], parameters.LLMS["qwen2.5-7b-instruct"]
     if tiny:
         encoder, llm = (
             type(sizes)(
@@ -296,18 +294,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         encoder.save_pretrained(f"{folder}/encoder")
         llm.save_pretrained(f"{folder}/llm")
-        shapes = presets.encoder_shape(f"{folder}/encoder"), presets.llm_shape(f"{folder}/llm")
+        shapes = parameters.encoder_shape(f"{folder}/encoder"), parameters.llm_shape(f"{folder}/llm")
     assembly, settings = random_model(encoder, llm, device, chosen.attention)
     if chosen.compile:
         for layer in [*assembly.encoder.layers, *decoder_layers(assembly.llm)]:
             layer.forward = torch.compile(layer.forward, dynamic=True)
     rate = product_rate(device)
-    sections = Sections.of(settings)
     trained = {part: sum(p.numel() for p in ps) for part, ps in assembly.parameter_groups().items()}
 
     def floor(seconds: float) -> float:
-        heard = clip(seconds, shapes[0], sections, PROMPT, round(TOKENS_A_SECOND * seconds))
-        return work(heard, *shapes, sections, trained).total / rate
+        target = round(TOKENS_A_SECOND * seconds)
+        return sum(parameters.operations(settings, *shapes, trained, seconds, PROMPT, target).values()) / rate
 
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(f"{name}; {machine()}; product {rate / 1e12:.2f} TFLOP/s; attention {chosen.attention}")

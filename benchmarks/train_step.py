@@ -13,7 +13,7 @@ here and there.
 Seconds are of CPU time, of one thread, the ways in turns. Our way keeps freed memory, as training does
 (steermoe/training/heap.py); the naive way has glibc as it adapts by itself. Memory is what a step adds to the process
 at its peak (Linux: VmHWM), apart from the timing. The floor is the matrix products that cannot be avoided
-(steermoe/analysis/work.py) at the speed that a large product reaches in the same run.
+(steermoe/analysis/parameters.py) at the speed that a large product reaches in the same run.
 """
 
 import argparse
@@ -34,9 +34,7 @@ import torch
 from torch.nn.functional import pad
 
 from benchmarks.shapes import PROMPT, TARGET, batch, frozen_models, machine, model, spread, table
-from steermoe.analysis.audit import Sections
-from steermoe.analysis.presets import encoder_shape, llm_shape
-from steermoe.analysis.work import Work, clip, work
+from steermoe.analysis.parameters import encoder_shape, llm_shape, operations
 from steermoe.models.attention import ShortAttention
 from steermoe.models.encoders.encoder import layer_hidden, valid_frames
 from steermoe.models.steermoe import SteerMoE
@@ -175,14 +173,13 @@ def product_rate(dtype: torch.dtype) -> float:
     return 2 * 1536**3 / best
 
 
-def unavoidable(assembly: SteerMoE, seconds: float) -> Work:
+def unavoidable(assembly: SteerMoE, seconds: float) -> dict[str, float]:
     """Operations on one clip of the batch."""
     variant = assembly.config
-    sections = Sections.of(variant)
     encoder = encoder_shape(variant.encoder.path, depth=variant.encoder.layers)
     llm = llm_shape(variant.llm.path, depth=variant.llm.layers)
     counts = {part: sum(p.numel() for p in ps) for part, ps in assembly.parameter_groups().items()}
-    return work(clip(seconds, encoder, sections, PROMPT, TARGET), encoder, llm, sections, counts)
+    return operations(variant, encoder, llm, counts, seconds, PROMPT, TARGET)
 
 
 def compare(
@@ -200,7 +197,7 @@ def compare(
             )
         assembly = model("steermoe", paths, dtype=precision)
         dtype = getattr(torch, precision)
-        floor = CLIPS * unavoidable(assembly, seconds).total / product_rate(dtype)
+        floor = CLIPS * sum(unavoidable(assembly, seconds).values()) / product_rate(dtype)
     ours, naive = partial(our_loss, assembly, clips), partial(naive_loss, assembly, clips, masked=False)
     steps: dict[str, Step] = {"ours": ours, "naive": naive}
     cpu: dict[str, list[float]] = {name: [] for name in steps}

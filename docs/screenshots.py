@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from playwright.sync_api import Page, sync_playwright
 
-from steermoe.training.store import sqlite_address
+from steermoe.training.mlflow_store import sqlite_address
 
 ROOT = Path(__file__).parents[1]
 ASSISTANT = '[data-component-id="mlflow.assistant.chat_panel.close"]'  # a panel that stands open at first

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
     from steermoe.analysis.comparison import Comparison
     from steermoe.config import VariantConfig
-    from steermoe.training.tracking import Tracker
 
 
 def main(
@@ -24,78 +23,62 @@ def main(
     metrics: Metrics,
     params: Params = Path("params.yaml"),
 ) -> None:
-    """Write table, pictures and report into OUT, and the headline figures into METRICS."""
+    """Write table, plots and report into OUT, and the headline figures into METRICS."""
     import polars as pl
 
     from steermoe import config
-    from steermoe.analysis import comparison, plots, report, sections, steering
+    from steermoe.analysis import comparison, experts, plots, report
     from steermoe.atomic_io import write_text
     from steermoe.cli.terminal import plain_console
     from steermoe.data.shards import read_rows
     from steermoe.evaluation import predictions as results
-    from steermoe.training.tracking import Tracker
 
     settings = config.load(params)
-    names = settings.compare
+    names, corpora = settings.compare, settings.corpora
     compared = comparison.compare(
-        names,
-        settings.reference,
-        list(settings.corpora),
-        evaluations,
-        timing,
-        settings.evaluation,
-        settings.seed,
+        names, settings.reference, list(corpora), evaluations, timing, settings.evaluation, settings.seed
     )
-    heard = [
-        read_rows(shards / corpus, section.test)
-        for corpus, section in settings.corpora.items()
-        if corpus not in compared.missing
-    ]
-    configs = {
-        name: config.VariantConfig.from_json((variants / f"{name}.json").read_text()) for name in names
-    }
+    texts = {name: (variants / f"{name}.json").read_text() for name in names}
+    configs = {name: config.VariantConfig.from_json(text) for name, text in texts.items()}
     folders = {name: models / name for name in names}
+    rows = [
+        read_rows(shards / c, section.test) for c, section in corpora.items() if c not in compared.missing
+    ]
     steered = {name: folders[name] for name, variant in configs.items() if variant.steering is not None}
-    uses = steering.collect_all(steered, heard, settings.evaluation.max_batch_seconds, settings.seed)
+    uses = experts.collect_all(steered, rows, settings.evaluation.max_batch_seconds, settings.seed)
     histories = {name: pl.read_csv(history / f"{name}.csv") for name in names}
-    pictures = plots.draw_all(compared, histories, uses, out)
+    captions = plots.draw_all(compared, histories, uses, out)
     read = results.read_results(evaluations)
-    scored = {name: {c: read[name][c] for c in settings.corpora} for name in names}
-    text = report.markdown(
-        compared,
-        [
-            sections.texts(scored),
-            sections.training(compared),
-            sections.seed_noise(compared, configs),
-            sections.steering(uses),
-            sections.preservation(compared, configs, results.read_text_tasks(evaluations, names)),
-            sections.worst_cases(scored),
-        ],
-        pictures,
-    )
-    write_text(out / "report.md", text)
+    scored = {name: {corpus: read[name][corpus] for corpus in corpora} for name in names}
+    tasks = results.read_text_tasks(evaluations, names)
+    write_text(out / "report.md", report.markdown(compared, captions, scored, configs, uses, tasks))
     results.write_json(out / "comparison.json", compared.to_json() | {"steering": uses})
     results.write_json(metrics, compared.headline())
-    plain_console().print(report.printed(compared))
-    _track(Tracker(settings.profile), compared, configs, folders, out)
+    console = plain_console()
+    console.print(report.printed(compared, console.width))
+    _log(settings.profile, compared, configs, folders, out)
 
 
-def _track(
-    tracker: "Tracker",
+def _log(
+    profile: str,
     compared: "Comparison",
     configs: "Mapping[str, VariantConfig]",
     folders: "Mapping[str, Path]",
     out: Path,
 ) -> None:
-    """The comparison in MLflow, with the variant of the lowest dev loss as the profile's champion."""
-    from steermoe.analysis import champion
+    """Log the comparison to MLflow, and register the variant with the lowest dev loss as the profile's best."""
+    from steermoe.analysis.comparison import dev_losses, measured_on
+    from steermoe.analysis.report import markdown_table
+    from steermoe.training.mlflow_logger import Tracker
 
+    tracker, losses = Tracker(profile), dev_losses(compared, configs)
     tracker.attach_execution(folders)
     tracker.log_tree(compared.headline(), "eval")
     tracker.artifact(out, "comparison")
-    if losses := champion.dev_losses(compared, configs):
+    if losses:
         tracker.log_tree(losses, "dev_loss")
         best = next(iter(losses))
-        tracker.crown(best, folders[best], losses[best], champion.judged_by(configs[best]))
-    tracker.describe(f"Compared: {', '.join(folders)}\n\n{champion.table(losses)}", folders)
+        tracker.register_best(best, folders[best], losses[best], measured_on(configs[best]))
+    table = markdown_table(["variant", "dev loss"], [[name, f"{loss:.4f}"] for name, loss in losses.items()])
+    tracker.describe("\n".join([f"Compared: {', '.join(folders)}", "", *table]), folders)
     tracker.finish()

@@ -1,4 +1,4 @@
-"""Score what needs no training, on one corpus: the encoder's own decoder, and guesses that hear nothing."""
+"""Score what needs no training on one corpus: the encoder's own decoder, and answers without audio."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pipeline.options import Out, Params, Shards
 def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.yaml")) -> None:
     """Score the encoder's own decoder, a constant text and the LLM without audio on the test splits of CORPUS.
 
-    Rows in languages that the decoder does not know are left to the others, which is told.
+    The decoder is not scored on rows in languages that it does not know; their number is reported.
     """
     import sys
 
@@ -31,7 +31,7 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
 
     settings = config.load(params)
     evaluation, seed, device = settings.evaluation.of(corpus), settings.seed, processes.device()
-    # Any variant will do: only the frozen parts are used here, and those are the profile's, as prompts are everyone's.
+    # Only the frozen parts and the prompts are used, which are the profile's: any variant will do.
     shared = {"encoder": settings.encoder, "llm": settings.llm, "prompts": settings.prompts}
     model = SteerMoE.from_config(settings.variant(settings.reference).model_copy(update=shared)).to(device)
     tasks = preservation.text_tasks(model, settings.evaluation, settings.generation, seed)
@@ -49,10 +49,10 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
         own, known, left_out = decoders.decodable(own, spoken)
         systems["encoder"] = (own, known)
         if left_out:
-            told = f"{corpus}: the encoder's own decoder is not scored on {left_out}, of {len(spoken)}"
-            print(told, file=sys.stderr)
+            message = f"{corpus}: the encoder's own decoder is not scored on {left_out}, of {len(spoken)}"
+            print(message, file=sys.stderr)
     for name, (system, rows) in systems.items():
-        if rows.is_empty():  # nothing to transcribe in a corpus of questions, or in no language that it knows
+        if rows.is_empty():  # a corpus of questions, or of languages that the decoder does not know
             continue
         predictions = measure(system, rows, evaluation, seed)
         summary = summarise(predictions, evaluation)

@@ -9,7 +9,7 @@ from pipeline.options import Model, Out, Params, Shards
 def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = Path("params.yaml")) -> None:
     """Score the adapter MODEL on the test splits of CORPUS, with its own and with shuffled audio.
 
-    As many processes as the profile's `training.distributed` says share the rows.
+    The processes of the profile's `training.distributed` share the rows.
     """
     from steermoe import config
     from steermoe import distributed as processes
@@ -28,7 +28,7 @@ def main(corpus: str, model: Model, shards: Shards, out: Out, params: Params = P
         from steermoe.evaluation.predictions import remarks, summarise
         from steermoe.evaluation.preservation import text_tasks
         from steermoe.models.steermoe import SteerMoE
-        from steermoe.training.tracking import Tracker
+        from steermoe.training.mlflow_logger import Tracker
 
         is_first = processes.world().rank == 0
         loaded = SteerMoE.from_pretrained(model).to(processes.device())

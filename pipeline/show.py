@@ -22,7 +22,8 @@ def main(params: Params = Path("params.yaml")) -> None:
         settings.evaluation,
         settings.seed,
     )
-    plain_console().print(report.printed(compared))
+    console = plain_console()
+    console.print(report.printed(compared, console.width))
     print(
         f"report and pictures: {reports / 'comparison' / 'report.md'}\nruns: `make ui`, then the address it prints"
     )

@@ -48,7 +48,7 @@ def main(
         with processes.shared(processes.count(distributed), as_group=is_zero) as is_ours:
             if not is_ours:
                 return
-            from steermoe.training.tracking import Tracker
+            from steermoe.training.mlflow_logger import Tracker
             from steermoe.training.train import train
 
             results = train(

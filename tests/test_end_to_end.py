@@ -85,7 +85,8 @@ def test_repro_compares_the_selected_variants(project: Path) -> None:
 
 def test_runs_are_in_mlflow(project: Path) -> None:
     code = (
-        "import mlflow; client = mlflow.MlflowClient('sqlite:///mlflow.db')\n"
+        "from steermoe.training.mlflow_store import open_store; from pathlib import Path\n"
+        "client = open_store(Path('.'))\n"
         "found = client.get_experiment_by_name('steermoe/mini')\n"
         "for r in client.search_runs([found.experiment_id]): print(r.info.run_name, r.info.status)"
     )

@@ -20,10 +20,9 @@ ROWS = (
 RANKS = {name: rank for rank, row in enumerate(ROWS) for name in row}
 HOMES = {  # library -> the only files that may import it
     "mlflow": [
-        "steermoe/export/pyfunc.py",  # which MLflow runs on its own
-        "steermoe/training/logged_model.py",
-        "steermoe/training/machine.py",
-        "steermoe/training/store.py",
+        "steermoe/training/mlflow_logger.py",
+        "steermoe/training/mlflow_pyfunc.py",  # which MLflow runs on its own
+        "steermoe/training/mlflow_store.py",
     ],
     "peft": ["steermoe/models/lora.py"],
     "deepspeed": ["steermoe/training/deepspeed.py"],

@@ -1,18 +1,19 @@
-"""The comparison of all systems as data: what the report, its pictures and metrics.json are made of.
+"""Compare all systems: the data of the report, its plots and metrics.json.
 
-Reads what evaluation wrote (layout: steermoe/evaluation/predictions.py) and training's <timing>/<variant>.json, and
-computes nothing anew but paired differences against the reference variant.
+Read what evaluation wrote (layout: steermoe/evaluation/predictions.py) and training's <timing>/<variant>.json. Only the
+paired differences from the reference variant are computed here.
 """
 
+import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import polars as pl
 
-from steermoe.config import Evaluation
+from steermoe.config import Evaluation, VariantConfig
 from steermoe.corpora import reader
 from steermoe.evaluation.metrics import METRICS, metrics_of
 from steermoe.evaluation.predictions import Result, clusters, read_json, read_results
@@ -32,9 +33,9 @@ CONTROLS = {  # rows of evaluation.baselines -> their names in tables
 
 @dataclass(frozen=True)
 class Set:
-    """Rows that are scored together. A corpus that was not to be had is one set without split and task.
+    """Rows that are scored together; a missing corpus is one set without split and task.
 
-    `clusters` and `unit`: how many of what its bootstrap draws from.
+    The bootstrap draws from `clusters` many of `unit`.
     """
 
     corpus: str
@@ -52,7 +53,7 @@ class Set:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the tables. `real_time_factor`: wall seconds for a second of audio, over all corpora."""
+    """One line of the tables. `real_time_factor`: wall seconds per second of audio, over all corpora."""
 
     system: str
     audio: str
@@ -68,8 +69,7 @@ class Row:
 class Cell:
     """A metric of a system on a set, as a fraction with its interval.
 
-    `against`: this variant minus the reference variant on the same rows, its p-value corrected for all of the comparison's;
-    None for the reference itself.
+    `against`: this variant minus the reference variant on the same rows; None for the reference and other systems.
     """
 
     system: str
@@ -92,7 +92,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the report tells of accuracy and cost. `missing` maps a skipped corpus to the reason."""
+    """Accuracy and cost of all systems. `missing` maps a skipped corpus to the reason."""
 
     variants: list[str]
     reference: str
@@ -104,17 +104,17 @@ class Comparison:
     timing: dict[str, dict]
     missing: dict[str, str]
 
+    @cached_property
+    def _index(self) -> dict[tuple[str, ...], Cell]:
+        return {(cell.system, cell.audio, *cell.scored): cell for cell in self.cells}
+
     def cell(self, row: Row, place: Set, metric: str) -> Cell | None:
-        """The one cell of this row, set and metric, or None where it was not measured."""
-        wanted = (row.system, row.audio, place.corpus, place.split, place.task, metric)
-        for cell in self.cells:
-            if (cell.system, cell.audio, cell.corpus, cell.split, cell.task, cell.metric) == wanted:
-                return cell
-        return None
+        """Return the cell of a row, set and metric; None where it was not measured."""
+        return self._index.get((row.system, row.audio, place.corpus, place.split, place.task, metric))
 
     @property
     def tests(self) -> int:
-        """How many p-values there are, for which each is corrected."""
+        """The number of p-values, for which each is corrected."""
         return sum(cell.against is not None for cell in self.cells)
 
     @cached_property
@@ -122,39 +122,37 @@ class Comparison:
         return {cell.scored: cell.n for cell in sorted(self.cells, key=lambda cell: cell.n)}
 
     def is_partial(self, cell: Cell) -> bool:
-        """Whether a cell is over fewer rows of its set than another system's."""
+        """Return whether another system was scored on more rows of the set."""
         return cell.n < self._most[cell.scored]
 
     def own_metric(self, place: Set) -> str | None:
-        """The metric that a set is reported in; None for a missing one.
+        """Return the metric that a set is reported in; None for a missing corpus.
 
-        Of those that were measured on it, the one that the corpus' card begins with (AISHELL: CER), else the first
-        of METRICS (WER; CER where words are not told apart by spaces; accuracy for questions).
+        Of the metrics measured on it, the one that the corpus' card begins with (AISHELL: CER), else the first.
         """
-        where, card = (place.corpus, place.split, place.task), reader(place.corpus).CARD.metric
-        found = {cell.metric for cell in self.cells if (cell.corpus, cell.split, cell.task) == where}
+        card = reader(place.corpus).CARD.metric
+        found = {c.metric for c in self.cells if c.scored[:3] == (place.corpus, place.split, place.task)}
         first = [name for name, metric in METRICS.items() if card.startswith(metric.title)]
         return next((name for name in (*first, *METRICS) if name in found), None)
 
     def sets_of(self, task: str) -> list[Set]:
-        """The sets with this task; for transcribe also the corpora that are missing, to be shown as such."""
+        """Return the sets with a task; for transcribe also the missing corpora."""
         return [place for place in self.sets if place.task in (task, "" if task == "transcribe" else task)]
 
     def to_json(self) -> dict:
-        """Plain values; rates as fractions."""
+        """Return plain values; rates are fractions."""
         return asdict(self)
 
     def headline(self) -> dict:
-        """{system: {corpus: {split: {metric: own-audio value}}}} for `dvc metrics show`; `n` where partial."""
+        """Return {system: {corpus: {split: {metric: value}}}} for `dvc metrics show`, with `n` where partial."""
         tree: dict = {}
         for cell in self.cells:
             if cell.audio == "own":
-                branch = (
-                    tree.setdefault(cell.system, {}).setdefault(cell.corpus, {}).setdefault(cell.split, {})
-                )
-                branch[cell.metric] = round(cell.value, 6)
+                corpora = tree.setdefault(cell.system, {})
+                values = corpora.setdefault(cell.corpus, {}).setdefault(cell.split, {})
+                values[cell.metric] = round(cell.value, 6)
                 if self.is_partial(cell):
-                    branch["n"] = cell.n
+                    values["n"] = cell.n
         return tree
 
 
@@ -167,9 +165,10 @@ def compare(
     settings: Evaluation,
     seed: int,
 ) -> Comparison:
-    """Gather `variants` (in this order), the baselines and the controls on `corpora`.
+    """Compare `variants` (in this order), the baselines and the controls on `corpora`.
 
-    ValueError where a variant was not evaluated on a corpus that another was, or on other utterances.
+    Raises:
+        ValueError: a variant was not evaluated on a corpus that another was, or on other utterances.
     """
     if reference not in variants:
         raise ValueError(
@@ -186,28 +185,30 @@ def compare(
                 raise ValueError(
                     f"{evaluations}: {corpus} was skipped for one of {variant}, {reference}; repeat `eval`"
                 )
-    shown = {name: results[name] for name in (*variants, *(b for b in BASELINES if b in results))}
-    shown = {name: {c: r for c, r in of.items() if c in corpora} for name, of in shown.items()}
+    systems = [*variants, *(baseline for baseline in BASELINES if baseline in results)]
+    shown = {name: {c: r for c, r in results[name].items() if c in corpora} for name in systems}
     missing = {c: r.skipped for c, r in shown[reference].items() if r.skipped is not None}
-    times = {
-        variant: read_json(path) for variant in variants if (path := timing / f"{variant}.json").exists()
-    }
+    files = {variant: timing / f"{variant}.json" for variant in variants}
+    times = {variant: read_json(path) for variant, path in files.items() if path.exists()}
     rows = table_rows(list(variants), shown, times)
+    cells = [cell for row in rows for cell in cells_of(row, shown, reference, settings, seed)]
     return Comparison(
         variants=list(variants),
         reference=reference,
         rows=rows,
         sets=table_sets(corpora, shown, missing),
-        cells=corrected([cell for row in rows for cell in cells_of(row, shown, reference, settings, seed)]),
+        cells=corrected(cells),
         protocol=protocol(shown[reference]),
-        speeds={variant: speeds for variant in variants if (speeds := speed_of(shown[variant]))},
+        speeds={variant: speed for variant in variants if (speed := speed_of(shown[variant]))},
         timing=times,
         missing=missing,
     )
 
 
-def table_rows(variants: list[str], shown: dict[str, dict[str, Result]], times: dict[str, dict]) -> list[Row]:
-    """The encoder alone first, then the variants, then all that must be worse than they."""
+def table_rows(
+    variants: list[str], shown: Mapping[str, Mapping[str, Result]], times: Mapping[str, dict]
+) -> list[Row]:
+    """Return the encoder alone first, then the variants, then everything that must be worse."""
 
     def baseline(name: str, kind: str) -> list[Row]:
         summaries = [result.summary for result in shown.get(name, {}).values() if result.summary]
@@ -219,17 +220,8 @@ def table_rows(variants: list[str], shown: dict[str, dict[str, Result]], times: 
         time, speed = times.get(variant, {}), speed_of(shown[variant])
         parts = time.get("trainable_parameters")
         count = None if parts is None else sum(parts.values())
-        rows.append(
-            Row(
-                variant,
-                "own",
-                variant,
-                "variant",
-                count,
-                time.get("seconds_per_step"),
-                speed.get("real_time_factor"),
-            )
-        )
+        costs = count, time.get("seconds_per_step"), speed.get("real_time_factor")
+        rows.append(Row(variant, "own", variant, "variant", *costs))
     for variant in variants:
         for kind, words in CONTROLS.items():
             if any(kind in result.summary for result in shown[variant].values()):
@@ -238,43 +230,42 @@ def table_rows(variants: list[str], shown: dict[str, dict[str, Result]], times: 
 
 
 def table_sets(
-    corpora: Sequence[str], shown: dict[str, dict[str, Result]], missing: dict[str, str]
+    corpora: Sequence[str], shown: Mapping[str, Mapping[str, Result]], missing: Mapping[str, str]
 ) -> list[Set]:
-    """Every set that some system was scored on, in the order of `corpora`; a missing corpus is one set."""
+    """Return every set that a system was scored on, in the order of `corpora`; a missing corpus is one set."""
     sets: dict[tuple[str, str, str], Set] = {}
     for corpus in corpora:
         if corpus in missing:
             sets[corpus, "", ""] = Set(corpus)
-        for of in shown.values():
-            for split, task, scores in scored(of[corpus], "own") if corpus in of else ():
+        for results in shown.values():
+            for split, task, scores in scored(results[corpus], "own") if corpus in results else ():
                 place = Set(corpus, split, task, scores["n"], scores["clusters"], scores["unit"])
                 sets.setdefault((corpus, split, task), place)
     return list(sets.values())
 
 
 def cells_of(
-    row: Row, shown: dict[str, dict[str, Result]], reference: str, settings: Evaluation, seed: int
+    row: Row, shown: Mapping[str, Mapping[str, Result]], reference: str, settings: Evaluation, seed: int
 ) -> list[Cell]:
-    """All metrics of a row of the table, variants with their difference from the reference."""
+    """Return all metrics of a row of the table; variants with their difference from the reference."""
     cells = []
     for corpus, result in shown[row.system].items():
         for split, task, scores in scored(result, row.audio):
-            place = Set(corpus, split, task, scores["n"])
-            for metric in metrics_of(task):
-                if metric not in scores:  # it says nothing about these rows
-                    continue
+            for metric in (metric for metric in metrics_of(task) if metric in scores):
                 against = None
                 if row.kind == "variant" and row.system != reference:
                     draws = [seed, zlib.crc32(f"{row.system} {corpus} {split} {task} {metric}".encode())]
-                    against = difference(result, shown[reference][corpus], place, metric, settings, draws)
-                found = (scores[metric][bound] for bound in ("value", "low", "high"))
-                where = (row.system, row.audio, corpus, split, task, metric)
-                cells.append(Cell(*where, scores[metric]["n"], *found, against=against))
+                    place, other = Set(corpus, split, task, scores["n"]), shown[reference][corpus]
+                    against = difference(result, other, place, metric, settings, draws)
+                found = (scores[metric][name] for name in ("n", "value", "low", "high"))
+                cells.append(
+                    Cell(row.system, row.audio, corpus, split, task, metric, *found, against=against)
+                )
     return cells
 
 
 def corrected(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells with the p-values of all their differences corrected together."""
+    """Return the cells with the p-values of all differences corrected together."""
     tested = [cell.against for cell in cells if cell.against is not None]
     values = iter(holm([against.p for against in tested]))
     return [
@@ -284,7 +275,7 @@ def corrected(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def scored(result: Result, audio: str) -> Iterator[tuple[str, str, dict]]:
-    """Split, task and scores of everything in a result's summary."""
+    """Yield split, task and scores of everything in a result's summary."""
     for split, tasks in result.summary.get(audio, {}).items():
         for task, scores in tasks.items():
             yield split, task, scores
@@ -293,7 +284,7 @@ def scored(result: Result, audio: str) -> Iterator[tuple[str, str, dict]]:
 def difference(
     result: Result, reference: Result, place: Set, metric: str, settings: Evaluation, seed: Sequence[int]
 ) -> Difference:
-    """Paired bootstrap of two variants on one set; ValueError where they were evaluated on other utterances."""
+    """Compare two variants on one set by a paired bootstrap; they must have been evaluated on the same utterances."""
     chosen = {"audio": "own", "split": place.split, "task": place.task}
     ours, theirs = (each.frame.filter(**chosen).sort("source_id") for each in (result, reference))
     if ours["source_id"].to_list() != theirs["source_id"].to_list():
@@ -307,8 +298,8 @@ def difference(
     )
 
 
-def protocol(results: dict[str, Result]) -> dict:
-    """How the variants were scored: the same for all, but for the normaliser that a corpus may have of its own."""
+def protocol(results: Mapping[str, Result]) -> dict:
+    """Return how the variants were scored; only the normaliser can differ between corpora."""
     found = {corpus: r.summary["protocol"] for corpus, r in results.items() if r.summary}
     names = list(dict.fromkeys(each["normalizer"] for each in found.values()))
     if len(names) < 2:
@@ -318,8 +309,8 @@ def protocol(results: dict[str, Result]) -> dict:
     return next(iter(found.values())) | {"normalizer": words}
 
 
-def speed_of(results: dict[str, Result]) -> dict:
-    """Real-time factor over all corpora of one variant, with what it was measured on."""
+def speed_of(results: Mapping[str, Result]) -> dict:
+    """Return the real-time factor over all corpora of a variant, with what it was measured on."""
     speeds = [r.summary["speed"] for r in results.values() if r.summary and r.summary["speed"]]
     if not speeds:
         return {}
@@ -328,6 +319,27 @@ def speed_of(results: dict[str, Result]) -> dict:
 
 
 def worst(result: Result, split: str, task: str, count: int) -> pl.DataFrame:
-    """The utterances with the most errors of one set, own audio; ties by source_id."""
+    """Return the utterances of a set with the most errors; ties by source_id."""
     rows = result.frame.filter(~pl.col("exact"), audio="own", split=split, task=task)
     return rows.sort(["errors", "source_id"], descending=[True, False]).head(count)
+
+
+def dev_losses(compared: Comparison, variants: Mapping[str, VariantConfig]) -> dict[str, float]:
+    """Return the dev loss of each variant's best weights, lowest first: it chooses the best model, not a test set.
+
+    Only of variants that train something and whose losses compare with the reference's (`measured_on`).
+    """
+    wanted = measured_on(variants[compared.reference])
+    found = {
+        variant: timing["best_dev_loss"]
+        for variant, timing in compared.timing.items()
+        if measured_on(variants[variant]) == wanted and any(timing["trainable_parameters"].values())
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def measured_on(variant: VariantConfig) -> str:
+    """Return the dev splits, LLM and prompts of a variant's dev loss in a line: losses with the same line compare."""
+    splits = ", ".join(f"{corpus}/{name}" for corpus, names in variant.dev_splits.items() for name in names)
+    asked = hashlib.sha256((variant.llm.model_dump_json() + variant.prompts.model_dump_json()).encode())
+    return f"dev loss on {splits}, LLM and prompts {asked.hexdigest()[:12]}"

@@ -1,7 +1,8 @@
-"""Pictures of the comparison as PNG, in Okabe and Ito's colours; the same data gives the same bytes."""
+"""Draw plots as PNG, in Okabe and Ito's colours; the same data gives the same bytes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,8 +18,11 @@ MARKERS = "os^vDPX*"
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 STYLES = ["-", "--", "-.", ":"]
 GREY = "#8C8C8C"
+PANELS = 8  # places that are shown where every place has a panel
+GROUPS = 12  # groups of a condition that are shown
 WIDTH = 8.0  # inches; at 150 dots an inch text stays readable where a README shows it
 FONT = 10
+Timeline = tuple[Sequence[np.ndarray], float, str]  # gates (S, N) of every place, seconds, and a title
 CURVES = {  # column of a history -> label of its axis
     "dev_loss": "loss on dev",
     "dev_token_accuracy": "right tokens on dev (%)",
@@ -29,7 +33,7 @@ CURVES = {  # column of a history -> label of its axis
 def draw_all(
     comparison: Comparison, histories: Mapping[str, pl.DataFrame], uses: Mapping[str, dict], folder: Path
 ) -> dict[str, str]:
-    """Draw every picture that there is data for into `folder`; returns what each file shows, by name."""
+    """Draw the plots of a comparison into `folder`; return each file's caption."""
     captions = {
         "learning_curves.png": "Development loss and token accuracy against optimizer steps",
         "error_rates.png": "Error rate of every variant on every test split, with intervals",
@@ -45,10 +49,7 @@ def draw_all(
 
 
 def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
-    """What was measured on the development splits against optimizer steps, a line a variant.
-
-    A history has the column step and some of CURVES; rows between evaluations hold nulls there.
-    """
+    """Draw what was measured on dev against optimizer steps, a line per variant; a history has some of CURVES."""
     present = [name for name in CURVES if any(name in frame.columns for frame in histories.values())]
     figure = Figure((WIDTH, 3.4), layout="constrained")
     panels = figure.subplots(1, max(1, len(present)), squeeze=False)[0]
@@ -57,17 +58,12 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
             if column not in history.columns:
                 continue
             points = history.select("step", column).drop_nulls()
-            if points.is_empty():
-                continue
-            axes.plot(
-                points["step"].to_numpy(),
-                points[column].to_numpy() * (1 if column == "dev_loss" else 100),
-                color=COLOURS[place % len(COLOURS)],
-                linestyle=STYLES[place // len(COLOURS) % len(STYLES)],
-                marker="o",
-                markersize=3,
-                label=variant,
-            )
+            if not points.is_empty():
+                axes.plot(
+                    points["step"].to_numpy(), points[column].to_numpy() * (1 if column == "dev_loss" else 100),
+                    color=COLOURS[place % len(COLOURS)], linestyle=STYLES[place // len(COLOURS) % len(STYLES)],
+                    marker="o", markersize=3, label=variant,
+                )  # fmt: skip
         axes.set(xlabel="optimizer steps", ylabel=CURVES[column])
         axes.set_xlim(left=0)
         axes.set_ylim(0, 1.05 * axes.dataLim.ymax if axes.lines else None)
@@ -79,9 +75,9 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
 
 
 def error_rates(comparison: Comparison, path: Path) -> None:
-    """Bars of each set's own error rate, with intervals, a panel a set: variants, and in grey the encoder's own decoder.
+    """Draw bars of each set's own error rate, a panel per set: variants, and in grey the encoder's own decoder.
 
-    What does not listen is left to the table: its rates are so high that the variants could not be told apart.
+    Controls and floors are left to the table: their rates are so high that variants could not be told apart.
     """
     places = [p for p in comparison.sets_of("transcribe") if comparison.own_metric(p)]
     rows = [
@@ -90,19 +86,14 @@ def error_rates(comparison: Comparison, path: Path) -> None:
         if r.kind in ("variant", "decoder")
         and any(comparison.cell(r, p, comparison.own_metric(p) or "") for p in places)
     ]
-    columns = min(2, max(1, len(places)))
-    lines = max(1, -(-len(places) // columns))
-    figure = Figure((WIDTH, lines * (0.9 + 0.3 * max(1, len(rows)))), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+    figure, panels = grid(len(places), 2, 0.0, 0.9 + 0.3 * max(1, len(rows)), sharey=True)
     for axes, place in zip(panels, places, strict=False):
         bars(axes, comparison, rows, place, comparison.own_metric(place) or "")
-    for axes in panels[len(places) :]:
-        axes.set_visible(False)
     save(figure, path)
 
 
 def bars(axes: Axes, comparison: Comparison, rows: Sequence[Row], place: Set, metric: str) -> None:
-    """One panel of `error_rates`."""
+    """Draw one panel of `error_rates`."""
     reach = 0.0
     for height, row in enumerate(rows):
         cell = comparison.cell(row, place, metric)
@@ -123,33 +114,27 @@ def bars(axes: Axes, comparison: Comparison, rows: Sequence[Row], place: Set, me
 
 
 def expert_use(uses: Mapping[str, dict], path: Path) -> None:
-    """Mean gate of every expert in every steered layer, a panel a variant; even use is 1 / experts."""
-    columns = min(2, len(uses))
-    lines = -(-len(uses) // columns)
+    """Draw the mean gate of every expert in every steered layer, a panel per variant."""
     layers = max(len(use["layers"]) for use in uses.values())
-    figure = Figure((WIDTH, lines * (1.3 + 0.32 * min(layers, 16))), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    figure, panels = grid(len(uses), 2, 0.0, 1.3 + 0.32 * min(layers, 16))
     for axes, (variant, use) in zip(panels, uses.items(), strict=False):
         gates = np.full((len(use["layers"]), max(use["experts"])), np.nan)
         for line, row in zip(gates, use["mean_gates"], strict=True):
             line[: len(row)] = row
-        image = axes.imshow(
-            gates, cmap="cividis", vmin=0, vmax=max(np.nanmax(gates), 2 / gates.shape[1]), aspect="auto"
-        )
+        reach = max(np.nanmax(gates), 2 / gates.shape[1])
+        image = axes.imshow(gates, cmap="cividis", vmin=0, vmax=reach, aspect="auto")
         axes.set_yticks(range(len(use["layers"])), use["layers"])
         axes.set_xticks(range(gates.shape[1]), range(gates.shape[1]))
         axes.set(xlabel="expert", ylabel="encoder layer")
         axes.set_title(variant, loc="left", fontsize=FONT)
-        thin(axes.get_xticklabels(), 8 * 2 // columns)
+        thin(axes.get_xticklabels(), 16 // min(2, len(uses)))
         thin(axes.get_yticklabels(), 16)
         figure.colorbar(image, ax=axes, label="mean gate")
-    for axes in panels[len(uses) :]:
-        axes.set_visible(False)
     save(figure, path)
 
 
 def layer_scales(uses: Mapping[str, dict], path: Path) -> None:
-    """Scale of every steered place, and how large the steering is beside what it is added to."""
+    """Draw the scale of every steered place, and steering relative to what it is added to."""
     figure = Figure((WIDTH, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = {name for use in uses.values() for name in use["layers"]}
@@ -171,6 +156,137 @@ def layer_scales(uses: Mapping[str, dict], path: Path) -> None:
     save(figure, path)
 
 
+def draw_experts(
+    variant: str,
+    use: dict,
+    shapes: Mapping[str, dict],
+    gates: pl.DataFrame,
+    differs: pl.DataFrame,
+    timeline: Timeline,
+    folder: Path,
+) -> dict[str, str]:
+    """Draw the plots of one adapter's experts into `folder`; return each file's caption."""
+    expert_use({variant: use}, folder / "expert_use.png")
+    layer_scales({variant: use}, folder / "layer_scales.png")
+    similarity(shapes, folder / "similarity.png")
+    over_time(timeline, use["layers"], folder / "timeline.png")
+    captions = {
+        "expert_use.png": "Mean gate of every expert at every steered place",
+        "layer_scales.png": "Scales, and steering beside what it is added to",
+        "similarity.png": "Cosine similarity between the steering vectors of a place",
+        "timeline.png": f"Gates over time of one utterance ({timeline[2]})",
+    }
+    if len(differs):
+        specialised(differs, folder / "divergences.png")
+        captions["divergences.png"] = (
+            "How much use differs between the groups of a condition; grey: by chance"
+        )
+    for condition in gates["condition"].unique(maintain_order=True):
+        if condition != "all":
+            by_group(gates.filter(pl.col("condition") == condition), folder / f"use_by_{condition}.png")
+            captions[f"use_by_{condition}.png"] = f"Mean gates by {condition}"
+    return captions
+
+
+def evenly(count: int, most: int = PANELS) -> list[int]:
+    """Return at most `most` numbers below `count`, evenly apart, first and last among them."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
+
+
+def similarity(shapes: Mapping[str, dict], path: Path) -> None:
+    """Draw the cosine similarity between steering vectors, a matrix per place."""
+    names = [list(shapes)[place] for place in evenly(len(shapes))]
+    figure, panels = grid(len(names), 4, 0.6, 2.0)
+    for axes, name in zip(panels, names, strict=False):
+        matrix = np.array(shapes[name]["similarity"])
+        axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+        axes.set_title(f"place {name}", loc="left", fontsize=FONT)
+        axes.set_xticks(range(len(matrix)), range(len(matrix)))
+        axes.set_yticks(range(len(matrix)), range(len(matrix)))
+        thin(axes.get_xticklabels(), 8)
+        thin(axes.get_yticklabels(), 8)
+    figure.colorbar(panels[0].images[0], ax=list(panels), label="cosine", shrink=0.8)
+    save(figure, path)
+
+
+def over_time(timeline: Timeline, names: Sequence[str], path: Path) -> None:
+    """Draw the gates of every expert over the seconds of an utterance, a panel per place."""
+    gates, seconds, _ = timeline
+    places = evenly(len(names))
+    figure = Figure((WIDTH, 0.7 + 1.1 * len(places)), layout="constrained")
+    panels = figure.subplots(len(places), 1, squeeze=False, sharex=True).flatten()
+    for axes, place in zip(panels, places, strict=True):
+        matrix = gates[place].T
+        reach = (0, seconds, len(matrix) - 0.5, -0.5)
+        image = axes.imshow(
+            matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto", extent=reach, interpolation="none"
+        )
+        axes.set_ylabel(f"place {names[place]}\nexpert", fontsize=FONT - 2)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    panels[-1].set_xlabel("seconds")
+    figure.colorbar(image, ax=list(panels), label="gate")
+    save(figure, path)
+
+
+def specialised(differs: pl.DataFrame, path: Path) -> None:
+    """Draw the divergence of each condition over the places."""
+    figure = Figure((WIDTH, 3.2), layout="constrained")
+    axes = figure.subplots()
+    order = differs["place"].unique(maintain_order=True).to_list()
+    for number, condition in enumerate(differs["condition"].unique(maintain_order=True)):
+        rows = differs.filter(pl.col("condition") == condition)
+        at = [order.index(place) for place in rows["place"]]
+        style: dict[str, Any] = {
+            "marker": MARKERS[number % len(MARKERS)],
+            "color": COLOURS[number % len(COLOURS)],
+        }
+        axes.plot(at, rows["divergence"], label=condition, **style)
+        axes.plot(at, rows["by_chance"], linestyle=":", alpha=0.6, **style)
+    axes.set_xticks(range(len(order)), order)
+    thin(axes.get_xticklabels(), 16)
+    axes.set(xlabel="place", ylabel="divergence of mean gates (bits)", ylim=(0, None))
+    axes.set_title("dotted: by chance", loc="right", fontsize=FONT - 1)
+    axes.legend(frameon=False)
+    bare(axes)
+    save(figure, path)
+
+
+def by_group(gates: pl.DataFrame, path: Path) -> None:
+    """Draw the mean gates of every group (rows) and expert (columns), a panel per place."""
+    names = gates["place"].unique(maintain_order=True).to_list()
+    names = [names[place] for place in evenly(len(names), 4)]
+    groups = gates["group"].unique(maintain_order=True).to_list()[:GROUPS]
+    figure = Figure((WIDTH, 1.2 + 0.3 * len(groups)), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False).flatten()
+    for axes, name in zip(panels, names, strict=True):
+        here = gates.filter(pl.col("place") == name)
+        experts = int(here["expert"].to_numpy().max()) + 1
+        matrix = np.full((len(groups), experts), np.nan)
+        for row in here.iter_rows(named=True):
+            if row["group"] in groups:
+                matrix[groups.index(row["group"]), row["expert"]] = row["mean_gate"]
+        image = axes.imshow(matrix, cmap="cividis", vmin=0, aspect="auto")
+        axes.set_title(f"place {name}", loc="left", fontsize=FONT)
+        axes.set_yticks(range(len(groups)), groups if axes is panels[0] else [""] * len(groups))
+        axes.set_xticks(range(experts), range(experts))
+        thin(axes.get_xticklabels(), 8)
+        figure.colorbar(image, ax=axes)
+    save(figure, path)
+
+
+def grid(
+    count: int, most: int, base: float, height: float, sharey: bool = False
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure of `count` visible panels, at most `most` in a line, each line `height` inches."""
+    columns = min(most, max(1, count))
+    lines = max(1, -(-count // columns))
+    figure = Figure((WIDTH, base + height * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=sharey).flatten()
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels
+
+
 def thin(labels: Sequence[Text], most: int) -> None:
     """Hide labels of an axis, evenly, until at most `most` are left."""
     step = -(-len(labels) // most)
@@ -179,7 +295,7 @@ def thin(labels: Sequence[Text], most: int) -> None:
 
 
 def bare(axes: Axes) -> None:
-    """No box around the data."""
+    """Remove the box around the data."""
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -2,20 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from steermoe.cli.options import EncoderName, Json, LlmName, Params
 
-if TYPE_CHECKING:
-    from steermoe.analysis.audit import Audit
-
 
 def main(
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="a variant of params.yaml, again for more; default: those selected"),
+        typer.Option(help="variant of params.yaml, can be repeated; default: those selected"),
     ] = None,
     encoder: EncoderName = None,
     llm: LlmName = None,
@@ -33,35 +30,28 @@ def main(
         steermoe params --json
     """
     from steermoe import config
-    from steermoe.analysis import audit
+    from steermoe.analysis.parameters import audit
 
     settings = config.load(params)
-    found = {}
-    for name in variant or settings.compare:
-        chosen = settings.variant(name)
-        sections = audit.Sections.of(chosen)
-        found[name] = audit.audit(sections, encoder or chosen.encoder.path, llm or chosen.llm.path)
+    found = {name: audit(settings.variant(name), encoder, llm) for name in variant or settings.compare}
     if as_json:
-        print(json.dumps({name: audited.to_json() for name, audited in found.items()}, indent=1))
+        print(json.dumps(found, indent=1))
         return
+    from rich.table import Table
+
     from steermoe.cli.terminal import plain_console
 
     console = plain_console()
-    for name, audited in found.items():
-        _show(console, name, audited)
-
-
-def _show(console: Any, name: str, audited: "Audit") -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{name}: {audited.encoder} + {audited.llm}", title_justify="left")
-    for column in ("part", "", "parameters"):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
-    for kind, counts in (("frozen", audited.frozen), ("trained", audited.trained)):
-        for part, count in counts.items():
-            table.add_row(part, kind, f"{count:,}")
-        table.add_section()
-    share = f"{100 * audited.share:.3f} % of all"
-    table.add_row("all trained", share, f"{audited.total:,}")
-    console.print(table)
-    console.print()
+    for name, counted in found.items():
+        table = Table(title=f"{name}: {counted['encoder']} + {counted['llm']}", title_justify="left")
+        for column in ("part", "", "parameters"):
+            table.add_column(column, justify="right" if column == "parameters" else "left")
+        for kind in ("frozen", "trained"):
+            for part, count in counted[kind].items():
+                table.add_row(part, kind, f"{count:,}")
+            table.add_section()
+        table.add_row(
+            "all trained", f"{100 * counted['trained_share']:.3f} % of all", f"{counted['trained_total']:,}"
+        )
+        console.print(table)
+        console.print()

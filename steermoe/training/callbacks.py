@@ -12,7 +12,7 @@ from typing_extensions import override
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import history
 from steermoe.training.batches import StepBatches
-from steermoe.training.routing import RoutingWatch
+from steermoe.training.router_metrics import RoutingWatch
 
 BY_AUDIO = {
     "train/loss": "by_audio/train_loss",
@@ -23,7 +23,7 @@ METRIC_NAMES = {"loss": "train/loss", "dev_loss": "dev/loss", "dev_token_accurac
 
 
 class MetricLog(Protocol):
-    """Where metrics go; `steermoe.training.tracking.Tracker` is one."""
+    """Where metrics go; `steermoe.training.mlflow_logger.Tracker` is one."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Take metrics at an optimizer step."""

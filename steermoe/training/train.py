@@ -26,9 +26,9 @@ from steermoe.training.fingerprint import fingerprint, training_key
 from steermoe.training.frozen_features import frozen_features
 from steermoe.training.heap import keep_freed_memory
 from steermoe.training.initial import begin_with
+from steermoe.training.mlflow_logger import Tracker
 from steermoe.training.rows import TrainingData, check_lengths, read_data, warn_of_long_targets
 from steermoe.training.teacher import Teacher
-from steermoe.training.tracking import Tracker
 from steermoe.training.trainer import AdapterTrainer
 
 CHANGED = "frozen_changed"  # beside the checkpoints: names the first frozen weight that training changed

@@ -6,10 +6,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from steermoe.analysis.comparison import Comparison, cells_of, compare, worst
-from steermoe.config import Evaluation
+from steermoe.analysis.comparison import Comparison, cells_of, compare, dev_losses, measured_on
+from steermoe.config import Evaluation, VariantConfig
 from steermoe.evaluation.metrics import METRICS
-from steermoe.evaluation.predictions import read_result, write_result, write_skipped
+from steermoe.evaluation.predictions import Predictions, read_result, write_result, write_skipped
 from steermoe.evaluation.significance import holm, paired_bootstrap
 
 VARIANTS = ["linear", "steermoe", "lora"]
@@ -21,7 +21,9 @@ def comparison(evaluations: Path, timing: Path, settings: Evaluation) -> Compari
     return compare(VARIANTS, "linear", CORPORA, evaluations, timing, settings, seed=1)
 
 
-def test_rows_are_the_variants_between_their_bars(comparison: Comparison) -> None:
+def test_rows_are_the_variants_between_their_bars_with_their_costs(
+    comparison: Comparison, evaluations: Path
+) -> None:
     assert [(row.system, row.audio) for row in comparison.rows] == [
         ("baseline/encoder", "own"),
         *((variant, "own") for variant in VARIANTS),
@@ -29,9 +31,6 @@ def test_rows_are_the_variants_between_their_bars(comparison: Comparison) -> Non
         ("baseline/text-only", "own"),
         ("baseline/constant", "own"),
     ]
-
-
-def test_costs_come_from_training_and_evaluation(comparison: Comparison, evaluations: Path) -> None:
     rows = {row.system: row for row in comparison.rows if row.kind == "variant"}
     assert rows["steermoe"].trainable == 1200 and rows["linear"].trainable == 1000
     assert rows["linear"].seconds_per_step == 0.25
@@ -78,6 +77,8 @@ def test_p_values_are_corrected_for_all_comparisons_of_the_table(comparison: Com
     assert comparison.tests == len(tested) == 2 * (3 + 1 + 3)  # variants x metrics of the sets
     assert [each.corrected for each in tested] == holm([each.p for each in tested])
     assert all(each.corrected is not None and each.corrected >= each.p for each in tested)
+    systems = {(cell.system, cell.audio) for cell in comparison.cells if cell.against is not None}
+    assert systems == {("steermoe", "own"), ("lora", "own")}  # neither controls nor baselines
 
 
 def test_comparisons_draw_independently(comparison: Comparison, evaluations: Path) -> None:
@@ -95,11 +96,6 @@ def test_comparisons_draw_independently(comparison: Comparison, evaluations: Pat
     assert first.value == second.value and first.low != second.low
 
 
-def test_controls_and_baselines_are_not_tested_against_the_reference(comparison: Comparison) -> None:
-    tested = {(cell.system, cell.audio) for cell in comparison.cells if cell.against is not None}
-    assert tested == {("steermoe", "own"), ("lora", "own")}
-
-
 def test_it_is_plain_data(comparison: Comparison) -> None:
     tree = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
     assert len(tree["cells"]) == len(comparison.cells)
@@ -108,22 +104,7 @@ def test_it_is_plain_data(comparison: Comparison) -> None:
     assert set(headline["lora"]["synthetic"]["clean"]) == {"wer", "cer", "exact_match", "accuracy"}
 
 
-def test_one_variant_alone_is_compared_with_nothing(
-    evaluations: Path, timing: Path, settings: Evaluation
-) -> None:
-    alone = compare(["lora"], "lora", ["synthetic"], evaluations, timing, settings, seed=1)
-    assert [row.system for row in alone.rows if row.kind == "variant"] == ["lora"]
-    assert all(cell.against is None for cell in alone.cells) and alone.missing == {}
-
-
-def test_nothing_but_skipped_corpora_is_a_comparison_too(
-    evaluations: Path, timing: Path, settings: Evaluation
-) -> None:
-    empty = compare(VARIANTS, "linear", ["digits"], evaluations, timing, settings, seed=1)
-    assert empty.cells == [] and empty.protocol == {} and empty.missing == {"digits": "no archive"}
-
-
-def test_errors_name_the_variant(
+def test_variants_that_do_not_compare_are_refused(
     evaluations: Path, timing: Path, settings: Evaluation, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -136,24 +117,47 @@ def test_errors_name_the_variant(
     write_skipped(tmp_path / "lora" / "synthetic", "gone")
     with pytest.raises(ValueError, match="synthetic was skipped for one of lora, linear"):
         compare(VARIANTS, "linear", CORPORA, tmp_path, timing, settings, seed=1)
-
-
-def test_variants_must_have_read_the_same_utterances(
-    evaluations: Path, timing: Path, settings: Evaluation, tmp_path: Path
-) -> None:
-    from steermoe.evaluation.predictions import Predictions
-
-    shutil.copytree(evaluations, tmp_path, dirs_exist_ok=True)
-    result = read_result(tmp_path / "lora" / "synthetic")
+    result = read_result(evaluations / "lora" / "synthetic")
     fewer = Predictions(result.frame.filter(pl.col("source_id") != "u001"), "", 0, None, "folded")
     write_result(tmp_path / "lora" / "synthetic", fewer, result.summary)
     with pytest.raises(ValueError, match=r"synthetic clean: .* different utterances \(59 and 60 rows\)"):
         compare(VARIANTS, "linear", CORPORA, tmp_path, timing, settings, seed=1)
 
 
-def test_worst_utterances_come_first(evaluations: Path) -> None:
-    result = read_result(evaluations / "linear" / "synthetic")
-    rows = worst(result, "clean", "transcribe", 5)
-    everything = result.frame.filter(audio="own", split="clean", task="transcribe")
-    assert rows["errors"].to_list() == everything["errors"].sort(descending=True)[:5].to_list()
-    assert not rows["exact"].any()
+@pytest.fixture
+def variants(tiny_variant) -> dict[str, VariantConfig]:
+    methods = {"linear": "linear", "steermoe": "steering", "lora": "lora"}
+    return {name: tiny_variant(method) for name, method in methods.items()}
+
+
+def test_the_best_model_is_chosen_on_dev_whatever_the_test_sets_say(
+    comparison: Comparison, variants: dict[str, VariantConfig]
+) -> None:
+    found = dev_losses(comparison, variants)
+    assert list(found) == ["linear", "lora", "steermoe"]  # on the test sets steermoe is best, linear worst
+    other = replace(comparison, cells=[replace(cell, value=1 - cell.value) for cell in comparison.cells])
+    assert dev_losses(other, variants) == found
+    timing = dict(comparison.timing)
+    timing["linear"] = timing["linear"] | {"trainable_parameters": {}}
+    del timing["lora"]
+    assert list(dev_losses(replace(comparison, timing=timing), variants)) == ["steermoe"]
+    assert dev_losses(replace(comparison, timing={}), variants) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dev_splits": {"digits": ["dev"]}},
+        {"prompts": {"transcribe": "write: "}},
+        {"llm": {"path": "elsewhere"}},
+    ],
+)
+def test_losses_that_do_not_compare_are_left_out(
+    comparison: Comparison, variants: dict[str, VariantConfig], change: dict
+) -> None:
+    for name, value in change.items():
+        section = getattr(variants["linear"], name)
+        changed = value if name == "dev_splits" else section.model_copy(update=value)
+        variants["lora"] = variants["lora"].model_copy(update={name: changed})
+    assert "lora" not in dev_losses(comparison, variants)
+    assert measured_on(variants["lora"]) != measured_on(variants["linear"])

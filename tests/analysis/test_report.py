@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from steermoe.analysis import sections
+from steermoe.analysis import report
 from steermoe.analysis.comparison import Comparison, compare
-from steermoe.analysis.report import markdown, p_value, printed
+from steermoe.analysis.report import p_value, printed
 from steermoe.config import Evaluation
 from steermoe.evaluation.predictions import read_results, read_text_tasks
 from steermoe.evaluation.significance import Difference
@@ -26,6 +26,11 @@ def comparison(evaluations: Path, timing: Path, settings: Evaluation) -> Compari
     return compare(VARIANTS, "linear", ["synthetic", "digits"], evaluations, timing, settings, seed=1)
 
 
+def page(comparison: Comparison, **given: dict) -> str:
+    parts = ("captions", "results", "configs", "uses", "text_tasks")
+    return report.markdown(comparison, *(given.get(name, {}) for name in parts))
+
+
 def tables(text: str) -> list[list[list[str]]]:
     """Every Markdown table as lines of cells."""
     found: list[list[list[str]]] = [[]]
@@ -38,7 +43,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 
 def test_every_number_of_the_main_table_is_the_comparisons(comparison: Comparison) -> None:
-    header, _, *lines = tables(markdown(comparison, [], {}))[0]
+    header, _, *lines = tables(page(comparison))[0]
     assert header == [
         "system", "trainable parameters", "synthetic clean WER", "synthetic other WER", "digits WER",
         "synthetic clean accuracy", "s / step", "RTF",
@@ -57,12 +62,12 @@ def test_every_number_of_the_main_table_is_the_comparisons(comparison: Compariso
 
 def test_texts_that_are_empty_or_cut_are_told_of_each_system(evaluations: Path) -> None:
     results = read_results(evaluations)
-    assert sections.texts(results) == []
+    assert report.texts_section(results) == []
     found = results["linear"]["synthetic"]
     counts = {"n": 60, "empty_references": 1, "references_beyond_limit": 3, "answers_cut": 2}
     protocol = found.summary["protocol"] | {"texts": {"clean": {"transcribe": counts, "answer": {"n": 30}}}}
     told = {"linear": {"synthetic": replace(found, summary=found.summary | {"protocol": protocol})}}
-    [line] = sections.texts(results | told)[2:]
+    [line] = report.texts_section(results | told)[2:]
     assert "`linear`: synthetic clean (transcribe): of 60" in line
     assert all(
         words in line for words in ("1 are empty", "3 are longer than generation.max_new_tokens", "2 answers")
@@ -77,7 +82,7 @@ def in_chinese(comparison: Comparison) -> Comparison:
 
 def test_a_set_is_shown_in_its_own_metric(comparison: Comparison) -> None:
     chinese = in_chinese(comparison)
-    main, further, *_ = tables(markdown(chinese, [], {}))
+    main, further, *_ = tables(page(chinese))
     assert main[0][2:6] == [
         "synthetic clean CER", "synthetic other WER", "digits WER", "synthetic clean accuracy"
     ]  # fmt: skip
@@ -90,14 +95,14 @@ def test_tables_are_rectangular_whatever_the_texts_hold(
     comparison: Comparison, evaluations: Path, timing: Path
 ) -> None:
     results = {variant: of for variant, of in read_results(evaluations).items() if variant in VARIANTS}
-    text = markdown(comparison, [sections.worst_cases(results), sections.training(comparison)], {})
+    text = page(comparison, results=results)
     assert "`x" not in text  # a backtick of a hypothesis would end its code span
     for table in tables(text):
         assert {len(line) for line in table} == {len(table[0])}
 
 
 def test_the_protocol_stands_above_the_numbers(comparison: Comparison) -> None:
-    text = markdown(comparison, [], {})
+    text = page(comparison)
     before = text[: text.index("## Results")]
     for part in (
         "`folded`",
@@ -111,12 +116,17 @@ def test_the_protocol_stands_above_the_numbers(comparison: Comparison) -> None:
     assert "synthetic clean (transcribe): 60 (60 recordings)" in before
     assert "Corpus `digits` is not available: no archive" in before
     assert "batches of 5 audio seconds" in before and "`LLM without audio`: as text-only does." in before
+    whole = page(comparison, captions={"wer.png": "error rates"}, uses={"steermoe": USE})
+    assert "![error rates](wer.png)" in whole
+    [table] = tables(whole[whole.index("## Steering") :])[:1]
+    assert [line[0] for line in table[2:]] == ["0", "2"]
+    assert table[3] == ["2", "-0.250", "0.0200", "1.39", "1.38", "90.0 %"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_the_printed_table_fits_any_terminal_and_breaks_no_word(comparison: Comparison, width: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(printed(comparison))
+    console.print(printed(comparison, width))
     text = console.export_text()
     tables_shown = text.count(" system ")
     assert (tables_shown == 1) == (width >= 120)
@@ -128,10 +138,6 @@ def test_the_printed_table_fits_any_terminal_and_breaks_no_word(comparison: Comp
     numbers = re.findall(r"\[\d+\.\d, \d+\.\d\]", text)
     shown = [c for c in comparison.cells if c.metric in ("wer", "accuracy")]
     assert len(numbers) == len(shown)
-
-
-def test_pictures_are_linked_with_what_they_show(comparison: Comparison) -> None:
-    assert "![error rates](wer.png)" in markdown(comparison, [], {"wer.png": "error rates"})
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_preservation_tells_whose_weights_are_the_same(
     configs = {"linear": tiny_variant("linear"), "lora": tiny_variant("linear+llm_lora")}
     tasks = read_text_tasks(evaluations, VARIANTS)
     assert tasks.keys() == {"baseline"}
-    lines = sections.preservation(comparison, configs, tasks | {"lora": tasks["baseline"]})
+    lines = report.preservation_section(comparison, configs, tasks | {"lora": tasks["baseline"]})
     assert "same before and after training: linear, steermoe, lora." in lines[2]
     assert lines[4].endswith("by design: lora.")
     [table] = tables("\n".join(lines))
@@ -166,15 +172,8 @@ def test_preservation_tells_whose_weights_are_the_same(
     assert [line[0] for line in table[2:]] == ["the frozen LLM", "lora"]
     changed = comparison.timing["lora"] | {"frozen": {"llm": {"before": "1a", "after": "2b"}}}
     other = replace(comparison, timing=comparison.timing | {"lora": changed})
-    assert "lora" not in sections.preservation(other, {}, {})[2]
-    assert sections.preservation(replace(comparison, timing={}), {}, {}) == []
-
-
-def test_steering_has_a_line_a_layer() -> None:
-    [table] = tables("\n".join(sections.steering({"steermoe": USE})))
-    assert [line[0] for line in table[2:]] == ["0", "2"]
-    assert table[3] == ["2", "-0.250", "0.0200", "1.39", "1.38", "90.0 %"]
-    assert sections.steering({}) == []
+    assert "lora" not in report.preservation_section(other, {}, {})[2]
+    assert report.preservation_section(replace(comparison, timing={}), {}, {}) == []
 
 
 def test_seed_noise_groups_variants_that_differ_in_the_seed_alone(
@@ -186,19 +185,19 @@ def test_seed_noise_groups_variants_that_differ_in_the_seed_alone(
         "steermoe-seed2": tiny_variant("steering", {"seed": 6, "name": "steermoe-seed2"}),
         "lora": tiny_variant("lora"),
     }
-    [table] = tables("\n".join(sections.seed_noise(comparison, configs)))
+    [table] = tables("\n".join(report.seed_section(comparison, configs)))
     assert [line[1] for line in table[2:]] == ["synthetic clean WER", "synthetic other WER"]
     rows = [row for row in comparison.rows if row.kind == "variant" and row.system.startswith("steermoe")]
     a, b = (comparison.cell(row, comparison.sets[0], "wer") for row in rows)
     assert a is not None and b is not None
     assert table[2][2] == f"{100 * abs(a.value - b.value):.1f}"
     configs["steermoe-seed2"] = tiny_variant("steering", {"seed": 6, "steering.num_experts": 2})
-    assert sections.seed_noise(comparison, configs) == []
+    assert report.seed_section(comparison, configs) == []
 
 
 def test_a_comparison_of_nothing_is_still_a_report(
     evaluations: Path, timing: Path, settings: Evaluation
 ) -> None:
     empty = compare(["linear"], "linear", ["digits"], evaluations, timing, settings, seed=1)
-    text = markdown(empty, [sections.worst_cases({})], {})
+    text = page(empty)
     assert "Corpus `digits` is not available: no archive" in text and "There is no other variant." in text

@@ -199,23 +199,21 @@ def test_plan_of_the_published_run(call: Call) -> None:
 
 def test_plan_refuses_what_cannot_fit(call: Call) -> None:
     run = call("plan", "--hours", "1", "--epochs", "1", *LARGE, "--gpu", "rtx4090", "--json")
-    assert run.code == 1 and run.err.startswith("steermoe: the run does not fit: memory: ")
+    assert run.code == 1 and run.err.startswith("steermoe: the run does not fit: mode plain ")
     assert "24.0 GB" in json.loads(run.out)["refusal"]
 
 
 def test_plan_of_the_small_models_at_hand(call: Call) -> None:
-    options = ("--hours", "0.1", "--epochs", "2", "--mean-seconds", "3", "--gpu", "cpu", "--variant", "lora")
+    options = ("--hours", "0.1", "--epochs", "2", "--mean-seconds", "3", "--variant", "lora")
     run = call("plan", *options, "--json")
     assert (run.code, run.err) == (0, "")
     found = json.loads(run.out)
-    assert found["setup"]["encoder_dtype"] == "float32"
-    assert "measured now" in found["setup"]["gpu"]["source"]
     assert found["trained"]["lora"] > 0
 
 
 def test_plan_of_another_profile(call: Call) -> None:
     found = json.loads(call("plan", "--hours", "464", "--epochs", "10", "--profile", "paper", "--json").out)
-    assert found["encoder"] == "whisper-large-v3" and found["setup"]["padded"]
+    assert found["encoder"] == "whisper-large-v3" and "padded to 30 s" in found["cases"]
 
 
 def test_analyze_writes_a_report_over_the_wanted_splits(
@@ -228,7 +226,7 @@ def test_analyze_writes_a_report_over_the_wanted_splits(
     shards, out = write_tones(tmp_path / "shards", {"train": 5, "clean": 4, "other": 3}), tmp_path / "out"
     run = call("analyze", str(tmp_path / "adapter"), str(shards), "--out", str(out), "--condition", "split")
     assert run.code == 0, run.err
-    assert f"{out / 'report.md'}: 7 utterances of clean, other; with it" in run.out.replace("\n", "")
+    assert f"{out / 'report.md'}: 7 utterances of clean, other; also" in run.out.replace("\n", "")
     assert "split" in (out / "divergences.csv").read_text()
     wrong = call("analyze", str(tmp_path / "adapter"), str(shards), "--split", "odd")
     assert (

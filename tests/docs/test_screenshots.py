@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from steermoe import config
-from steermoe.training.tracking import Tracker
+from steermoe.training.mlflow_logger import Tracker
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,8 +25,8 @@ from steermoe.audio.io import RATE
 from steermoe.cli import main as cli
 from steermoe.config.experiments import METHODS, parts_of
 from steermoe.export.merge import merged_variant, write_merged
-from steermoe.export.pyfunc import Transcriber
 from steermoe.models import checkpoint as adapter
+from steermoe.training.mlflow_pyfunc import Transcriber
 
 ROOT = Path(__file__).parents[2]
 

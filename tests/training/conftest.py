@@ -25,7 +25,7 @@ PRELOADED = [
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.whisper.modeling_whisper",
     "steermoe.models.lora",
-    "steermoe.training.tracking",
+    "steermoe.training.mlflow_logger",
     "steermoe.training.train",
     "steermoe.evaluation.evaluator",
     "deepspeed",
@@ -167,12 +167,7 @@ def fresh_store(tmp_path_factory, forkserver) -> Path:
 def train_one_run(root: Path, number: int, killed: bool = False) -> None:
     """The log of a training with nothing to train, up to its end or to a SIGKILL of this process."""
     os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"
-    from steermoe.training import sender
-    from steermoe.training.tracking import Tracker
-
-    sender.PATIENCE = (
-        300.0  # on a loaded machine a store is made, or waited for, longer than a stage would wait
-    )
+    from steermoe.training.mlflow_logger import Tracker
 
     tracker = Tracker("race", root)
     variant = config.load(PARAMS).variant("linear").model_copy(update={"name": f"racer-{number}"})

@@ -16,7 +16,7 @@ import torch
 from ruamel.yaml import YAML
 
 from pipeline.__main__ import command
-from steermoe.training.store import open_store
+from steermoe.training.mlflow_store import open_store
 
 ROOT = Path(__file__).parents[2]
 KILLS = {

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from benchmarks import processes as throughput
 from steermoe import distributed as processes
 from steermoe.config import Distributed
-from steermoe.training.store import open_store
+from steermoe.training.mlflow_store import open_store
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""What steering does while it is trained: how decided its routers are, and how much it adds.
+"""Measure steering during training: the entropy of its routers, and how much it adds.
 
 Shapes: B batch, S encoder frames, D encoder width, N experts of a place, F valid frames.
 """
@@ -16,14 +16,11 @@ Lengths = Callable[[int], torch.Tensor]
 
 
 class RoutingWatch:
-    """Looks at the gates of one training batch.
-
-    Between `begin` and `end` the steering is observed; what it computes, and the random generators, stay as they
-    are without.
+    """Observe the gates of one training batch, between `begin` and `end`; the computation stays the same.
 
     Args:
-        steering: what is looked at.
-        lengths: from the width S of hidden states to the valid lengths of their rows.
+        steering: the observed steering.
+        lengths: maps the width S of hidden states to the valid lengths of their rows.
     """
 
     def __init__(self, steering: Steering, lengths: Lengths) -> None:
@@ -32,17 +29,17 @@ class RoutingWatch:
         self._seen: dict[int, tuple[torch.Tensor, ...]] = {}  # place -> what `_observe` computes
 
     def begin(self) -> None:
-        """Observe from now on."""
+        """Begin to observe."""
         self._seen.clear()
         self._context.enter_context(self.steering.observed(self._observe))
 
     def end(self) -> dict[str, float]:
-        """Stop, and say what was seen of the last batch; {} where there was none.
+        """Stop, and return the metrics of the last batch; {} where there was none.
 
         Returns:
-            for each place, named by its layer, and as mean over places: load_entropy (of the mean gates, over its
-            maximum log N: 1 is even use, 0 is one expert for all), effective_experts (exp of the mean entropy of a
-            frame's gates: 1 to N), scale, vector_norm (mean norm of the vectors, without the scale), and
+            for each place, named by its layer, and as mean over places: load_entropy (of the mean gates, relative to
+            its maximum log N: 1 is even use, 0 is one expert for all), effective_experts (exp of the mean entropy of
+            a frame's gates: 1 to N), scale, vector_norm (mean norm of the vectors, without the scale), and
             steer_to_residual (rms of what is added over rms of what it is added to).
         """
         self._context.close()
@@ -59,11 +56,11 @@ class RoutingWatch:
 
     @torch.no_grad()
     def _observe(self, place: int, hidden_BSD: torch.Tensor, gates_BSN: torch.Tensor) -> None:
-        # All that needs parameters happens here, within the forward pass, outside of which they may lie in pieces.
-        # Layers that are computed again for the backward pass come twice, with the same values.
+        # Parameters are read here, within the forward pass; outside of it ZeRO-3 may have partitioned them.
+        # Layers that are recomputed for the backward pass come twice, with the same values.
         steering, gates_BSN = self.steering, gates_BSN.float()
         vectors_ND = steering.scaled_vectors(place).float()
-        # |gates @ vectors|^2 by the vectors' products with each other, which are few.
+        # |gates @ vectors|^2 from the few products of the vectors with each other
         added_BS = ((gates_BSN @ (vectors_ND @ vectors_ND.T)) * gates_BSN).sum(-1)
         norm = steering.vectors[steering.rows[place]].norm(dim=-1).mean()
         squares_BS = hidden_BSD.float().square().sum(-1)

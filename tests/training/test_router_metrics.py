@@ -7,7 +7,7 @@ import torch
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training.batches import StepBatches
-from steermoe.training.routing import RoutingWatch
+from steermoe.training.router_metrics import RoutingWatch
 
 
 def heard(model: SteerMoE) -> None:

@@ -1,4 +1,4 @@
-"""Adapters as models in a real MLflow store: loaded elsewhere and used on speech, registered when they win."""
+"""Adapters as models in a real MLflow store: loaded elsewhere, used on speech, and the best registered."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from steermoe import SteerMoE
 from steermoe.audio.synthesis import RATE, Synthesizer, Voice
 from steermoe.config import VariantConfig
-from steermoe.training.store import open_store, sqlite_address
-from steermoe.training.tracking import Tracker
+from steermoe.training.mlflow_logger import Tracker
+from steermoe.training.mlflow_store import open_store, sqlite_address
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "who bought apples?"
@@ -39,9 +39,8 @@ def project(request, fresh_store, tmp_path, monkeypatch) -> Path:
     """A project with the repository's base models, and a store of its own."""
     for variable in ("DVC_EXP_NAME", "STEERMOE_EXECUTION", "STEERMOE_BASE_MODELS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(variable, raising=False)
-    root = tmp_path / getattr(
-        request, "param", "a #project ?ü%"
-    )  # characters that mean something in addresses
+    # With characters that mean something in addresses.
+    root = tmp_path / getattr(request, "param", "a #project ?ü%")
     root.mkdir()
     shutil.copy(fresh_store / "mlflow.db", root)
     (root / "pretrained").symlink_to(ROOT / "pretrained")
@@ -61,7 +60,7 @@ def evaluated(root: Path, name: str) -> Path:
 def compared(root: Path, winner: str, model: Path, error: float, measured_on: str = "dev:8") -> None:
     tracker = Tracker("mini", root)
     tracker.attach_execution({winner: model})
-    tracker.crown(winner, model, error, measured_on)
+    tracker.register_best(winner, model, error, measured_on)
     tracker.finish()
 
 
@@ -72,7 +71,7 @@ def champion(root: Path) -> str:
     return client.get_run(version.run_id).data.tags["steermoe.variant"]
 
 
-def test_the_champion_is_loaded_elsewhere_and_hears_speech(project, tmp_path, monkeypatch):
+def test_the_best_model_is_loaded_elsewhere_and_transcribes_speech(project, tmp_path, monkeypatch):
     model = evaluated(project, "steermoe")
     compared(project, "steermoe", model, 0.1)
     spoken, _ = Synthesizer().speak("anna bought three red apples", Voice("en-us", "adam", 160, 50, 50))
@@ -101,7 +100,7 @@ def test_the_champion_is_loaded_elsewhere_and_hears_speech(project, tmp_path, mo
 
     both, alone, refusal = predictions()
     assert (both, alone) == ([heard, said], [heard, heard])
-    assert "audio" in refusal and "sound" in refusal  # the signature speaks
+    assert "audio" in refusal and "sound" in refusal  # of the signature
 
     (project / "pretrained").unlink()  # the project has moved
     assert predictions(STEERMOE_BASE_MODELS=str(ROOT))[0] == [heard, said]
@@ -130,13 +129,13 @@ def test_a_logged_model_is_the_adapter_and_nothing_of_what_is_frozen(project):
     assert example["columns"] == ["audio", "question"]
 
 
-@pytest.mark.parametrize("where", ["log_model_artifacts", "finalize_logged_model", "log_outputs", "set_tag"])
+@pytest.mark.parametrize("where", ["log_model_artifacts", "finalize_logged_model", "log_outputs"])
 def test_a_kill_amid_the_log_of_a_model_leaves_one(project, monkeypatch, where):
     def dying(*arguments: object, **options: object) -> None:
         raise OSError("the process is killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(MlflowClient, where, dying)  # what is not done stays in the journal
+        patched.setattr(MlflowClient, where, dying)  # what is not done is kept
         evaluated(project, "linear")
     evaluated(project, "linear")
     client = open_store(project)

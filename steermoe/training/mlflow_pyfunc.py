@@ -1,7 +1,7 @@
-"""A trained adapter as MLflow loads it: `mlflow.pyfunc.load_model("models:/steermoe-mini@champion").predict(frame)`.
+"""Load a trained adapter in MLflow: `mlflow.pyfunc.load_model("models:/steermoe-mini@champion").predict(frame)`.
 
-MLflow copies this file into every model that it logs and runs the copy on its own ("models from code"), so it
-needs nothing beside it but the installed library. What is logged is the adapter, never the frozen models under it.
+MLflow copies this file into every logged model and runs the copy ("models from code"), so that it needs the installed
+library alone. What is logged is the adapter, never the frozen models.
 """
 
 import json
@@ -15,15 +15,15 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class Transcriber(PythonModel):
-    """Column `audio`, paths of recordings, and if need be `question`, to a column `text`."""
+    """Return a column `text` for a column `audio` of paths, and optionally a column `question`."""
 
     def load_context(self, context: Any) -> None:
-        """Load the adapter and the frozen models under it.
+        """Load the adapter and its frozen models.
 
         A relative path of a frozen model starts from the environment variable STEERMOE_BASE_MODELS, else from
-        `base_models` of the model's configuration (`load_model(..., model_config={"base_models": ...})`; by
-        default where the adapter was trained), else from the current folder. What is in none is taken as a
-        name on the hub. A merged adapter has its own. Weights other than those trained against are refused.
+        `base_models` of `load_model(..., model_config={"base_models": ...})`, by default the project that trained the
+        adapter, else from the current folder. A path that is in none of them is a name on the hub. A merged adapter
+        brings its own frozen models. Weights other than those of the training are refused.
         """
         from steermoe import SteerMoE
 
@@ -39,7 +39,7 @@ class Transcriber(PythonModel):
         self.model = SteerMoE.from_pretrained(adapter, encoder=encoder, llm=llm)
 
     def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:
-        """A text for each row."""
+        """Return a text for each row."""
         asked = model_input["question"] if "question" in model_input else [None] * len(model_input)
         questions = [str(question) if isinstance(question, str) else None for question in asked]
         texts = [
