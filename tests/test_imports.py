@@ -26,7 +26,7 @@ HOMES = {  # library -> the only files that may import it
         "steermoe/training/store.py",
     ],
     "peft": ["steermoe/models/lora.py"],
-    "deepspeed": ["steermoe/training/deepspeed.py"],
+    "deepspeed": ["steermoe/training/engine.py"],
     "dvc": [],
     "prefect": [
         f"flows/{name}.py" for name in ("claim", "commands", "experiments", "lifetime", "results", "service")

@@ -35,7 +35,6 @@ from steermoe.models.frozen import digest, frozen_weights
 from steermoe.models.generating import MOST_ROWS, Generated, generate_all
 from steermoe.models.generation import GREEDY
 from steermoe.models.inputs import Inputs
-from steermoe.models.lesson import Lesson
 from steermoe.models.llm import (
     CausalLM,
     decoder_layers,
@@ -46,7 +45,7 @@ from steermoe.models.llm import (
     narrows,
     vocabulary_size,
 )
-from steermoe.models.loss import Loss, hidden_loss
+from steermoe.models.losses import Lesson, Loss, hidden_loss
 from steermoe.models.prefix import prefix_cache
 from steermoe.models.recompute import recompute
 from steermoe.models.seeds import seeded

@@ -8,7 +8,7 @@ import polars as pl
 
 from steermoe.data.shards import shards_of
 from steermoe.data.skipped import skipped_reason
-from steermoe.training.fingerprint import digest
+from steermoe.training.rows import digest
 
 
 def inputs(shards: Path, splits: Mapping[str, Sequence[str]], context: str) -> list[dict[str, Any]]:

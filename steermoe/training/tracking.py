@@ -23,7 +23,7 @@ from steermoe.config import VariantConfig
 from steermoe.training.inputs import inputs
 from steermoe.training.journal import Journal
 from steermoe.training.machine import Machine
-from steermoe.training.parameter_groups import PARTS
+from steermoe.training.optim import PARTS
 from steermoe.training.sender import Sender
 
 DVC_TAGS = {

@@ -11,9 +11,9 @@ from contextlib import suppress
 
 import pytest
 import requests
+from steermoe.training.callbacks import Tracking
 
 from steermoe.training import sender
-from steermoe.training.callbacks import Tracking
 from steermoe.training.store import open_store
 from steermoe.training.tracking import JOURNALS, Tracker
 from steermoe.training.train import train

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from steermoe import config
+from steermoe.training.rows import DivergedError
 from steermoe.training.sender import Sender
 from steermoe.training.store import open_store
 from steermoe.training.tracking import JOURNALS, Tracker, flat_parameters
 from steermoe.training.train import train
-from steermoe.training.trainer import DivergedError
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
