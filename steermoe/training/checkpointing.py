@@ -2,13 +2,11 @@
 
 import io
 import os
-import random
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import set_seed
 
@@ -40,7 +38,8 @@ def write(run: Path, step: int, engine: Engine, state: dict[str, Any], loss_sum:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         state = state | engine.save(folder) | {"layout": _layout(engine)}
-        mine = {"random": random_states(), "loss_sum": loss_sum}
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        mine = {"random": torch.get_rng_state(), "cuda": cuda, "loss_sum": loss_sum}
         write_tree(folder / RANK.format(rank=engine.rank), mine)
         if engine.rank == 0:
             write_tree(folder / STATE, state)
@@ -75,7 +74,8 @@ def read(checkpoint: Path, engine: Engine, seed: int) -> tuple[dict[str, Any], t
     trees = [read_tree(file) for file in sorted(checkpoint.glob(RANK.format(rank="*")))]
     if len(trees) == engine.world:
         mine = read_tree(checkpoint / RANK.format(rank=engine.rank))
-        restore_random_states(mine["random"])
+        torch.set_rng_state(mine["random"])  # training draws from torch's generators only
+        torch.cuda.set_rng_state_all(mine["cuda"])
         return state, mine["loss_sum"]
     set_seed(seed + state["step"] * engine.world + engine.rank)
     if engine.rank == 0:
@@ -101,27 +101,6 @@ def write_tree(path: Path, tree: Any) -> None:
 def read_tree(path: Path) -> Any:
     """Read what `write_tree` wrote, with tensors on the CPU; nothing else is unpickled."""
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def random_states() -> dict[str, Any]:
-    """Return the states of all random generators that training may use."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Set all random generators to the states that `random_states` returned."""
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def last_checkpoint(run: Path) -> Path | None:

@@ -18,7 +18,7 @@ from steermoe.training import checkpointing, reporting
 from steermoe.training.distillation import Teacher
 from steermoe.training.engine import Engine
 from steermoe.training.optim import adamw, current_rates
-from steermoe.training.reporting import MetricLog, MetricsReport, ProgressReport, StepTimer
+from steermoe.training.reporting import MetricsReport, ProgressReport, StepTimer
 from steermoe.training.rows import DivergedError, report_divergence
 from steermoe.training.sampler import SharedDataset, StepBatches, counted_tokens, share, total_steps
 
@@ -60,9 +60,9 @@ class Trainer:
         *,
         workers: int = 0,
         distributed: Distributed = ONE_PROCESS,
-        describe: Callable[[Sequence[int]], list[dict[str, Any]]] | None = None,
+        describe: Callable[[Sequence[int]], list[dict[str, Any]]] = list,
         teacher: Teacher | None = None,
-        tracker: MetricLog | None = None,
+        tracker: Any = None,
     ) -> None:
         self.model, self.variant, self.run = model, model.config, run
         self.describe, self.teacher = describe, teacher
@@ -229,8 +229,8 @@ class Trainer:
             row for rows in gathered({self.engine.rank: self._rows}).values() for row in rows if row >= 0
         )
         if self.is_first:
-            rows = [{"index": row} for row in indices] if self.describe is None else self.describe(indices)
-            text += f"; its rows are in {report_divergence(self.run, self.step, what, rows)}"
+            report = report_divergence(self.run, self.step, what, self.describe(indices))
+            text += f"; its rows are in {report}"
         return DivergedError(text)
 
     # evaluation

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -167,25 +167,18 @@ class StepTimer:
         return round(statistics.median(self.seconds), 5) if self.seconds else 0.0
 
 
-class MetricLog(Protocol):
-    """Takes metrics; the tracker is one."""
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Take metrics at an optimizer step."""
-
-
 class MetricsReport:
     """Sends the log to a tracker, under names that all variants share, with figures of steering's routing.
 
     Losses are also sent as `by_audio/...` by seconds of audio, where trainings with different batches compare.
 
     Args:
-        tracker: takes the metrics; None for nowhere.
+        tracker: an object with the method `log(metrics, step)`, or None.
         model: what is trained.
         audio_seconds: read after each step.
     """
 
-    def __init__(self, tracker: MetricLog | None, model: SteerMoE, audio_seconds: Sequence[float]) -> None:
+    def __init__(self, tracker: Any, model: SteerMoE, audio_seconds: Sequence[float]) -> None:
         self._tracker, self._audio_seconds, self._routing = tracker, [0.0, *audio_seconds], None
         if tracker is not None and model.steering is not None:
             self._routing = RoutingWatch(model.steering, model.lengths_of)

@@ -66,25 +66,17 @@ def train(
     """Train `variant`, or finish what was interrupted, and write the best weights; all processes call this.
 
     Args:
-        variant: the resolved configuration.
-        shards: a folder for each corpus, named as the corpus.
+        variant, shards: the resolved configuration, and a folder for each corpus.
         out: replaced at the end by a folder of adapter.safetensors and config.json, the same after any interruption.
         root: the project's root; work is kept in `root`/.runs until it is done.
         history: a CSV file with a row for each evaluation; by default history.csv in `out`.
-        timing: a JSON file for the returned values, which are not all deterministic.
-        run: a JSON file for the id of the tracker's run (mlflow_run_id), null while its store cannot be reached.
-        tracker: where metrics are logged.
-        workers: processes that load data; 0 loads in this one.
+        timing, run: JSON files for the results, and for the id of the tracker's run.
         feature_cache_gb: size of the cache of frozen encoders' outputs below `root`; the result is the same with 0.
-        distributed: how the processes share the work.
         max_new_tokens: longest answer of the evaluation to come; longer targets are reported before the first step.
-
-    Returns:
-        as `_results`.
 
     Raises:
         ValueError: rows, the teacher or the initial adapter are missing or do not fit.
-        FrozenChangedError, DivergedError, CheckpointError: the training failed; the last checkpoint is kept.
+        FrozenChangedError, DivergedError, CheckpointError: the training failed.
         PreemptedError: SIGTERM arrived; a checkpoint is written, and the same call continues from there.
     """
     check(distributed)

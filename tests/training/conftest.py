@@ -64,7 +64,8 @@ Together = Callable[..., list[int | None]]
 def _as_rank(environment: dict[str, str], target: Callable[..., None], arguments: tuple) -> None:
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__ = {}  # or it compiles its communication between CPUs, for minutes
+    # Or DeepSpeed compiles its communication between CPUs, for minutes.
+    deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
     torch.set_num_threads(1)
     os.environ.update(environment)
     target(*arguments)

@@ -20,16 +20,16 @@ from steermoe.training.store import open_store
 
 ROOT = Path(__file__).parents[2]
 KILLS = {
-    "rehearse": 2,
-    "base": 3,
-    "download": 14,
-    "preprocess": 6,
-    "configure": 3,
-    "train": 14,
-    "eval": 6,
-    "baseline": 4,
-    "ablate": 4,
-}  # 56
+    "rehearse": 1,
+    "base": 2,
+    "download": 5,
+    "preprocess": 3,
+    "configure": 2,
+    "train": 6,
+    "eval": 3,
+    "baseline": 2,
+    "ablate": 2,
+}
 DATA, MODELS, REPORTS = "data/mini", "models/mini", "reports/mini"
 ARGUMENTS: dict[str, dict[str, Any]] = {  # as in dvc.yaml
     "rehearse": {"out": f"{DATA}/rehearsal"},

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -11,7 +10,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -264,18 +262,6 @@ def test_the_work_folder_is_held_while_training(shards, quick_variant, tmp_path,
     at_step(1, look)
     train(quick_variant("linear", max_steps=2), shards, tmp_path / "out", tmp_path)
     assert held
-
-
-def test_every_random_generator_is_restored(tmp_path):
-    _ = random.gauss(0, 1), np.random.standard_normal()  # leaves half a Gaussian pair in both generators
-    checkpointing.write_tree(tmp_path / "random.pt", checkpointing.random_states())
-
-    def draw() -> list[float]:
-        return [random.gauss(0, 1), random.random(), np.random.standard_normal(), torch.rand(()).item()]
-
-    first = draw()
-    checkpointing.restore_random_states(checkpointing.read_tree(tmp_path / "random.pt"))
-    assert draw() == first
 
 
 def test_nothing_but_tensors_and_plain_values_is_read(tmp_path):
