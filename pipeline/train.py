@@ -29,11 +29,11 @@ def main(
     feature_cache_gb: FeatureCache = 4.0,
     params: Params = Path("params.yaml"),
 ) -> None:
-    """Train the variant that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint.
+    """Train the variant that CONFIG resolves on SHARDS; an interrupted training resumes from its last checkpoint.
 
-    Of PARAMS only `training.distributed` of the profile is read, on what the variant is trained, and
-    `generation.max_new_tokens`, to report targets that no answer can reach. Exit code 75: it was asked to end
-    (SIGTERM), has kept what is done, and goes on when the command is repeated.
+    Of PARAMS only `training.distributed` of the profile is read, which says in which processes to train, and
+    `generation.max_new_tokens`, to report targets that no answer can reach. Exit code 75: SIGTERM ended the training,
+    a checkpoint is written, and the same command resumes it.
     """
     from steermoe import config as configuration
     from steermoe import distributed as processes

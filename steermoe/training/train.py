@@ -69,8 +69,7 @@ def train(
         variant, shards: the resolved configuration, and a folder for each corpus.
         out: replaced at the end by a folder of adapter.safetensors and config.json, the same after any interruption.
         root: the project's root; work is kept in `root`/.runs until it is done.
-        history: a CSV file with a row for each evaluation; by default history.csv in `out`.
-        timing, run: JSON files for the results, and for the id of the tracker's run.
+        history, timing, run: files for evaluations (by default in `out`), results, and the id of the tracker's run.
         feature_cache_gb: size of the cache of frozen encoders' outputs below `root`; the result is the same with 0.
         max_new_tokens: longest answer of the evaluation to come; longer targets are reported before the first step.
 
@@ -86,11 +85,13 @@ def train(
     check_lengths(variant, data, model.encoder)
     if max_new_tokens is not None and not world().rank:
         warn_of_long_targets(variant.name, data.train, model.tokenizer, max_new_tokens)
+    teacher = Teacher.of(model)
     before = {part: digests(weights) for part, weights in model.frozen_parts().items()}
     load_initial(model, _last(before))
     key = training_key(variant, data.digest, _last(before), adapters_of(variant.training))
     cache = (root or project_root(), feature_cache_gb)
-    fit = partial(_fit, model, data, before, key, cache, workers=workers, distributed=distributed)
+    options = {"teacher": teacher, "workers": workers, "distributed": distributed}
+    fit = partial(_fit, model, data, before, key, cache, **options)
     if world().rank:
         return fit(None)[1]
     with Staging(out, key, root) as staging:
@@ -204,7 +205,7 @@ def _fit(
         )
         for rows, seconds in ((rows, rows["seconds"].to_list()) for rows in (data.train, data.dev))
     )
-    trainer = Trainer(model, train, dev, run, describe=data.describe, teacher=Teacher.of(model), **options)
+    trainer = Trainer(model, train, dev, run, describe=data.describe, **options)
     if trainer.is_first:
         discard_leftovers(run)
         if (epochs := model.config.training.epochs) is not None:

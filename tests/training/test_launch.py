@@ -78,7 +78,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_killed_preempted_and_finished_by_the_same_command(start, tmp_path):
     first = start()
-    read_until(first, "step 10/60")
+    read_until(first, "step 20/60")  # the checkpoint of step 10 is written
     ranks = ranks_of(first.pid)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
