@@ -4,6 +4,7 @@ Their environment is torchrun's (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MAST
 are several machines. On one machine `launch` does.
 """
 
+import ctypes
 import importlib.util
 import os
 import runpy
@@ -18,6 +19,7 @@ from typing import Any, Self
 from steermoe.config import Distributed
 
 PREEMPTED = os.EX_TEMPFAIL  # exit code of work that was interrupted and goes on when the command is repeated
+PR_SET_PDEATHSIG = 1  # prctl(2)
 ONE_PROCESS = Distributed(processes=1, strategy="none", offload="none")
 
 
@@ -205,7 +207,10 @@ def run_rank(rank: int, processes: int, port: int, argv: list[str]) -> None:
     """Run the command line `argv` of the pipeline as one of several processes, whose store the launcher holds."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch has the kernel send it when the launcher dies
+    if (
+        sys.platform == "linux"
+    ):  # the kernel ends this process when the launcher dies; torch's SIGINT may be ignored
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ |= environment(rank, processes, port)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     sys.argv = argv
