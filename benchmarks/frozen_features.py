@@ -3,7 +3,7 @@
     python -m benchmarks.frozen_features [--utterances 28] [--repeats 5] [--threads 2]
 
 The mini profile's encoder in bfloat16, utterances of 1.4 to 3.6 s (random features), as in the first epoch of a
-variant whose encoder is not trained. Side by side is what training does (steermoe/training/frozen_features.py), its
+variant whose encoder is not trained. Side by side is what training does (steermoe/training/feature_cache.py), its
 folder included; one after another is the encoder alone. The two ways in turns; both give the same bits, which is
 asserted. On a machine that has other work the threads of the first way wait for each other at every product: look at
 the load.
@@ -21,7 +21,7 @@ import torch
 from benchmarks.shapes import ROOT, batch, machine, model, spread, table
 from steermoe.models.attention import ShortAttention
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training.frozen_features import frozen_features
+from steermoe.training.feature_cache import feature_cache
 
 SHORTEST, LONGEST = 1.4, 3.6  # seconds
 PATHS = (str(ROOT / "pretrained/encoder"), str(ROOT / "pretrained/llm"))
@@ -38,7 +38,7 @@ def one_after_another(assembly: SteerMoE, clips: dict[str, torch.Tensor]) -> lis
 
 def side_by_side(assembly: SteerMoE, clips: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Outputs (S, D) of each, and a folder filled with them."""
-    with tempfile.TemporaryDirectory() as folder, frozen_features(assembly, Path(folder), 1):
+    with tempfile.TemporaryDirectory() as folder, feature_cache(assembly, Path(folder), 1):
         assert assembly.encode_override is not None
         found, lengths_B = assembly.encode_override(clips["features"], clips["feature_lengths"])
     return [hidden[:length] for hidden, length in zip(found, lengths_B.tolist(), strict=True)]

@@ -31,7 +31,7 @@ from steermoe.models.encoders.encoder import layer_hidden
 from steermoe.models.llm import decoder_layers, load_tokenizer
 from steermoe.models.pretrained import DTYPES
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training.parameter_groups import adamw
+from steermoe.training.optim import adamw
 
 MEAN = 12.69  # seconds
 QUANTILES = (

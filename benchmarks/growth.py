@@ -21,7 +21,6 @@ import torch
 from benchmarks.shapes import batch, frozen_models, machine, model, table
 from benchmarks.train_step import Step, peak, taken
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training.heap import keep_freed_memory
 
 MOST = 1.05  # times the step with 8 experts, with 64
 
@@ -62,7 +61,6 @@ def grown(
             assembly = model("steermoe", paths, case.experts)
         clips = batch([case.seconds] * case.clips, assembly.encoder.features.channels)
         steps.append((assembly, partial(loss_of, assembly, clips)))
-    keep_freed_memory()
     memory = [peak(*each, torch.float32) / 2**20 for each in steps]
     cpu: list[list[float]] = [[] for _ in steps]
     for _ in range(repeats):

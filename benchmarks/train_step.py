@@ -10,8 +10,7 @@ padding, as such a program does; told not to, it must give our loss and our grad
 float32. In bfloat16 (the precision of both profiles) frozen weights are of that type and the step is under autocast,
 here and there.
 
-Seconds are of CPU time, of one thread, the ways in turns. Our way keeps freed memory, as training does
-(steermoe/training/heap.py); the naive way has glibc as it adapts by itself. Memory is what a step adds to the process
+Seconds are of CPU time, of one thread, the ways in turns. Memory is what a step adds to the process
 at its peak (Linux: VmHWM), apart from the timing. The floor is the matrix products that cannot be avoided
 (steermoe/analysis/parameters.py) at the speed that a large product reaches in the same run.
 """
@@ -38,7 +37,6 @@ from steermoe.analysis.parameters import encoder_shape, llm_shape, operations
 from steermoe.models.attention import ShortAttention
 from steermoe.models.encoders.encoder import layer_hidden, valid_frames
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training.heap import ADAPTED, KEPT, keep_freed_memory
 
 SHAPES = {"64x2": (64, 2, 64, 2), "384x6": (384, 6, 512, 8), "1280x8": (1280, 8, 512, 8)}  # encoder, LLM
 CLIPS, TEXT, CHANNELS = 4, 448, 80
@@ -205,7 +203,6 @@ def compare(
     peaks = {name: peak(assembly, step, dtype) / 2**20 for name, step in steps.items()}
     for turn in range(-1, repeats):
         for name, step in steps.items():
-            keep_freed_memory(KEPT if name == "ours" else ADAPTED)
             took = taken(assembly, step, dtype)
             cpu[name] += [took] * (turn >= 0)
     ratios = [a / b for a, b in zip(cpu["naive"], cpu["ours"], strict=True)]

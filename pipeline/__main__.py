@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from steermoe.cli.terminal import flushed, prepare_streams
 
-STAGES = {  # summary; the function is `main` of the module of that name, unless PLACES says otherwise
+STAGES = {  # the function is `main` of the module of that name, unless PLACES says otherwise
     "stamp": "note the state of what the profile reads from outside the repository",
     "base": "find or fetch the frozen models, and write down what they are",
     "download": "fetch a corpus from its source, a mirror, or write its recipe",

@@ -8,10 +8,10 @@ from pipeline.options import Names, Out, Params, Shards, Steps
 def main(
     shards: Shards, out: Out, steps: Steps, params: Params = Path("params.yaml"), variants: Names = None
 ) -> None:
-    """Train every variant of VARIANTS (default: those selected, one a method) for STEPS steps per multiplier of its rates."""
+    """Train VARIANTS (one a method; default: those selected) for STEPS steps with each multiplier of the rates."""
     from steermoe import config
     from steermoe.atomic_io import project_root
-    from steermoe.training.search import search
+    from steermoe.training.lr_search import search
 
     settings = config.load(params)
     names = variants.split(",") if variants else settings.compare

@@ -29,7 +29,7 @@ def main(
     feature_cache_gb: FeatureCache = 4.0,
     params: Params = Path("params.yaml"),
 ) -> None:
-    """Train the variant that CONFIG resolves on SHARDS; what was interrupted goes on from its last checkpoint.
+    """Train the variant that CONFIG resolves on SHARDS; an interrupted training resumes from its last checkpoint.
 
     Of PARAMS only `training.distributed` of the profile is read, on what the variant is trained, and
     `generation` and `evaluation.normalizer`, which the adapter stores for its use, and by which targets that no answer

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = (
     ("registry", "atomic_io", "config", "distributed", "audio", "hub"),
     ("corpora", "data", "models"),
-    ("training", "evaluation", "rehearsal", "analysis", "asr"),
+    ("training", "evaluation", "analysis", "asr"),
     ("model_card", "server", "demo", "export"),
     ("cli", "pipeline"),
 )
@@ -25,7 +25,7 @@ HOMES = {  # library -> the only files that may import it
         "steermoe/training/mlflow_store.py",
     ],
     "peft": ["steermoe/models/lora.py"],
-    "deepspeed": ["steermoe/training/deepspeed.py"],
+    "deepspeed": ["steermoe/training/engine.py"],
     "dvc": ["flows/checkouts.py"],
     "prefect": [f"flows/{name}.py" for name in ("__main__", "deployments", "tasks")],
     "fastapi": ["steermoe/server/app.py"],

@@ -23,7 +23,6 @@ from steermoe.config import Generation, VariantConfig
 from steermoe.data.dataset import Batch
 from steermoe.models.encoders import load_encoder, load_video_encoder
 from steermoe.models.inference import MAX_ROWS, Generated, generate_all
-from steermoe.models.lesson import Lesson
 from steermoe.models.llm import (
     CausalLM,
     decoder_layers,
@@ -33,7 +32,7 @@ from steermoe.models.llm import (
     logits,
     vocabulary_size,
 )
-from steermoe.models.loss import hidden_loss
+from steermoe.models.losses import Lesson, hidden_loss
 from steermoe.models.packing import pack, target_rows, valid_frames
 from steermoe.models.pretrained import digest, exclusive, frozen_weights
 from steermoe.models.tower import Tower, seeded

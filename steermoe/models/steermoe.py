@@ -18,8 +18,17 @@ from steermoe.hub import adapter_folder
 from steermoe.models import checkpoint
 from steermoe.models.chat import chat
 from steermoe.models.generation import GREEDY, generation_settings
-from steermoe.models.inference import Audio, answer_spoken, batch_of, check_videos, prompt_of, to_waveform
-from steermoe.models.llm import load_llm
+from steermoe.models.inference import (
+    Audio,
+    answer_spoken,
+    batch_of,
+    check_videos,
+    prompt_of,
+    to_waveform,
+)
+from steermoe.models.llm import (
+    load_llm,
+)
 from steermoe.models.pretrained import DTYPES, digest, exclusive
 from steermoe.models.speech_llm import LoadLlm, SpeechLlm
 from steermoe.models.tools import Answer

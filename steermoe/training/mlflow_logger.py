@@ -23,7 +23,6 @@ from steermoe.atomic_io import project_root
 from steermoe.config import VariantConfig
 from steermoe.data.filters import skipped_reason
 from steermoe.data.shards import shards_of
-from steermoe.training.fingerprint import digest
 from steermoe.training.mlflow_store import (
     UNSENT,
     Store,
@@ -33,6 +32,7 @@ from steermoe.training.mlflow_store import (
     tagged,
     workspace,
 )
+from steermoe.training.rows import digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,36 +1,68 @@
 """The rows of a training: which are trained on, which choose the best checkpoint, and whether they can be used."""
 
+import hashlib
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 
+from steermoe.atomic_io import write_text
 from steermoe.audio import io as waveform
 from steermoe.config import VariantConfig
 from steermoe.data.filters import skipped_reason, target_tokens
 from steermoe.data.shards import read_rows, shards_of
 from steermoe.distributed import world
+from steermoe.hub import sha256
 from steermoe.models.encoders.encoder import Encoder
-from steermoe.training.fingerprint import digest
+
+DIVERGED = "diverged.json"  # report in the folder of checkpoints
+
+
+class DivergedError(RuntimeError):
+    """Raised when the loss or a gradient is not finite."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows that are trained on and rows that choose the best checkpoint, and the digest of their shards."""
+    """Rows that are trained on and rows that choose the best checkpoint.
+
+    Attributes:
+        train, dev: the rows, with a column `corpus`.
+        dropped: number of training rows longer than training.max_seconds.
+        digest: of the shards.
+    """
 
     train: pl.DataFrame
     dev: pl.DataFrame
-    dropped: int  # training rows longer than training.max_seconds
+    dropped: int
     digest: str
-    folders: Mapping[str, Path]  # of the shards of each corpus
+
+    def describe(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return corpus, split, source_id, seconds and target of training rows, given by number."""
+        return (
+            self.train[list(indices)].select("corpus", "split", "source_id", "seconds", "target").to_dicts()
+        )
+
+
+def report_divergence(
+    run: Path, step: int, what: Mapping[str, float], rows: Sequence[Mapping[str, Any]]
+) -> Path:
+    """Write the rows of the step that diverged, and which numbers did; return the file."""
+    path = run / DIVERGED
+    found = {name: str(value) for name, value in what.items()}  # JSON has no NaN
+    content = {"step": step, "found": found, "rows": list(rows)}
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return path
 
 
 def read_data(variant: VariantConfig, shards: Sequence[Path]) -> TrainingData:
-    """The rows of `variant`'s splits, without the training rows over `training.max_seconds`.
+    """Return the rows of `variant`'s splits, without the training rows over `training.max_seconds`.
 
     Raises:
         ValueError: a corpus has no folder, or there is nothing to train on or to choose a checkpoint by.
@@ -57,11 +89,27 @@ def read_data(variant: VariantConfig, shards: Sequence[Path]) -> TrainingData:
             f"{variant.name}: {dropped} of {len(train)} training rows are longer than training.max_seconds "
             f"({limit:g}): dropped"
         )
-    return TrainingData(kept, dev, dropped, digest(train_files + dev_files), folders)
+    return TrainingData(kept, dev, dropped, digest(train_files + dev_files))
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Return a SHA-256 over contents, names and folders' names of files, whatever their order and place."""
+    names = hashlib.sha256()
+    for path in sorted(files, key=lambda p: p.parts[-2:]):
+        status = path.stat()
+        content = _content(path, status.st_size, status.st_mtime_ns)
+        names.update(f"{'/'.join(path.parts[-2:])} {content}\n".encode())
+    return names.hexdigest()
+
+
+@cache
+def _content(path: Path, size: int, modified: int) -> str:
+    """Return the SHA-256 of a file, which is read once while its size and time stay the same."""
+    return sha256(path)
 
 
 def check_lengths(variant: VariantConfig, data: TrainingData, encoder: Encoder) -> None:
-    """Check before the first step that the encoder takes every row, and that `training.max_batch_seconds` can hold one.
+    """Check that the encoder takes every row, and that `training.max_batch_seconds` can hold one.
 
     Raises:
         ValueError: a row is too long or too short for the encoder, or no row fits into a batch.
@@ -78,30 +126,27 @@ def check_lengths(variant: VariantConfig, data: TrainingData, encoder: Encoder) 
                 f"{variant.name}: the encoder takes at most {longest:g} s; {len(over)} of {len(rows)} {use} rows are "
                 f"longer, the longest is {_named(over, longest=True)}; {cure}"
             )
-        frames = encoder.features(
-            waveform.load(rows["audio"][int(rows["seconds"].to_numpy().argmin())])
-        ).shape[1]
-        if int(encoder.output_lengths(torch.tensor(frames))) < 1:
+        shortest = waveform.load(rows["audio"][int(rows["seconds"].to_numpy().argmin())])
+        frames = torch.tensor(encoder.features(shortest).shape[1])
+        if int(encoder.output_lengths(frames)) < 1:
             raise ValueError(
                 f"{variant.name}: a {use} row is too short for a single frame of the encoder: {_named(rows)}; "
                 "remove it from the corpus, or pad it with silence"
             )
-    batch, least = (
-        variant.training.max_batch_seconds,
-        max(encoder.window_seconds, float(data.train["seconds"].to_numpy().min())),
-    )
-    if batch < least:
+    budget = variant.training.max_batch_seconds
+    least = max(encoder.window_seconds, float(data.train["seconds"].to_numpy().min()))
+    if budget < least:
         reason = f"the shortest training row is {_named(data.train)}"
         if encoder.window_seconds:
             reason = f"with encoder.window full every row costs {encoder.window_seconds:g} s"
         raise ValueError(
-            f"{variant.name}: training.max_batch_seconds: found {batch:g}, which no batch can keep to: {reason}; "
+            f"{variant.name}: training.max_batch_seconds: found {budget:g}, which no batch can keep to: {reason}; "
             f"legal: at least {least:g}"
         )
 
 
 def warn_of_long_targets(name: str, rows: pl.DataFrame, tokenizer: Any, most: int) -> None:
-    """Say on standard error how many targets are longer than an answer of `most` tokens, and which is the longest."""
+    """Report on standard error how many targets are longer than an answer of `most` tokens, and the longest."""
     tokens = target_tokens(tokenizer, rows["target"].to_list())
     if beyond := sum(count > most for count in tokens):
         longest = max(range(len(tokens)), key=tokens.__getitem__)
@@ -114,7 +159,7 @@ def warn_of_long_targets(name: str, rows: pl.DataFrame, tokenizer: Any, most: in
 
 
 def _named(rows: pl.DataFrame, longest: bool = False) -> str:
-    """The shortest row, or the longest: `corpus/split/id (2.31 s)`."""
+    """Return the shortest row, or the longest, as `corpus/split/id (2.31 s)`."""
     seconds = rows["seconds"].to_numpy()
     place = int(seconds.argmax() if longest else seconds.argmin())
     corpus, split, name = (rows[column][place] for column in ("corpus", "split", "source_id"))
@@ -134,5 +179,5 @@ def _rows(
         frames.append(read_rows(folder, names).with_columns(pl.lit(corpus).alias("corpus")))
         if skipped_reason(folder) is None:
             files += [path for split in names for path in shards_of(folder, split)]
-    # Rows of a corpus without videos have none beside those of one with.
+    # Where corpora with and without videos are joined, rows of the latter have null videos.
     return (pl.concat(frames, how="diagonal") if frames else pl.DataFrame()), files

@@ -40,7 +40,6 @@ def write_tones() -> Callable[[Path, dict[str, int]], Path]:
     import numpy as np
 
     from steermoe.audio.io import RATE, encode_flac
-    from steermoe.data.shards import write_shards
     from tests.data.conftest import write_shards
 
     def write(folder: Path, counts: dict[str, int]) -> Path:

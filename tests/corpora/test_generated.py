@@ -13,8 +13,9 @@ from scipy import ndimage
 from steermoe import config, corpora
 from steermoe.corpora import grammar, shapes, synthetic
 from steermoe.data import video
-from steermoe.data.schema import frame_of, validate_shard, write_frame
-from steermoe.data.shards import shard_name
+from steermoe.data.schema import validate_shard
+from steermoe.data.shards import shard_name, write_shard
+from tests.data.conftest import frame_of
 
 VIDEOS = {"train": 8, "dev": 1, "test": 2}
 FEW = {"train": 6, "dev": 2, "clean": 4, "other": 4}
@@ -38,7 +39,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
         for part in reader.parts(settings, root):
             made.append(frame_of(list(reader.rows(settings, root, part))))
             path = root / shard_name(part.split, part.number)
-            write_frame(made[-1], path)
+            write_shard(made[-1].to_dicts(), path)
             validate_shard(path, audio="decode")
         found[name] = pl.concat(made)
     return found

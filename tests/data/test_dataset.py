@@ -18,7 +18,6 @@ from steermoe.config import Prompts
 from steermoe.data import video
 from steermoe.data.batching import bucketed_batches
 from steermoe.data.dataset import IGNORED, Batch, UtteranceDataset, collate
-from steermoe.data.schema import frame_of
 from tests.data.conftest import frame_of
 
 PROMPTS = Prompts(

@@ -19,7 +19,6 @@ import soundfile
 
 from steermoe.audio.io import RATE, load
 from steermoe.cli import demo as demo_command
-from steermoe.cli import loading as opening
 from steermoe.cli import main as cli
 from steermoe.cli import options as opening
 from steermoe.demo.app import NO_TEXT, create_page, serving

@@ -15,7 +15,7 @@ from steermoe.config import Evaluation, Generation
 from steermoe.data import video
 from steermoe.data.dataset import UtteranceDataset, collate
 from steermoe.evaluation.baselines import shuffled_audio
-from steermoe.evaluation.evaluator import System, adapter, batchwise, evaluate, measure
+from steermoe.evaluation.evaluator import adapter, evaluate, measure
 from steermoe.evaluation.normalizers import folded
 from steermoe.evaluation.predictions import Predictions, System, batchwise, remarks, summarise
 from steermoe.models.steermoe import SteerMoE

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steermoe.config import Evaluation
-from steermoe.corpora import choices
+from steermoe.corpora import mmau
 from steermoe.evaluation.evaluator import measure
 from steermoe.evaluation.metrics import metric
 from steermoe.evaluation.normalizers import folded, whisper_english
@@ -135,8 +135,8 @@ def test_choices_are_scored(rows: pl.DataFrame, settings: Evaluation) -> None:
 )
 def test_where_letters_are_asked_for_a_text_counts_too(texts: list[str], answer: str, right: bool) -> None:
     row = {
-        "task": "answer", "language": "en", "prompt": choices.ask("Where?", texts),
-        "choices": choices.offered(texts, "letter"), "target": "B", "answers": [],
+        "task": "answer", "language": "en", "prompt": mmau.ask("Where?", texts),
+        "choices": mmau.offered(texts, "letter"), "target": "B", "answers": [],
     }  # fmt: skip
     lists = {"answers": pl.List(pl.String), "choices": pl.List(pl.String)}
     found = count_answers(pl.DataFrame([row], schema_overrides=lists), [answer], folded)

@@ -87,7 +87,9 @@ def test_words_of_the_mini_model_are_the_same(
 def test_audio_tokens_are_the_same_at_other_sizes_than_the_traced(exported: Path) -> None:
     graphs = OnnxModel(exported)
     model = SteerMoE.from_pretrained(
-        ROOT / "pretrained/adapters/steermoe", ROOT / "pretrained/encoder", ROOT / "pretrained/llm"
+        ROOT / "pretrained/adapters/steermoe",
+        encoder=ROOT / "pretrained/encoder",
+        llm=ROOT / "pretrained/llm",
     )
     for lengths in ([40], [523, 17], [800, 799, 401, 30, 8]):
         features = torch.randn(len(lengths), model.features.channels, max(lengths))

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import psutil
 import pytest
-from steermoe.server.sandbox import DecodingError
 
 from steermoe.audio import io as waveform
 from steermoe.server.decoding import DecodingError, decode

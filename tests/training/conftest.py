@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,12 @@ from torch import distributed
 from steermoe import config
 from steermoe import distributed as processes
 from steermoe.config import VariantConfig
+from steermoe.data.dataset import UtteranceDataset
+from steermoe.models.steermoe import SteerMoE
+from steermoe.training.distillation import Teacher
+from steermoe.training.loop import Trainer
+from steermoe.training.reporting import StepTimer
+from steermoe.training.rows import read_data
 from tests.data.conftest import write_shards
 
 PRELOADED = [
@@ -55,6 +62,10 @@ Together = Callable[..., list[int | None]]
 
 
 def _as_rank(environment: dict[str, str], target: Callable[..., None], arguments: tuple) -> None:
+    import deepspeed.ops
+
+    # Or DeepSpeed compiles its communication between CPUs, for minutes.
+    deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
     torch.set_num_threads(1)
     os.environ.update(environment)
     target(*arguments)
@@ -68,9 +79,7 @@ def together(forkserver) -> Together:
         store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
             "127.0.0.1", 0, is_master=True, wait_for_workers=False
         )
-        environments = [dict(processes.environment(rank, count, store.port)) for rank in range(count)]
-        for environment in environments:
-            del environment[processes.PARENT]  # the fork server is their parent
+        environments = [processes.environment(rank, count, store.port) for rank in range(count)]
         group = [forkserver.Process(target=_as_rank, args=(e, target, arguments)) for e in environments]
         for process in group:
             process.start()
@@ -83,6 +92,69 @@ def together(forkserver) -> Together:
         return [process.exitcode for process in group]
 
     return run
+
+
+def after_step(number: int | None, action: Callable[[], object]) -> Callable[[], None]:
+    """Call `action` after a number of steps of this process (None: after each); returns what undoes it."""
+    real, steps = StepTimer.end, 0
+
+    def end(self: StepTimer) -> None:
+        nonlocal steps
+        real(self)
+        steps += 1
+        if number in (None, steps):
+            action()
+
+    StepTimer.end = end
+
+    def undo() -> None:
+        StepTimer.end = real
+
+    return undo
+
+
+@pytest.fixture
+def at_step(request: pytest.FixtureRequest) -> Callable[[int | None, Callable[[], object]], None]:
+    """`at_step(number, action)`: as `after_step`, until the test ends or `at_step` is called again."""
+    undone: list[Callable[[], None]] = []
+
+    def undo() -> None:
+        while undone:
+            undone.pop()()
+
+    def set_action(number: int | None, action: Callable[[], object]) -> None:
+        undo()
+        undone.append(after_step(number, action))
+
+    request.addfinalizer(undo)
+    return set_action
+
+
+@pytest.fixture
+def make_trainer(shards: list[Path], tmp_path: Path) -> Callable[..., Trainer]:
+    """`make_trainer(variant, name="run", teacher=None)`: a trainer with a folder of its own for checkpoints."""
+
+    def make(variant: VariantConfig, name: str = "run", **options: Any) -> Trainer:
+        model = SteerMoE.from_config(variant)
+        if variant.training.distillation is not None:
+            options["teacher"] = Teacher.of(model)
+        data = read_data(variant, shards)
+        train, dev = (
+            (
+                UtteranceDataset(rows, model.features, model.tokenizer, variant.prompts),
+                rows["seconds"].to_list(),
+            )
+            for rows in (data.train, data.dev)
+        )
+        (tmp_path / name).mkdir()
+        return Trainer(model, train, dev, tmp_path / name, **options)
+
+    return make
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    """The content of every file of a folder."""
+    return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 def utterance(split: str, place: int) -> dict:

@@ -1,4 +1,4 @@
-"""Two processes train as one does: the same losses, the same weights but for rounding, the same checkpoints."""
+"""Two processes train as one does, but for rounding, and resume exactly what they began."""
 
 import csv
 import json
@@ -18,12 +18,14 @@ from steermoe.distributed import ONE_PROCESS, PREEMPTED, PreemptedError
 from steermoe.evaluation.evaluator import evaluate
 from steermoe.models.generation import GREEDY
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training import callbacks
+from steermoe.training.loop import Trainer
 from steermoe.training.train import FrozenChangedError, train
-from steermoe.training.trainer import AdapterTrainer
+
+from .conftest import after_step, outputs
 
 pytestmark = pytest.mark.slow
-WAYS = {
+REFUSED, CHANGED = 9, 7  # exit codes
+WAYS = {  # processes, strategy, offload
     "ddp": (2, "ddp", "none"),
     "zero2": (2, "zero2", "none"),
     "zero3": (2, "zero3", "none"),
@@ -33,86 +35,72 @@ WAYS = {
 }
 
 
-def section(way: str) -> Distributed:
+def section(way: str | None) -> Distributed:
+    if way is None:
+        return ONE_PROCESS
     count, strategy, offload = WAYS[way]
     return Distributed.model_validate({"processes": count, "strategy": strategy, "offload": offload})
 
 
-def _engine_of(trainer: AdapterTrainer) -> dict:
-    """What is selected, read off the engine."""
-    if trainer.zero is None:
-        return {"model": type(trainer.model_wrapped).__name__}
-    engine = trainer.zero.engine
-    offload = engine.zero_offload_optimizer()
-    frozen: list[Any] = [p for p in trainer.adapted.parameters() if not p.requires_grad]
-    optimized = {id(p) for group in trainer.zero._groups for p in group}
+def _engine_of(trainer: Trainer) -> dict:
+    """What of the strategy can be read off the running engine."""
+    wrapped: Any = trainer.engine.wrapped
+    if not trainer.engine.zero_stage:
+        return {"model": type(wrapped).__name__}
+    frozen: list[Any] = [p for p in trainer.model.parameters() if not p.requires_grad]
+    offload = wrapped.zero_offload_optimizer()
     return {
-        "stage": engine.zero_optimization_stage(),
-        "optimizer": type(engine.optimizer).__name__,
+        "stage": wrapped.zero_optimization_stage(),
         "offload": None if offload is None else str(offload.device),
-        "offload_param": engine.zero_offload_param() is not None,
-        "client": type(engine.basic_optimizer).__name__,
-        "groups": [group["name"] for group in engine.basic_optimizer.param_groups],
-        "frozen_in_pieces": sum(p.ds_tensor.numel() for p in frozen if hasattr(p, "ds_tensor")),
-        "frozen_whole": sum(p.numel() for p in frozen if not hasattr(p, "ds_tensor")),
-        "frozen_optimized": sum(id(p) in optimized for p in frozen),
-        "states": sum(s["exp_avg"].numel() for s in engine.basic_optimizer.state.values()),
+        "offload_param": wrapped.zero_offload_param() is not None,
+        "groups": [group["name"] for group in trainer.engine.optimizer.param_groups],
+        "frozen": sum((p.ds_tensor if hasattr(p, "ds_tensor") else p).numel() for p in frozen),
+        "moments": sum(s["exp_avg"].numel() for s in trainer.engine.optimizer.state.values()),
     }
 
 
-def _tampered(variant: str, shards: list[Path], out: Path, root: Path, way: str) -> None:
-    """A training in which another process than the first changes a frozen weight, or its piece of one."""
-    real = AdapterTrainer.train
+def _train(
+    variant: str, shards: list[Path], out: Path, root: Path, way: str | None, until: int | None, tampers: bool
+) -> None:
+    """Train; the first process gets SIGTERM after `until` steps, the last changes a weight if it `tampers`."""
+    rank, fit = int(os.environ.get("RANK", "0")), Trainer.fit
 
-    def tampering(self, *args, **kwargs):
-        real(self, *args, **kwargs)
-        if self.args.process_index == self.args.world_size - 1:
-            weights = self.adapted.frozen_parts()["llm"]
+    def noted(self: Trainer) -> None:
+        fit(self)
+        (root / f"engine-{rank}.json").write_text(json.dumps(_engine_of(self)))
+        (root / f"log-{rank}.json").write_text(json.dumps(self.log))
+        if tampers and rank == self.engine.world - 1:
+            weights = self.model.frozen_parts()["llm"]
             tensor: Any = weights[sorted(weights)[0]]
             for held in (tensor, getattr(tensor, "ds_tensor", None)):  # ZeRO-3 keeps small tensors whole, too
                 if held is not None and held.numel():
                     held.data.view(-1)[0] += 1e-2
 
-    AdapterTrainer.train = tampering  # pyright: ignore[reportAttributeAccessIssue]
+    Trainer.fit = noted
+    if until is not None and rank == 0:
+        after_step(until, lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         train(VariantConfig.from_json(variant), shards, out, root, distributed=section(way))
-    except FrozenChangedError:
-        raise SystemExit(7) from None
-
-
-@pytest.mark.parametrize("way", ["ddp", "zero2", "zero3"])
-def test_a_frozen_weight_changed_in_any_process_is_found_by_all(
-    way, together, shards, quick_variant, tmp_path
-):
-    arguments = quick_variant("steering").to_json(), shards, tmp_path / "out", tmp_path, way
-    assert together(2, _tampered, *arguments) == [7, 7]
-    assert not (tmp_path / "out").exists()
-
-
-def _train(
-    variant: str, shards: list[Path], out: Path, root: Path, way: str | None, until: int | None
-) -> None:
-    distributed = ONE_PROCESS if way is None else section(way)
-    rank = int(os.environ.get("RANK", "0"))
-    ended = callbacks.StepTimer.on_step_end
-    finished = AdapterTrainer.train
-
-    def end(self, args, state, *rest, **kwargs):
-        ended(self, args, state, *rest, **kwargs)
-        if state.global_step == until and rank == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def told(self, *args, **kwargs):
-        result = finished(self, *args, **kwargs)
-        (root / f"engine-{rank}.json").write_text(json.dumps(_engine_of(self)))
-        (root / f"log-{rank}.json").write_text(json.dumps(self.state.log_history))
-        return result
-
-    callbacks.StepTimer.on_step_end, AdapterTrainer.train = end, told
-    try:
-        train(VariantConfig.from_json(variant), shards, out, root, distributed=distributed)
     except PreemptedError:
         raise SystemExit(PREEMPTED) from None
+    except FrozenChangedError:
+        raise SystemExit(CHANGED) from None
+    except ValueError as error:
+        assert "to be resumed with" in str(error)
+        raise SystemExit(REFUSED) from None
+
+
+@pytest.fixture
+def trained(together, shards, tmp_path):
+    """`trained(variant, way, name, until=None, tampers=False)`: the exit code that all processes share."""
+
+    def run(variant: VariantConfig, way: str | None, name="out", until=None, tampers=False) -> int:
+        count = 1 if way is None else WAYS[way][0]
+        arguments = variant.to_json(), shards, tmp_path / name, tmp_path, way, until, tampers
+        [code] = set(together(count, _train, *arguments))
+        return code
+
+    return run
 
 
 def curve(out: Path) -> list[dict[str, float]]:
@@ -130,107 +118,90 @@ def assert_alike(out: Path, reference: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def references() -> dict[str, Path]:
     return {}
 
 
 @pytest.fixture
-def reference(alone, shards, quick_variant, tmp_path):
+def reference(references, shards, quick_variant, tmp_path) -> Path:
     """The folder that one process without a strategy writes."""
-
-    def folder(method: str) -> Path:
-        if method not in alone:
-            alone[method] = tmp_path / "alone"
-            train(quick_variant(method), shards, alone[method], tmp_path)
-        return alone[method]
-
-    return folder
+    if not references:
+        references["steering"] = tmp_path / "alone"
+        train(quick_variant("steering"), shards, references["steering"], tmp_path)
+    return references["steering"]
 
 
-IN_FORCE = {
+ENGINES = {
     "ddp": {"model": "DistributedDataParallel"},
-    "zero2": {"stage": 2, "optimizer": "DeepSpeedZeroOptimizer", "offload": None, "offload_param": False},
-    "zero3": {"stage": 3, "optimizer": "DeepSpeedZeroOptimizer_Stage3", "offload": None, "offload_param": False},
-    "zero2-offload": {"stage": 2, "optimizer": "DeepSpeedZeroOptimizer", "offload": "cpu", "offload_param": False},
-    "zero3-offload": {
-        "stage": 3, "optimizer": "DeepSpeedZeroOptimizer_Stage3", "offload": "cpu", "offload_param": True,
-    },
-    "zero3-alone": {"stage": 3, "optimizer": "DeepSpeedZeroOptimizer_Stage3"},
-}  # fmt: skip
+    "zero2": {"stage": 2, "offload": None, "offload_param": False},
+    "zero3": {"stage": 3, "offload": None, "offload_param": False},
+    "zero2-offload": {"stage": 2, "offload": "cpu", "offload_param": False},
+    "zero3-offload": {"stage": 3, "offload": "cpu", "offload_param": True},
+    "zero3-alone": {"stage": 3, "offload": None, "offload_param": False},
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_curve_is_that_of_one_process(way, together, reference, shards, quick_variant, tmp_path):
-    variant = quick_variant("steering")
-    count = WAYS[way][0]
-    assert (
-        together(count, _train, variant.to_json(), shards, tmp_path / "out", tmp_path, way, None)
-        == [0] * count
-    )
-    assert_alike(tmp_path / "out", reference("steering"))
-    configs = [
-        json.loads((folder / "config.json").read_text())
-        for folder in (tmp_path / "out", reference("steering"))
-    ]
+def test_the_curve_is_that_of_one_process_and_resumes_exactly(
+    way, trained, reference, quick_variant, tmp_path
+):
+    variant, count = quick_variant("steering"), WAYS[way][0]
+    assert trained(variant, way) == 0
+    assert_alike(tmp_path / "out", reference)
+    configs = [json.loads((out / "config.json").read_text()) for out in (tmp_path / "out", reference)]
     assert configs[0]["frozen"] == configs[1]["frozen"]
     engines = [json.loads((tmp_path / f"engine-{rank}.json").read_text()) for rank in range(count)]
-    for engine in engines:
-        assert engine.items() >= IN_FORCE[way].items()
-    if way == "ddp":
-        return
-    frozen = sum(engine["frozen_in_pieces"] + engine["frozen_whole"] for engine in engines)
-    model = SteerMoE.from_config(variant)
-    whole = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    copies = count if way.startswith("zero2") else 1  # of the frozen weights, over all processes
-    assert whole * copies <= frozen <= whole * copies * 1.001  # cut evenly: a few numbers of padding
-    assert trained <= sum(engine["states"] for engine in engines) <= trained + 4 * count * 5
-    for engine in engines:
-        assert engine["client"] == "AdamW" and engine["frozen_optimized"] == 0
-        assert engine["groups"] == ["projection", "projection", "vectors", "router", "router"]
+    assert all(engine.items() >= ENGINES[way].items() for engine in engines)
+    if way != "ddp":
+        model = SteerMoE.from_config(variant)
+        whole = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        moments = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        copies = count if way.startswith("zero2") else 1  # of the frozen weights, over all processes
+        frozen = sum(engine["frozen"] for engine in engines)
+        assert whole * copies <= frozen <= whole * copies * 1.001  # cut evenly: a few numbers of padding
+        assert moments <= sum(engine["moments"] for engine in engines) <= moments + 4 * count * 5
+        groups = ["projection", "projection", "vectors", "router", "router"]
+        assert all(engine["groups"] == groups for engine in engines)
+    # SIGTERM to one of the processes after step 3: a checkpoint between two logs and evaluations, all end with 75.
+    assert trained(variant, way, "again", until=3) == PREEMPTED
+    assert not (tmp_path / "again").exists()
+    [checkpoint] = tmp_path.glob(".runs/*/scratch/checkpoint-*")
+    assert checkpoint.name in ("checkpoint-3", "checkpoint-4")
+    assert trained(variant, way, "again") == 0
+    assert outputs(tmp_path / "again") == outputs(tmp_path / "out")
 
 
-@pytest.mark.parametrize("way", ["ddp", "zero2", "zero3"])
-def test_a_student_of_several_processes_learns_as_one_does(way, together, shards, quick_variant, tmp_path):
+def test_ddp_goes_on_in_one_process_and_zero_does_not(trained, reference, quick_variant, tmp_path):
+    variant = quick_variant("steering")
+    assert trained(variant, "ddp", until=3) == PREEMPTED
+    assert trained(variant, None) == 0
+    assert_alike(tmp_path / "out", reference)
+    assert trained(variant, "zero2", "other", until=3) == PREEMPTED
+    assert trained(variant, "ddp", "other") == REFUSED
+    assert trained(variant, "zero2", "other") == 0
+
+
+@pytest.mark.parametrize("way", ["ddp", "zero3"])
+def test_a_frozen_weight_changed_in_any_process_is_found_by_all(way, trained, quick_variant, tmp_path):
+    assert trained(quick_variant("steering", max_steps=2, warmup_steps=1), way, tampers=True) == CHANGED
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("way", ["ddp", "zero3"])
+def test_a_student_of_several_processes_learns_as_one_does(way, trained, quick_variant, tmp_path):
     model = SteerMoE.from_config(quick_variant("lora"))
     with torch.no_grad():
         for parameter in model.trainable_state_dict().values():
             parameter.add_(torch.randn(parameter.shape), alpha=0.2)
     model.save_pretrained(tmp_path / "teacher")
     taught = Distillation(teacher=str(tmp_path / "teacher"), logits=1.0, temperature=2.0, hidden=0.5)
-    variant = quick_variant("steering", distillation=taught)
-    learned = []
-    for name, count, strategy in (("alone", 1, None), ("out", 2, way)):
-        arguments = variant.to_json(), shards, tmp_path / name, tmp_path, strategy, None
-        assert together(count, _train, *arguments) == [0] * count
+    variant, learned = quick_variant("steering", distillation=taught), []
+    for name, chosen in (("alone", None), ("out", way)):
+        assert trained(variant, chosen, name) == 0
         log = json.loads((tmp_path / "log-0.json").read_text())
         learned.append([e["distillation_loss"] for e in log if "distillation_loss" in e])
     assert_alike(tmp_path / "out", tmp_path / "alone")
     assert len(learned[0]) > 1 and learned[1] == pytest.approx(learned[0], rel=2e-4)
-
-
-ROADS = [("ddp", None), (None, "zero2"), ("zero2", "zero3"), ("zero3", None), ("zero2-offload", "ddp")]
-
-
-@pytest.mark.parametrize(("first", "then"), ROADS)
-def test_a_checkpoint_of_one_way_goes_on_in_another(
-    first, then, together, reference, shards, quick_variant, tmp_path
-):
-    """SIGTERM to one of the processes after step 3: a checkpoint between two logs and evaluations, all end with 75."""
-    arguments = (quick_variant("steering").to_json(), shards, tmp_path / "out", tmp_path)
-    counts = [1 if way is None else WAYS[way][0] for way in (first, then)]
-    assert together(counts[0], _train, *arguments, first, 3) == [PREEMPTED] * counts[0]
-    assert not (tmp_path / "out").exists()
-    [checkpoint] = tmp_path.glob(".runs/*/scratch/checkpoint-*")
-    assert checkpoint.name == "checkpoint-3" or (checkpoint.name == "checkpoint-4" and counts[0] > 1)
-    ranks = [f"random-{rank}.safetensors" for rank in range(counts[0])]
-    names = ["optimizer.safetensors", *ranks, "trainer_state.json", "weights.safetensors"]
-    assert sorted(path.name for path in checkpoint.iterdir()) == names
-    sizes = load_file(checkpoint / "weights.safetensors")
-    trained = sum(t.numel() for t in load_file(reference("steering") / "adapter.safetensors").values())
-    assert sum(tensor.numel() for tensor in sizes.values()) == 2 * trained  # now, and at their best
-    assert together(counts[1], _train, *arguments, then, None) == [0] * counts[1]
-    assert_alike(tmp_path / "out", reference("steering"))
 
 
 def _answer(variant: str, shards: list[Path], out: Path) -> None:
@@ -244,14 +215,11 @@ def _answer(variant: str, shards: list[Path], out: Path) -> None:
     predictions.frame.write_parquet(out / f"predictions-{os.environ.get('RANK', 'alone')}.parquet")
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_evaluation_is_shared_without_loss_or_double_counting(
-    count, together, shards, quick_variant, tmp_path
-):
+def test_evaluation_is_shared_without_loss_or_double_counting(together, shards, quick_variant, tmp_path):
     variant = quick_variant("steering").to_json()
     _answer(variant, shards, tmp_path)
-    assert together(count, _answer, variant, shards, tmp_path) == [0] * count
+    assert together(3, _answer, variant, shards, tmp_path) == [0] * 3
     alone = pl.read_parquet(tmp_path / "predictions-alone.parquet")
     assert len(alone) == 2 * 24
-    for rank in range(count):
+    for rank in range(3):
         assert pl.read_parquet(tmp_path / f"predictions-{rank}.parquet").equals(alone)

@@ -20,15 +20,15 @@ from steermoe.training.mlflow_store import open_store
 
 ROOT = Path(__file__).parents[2]
 KILLS = {
-    "base": 3,
-    "download": 14,
-    "preprocess": 6,
-    "configure": 3,
-    "train": 14,
-    "eval": 6,
-    "baseline": 4,
-    "ablate": 4,
-}  # 54
+    "base": 2,
+    "download": 5,
+    "preprocess": 3,
+    "configure": 2,
+    "train": 6,
+    "eval": 3,
+    "baseline": 2,
+    "ablate": 2,
+}
 DATA, MODELS, REPORTS = "data/mini", "models/mini", "reports/mini"
 ARGUMENTS: dict[str, dict[str, Any]] = {  # as in dvc.yaml
     "base": {"out": f"{DATA}/base"},

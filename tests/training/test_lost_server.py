@@ -12,7 +12,6 @@ from contextlib import suppress
 import pytest
 import requests
 
-from steermoe.training.callbacks import Tracking
 from steermoe.training.mlflow_logger import Tracker
 from steermoe.training.mlflow_store import UNSENT, open_store
 from steermoe.training.train import train
@@ -77,29 +76,25 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-class Saboteur(Tracking):
-    """Tracking, but something happens at a step."""
+class Saboteur(Tracker):
+    """A tracker to which something happens before it logs a step."""
 
-    def __init__(self, tracker: Tracker, what: dict[int, Callable[[], object]]) -> None:
-        super().__init__(tracker)
-        self.what = what
+    what: dict[int, Callable[[], object]]
 
-    def on_step_begin(self, args, state, *rest, **kwargs):
-        self.what.pop(state.global_step, lambda: None)()
-        super().on_step_begin(args, state, *rest, **kwargs)
+    def log(self, metrics, step=0):
+        self.what.pop(step, lambda: None)()
+        super().log(metrics, step)
 
 
 def test_a_server_that_dies_within_a_training_gets_everything_at_its_end(
-    serve, shards, quick_variant, tmp_path, monkeypatch, capsys
+    serve, shards, quick_variant, tmp_path, capsys
 ):
     server = serve()
     restarted: list[subprocess.Popen] = []
-    what: dict[int, Callable[[], object]] = {2: lambda: kill(server), 5: lambda: restarted.append(serve())}
-    monkeypatch.setattr("steermoe.training.train.Tracking", lambda tracker: Saboteur(tracker, what))
-    results = train(
-        quick_variant("steering"), shards, tmp_path / "out", tmp_path, tracker=Tracker("mini", tmp_path)
-    )
-    assert not what and restarted
+    tracker = Saboteur("mini", tmp_path)
+    tracker.what = {4: lambda: kill(server), 6: lambda: restarted.append(serve())}
+    results = train(quick_variant("steering"), shards, tmp_path / "out", tmp_path, tracker=tracker)
+    assert not tracker.what and restarted
     assert results["steps"] == 6
 
     printed = capsys.readouterr().err

@@ -11,8 +11,8 @@ import pytest
 from steermoe import config
 from steermoe.training.mlflow_logger import Tracker, flat_parameters
 from steermoe.training.mlflow_store import UNSENT, open_store
+from steermoe.training.rows import DivergedError
 from steermoe.training.train import train
-from steermoe.training.trainer import DivergedError
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 

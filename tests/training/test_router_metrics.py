@@ -6,8 +6,8 @@ import torch
 
 from steermoe.models.encoders.encoder import valid_frames
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training.batches import StepBatches
 from steermoe.training.router_metrics import RoutingWatch
+from steermoe.training.sampler import StepBatches
 
 
 def heard(model: SteerMoE) -> None:

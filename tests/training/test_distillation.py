@@ -1,29 +1,28 @@
 """A student that learns from a teacher: what moves, what stays, what is refused, and that it resumes."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from steermoe.audio.features import KaldiFbank, LogMel
 from steermoe.config import Distillation, VariantConfig
-from steermoe.data.dataset import UtteranceDataset, collate
+from steermoe.data.dataset import Batch, UtteranceDataset, collate
+from steermoe.distributed import PreemptedError
 from steermoe.models.steermoe import SteerMoE
-from steermoe.training import progress
-from steermoe.training.checkpoints import last_checkpoint
-from steermoe.training.objective import Objective
-from steermoe.training.teacher import Teacher
-from steermoe.training.train import read_data, train
-from steermoe.training.trainer import AdapterTrainer
+from steermoe.training.checkpointing import last_checkpoint, read_tree
+from steermoe.training.distillation import Teacher
+from steermoe.training.rows import read_data
+from steermoe.training.train import train
 
-from .test_trainer import trainer_of
+from .conftest import outputs
 
-OUTPUTS = ("adapter.safetensors", "config.json", "history.csv")
 LOGITS = {"logits": 1.0, "temperature": 2.0, "hidden": 0.0}
 BOTH = {"logits": 1.0, "temperature": 2.0, "hidden": 0.5}
 Variant = Callable[..., VariantConfig]
@@ -66,23 +65,21 @@ def student(quick_variant: Variant, teacher: Path) -> Callable[..., VariantConfi
     return make
 
 
-def batch_of(variant: VariantConfig, model: SteerMoE, shards: list[Path]) -> dict[str, torch.Tensor]:
+def batch_of(variant: VariantConfig, model: SteerMoE, shards: list[Path]) -> Batch:
     rows = read_data(variant, shards).train.head(6)
     data = UtteranceDataset(rows, model.features, model.tokenizer, variant.prompts)
     return collate([data[place] for place in range(6)])
 
 
-def test_who_equals_its_teacher_learns_from_the_labels_alone(
+def test_a_student_equal_to_its_teacher_learns_from_the_labels_alone(
     teacher: Path, quick_variant: Variant, shards: list[Path]
 ) -> None:
-    model = SteerMoE.from_pretrained(teacher)
+    model = SteerMoE.from_pretrained(teacher).train()
     batch = batch_of(quick_variant("steering"), model, shards)
-    objective = Objective(model, Teacher(section(teacher, **BOTH), model)).train()
-    found, plain = objective(**batch), Objective(model).train()(**batch)
+    lesson = Teacher(section(teacher, **BOTH), model).lesson(batch)
+    found, plain = model(lesson, **batch), model(**batch)
     assert plain.distillation is None and found.distillation.abs() < 1e-5
     torch.testing.assert_close(found.loss, plain.loss)
-    assert torch.equal(objective.eval()(**batch).loss, plain.loss)
-    assert objective(**batch).distillation is None  # evaluation is by the labels
 
 
 @pytest.mark.parametrize("weights", [LOGITS, {"logits": 0.0, "temperature": None, "hidden": 1.0}])
@@ -90,14 +87,14 @@ def test_steps_bring_a_student_nearer_to_its_teacher(
     weights: dict[str, Any], student: Callable[..., VariantConfig], shards: list[Path]
 ) -> None:
     variant = student(weights=weights)
-    model = SteerMoE.from_config(variant)
-    objective = Objective(model, Teacher.of(model)).train()
+    model = SteerMoE.from_config(variant).train()
+    taught = Teacher.of(model)
+    assert taught is not None
     batch = batch_of(variant, model, shards)
-    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, 1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
     distances = []
     for _ in range(12):
-        found = objective(**batch)
+        found = model(taught.lesson(batch), **batch)
         distances.append(float(found.distillation))
         optimizer.zero_grad()
         found.loss.backward()
@@ -106,62 +103,39 @@ def test_steps_bring_a_student_nearer_to_its_teacher(
 
 
 def test_a_teacher_is_neither_trained_nor_kept(
-    student: Callable[..., VariantConfig], teacher: Path, shards: list[Path], tmp_path: Path
+    student: Callable[..., VariantConfig], make_trainer: Any, tmp_path: Path
 ) -> None:
-    variant = student("lora", BOTH)
-    plain = variant.model_copy(
-        update={"training": variant.training.model_copy(update={"distillation": None})}
-    )
-    names, files = {}, {}
-    for name, config in (("taught", variant), ("plain", plain)):
-        trainer = trainer_of(config, shards, tmp_path / name, cast(Any, _with_teacher))
-        before = {n: p.clone() for n, p in _weights(trainer.objective).items()}
-        trainer.train()
-        trainer.progress.close()
-        assert all(torch.equal(p, before[n]) for n, p in _weights(trainer.objective).items())
+    variant = student("lora", BOTH, max_steps=2)
+    alone = variant.training.model_copy(update={"distillation": None})
+    names, weights = {}, {}
+    for name, settings in (("taught", variant), ("plain", variant.model_copy(update={"training": alone}))):
+        trainer = make_trainer(settings, name)
+        of_teacher = {} if trainer.teacher is None else trainer.teacher.model.state_dict()
+        before = {n: p.clone() for n, p in of_teacher.items()}
+        trainer.fit()
+        assert all(torch.equal(p, before[n]) for n, p in of_teacher.items())
         checkpoint = last_checkpoint(tmp_path / name)
         assert checkpoint is not None
-        files[name] = {p.name: set(load_file(p)) for p in checkpoint.glob("weights.safetensors")}
-        trainer.adapted.save_pretrained(tmp_path / f"{name}-out")
-        files[name]["adapter"] = set(load_file(tmp_path / f"{name}-out" / "adapter.safetensors"))
-        names[name] = [n for n, _ in trainer.objective.named_parameters()]
-    assert names["taught"] == names["plain"] and files["taught"] == files["plain"]
-    learned = [load_file(tmp_path / f"{name}-out" / "adapter.safetensors") for name in names]
-    assert any(not torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
-    taught, *_ = (SteerMoE.from_pretrained(folder) for folder in (tmp_path / "taught-out",))
-    assert taught.config.training.distillation == variant.training.distillation
+        weights[name] = read_tree(checkpoint / "state.pt")["weights"]
+        names[name] = [n for n, _ in trainer.engine.wrapped.named_parameters()]
+        if trainer.teacher is not None:
+            taught = trainer.teacher.model
+            assert not taught.training and not any(p.requires_grad for p in taught.parameters())
+    assert names["taught"] == names["plain"] and weights["taught"].keys() == weights["plain"].keys()
+    assert any(not torch.equal(p, weights["plain"][n]) for n, p in weights["taught"].items())
 
 
-def _with_teacher(model: SteerMoE, *arguments: Any, **options: Any) -> AdapterTrainer:
-    return AdapterTrainer(model, *arguments, teacher=Teacher.of(model), **options)
-
-
-def _weights(objective: Objective) -> dict[str, torch.Tensor]:
-    """All weights of the teacher, those that training gave it included."""
-    if objective.teacher is None:
-        return {}
-    model = objective.teacher.model
-    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
-    return dict(model.state_dict())
-
-
-@pytest.mark.parametrize("method", ["linear", "lora"])  # kept features; dropout, which draws random numbers
+@pytest.mark.parametrize("method", ["linear", "lora"])  # cached features; dropout, which draws random numbers
 def test_a_training_with_a_teacher_resumes_to_the_same_bytes(
-    method: str, student: Callable[..., VariantConfig], shards: list[Path], tmp_path: Path, monkeypatch: Any
+    method: str, student: Callable[..., VariantConfig], shards: list[Path], tmp_path: Path, at_step: Any
 ) -> None:
-    def interrupt(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_training_stop = state.global_step == 3
-        return control
-
     variant = student(method, BOTH, precision="bfloat16")
     train(variant, shards, tmp_path / "whole", tmp_path, feature_cache_gb=1)
-    with monkeypatch.context() as patched:
-        patched.setattr(progress.ProgressLines, "on_step_end", interrupt)
-        with pytest.raises(RuntimeError, match="ended at step 3 of 6"):
-            train(variant, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(PreemptedError, match="at step 3 of 6"):
+        train(variant, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)
     train(variant, shards, tmp_path / "out", tmp_path, feature_cache_gb=1)
-    for name in OUTPUTS:
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
 
 
 def test_another_teacher_is_another_training(

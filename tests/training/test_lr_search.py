@@ -8,9 +8,9 @@ import typer
 from typer.testing import CliRunner
 
 from pipeline import search as command
-from steermoe.training import search as searching
-from steermoe.training.search import choose, search, short
-from steermoe.training.trainer import DivergedError
+from steermoe.training import lr_search
+from steermoe.training.lr_search import choose, search, short
+from steermoe.training.rows import DivergedError
 
 
 def test_trials_are_alike_for_every_method_and_done_once(shards, quick_variant, tmp_path, monkeypatch):
@@ -35,7 +35,7 @@ def test_trials_are_alike_for_every_method_and_done_once(shards, quick_variant, 
     def never(*args, **kwargs):
         raise AssertionError("a trial was repeated")
 
-    monkeypatch.setattr(searching, "train", never)
+    monkeypatch.setattr(lr_search, "train", never)
     assert search(*arguments) == result
     with pytest.raises(AssertionError, match="repeated"):
         search(
@@ -82,7 +82,7 @@ def test_a_diverged_trial_loses_and_a_method_without_another_is_an_error(
             raise DivergedError("too high")
         return {"best_dev_loss": 1.0, "best_step": 2, "steps": 4}
 
-    monkeypatch.setattr(searching, "train", diverge)
+    monkeypatch.setattr(lr_search, "train", diverge)
     variant = quick_variant("linear", learning_rates={"projection": 1e-3})
     result = search([variant], [], tmp_path / "out", tmp_path, 4, (1.0, 10.0))
     assert result["trials"][1]["best_dev_loss"] is None

@@ -1,4 +1,4 @@
-"""A trained model that another one learns from.
+"""The frozen teacher that a student learns from.
 
 Shapes: N target tokens of a batch, G width of the teacher's LLM.
 """
@@ -12,27 +12,27 @@ import torch
 
 from steermoe import config
 from steermoe.audio.io import RATE
-from steermoe.models.lesson import Lesson
 from steermoe.models.llm import logits
+from steermoe.models.losses import Lesson
 from steermoe.models.steermoe import SteerMoE
 
 SETTING = "training.distillation.teacher"
 
 
 class Teacher:
-    """Hears the batches of a student, frozen and in evaluation mode.
+    """Predicts the batches of a student, frozen and in evaluation mode.
 
-    It is no module, so that what holds it neither trains nor saves nor moves it; it goes where its batches are.
+    It is not a module, so that it is not trained, saved or moved with the student; it moves to where its batches are.
 
     Attributes:
         model: the teacher.
 
     Args:
-        section: which it is, and what is learned from it.
-        student: who learns.
+        section: which teacher, and what is learned from it.
+        student: the model that learns.
 
     Raises:
-        ValueError: the teacher cannot be loaded, or what it hears or reads is not what the student hears or reads.
+        ValueError: the teacher cannot be loaded, or its features, prompts or tokenizer are not the student's.
     """
 
     def __init__(self, section: config.Distillation, student: SteerMoE) -> None:
@@ -50,13 +50,13 @@ class Teacher:
 
     @classmethod
     def of(cls, student: SteerMoE) -> "Teacher | None":
-        """The teacher that the student's configuration names; None where it learns from the labels alone."""
+        """Return the teacher that the student's configuration names; None where it learns from the labels alone."""
         section = student.config.training.distillation
         return None if section is None else cls(section, student)
 
     @torch.no_grad()
     def lesson(self, batch: dict[str, torch.Tensor]) -> Lesson:
-        """What the teacher makes of a batch as the collator makes it."""
+        """Return what the teacher predicts of a batch, as the collator makes it."""
         device = batch["features"].device
         if self.model.device != device:
             self.model.to(device)
@@ -67,7 +67,7 @@ class Teacher:
 def _alike(
     teacher: SteerMoE, student: SteerMoE, section: config.Distillation
 ) -> Iterator[tuple[str, Any, Any]]:
-    """What of a teacher must be as the student's: its name, the teacher's, the student's."""
+    """Yield what must be the same in both: its name, the teacher's value, the student's."""
     yield "video branch", teacher.config.video is not None, student.config.video is not None
     own, wanted = teacher.features(_noise()), student.features(_noise())
     yield "kind of features", type(teacher.features).__name__, type(student.features).__name__
@@ -89,10 +89,10 @@ def _alike(
 
 
 def _statistics(features_MT: torch.Tensor) -> tuple[float, float]:
-    """They differ where filters or normalisations do."""
+    """Return mean and deviation, which differ where filters or normalisations do."""
     return round(features_MT.mean().item(), 4), round(features_MT.std().item(), 4)
 
 
 def _noise() -> np.ndarray:
-    """A second of sound that all kinds of features tell apart."""
+    """Return a second of noise, of which all kinds of features differ."""
     return 0.1 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)

@@ -15,17 +15,11 @@ PARTS = tuple(dict.fromkeys(part for method in METHODS for part in parts_of(meth
 def adamw(
     parts: Mapping[str, Sequence[nn.Parameter]], learning_rates: Mapping[str, float], weight_decay: float
 ) -> AdamW:
-    """AdamW (betas 0.9 and 0.999) over `parts`, as `SteerMoE.parameter_groups()` gives them.
+    """Return AdamW (betas 0.9 and 0.999) over `parts`, as `SteerMoE.parameter_groups()` gives them.
 
     Raises:
         ValueError: `learning_rates` and `parts` do not name the same parts.
     """
-    return AdamW(_groups(parts, learning_rates, weight_decay), betas=(0.9, 0.999), eps=1e-8)
-
-
-def _groups(
-    parts: Mapping[str, Sequence[nn.Parameter]], learning_rates: Mapping[str, float], weight_decay: float
-) -> list[dict[str, Any]]:
     if set(parts) != set(learning_rates):
         raise ValueError(
             f"training.learning_rates: found rates for {sorted(learning_rates)}, but the model trains "
@@ -33,18 +27,18 @@ def _groups(
         )
     groups = []
     for part, parameters in parts.items():
-        for decayed in (True, False):
-            chosen = [p for p in parameters if _is_decayed(part, p) is decayed]
+        for is_decayed in (True, False):
+            chosen = [p for p in parameters if _is_decayed(part, p) is is_decayed]
             if chosen:
-                decay = weight_decay if decayed else 0.0
+                decay = weight_decay if is_decayed else 0.0
                 groups.append(
                     {"name": part, "params": chosen, "lr": learning_rates[part], "weight_decay": decay}
                 )
-    return groups
+    return AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
 
 
 def _is_decayed(part: str, parameter: nn.Parameter) -> bool:
-    """Matrices are decayed; biases are not, nor steering vectors and layer scales.
+    """Return whether a parameter is decayed: matrices are; biases, steering vectors and layer scales are not.
 
     Vectors (L, N, D) are added to activations as biases are, and what reaches an activation is their product
     with a scale: decay would only fight the scale, at the highest learning rate of all.
@@ -53,5 +47,5 @@ def _is_decayed(part: str, parameter: nn.Parameter) -> bool:
 
 
 def current_rates(optimizer: Any) -> dict[str, float]:
-    """The learning rate of each part at this moment."""
+    """Return the present learning rate of each part."""
     return {group["name"]: float(group["lr"]) for group in optimizer.param_groups}

@@ -1,12 +1,12 @@
-"""The training loss over the target tokens of a batch.
+"""The training loss over the target tokens of a batch, and what a teacher adds to it.
 
 Where the logits of all of them would be large, they are computed some tokens at a time, and with them the gradient of
 the hidden states: the head is frozen, so that nothing else of them is needed in the backward pass. (So do the fused
 losses of Liger-Kernel, Hsu et al. 2024, and Cut Cross-Entropy, Wijmans et al. 2025, in kernels of their own.)
 
-What is learned beside the targets is a function of the same hidden states and logits, and is computed with them.
+What a student learns from a teacher is a function of the same hidden states and logits, and is computed with them.
 
-Shapes: N target tokens of all rows, H width of the LLM, V its vocabulary.
+Shapes: N target tokens of all rows, H width of the LLM, G of the teacher's, V a vocabulary.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import cosine_similarity, kl_div
 from transformers.utils.generic import ModelOutput
+
+from steermoe import config
 
 AT_A_TIME = 2**26  # logits; with fewer, the products with the head are slower than all at once
 Score = Callable[[torch.Tensor], torch.Tensor]
@@ -157,3 +160,49 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *outer: Any) -> Any:
         (gradient_NH,) = ctx.saved_tensors
         return (gradient_NH * outer[0].to(gradient_NH.dtype)), None, None, None, None
+
+
+def divergence(teacher_NV: torch.Tensor, student_NV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return T^2 KL(teacher || student) of distributions softened by T, summed over N (Hinton et al. 2015).
+
+    The square keeps gradients as large as without T. Where one of two vocabularies is padded further, the shared
+    entries count.
+    """
+    shared = min(teacher_NV.shape[1], student_NV.shape[1])
+    teacher, student = (
+        (logits_NV[:, :shared].float() / temperature).log_softmax(-1)
+        for logits_NV in (teacher_NV, student_NV)
+    )
+    return kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
+
+
+def distance(teacher_NH: torch.Tensor, student_NH: torch.Tensor) -> torch.Tensor:
+    """Return 1 - the cosine of last hidden states, summed over N (DistilBERT, Sanh et al. 2019)."""
+    return (1 - cosine_similarity(student_NH.float(), teacher_NH.float(), dim=-1)).sum()
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A teacher's view of the target tokens of a batch.
+
+    Attributes:
+        section: what of it is learned, and with which weight.
+        hidden_NG: the teacher's last hidden states, without gradients.
+        score: its frozen head, (N, G) to (N, V).
+    """
+
+    section: config.Distillation
+    hidden_NG: torch.Tensor
+    score: Score
+
+    def __call__(self, hidden_NH: torch.Tensor, logits_NV: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Return the weighted losses of the student's hidden states and logits at `rows` of the N tokens, summed."""
+        taught_NG = self.hidden_NG[rows]
+        total = torch.zeros((), device=hidden_NH.device)
+        if self.section.temperature is not None:
+            with torch.no_grad():
+                taught_NV = self.score(taught_NG)
+            total = total + self.section.logits * divergence(taught_NV, logits_NV, self.section.temperature)
+        if self.section.hidden:
+            total = total + self.section.hidden * distance(taught_NG, hidden_NH)
+        return total
