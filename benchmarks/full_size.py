@@ -6,7 +6,8 @@
 Clips are as long as LibriSpeech's train-clean-100 (mean 12.69 s; its quantiles, roughly), in batches of so many audio
 seconds, padding included, as training makes them. Reported: audio hours per hour; the share of the floor, which are
 the matrix products that cannot be avoided (steermoe/analysis/parameters.py) at the rate of a large product in the same
-run; memory; and where the time goes. Times of the parts are taken as the gradient passes by, without stopping the device;
+run; memory; and where the time goes. Times of the parts are taken as the gradient passes by, without stopping the
+device;
 steering's are the difference to the same step without it, the same layers back-propagated. Larger batches are left
 out once memory or the minutes are used up.
 """

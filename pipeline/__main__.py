@@ -21,7 +21,12 @@ STAGES = {  # the function is `main` of the module of that name, unless PLACES s
     "own": "write a profile for a folder of recordings, and select it",
     "profile": "select another profile or other variants",
 }
-PLACES = {"stamp": "sources:stamp", "download": "sources:download"}
+PLACES = {
+    "stamp": "sources:stamp",
+    "download": "sources:download",
+    "search": "train:search",
+    "show": "ablate:show",
+}
 
 
 def command(stage: str) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Compare the selected variants; nothing is trained here."""
+"""Stage `ablate`, which compares the selected variants, and the command that prints the comparison."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,3 +82,27 @@ def _log(
     table = markdown_table(["variant", "dev loss"], [[name, f"{loss:.4f}"] for name, loss in losses.items()])
     tracker.describe("\n".join([f"Compared: {', '.join(folders)}", "", *table]), folders)
     tracker.finish()
+
+
+def show(params: Params = Path("params.yaml")) -> None:
+    """Print the table of the last comparison, and where report, pictures and runs are."""
+    from steermoe import config
+    from steermoe.analysis import comparison, report
+    from steermoe.cli.terminal import plain_console
+
+    settings = config.load(params)
+    reports = Path("reports") / settings.profile
+    compared = comparison.compare(
+        settings.compare,
+        settings.reference,
+        list(settings.corpora),
+        reports / "evaluations",
+        reports / "timing",
+        settings.evaluation,
+        settings.seed,
+    )
+    console = plain_console()
+    console.print(report.printed(compared, console.width))
+    print(
+        f"report and pictures: {reports / 'comparison' / 'report.md'}\nruns: `make ui`, then the address it prints"
+    )

@@ -9,7 +9,11 @@ from pipeline.options import Out, Params, Source, Workers
 def main(
     corpus: str, source: Source, out: Out, params: Params = Path("params.yaml"), workers: Workers = None
 ) -> None:
-    """Turn CORPUS, fetched into SOURCE, into parquet shards in OUT."""
+    """Turn CORPUS, fetched into SOURCE, into parquet shards in OUT.
+
+    Rows of training and dev splits beyond the limits of PARAMS are dropped and counted; unusable rows are listed.
+    A recording or speaker in both training and test splits is reported.
+    """
     from steermoe import config, corpora
     from steermoe.data.filters import LEFT_OUT, Limits, tokenizer_file
     from steermoe.data.preprocess import overlap, preprocess

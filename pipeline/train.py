@@ -1,4 +1,4 @@
-"""Train one variant."""
+"""Stage `train`, and the search for learning rates."""
 
 import sys
 from pathlib import Path
@@ -9,10 +9,12 @@ from pipeline.options import (
     FeatureCache,
     History,
     LoaderWorkers,
+    Names,
     Out,
     Params,
     Run,
     Shards,
+    Steps,
     Timing,
     VariantFile,
 )
@@ -31,10 +33,9 @@ def main(
 ) -> None:
     """Train the variant that CONFIG resolves on SHARDS; an interrupted training resumes from its last checkpoint.
 
-    Of PARAMS only `training.distributed` of the profile is read, on what the variant is trained, and
-    `generation` and `evaluation.normalizer`, which the adapter stores for its use, and by which targets that no answer
-    can reach are reported. Exit code 75: it was asked to end
-    (SIGTERM), has kept what is done, and goes on when the command is repeated.
+    Of PARAMS only `training.distributed` of the profile is read, and `generation` and `evaluation.normalizer`, which
+    the adapter stores for its use. Targets that are longer than any answer are reported. Exit code 75: SIGTERM ended
+    the training after a checkpoint, and the same command resumes it.
     """
     from steermoe import config as configuration
     from steermoe import distributed as processes
@@ -72,3 +73,19 @@ def main(
     except processes.PreemptedError as error:
         print(f"train: {error}", file=sys.stderr)
         raise typer.Exit(processes.PREEMPTED) from error
+
+
+def search(
+    shards: Shards, out: Out, steps: Steps, params: Params = Path("params.yaml"), variants: Names = None
+) -> None:
+    """Train VARIANTS (one a method; default: those selected) for STEPS steps with each multiplier of the rates."""
+    from steermoe import config
+    from steermoe.atomic_io import project_root
+    from steermoe.training import lr_search
+
+    settings = config.load(params)
+    names = variants.split(",") if variants else settings.compare
+    folders = sorted(path for path in shards.iterdir() if path.is_dir())
+    found = lr_search.search([settings.variant(name) for name in names], folders, out, project_root(), steps)
+    for method, best in found["chosen"].items():
+        print(f"{method}: {best}")

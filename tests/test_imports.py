@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A package imports from those in rows above its own, and from its own row as long as there is no circle.
 ROWS = (
-    ("registry", "atomic_io", "config", "distributed", "audio", "hub"),
+    ("atomic_io", "config", "distributed", "audio", "hub"),
     ("corpora", "data", "models"),
     ("training", "evaluation", "analysis", "asr"),
     ("model_card", "server", "demo", "export"),
@@ -40,20 +40,16 @@ FILES = sorted(path for top in ("steermoe", "pipeline", "flows") for path in (RO
 
 
 def module_of(path: Path) -> str:
-    """`steermoe.audio.io` of steermoe/audio/io.py."""
+    """`steermoe.audio.waveform` of steermoe/audio/waveform.py."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The modules that a file imports when it runs; `from a import b` counts as both `a` and `a.b`."""
+    """The modules that a file imports, for types only included; `from a import b` counts as both `a` and `a.b`."""
     package = module_of(path).split(".")
     if path.name != "__init__.py":
         package.pop()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            node.body = []  # never runs
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -64,7 +60,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def room(module: str) -> str | None:
-    """The package of the house that a module is in; None if it is not ours, or the front door itself."""
+    """The package or top-level module that a module belongs to; None if it is not ours, or `steermoe` itself."""
     top, *rest = module.split(".")
     if top == "pipeline":
         return top
@@ -74,9 +70,7 @@ def room(module: str) -> str | None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_file_imports_from_above_only(path: Path) -> None:
     module = module_of(path)
-    if module == "steermoe":  # the front door: opens `steermoe.SteerMoE` when asked
-        return
-    if module == "flows":  # only what switches usage data off
+    if module in ("steermoe", "flows"):  # the first imports on demand, the second switches usage data off
         return
     if module.split(".")[0] == "flows":  # knows DVC's targets, not the code behind them
         assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"steermoe", "pipeline"})
@@ -88,17 +82,37 @@ def test_file_imports_from_above_only(path: Path) -> None:
     assert not wrong
 
 
-def test_packages_of_a_row_import_in_no_circle() -> None:
-    above: dict[str, set[str]] = {name: set() for name in RANKS}
-    for path in FILES:
-        own = room(module_of(path))
-        if own is not None:
-            above[own] |= {found for name in imports(path) if (found := room(name))} - {own}
-    left = dict(above)
+def without_cycles(graph: dict[str, set[str]]) -> None:
+    """Fail if nodes import each other in a cycle."""
+    left = dict(graph)
     while free := [name for name, needed in left.items() if not needed & left.keys()]:
         for name in free:
             del left[name]
-    assert not left, f"these import each other in a circle: {left}"
+    assert not left, f"these import each other in a cycle, or import one: {left}"
+
+
+def test_packages_have_no_import_cycle() -> None:
+    graph: dict[str, set[str]] = {name: set() for name in RANKS}
+    for path in FILES:
+        own = room(module_of(path))
+        if own is not None:
+            graph[own] |= {found for name in imports(path) if (found := room(name))} - {own}
+    without_cycles(graph)
+
+
+def test_modules_have_no_import_cycle() -> None:
+    modules = {module_of(path): path for path in FILES}
+    # The package itself imports on demand; a module of it may import the package.
+    without_cycles(
+        {
+            name: (
+                {found for found in imports(path) if found in modules}
+                - {name, "steermoe", name.rpartition(".")[0]}
+            )
+            for name, path in modules.items()
+            if name != "steermoe"
+        }
+    )
 
 
 @pytest.mark.parametrize("library", HOMES)
@@ -128,3 +142,13 @@ def test_data_stages_load_no_torch() -> None:
     modules = loaded(f"import {', '.join(['pipeline.sources', 'pipeline.preprocess', *corpora])}")
     assert modules >= set(corpora)
     assert modules.isdisjoint({"torch", "transformers", "peft", "mlflow"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_size_of_modules_and_functions(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path.name not in ("__init__.py", "__main__.py"):
+        assert 40 <= text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name

@@ -1,7 +1,7 @@
 """Compare all systems: the data of the report, its plots and metrics.json.
 
-Read what evaluation wrote (layout: steermoe/evaluation/predictions.py) and training's <timing>/<variant>.json. Only the
-paired differences from the reference variant are computed here.
+Read what evaluation wrote (layout: steermoe/evaluation/predictions.py) and training's <timing>/<variant>.json. Only
+the paired differences from the reference variant are computed here.
 """
 
 import hashlib

@@ -22,7 +22,7 @@ import numpy as np
 from av.error import FFmpegError, InvalidDataError
 from av.stream import Disposition
 
-from steermoe.audio.io import AudioError, as_floats
+from steermoe.audio.samples import AudioError, as_floats
 
 FORMATS = "mov matroska ogg mp3 aac amr caf flac wav w64 aiff au nistsphere".split()
 CODECS = (

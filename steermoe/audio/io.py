@@ -14,21 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import librosa
 import numpy as np
 import soundfile
 import soxr
 
+from steermoe.audio import containers
 from steermoe.audio.augment import RATE, Mixer
-
-if TYPE_CHECKING:
-    from steermoe.audio.containers import Part
+from steermoe.audio.samples import AudioError, as_waveform, check_samples
 
 MIN_FILE_RATE, MAX_FILE_RATE = 4_000, 192_000  # Hz
 MAX_CHANNELS = 8
-MAX_PEAK = 4.0  # of float samples, whose full scale is 1; more is another scale, most often that of integers
 MAX_SECONDS = 3600.0  # longest recording that is loaded whole
 MAX_STREAMED_SECONDS = 8 * 3600.0  # longest recording that is decoded in blocks
 BLOCK_SECONDS = 10.0
@@ -42,10 +40,6 @@ SUBTYPES = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE",
 FLAC_HEADER = 42  # bytes: the marker, and the first metadata block, which is STREAMINFO
 Source = Path | str | bytes | BinaryIO
 log = logging.getLogger(__name__)
-
-
-class AudioError(ValueError):
-    """A recording cannot be used: empty, corrupt, outside the limits, or not finite."""
 
 
 def load(source: Source, max_seconds: float = MAX_SECONDS, track: int | None = None) -> np.ndarray:
@@ -139,7 +133,6 @@ def _frames(
     file: BinaryIO, name: str, max_seconds: float, block_seconds: float, track: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield rate and samples (n, channels) of all recordings in a file as they are decoded, within the limits."""
-    from steermoe.audio import containers
 
     seconds, read = 0.0, 0
     for part in containers.parts(file, name):
@@ -167,7 +160,7 @@ class _Forward(soundfile.SoundFile):
         return False
 
 
-def _opened(part: "Part", name: str) -> soundfile.SoundFile | None:
+def _opened(part: containers.Part, name: str) -> soundfile.SoundFile | None:
     """Return a part as libsndfile opens it; None where it is another format, or its header has no length."""
     if part.format not in ("wav", "rf64", "aiff", "flac"):
         return None
@@ -184,7 +177,7 @@ def _opened(part: "Part", name: str) -> soundfile.SoundFile | None:
 
 
 def _decoded(
-    opened: soundfile.SoundFile, part: "Part", name: str, max_seconds: float, block_seconds: float
+    opened: soundfile.SoundFile, part: containers.Part, name: str, max_seconds: float, block_seconds: float
 ) -> Iterator[tuple[int, np.ndarray]]:
     rate, total, decoded = opened.samplerate, opened.frames, 0
     _check_limits(rate, opened.channels, name)
@@ -258,7 +251,6 @@ def is_audio(path: Path) -> bool:
 
     A file with a suffix of audio counts even if it cannot be read, so that reading it reports the error.
     """
-    from steermoe.audio import containers
 
     if path.suffix.lower() in SUFFIXES:
         return True
@@ -268,56 +260,6 @@ def is_audio(path: Path) -> bool:
             return first.format in ("wav", "aiff", "flac") or containers.has_audio(first.file)
     except (AudioError, StopIteration):
         return False
-
-
-def as_floats(samples: np.ndarray) -> np.ndarray:
-    """Return samples as float32 with full scale at 1; integers are divided by the largest of their type.
-
-    Raises:
-        AudioError: they are neither floats nor int16, int32 or uint8.
-    """
-    if np.issubdtype(samples.dtype, np.floating):
-        return samples.astype(np.float32, copy=False)
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
-    if samples.dtype in (np.int16, np.int32):
-        return samples.astype(np.float32) / np.float32(-float(np.iinfo(samples.dtype).min))
-    raise AudioError(
-        f"samples of {samples.dtype}; expected floats with full scale at 1, int16, int32 or uint8"
-    )
-
-
-def check_samples(samples: np.ndarray, name: str, place: int = 0) -> None:
-    """Raise AudioError where samples (n,) or (n, channels), from `place`, are not finite or of another scale."""
-    peak = max(float(samples.max(initial=0)), -float(samples.min(initial=0)))  # NaN if any sample is
-    if peak <= MAX_PEAK:
-        return
-    if np.isfinite(peak):
-        raise AudioError(
-            f"{name}: a sample of {peak:g}, allowed are floats to {MAX_PEAK:g}, for full scale is 1; "
-            "divide samples at the scale of 16-bit integers by 32768"
-        )
-    wrong = int(np.flatnonzero(~np.isfinite(samples.reshape(len(samples), -1)).all(axis=1))[0])
-    values = np.atleast_1d(samples[wrong])
-    value = values[~np.isfinite(values)][0]
-    raise AudioError(f"{name}: sample {place + wrong} is {value}, expected finite numbers")
-
-
-def as_waveform(samples: np.ndarray, name: str) -> np.ndarray:
-    """Return an array (n,) at RATE, of floats with full scale at 1 or of integers, as a waveform.
-
-    Raises:
-        AudioError: it is empty, not one-dimensional, of another type or scale, or not finite; `name` is its name
-            in messages.
-    """
-    if samples.ndim != 1 or not len(samples):
-        raise AudioError(f"{name}: an array of shape {samples.shape}; expected (n,), n >= 1, at {RATE} Hz")
-    try:
-        found = as_floats(samples)
-    except AudioError as error:
-        raise AudioError(f"{name}: {error}") from None
-    check_samples(found, name)
-    return found
 
 
 @dataclass(frozen=True)

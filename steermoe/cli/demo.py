@@ -16,30 +16,35 @@ from steermoe.cli.options import Device, Model
 COMPARED = ("linear", "lora")  # folders next to the adapter's
 
 
+Compare = Annotated[
+    list[str] | None,
+    typer.Option(help="adapter to compare with, may be repeated; default: linear and lora next to the model"),
+]
+NoCompare = Annotated[
+    bool, typer.Option("--no-compare", help="no comparison: each adapter is one more model in memory")
+]
+Host = Annotated[str, typer.Option(help="address to listen at; other machines than this one need a password")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any free port")]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="file with the password of user steermoe; default: STEERMOE_API_KEY, or a generated one"
+    ),
+]
+MaxMb = Annotated[float, typer.Option(min=0.001, help="maximum file size (MiB)")]
+MaxSeconds = Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")]
+
+
 def main(
     model: Model = None,
-    compare: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="adapter to compare with, may be repeated; default: linear and lora next to the model"
-        ),
-    ] = None,
-    no_compare: Annotated[
-        bool, typer.Option("--no-compare", help="no comparison: each adapter is one more model in memory")
-    ] = False,
+    compare: Compare = None,
+    no_compare: NoCompare = False,
     device: Device = None,
-    host: Annotated[
-        str, typer.Option(help="address to listen at; other machines than this one need a password")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any free port")] = 7860,
-    password_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="file with the password of user steermoe; default: STEERMOE_API_KEY, or a generated one"
-        ),
-    ] = None,
-    max_mb: Annotated[float, typer.Option(min=0.001, help="maximum file size (MiB)")] = 25.0,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")] = 60.0,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    password_file: PasswordFile = None,
+    max_mb: MaxMb = 25.0,
+    max_seconds: MaxSeconds = 60.0,
 ) -> None:
     """Show a model on a web page: transcripts, answers, pictures of its experts, and sliders to scale them.
 
@@ -72,12 +77,9 @@ def main(
         examples.mkdir()
         page = create_page(models, name, speak_examples(examples))
         with serving(page, host, port, password, str(examples), size) as address:
-            lines = [f"steermoe: showing {name} at {address}"]
-            if password is not None:
-                lines.append(f"steermoe: user {USER}")
-            if generated:
-                lines.append(f"steermoe: password, generated for this run: {password}")
-            print(*lines, sep="\n", file=sys.stderr, flush=True)
+            lines = [f"showing {name} at {address}", *([] if password is None else [f"user {USER}"])]
+            lines += [f"password, generated for this run: {password}"] if generated else []
+            print(*(f"steermoe: {line}" for line in lines), sep="\n", file=sys.stderr, flush=True)
             threading.Event().wait()
     print("steermoe: stopped", file=sys.stderr)
 

@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import polars as pl
 from pydantic import BaseModel
@@ -29,13 +29,20 @@ from steermoe.data.filters import LEFT_OUT, LeftOut, Limits, skipped_reason, wri
 from steermoe.data.schema import ShardError, audio_fault, validate_shard
 from steermoe.data.shards import SHARD_BYTES, note_ids, read_rows, shard_name, write_shard
 
-if TYPE_CHECKING:
-    from steermoe.corpora import Reader
-
 SUMMARY = "summary.json"
 MAX_SHOWN = 3  # names in a message
 UNNAMED = ("unknown", "none")  # values of `speaker` that name nobody
 _MD5 = 26  # where the checksum of the samples begins in a FLAC file
+
+
+class Reader(Protocol):
+    """What preprocessing needs of a reader of `steermoe.corpora`."""
+
+    __name__: str
+
+    def parts(self, settings: Any, source: Path) -> Sequence[Any]:
+        """Return the parts, each of which becomes one or several shards."""
+        ...
 
 
 class PartError(RuntimeError):
@@ -75,7 +82,7 @@ class Finished:
 
 
 def preprocess(
-    corpus: "Reader",
+    corpus: Reader,
     settings: BaseModel,
     source: Path,
     out: Path,

@@ -22,10 +22,10 @@ from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from steermoe import config
+from steermoe.config.errors import choose
 from steermoe.data.prompts import end_of_turn
 from steermoe.hub import located
 from steermoe.models.pretrained import DTYPES, Depth, keep_layers, load_frozen
-from steermoe.registry import choose
 
 CausalLM = Any  # a PreTrainedModel with a head; transformers types its accessors too loosely to be of use
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from steermoe import config
+from steermoe.config.errors import choose
 from steermoe.models.packing import valid_frames
-from steermoe.registry import choose
 
 
 class Projection(nn.Module, ABC):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax
 
 from steermoe import config
-from steermoe.registry import choose
+from steermoe.config.errors import choose
 
 
 class Router(nn.Module, ABC):

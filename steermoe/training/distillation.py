@@ -3,7 +3,7 @@
 Shapes: N target tokens of a batch, G width of the teacher's LLM.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -55,7 +55,7 @@ class Teacher:
         return None if section is None else cls(section, student)
 
     @torch.no_grad()
-    def lesson(self, batch: dict[str, torch.Tensor]) -> Lesson:
+    def lesson(self, batch: Mapping[str, torch.Tensor]) -> Lesson:
         """Return what the teacher predicts of a batch, as the collator makes it."""
         device = batch["features"].device
         if self.model.device != device:

@@ -20,6 +20,7 @@ from steermoe.data.shards import read_rows, shards_of
 from steermoe.distributed import world
 from steermoe.hub import sha256
 from steermoe.models.encoders.encoder import Encoder
+from steermoe.models.steermoe import SteerMoE
 
 DIVERGED = "diverged.json"  # report in the folder of checkpoints
 
@@ -108,6 +109,18 @@ def _content(path: Path, size: int, modified: int) -> str:
     return sha256(path)
 
 
+def check_rows(
+    variant: VariantConfig, data: TrainingData, model: SteerMoE, max_new_tokens: int | None
+) -> None:
+    """Refuse rows that cannot be trained on, and report targets that no answer can reach.
+
+    Raises:
+        ValueError: as `check_lengths`.
+    """
+    check_lengths(variant, data, model.encoder)
+    warn_of_long_targets(variant.name, data.train, model.tokenizer, max_new_tokens)
+
+
 def check_lengths(variant: VariantConfig, data: TrainingData, encoder: Encoder) -> None:
     """Check that the encoder takes every row, and that `training.max_batch_seconds` can hold one.
 
@@ -145,8 +158,10 @@ def check_lengths(variant: VariantConfig, data: TrainingData, encoder: Encoder) 
         )
 
 
-def warn_of_long_targets(name: str, rows: pl.DataFrame, tokenizer: Any, most: int) -> None:
+def warn_of_long_targets(name: str, rows: pl.DataFrame, tokenizer: Any, most: int | None) -> None:
     """Report on standard error how many targets are longer than an answer of `most` tokens, and the longest."""
+    if most is None or world().rank:
+        return
     tokens = target_tokens(tokenizer, rows["target"].to_list())
     if beyond := sum(count > most for count in tokens):
         longest = max(range(len(tokens)), key=tokens.__getitem__)

@@ -29,9 +29,8 @@ from steermoe.training.mlflow_logger import Tracker
 from steermoe.training.rows import (
     DivergedError,
     TrainingData,
-    check_lengths,
+    check_rows,
     read_data,
-    warn_of_long_targets,
 )
 
 FORMAT = 3  # of the checkpoints; with a higher number, older ones are not read
@@ -73,7 +72,7 @@ def train(
         root: the project's root; work is kept in `root`/.runs until it is done.
         history, timing, run: files for evaluations (by default in `out`), results, and the id of the tracker's run.
         feature_cache_gb: size of the cache of frozen encoders' outputs below `root`; the result is the same with 0.
-        max_new_tokens: longest answer of the evaluation to come; longer targets are reported before the first step.
+        max_new_tokens: longest answer of the evaluation to come; longer targets are reported.
         generation, normalizer: stored in the adapter, for its use; they do not affect training.
 
     Raises:
@@ -85,26 +84,22 @@ def train(
     set_seed(variant.seed)
     data = read_data(variant, shards)
     model = SteerMoE.from_config(variant)
-    check_lengths(variant, data, model.encoder)
-    if max_new_tokens is not None and not world().rank:
-        warn_of_long_targets(variant.name, data.train, model.tokenizer, max_new_tokens)
+    check_rows(variant, data, model, max_new_tokens)
     teacher = Teacher.of(model)
     before = {part: digests(weights) for part, weights in model.frozen_parts().items()}
     load_initial(model, _last(before))
     key = training_key(variant, data.digest, _last(before), adapters_of(variant.training))
-    cache = (root or project_root(), feature_cache_gb)
-    options = {"teacher": teacher, "workers": workers, "distributed": distributed}
-    fit = partial(_fit, model, data, before, key, cache, **options)
+    cache = root or project_root(), feature_cache_gb
+    shared = {"teacher": teacher, "workers": workers, "distributed": distributed}
+    fit = partial(_fit, model, data, before, key, cache, **shared)
     if world().rank:
         return fit(None)[1]
     with Staging(out, key, root) as staging:
         with _tracking(tracker, variant, key, data, shards[0].parent, staging.scratch):
             trainer, results = fit(staging.scratch, tracker=tracker)
-            made = (variant, key["frozen"], trainer.best_weights, None, generation, normalizer)
-            adapter.write(staging.files, adapter.Adapter(*made))
-            write_text(history or staging.part("history.csv"), reporting.to_csv(reporting.table(trainer.log)))
-            if timing is not None:
-                write_text(timing, json.dumps(results, indent=1) + "\n")
+            trained = (variant, key["frozen"], trainer.best_weights, None, generation, normalizer)
+            adapter.write(staging.files, adapter.Adapter(*trained))
+            _write_results(history or staging.part("history.csv"), timing, trainer, results)
             if tracker is not None:
                 _track_results(tracker, results, staging.files)
             staging.publish()
@@ -112,6 +107,12 @@ def train(
             write_text(run, json.dumps({"mlflow_run_id": tracker.run_id}) + "\n")
         staging.retire()  # last: a process killed before continues with the last checkpoint and with the run
     return results
+
+
+def _write_results(history: Path, timing: Path | None, trainer: Trainer, results: dict[str, Any]) -> None:
+    write_text(history, reporting.to_csv(reporting.table(trainer.log)))
+    if timing is not None:
+        write_text(timing, json.dumps(results, indent=1) + "\n")
 
 
 def training_key(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_loss_gradients_and_answers_of_a_batch_are_those_of_its_rows(
     alone = [model(**make_batch(rows=[row])) for row in range(4)]
     assert [int(output.num_tokens) for output in alone] == [3, 6, 1, 2] and together.num_tokens == 12
     assert together.num_correct == sum(output.num_correct for output in alone)
-    mean = sum(output.loss * output.num_tokens / 12 for output in alone)
+    mean = torch.stack([output.loss * output.num_tokens / 12 for output in alone]).sum()
     torch.testing.assert_close(together.loss, mean, atol=1e-5, rtol=1e-4)
     mean.backward()
     for name, parameter in model.named_parameters():
@@ -73,8 +73,10 @@ def test_attention_implementations_agree(
 
 
 def test_forward_returns_a_model_output(steered: SteerMoE, make_batch: MakeBatch, tiny_variant: Any) -> None:
-    output = steered(**make_batch(), return_logits=True)
-    assert isinstance(output, ModelOutput) and output.aux_loss is None
+    output: Any = steered(**make_batch(), return_logits=True)
+    assert isinstance(output, ModelOutput)
+    output = cast(Any, output)
+    assert output.aux_loss is None
     assert output.logits.shape == (12, steered.llm.config.vocab_size)
     targets = make_batch()["target_ids"]
     expected = torch.nn.functional.cross_entropy(output.logits, targets[targets >= 0])
@@ -192,7 +194,7 @@ def test_generate_takes_audio_a_prompt_and_transformers_settings(steered: SteerM
         ({"temperature": 0.5}, "generation: temperature"),
     ):
         with pytest.raises(ValueError, match=message):
-            steered.generate(audio=RECORDINGS[0], **settings)
+            steered.generate(audio=RECORDINGS[0], **cast(Any, settings))
     with pytest.raises(ValueError, match="either a batch or audio"):
         steered.generate()
 

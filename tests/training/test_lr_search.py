@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipeline import search as command
+from pipeline.train import search as command
 from steermoe.training import lr_search
 from steermoe.training.lr_search import choose, search, short
 from steermoe.training.rows import DivergedError
@@ -69,7 +69,7 @@ def test_a_short_variant_keeps_the_shape_of_its_schedule(quick_variant):
 @pytest.mark.parametrize("steps", ["0", "-3"])
 def test_the_command_refuses_no_steps(steps, tmp_path):
     app = typer.Typer()
-    app.command()(command.main)
+    app.command()(command)
     found = CliRunner().invoke(app, ["--shards", str(tmp_path), "--out", str(tmp_path), "--steps", steps])
     assert found.exit_code == 2 and "'--steps'" in found.output and "equal to 1" in found.output
 

@@ -4,10 +4,10 @@ import importlib
 from typing import Any
 
 from steermoe import config
+from steermoe.config.errors import choose
 from steermoe.hub import located
 from steermoe.models.encoders.encoder import Encoder
 from steermoe.models.pretrained import keep_layers
-from steermoe.registry import choose
 
 
 def load_encoder(section: config.Encoder, local_files_only: bool = False) -> Encoder:
