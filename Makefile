@@ -62,10 +62,11 @@ flows-stop: $(WHOLE) ## stop them; what runs goes on after the next start
 test: $(WHOLE) ## the whole test suite
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q --numprocesses 2 --dist loadfile
 
-lint: $(WHOLE) ## ruff and pyright
+lint: $(WHOLE) ## ruff, pyright, and vulture for dead code
 	ruff check
 	ruff format --check
 	pyright
+	vulture
 
 clean: ## remove what the pipeline made; .venv and DVC's cache stay
 	rm -rf data models reports .runs mlartifacts mlruns mlflow.db*

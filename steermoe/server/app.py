@@ -55,7 +55,6 @@ class Service:
     def __init__(self, engine: Engine, name: str, language: str | None) -> None:
         self.engine, self.name, self.language, self.limits = engine, name, language, engine.limits
         self.notice = notice(engine.model)
-        self._decoded_seconds = 0.0
         self._decoders = ThreadPoolExecutor(self.limits.decoders, thread_name_prefix="decoder")
         self._readers = ThreadPoolExecutor(self.limits.max_requests, thread_name_prefix="reader")
         Segmenter(longest(engine.model))  # loads its model before the first request
