@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `make setup` makes and the other targets make sure of, with as much as they need.
+# Everything runs in .venv. `make setup` creates it; the other targets create it as far as they need it.
 
 comma := ,
 SHELL := /bin/bash
@@ -6,8 +6,8 @@ SHELL := /bin/bash
 PYTHON := $(shell command -v python3)# Python 3.11 to 3.13, for making .venv
 VENV := .venv
 PY := $(VENV)/bin/python
-READY := $(VENV)/.installed# what the pipeline needs, and transcribing and serving
-WHOLE := $(VENV)/.installed-extras# all extras: flows, DeepSpeed, the demo, export, tests and so on
+READY := $(VENV)/.installed# extras pipeline and serve
+WHOLE := $(VENV)/.installed-extras# all extras
 # An import compiles what the stages and commands need; pip would compile six times as many files, on one core.
 COMPILED := 'import steermoe.training.train, steermoe.evaluation.evaluator, steermoe.cli.main'
 
@@ -39,12 +39,11 @@ repro: $(READY) ## train, evaluate and compare the selected variants, and print 
 	dvc repro
 	$(PY) -m pipeline show
 
-ablations: $(READY) ## put every variant of params.yaml selected (it stays so), and repro
-	$(PY) -c 'from steermoe import config; from pathlib import Path; p = Path("params.yaml"); \
-		config.select(p, list(config.load(p).variants))'
+ablations: $(READY) ## select every variant of params.yaml (it stays so), and repro
+	$(PY) -m pipeline profile --compare '*'
 	$(MAKE) repro
 
-profile: $(READY) ## put a selected profile: make profile PROFILE=mini
+profile: $(READY) ## select a profile: make profile PROFILE=mini
 	$(PY) -m pipeline profile $(PROFILE)
 
 own: $(READY) ## write a profile for your recordings: make own NAME=mine FOLDER=path (docs/own-data.md)

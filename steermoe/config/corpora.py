@@ -1,13 +1,13 @@
 """The sections of the corpora: which splits are used for what, where they are from, and what is made of them."""
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from steermoe.config.errors import illegal
-from steermoe.config.section import Count, Names, Rows, Section, Seed, Text
+from steermoe.config.section import Commit, Count, Names, Rows, Section, Seed, Text, checked
 
-Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", description="a commit, 40 hexadecimal digits")]
 LANGUAGE_TAG = r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$"  # BCP 47, in short
 Protocol = Literal["raw", "clean", "unanimous", "binary", "single-word"]
 FLEURS_LANGUAGES = tuple(
@@ -223,7 +223,13 @@ class Folder(Limited):
 
     SPLITS: ClassVar = TERNARY
     path: Text
-    language: Annotated[str, Field(pattern=LANGUAGE_TAG, description="a BCP 47 tag; und where unknown")]
+    language: Annotated[
+        str,
+        checked(
+            "a BCP 47 tag; und where unknown",
+            lambda tag: isinstance(tag, str) and re.fullmatch(LANGUAGE_TAG, tag) is not None,
+        ),
+    ]
     table: Text | None
 
 

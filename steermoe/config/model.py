@@ -37,7 +37,6 @@ QUANTIZATIONS = ("none", "int8", "nf4")
 DOWNSAMPLERS = ("average", "max", "concat", "conv", "none")
 ROUTERS: dict[str, tuple[str, ...]] = {  # with the options that only they have
     "shared": (),
-    "per_layer": (),
     "mixed": (),
     "hierarchical": ("groups",),
     "progressive": ("stages",),

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.generation.logits_process import LogitsProcessorList
 
 from steermoe.config import Generation
+from steermoe.config.errors import located
 from steermoe.models.llm import CausalLM, hidden_states, logits
 from steermoe.models.packing import pack
 from steermoe.models.pretrained import exclusive
@@ -59,8 +60,8 @@ def generation_settings(
     if "strategy" not in wanted and (sampled is not None or "num_beams" in wanted):
         wanted["strategy"] = "sample" if sampled else "beam" if "num_beams" in wanted else "greedy"
     if unknown := sorted(wanted.keys() - Generation.model_fields.keys()):
-        legal = ", ".join(["do_sample", *Generation.model_fields])
-        raise ValueError(f"generation: found {', '.join(unknown)}, which have no effect; legal: {legal}")
+        allowed = ", ".join(["do_sample", *Generation.model_fields])
+        raise ValueError(f"generation: found {', '.join(unknown)}, which have no effect; allowed: {allowed}")
     if wanted.get("strategy", base.strategy) != base.strategy:
         base = base.model_copy(update={"num_beams": None, "temperature": None, "top_p": None})
         if wanted["strategy"] == "sample":
@@ -73,7 +74,7 @@ def validated(values: Mapping[str, Any]) -> Generation:
     try:
         return Generation.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(f"{path}{line}" for path, line in located(error, Generation))
         raise ValueError(f"generation: {problems}") from error
 
 

@@ -152,7 +152,7 @@ def test_every_command_is_a_function_in_a_file_with_examples(name: str, call: Ca
         (["plan", "--hours", "1", "--epochs", "1", "--profile", "papr"], 'profile: found "papr"'),
         (["plan", "--hours", "x", "--epochs", "1"], "Invalid value for '--hours'"),
         (["plan", "--hours", "1", "--epochs", "1", "--gpu", "tpu"], "Invalid value for '--gpu'"),
-        (["params", "--variant", "nope"], 'variant: found "nope"; legal: one of steermoe'),
+        (["params", "--variant", "nope"], 'variant: found "nope"; allowed: one of steermoe'),
         (["params", "--encoder", "nope"], "encoder: found 'nope'; legal: whisper-base"),
         (["params", "--params", "nope.yaml"], "nope.yaml"),
         (["plan", "--hours", "1", "--epochs", "1", "--mean-seconds", "99"], "mean-seconds: found 99"),

@@ -37,9 +37,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
         reader.fetch(settings, root)
         made = []
         for part in reader.parts(settings, root):
-            made.append(frame_of(list(reader.rows(settings, root, part))))
-            path = root / shard_name(part.split, part.number)
-            write_shard(made[-1].to_dicts(), path)
+            path, part_rows = (
+                root / shard_name(part.split, part.number),
+                list(reader.rows(settings, root, part)),
+            )
+            made.append(frame_of(part_rows))
+            write_shard(part_rows, path)
             validate_shard(path, audio="decode")
         found[name] = pl.concat(made)
     return found

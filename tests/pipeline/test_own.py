@@ -59,7 +59,7 @@ def test_a_profile_is_written_and_selected(recordings: Path, params: Path, capsy
     assert (params.parent / "configs" / "mine.yaml").read_text() == before
     with pytest.raises(ValueError, match="there already"):
         own.main("mine", recordings, params=params)
-    with pytest.raises(config.ConfigError, match='language: found "en_US"; legal: a BCP 47 tag'):
+    with pytest.raises(config.ConfigError, match='language: found "en_US"; allowed: a BCP 47 tag'):
         own.main("another", recordings, language="en_US", params=params)
     own.main("other", recordings, encoder="openai/whisper-small", llm="owner/llm", base="mine", params=params)
     assert config.load(params).training.max_seconds == 30.0

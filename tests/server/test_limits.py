@@ -172,7 +172,7 @@ def test_a_failure_of_the_model_is_a_500(
 
     with serve() as server:
         with monkeypatch.context() as patch, pytest.raises(openai.InternalServerError) as refused:
-            patch.setattr("steermoe.server.engine.prompts", broken)
+            patch.setattr("steermoe.server.engine.prompts_of", broken)
             transcribe(server, recordings[0])
         assert refused.value.type == "server_error" and "out of something" not in str(refused.value)
         assert "out of something" in caplog.text

@@ -77,7 +77,7 @@ def test_a_student_equal_to_its_teacher_learns_from_the_labels_alone(
     model = SteerMoE.from_pretrained(teacher).train()
     batch = batch_of(quick_variant("steering"), model, shards)
     lesson = Teacher(section(teacher, **BOTH), model).lesson(batch)
-    found, plain = model(lesson, **batch), model(**batch)
+    found, plain = model(lesson=lesson, **batch), model(**batch)
     assert plain.distillation is None and found.distillation.abs() < 1e-5
     torch.testing.assert_close(found.loss, plain.loss)
 
@@ -94,7 +94,7 @@ def test_steps_bring_a_student_nearer_to_its_teacher(
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
     distances = []
     for _ in range(12):
-        found = model(taught.lesson(batch), **batch)
+        found = model(lesson=taught.lesson(batch), **batch)
         distances.append(float(found.distillation))
         optimizer.zero_grad()
         found.loss.backward()
