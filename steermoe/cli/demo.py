@@ -12,34 +12,38 @@ from typing import Annotated
 import typer
 
 from steermoe.cli.options import Device, Model
+from steermoe.cli.serve import MaxSeconds, Port
 
 COMPARED = ("linear", "lora")  # folders next to the adapter's
 
 
+Compare = Annotated[
+    list[str] | None,
+    typer.Option(help="adapter to compare with, may be repeated; default: linear and lora next to the model"),
+]
+NoCompare = Annotated[
+    bool, typer.Option("--no-compare", help="no comparison: each adapter is one more model in memory")
+]
+Host = Annotated[str, typer.Option(help="address to listen at; other machines than this one need a password")]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="file with the password of user steermoe; default: STEERMOE_API_KEY, or a generated one"
+    ),
+]
+MaxMb = Annotated[float, typer.Option(min=0.001, help="maximum file size (MiB)")]
+
+
 def main(
     model: Model = None,
-    compare: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="adapter to compare with, may be repeated; default: linear and lora next to the model"
-        ),
-    ] = None,
-    no_compare: Annotated[
-        bool, typer.Option("--no-compare", help="no comparison: each adapter is one more model in memory")
-    ] = False,
+    compare: Compare = None,
+    no_compare: NoCompare = False,
     device: Device = None,
-    host: Annotated[
-        str, typer.Option(help="address to listen at; other machines than this one need a password")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any free port")] = 7860,
-    password_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="file with the password of user steermoe; default: STEERMOE_API_KEY, or a generated one"
-        ),
-    ] = None,
-    max_mb: Annotated[float, typer.Option(min=0.001, help="maximum file size (MiB)")] = 25.0,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")] = 60.0,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    password_file: PasswordFile = None,
+    max_mb: MaxMb = 25.0,
+    max_seconds: MaxSeconds = 60.0,
 ) -> None:
     """Show a model on a web page: transcripts, answers, pictures of its experts, and sliders to scale them.
 

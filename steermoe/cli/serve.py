@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,41 +17,50 @@ if TYPE_CHECKING:
 LLM_KEY_VARIABLE = "STEERMOE_LLM_API_KEY"
 
 
+Name = Annotated[
+    str | None, typer.Option(help="model name in requests; default: last part of the adapter's path")
+]
+Language = Annotated[str | None, typer.Option(help="language that the adapter was trained on, such as en")]
+Host = Annotated[str, typer.Option(help="address to listen at; other machines than this one need an API key")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any free port")]
+ApiKeyFile = Annotated[
+    Path | None, typer.Option(help="file with the API key; default: STEERMOE_API_KEY, or a generated key")
+]
+LlmUrl = Annotated[
+    str | None,
+    typer.Option(help="vLLM server that runs the LLM (http://host:8000/v1); its key is STEERMOE_LLM_API_KEY"),
+]
+LlmModel = Annotated[str | None, typer.Option(help="name of the LLM there, if it has several")]
+MaxMb = Annotated[float, typer.Option(min=0.001, help="maximum request body size (MiB)")]
+MaxSeconds = Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="maximum tokens per answer")]
+Concurrency = Annotated[int, typer.Option(min=1, help="maximum requests at a time")]
+Queue = Annotated[int, typer.Option(min=1, help="maximum recordings waiting for the model")]
+BatchRows = Annotated[int, typer.Option(min=1, help="maximum recordings per batch")]
+BatchSeconds = Annotated[float, typer.Option(min=0.1, help="maximum audio per batch (s), padding included")]
+DrainSeconds = Annotated[
+    float, typer.Option(min=0.1, help="time to finish accepted requests after SIGTERM or Ctrl-C (s)")
+]
+
+
 def main(
     model: Model = None,
     device: Device = None,
-    name: Annotated[
-        str | None, typer.Option(help="model name in requests; default: last part of the adapter's path")
-    ] = None,
-    language: Annotated[
-        str | None, typer.Option(help="language that the adapter was trained on, such as en")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="address to listen at; other machines than this one need an API key")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any free port")] = 8000,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="file with the API key; default: STEERMOE_API_KEY, or a generated key")
-    ] = None,
-    llm_url: Annotated[
-        str | None,
-        typer.Option(
-            help="vLLM server that runs the LLM (http://host:8000/v1); its key is STEERMOE_LLM_API_KEY"
-        ),
-    ] = None,
-    llm_model: Annotated[str | None, typer.Option(help="name of the LLM there, if it has several")] = None,
-    max_mb: Annotated[float, typer.Option(min=0.001, help="maximum request body size (MiB)")] = 25.0,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")] = 1800.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="maximum tokens per answer")] = 200,
-    concurrency: Annotated[int, typer.Option(min=1, help="maximum requests at a time")] = 128,
-    queue: Annotated[int, typer.Option(min=1, help="maximum recordings waiting for the model")] = 256,
-    batch_rows: Annotated[int, typer.Option(min=1, help="maximum recordings per batch")] = 16,
-    max_batch_seconds: Annotated[
-        float, typer.Option(min=0.1, help="maximum audio per batch (s), padding included")
-    ] = 120.0,
-    drain_seconds: Annotated[
-        float, typer.Option(min=0.1, help="time to finish accepted requests after SIGTERM or Ctrl-C (s)")
-    ] = 30.0,
+    name: Name = None,
+    language: Language = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key_file: ApiKeyFile = None,
+    llm_url: LlmUrl = None,
+    llm_model: LlmModel = None,
+    max_mb: MaxMb = 25.0,
+    max_seconds: MaxSeconds = 1800.0,
+    max_tokens: MaxTokens = 200,
+    concurrency: Concurrency = 128,
+    queue: Queue = 256,
+    batch_rows: BatchRows = 16,
+    max_batch_seconds: BatchSeconds = 120.0,
+    drain_seconds: DrainSeconds = 30.0,
 ) -> None:
     """Serve a model with OpenAI's API: /v1/audio/transcriptions and /v1/chat/completions.
 
@@ -84,19 +94,15 @@ def main(
         name, code = name or model_name(model), language_code(language)
         engine = _engine(model, device, limits, llm_url, llm_model)
         app = create_app(engine, name, code, key, local_names(host) if key is None else None)
-        address = f"[{host}]" if ":" in host else host
-        lines = [f"steermoe: serving {name} at http://{address}:{listening.getsockname()[1]}/v1"]
-        if generated:
-            lines.append(f"steermoe: API key, generated for this run: {key}")
-        if (warning := notice(engine.model)) is not None:
-            lines.append(f"steermoe: {warning}")
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
         # uvicorn finishes what it accepted, and then raises the signal again, which would end us with an error.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
+        address = f"[{host}]" if ":" in host else host
+        lines = [f"serving {name} at http://{address}:{listening.getsockname()[1]}/v1", notice(engine.model)]
+        lines += [f"API key, generated for this run: {key}"] * generated
+        for line in filter(None, lines):
+            print(f"steermoe: {line}", file=sys.stderr)
+        with suppress(KeyboardInterrupt):
             create_server(app, limits).run(sockets=[listening])
-        except KeyboardInterrupt:
-            print("steermoe: stopped", file=sys.stderr)
 
 
 def _engine(
