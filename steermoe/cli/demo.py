@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from steermoe.cli.options import Device, Model
+from steermoe.cli.serve import MaxSeconds, Port
 
 COMPARED = ("linear", "lora")  # folders next to the adapter's
 
@@ -24,7 +25,6 @@ NoCompare = Annotated[
     bool, typer.Option("--no-compare", help="no comparison: each adapter is one more model in memory")
 ]
 Host = Annotated[str, typer.Option(help="address to listen at; other machines than this one need a password")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any free port")]
 PasswordFile = Annotated[
     Path | None,
     typer.Option(
@@ -32,7 +32,6 @@ PasswordFile = Annotated[
     ),
 ]
 MaxMb = Annotated[float, typer.Option(min=0.001, help="maximum file size (MiB)")]
-MaxSeconds = Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")]
 
 
 def main(
@@ -77,9 +76,12 @@ def main(
         examples.mkdir()
         page = create_page(models, name, speak_examples(examples))
         with serving(page, host, port, password, str(examples), size) as address:
-            lines = [f"showing {name} at {address}", *([] if password is None else [f"user {USER}"])]
-            lines += [f"password, generated for this run: {password}"] if generated else []
-            print(*(f"steermoe: {line}" for line in lines), sep="\n", file=sys.stderr, flush=True)
+            lines = [f"steermoe: showing {name} at {address}"]
+            if password is not None:
+                lines.append(f"steermoe: user {USER}")
+            if generated:
+                lines.append(f"steermoe: password, generated for this run: {password}")
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
             threading.Event().wait()
     print("steermoe: stopped", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,9 +37,7 @@ MaxTokens = Annotated[int, typer.Option(min=1, help="maximum tokens per answer")
 Concurrency = Annotated[int, typer.Option(min=1, help="maximum requests at a time")]
 Queue = Annotated[int, typer.Option(min=1, help="maximum recordings waiting for the model")]
 BatchRows = Annotated[int, typer.Option(min=1, help="maximum recordings per batch")]
-MaxBatchSeconds = Annotated[
-    float, typer.Option(min=0.1, help="maximum audio per batch (s), padding included")
-]
+BatchSeconds = Annotated[float, typer.Option(min=0.1, help="maximum audio per batch (s), padding included")]
 DrainSeconds = Annotated[
     float, typer.Option(min=0.1, help="time to finish accepted requests after SIGTERM or Ctrl-C (s)")
 ]
@@ -60,7 +59,7 @@ def main(
     concurrency: Concurrency = 128,
     queue: Queue = 256,
     batch_rows: BatchRows = 16,
-    max_batch_seconds: MaxBatchSeconds = 120.0,
+    max_batch_seconds: BatchSeconds = 120.0,
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
     """Serve a model with OpenAI's API: /v1/audio/transcriptions and /v1/chat/completions.
@@ -82,6 +81,7 @@ def main(
     key, generated = api_key(host, api_key_file)
     with bind(host, port) as listening:  # before the model is loaded
         from steermoe.cli.options import model_name
+        from steermoe.models.inference import notice
         from steermoe.server.app import create_app, create_server
         from steermoe.server.engine import Limits
         from steermoe.server.schema import language_code
@@ -94,25 +94,15 @@ def main(
         name, code = name or model_name(model), language_code(language)
         engine = _engine(model, device, limits, llm_url, llm_model)
         app = create_app(engine, name, code, key, local_names(host) if key is None else None)
-        where = f"{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        _announce(f"serving {name} at http://{where}/v1", key if generated else None, engine)
         # uvicorn finishes what it accepted, and then raises the signal again, which would end us with an error.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
+        address = f"[{host}]" if ":" in host else host
+        lines = [f"serving {name} at http://{address}:{listening.getsockname()[1]}/v1", notice(engine.model)]
+        lines += [f"API key, generated for this run: {key}"] * generated
+        for line in filter(None, lines):
+            print(f"steermoe: {line}", file=sys.stderr)
+        with suppress(KeyboardInterrupt):
             create_server(app, limits).run(sockets=[listening])
-        except KeyboardInterrupt:
-            print("steermoe: stopped", file=sys.stderr)
-
-
-def _announce(address: str, generated_key: str | None, engine: "Engine") -> None:
-    from steermoe.models.inference import notice
-
-    lines = [address]
-    if generated_key is not None:
-        lines.append(f"API key, generated for this run: {generated_key}")
-    if (warning := notice(engine.model)) is not None:
-        lines.append(warning)
-    print(*(f"steermoe: {line}" for line in lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def _engine(

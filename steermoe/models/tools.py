@@ -15,7 +15,6 @@ import numpy as np
 from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 from steermoe.data.tokens import unmarked
 
@@ -78,8 +77,10 @@ def check_tools(tools: Sequence[dict]) -> None:
         where = f"tools[{place}].function.parameters"
         try:
             jsonschema.Draft202012Validator.check_schema(parameters)
-        except jsonschema.SchemaError as error:
-            raise ValueError(f"{where}: not a JSON schema: {error.message[:MAX_SHOWN]}") from error
+        except (jsonschema.SchemaError, RecursionError) as error:
+            raise ValueError(
+                f"{where}: not a JSON schema: {str(error).splitlines()[0][:MAX_SHOWN]}"
+            ) from error
         if "patternProperties" in json.dumps(parameters):
             raise ValueError(f"{where}: patternProperties are not supported; name the properties")
         names.append(name)
@@ -163,7 +164,7 @@ def misfit(arguments: dict[str, Any], parameters: dict[str, Any]) -> str:
         schema.setdefault("additionalProperties", False)
     try:
         error = best_match(Checker(schema, registry=Registry()).iter_errors(arguments))
-    except (Unresolvable, RecursionError) as error:
+    except Exception as error:  # of the client's schema: a reference that is not there, a loop, a huge number
         return f"the schema of the parameters cannot be used: {type(error).__name__}"
     if error is None:
         return ""

@@ -66,9 +66,7 @@ class _Request(BaseModel):
         """
         try:
             return (
-                cls.model_validate_json(content)
-                if isinstance(content, bytes)
-                else cls.model_validate(content)
+                cls.model_validate(content) if isinstance(content, dict) else cls.model_validate_json(content)
             )
         except ValidationError as error:
             raise cls._refusal(error) from None
@@ -82,12 +80,10 @@ class _Request(BaseModel):
             supported = ", ".join(field.alias or name for name, field in cls.model_fields.items())
             message = f"{name}: not supported by this server; leave it out. Supported: {supported}"
             return RequestError(400, message, name, "unsupported_parameter")
-        found = (
-            ""
-            if first["type"] in ("missing", "json_invalid")
-            else f"; found {repr(first['input'])[:MAX_SHOWN]}"
-        )
-        return RequestError(400, f"{name or 'body'}: {first['msg']}{found}", name or None)
+        message = f"{name or 'body'}: {first['msg']}"
+        if first["type"] not in ("missing", "json_invalid"):
+            message += f"; found {repr(first['input'])[:MAX_SHOWN]}"
+        return RequestError(400, message, name or None)
 
 
 def language_code(text: str | None) -> str | None:

@@ -21,7 +21,7 @@ from steermoe.audio.io import RATE, load
 from steermoe.cli import demo as demo_command
 from steermoe.cli import main as cli
 from steermoe.cli import options as opening
-from steermoe.demo.app import NO_TEXT, create_page, serving
+from steermoe.demo.app import NO_TEXT
 from steermoe.demo.inference import ALL, Models
 
 ROOT = Path(__file__).parents[2]
@@ -64,20 +64,6 @@ def test_a_missing_model_leaves_nothing_behind(
     assert "nowhere" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_with_a_password_the_page_asks_for_it(mini: Any, tmp_path: Path) -> None:
-    page = create_page(Models(mini, {}), "mini", [])
-    key = "correct-horse-battery"
-    with (
-        serving(page, "127.0.0.1", 0, key, str(tmp_path), 2**20) as address,
-        httpx.Client(base_url=address, trust_env=False) as visitor,
-    ):
-        assert visitor.get("/config").status_code == 401
-        wrong = visitor.post("/login", data={"username": "steermoe", "password": key[:-1]})
-        assert wrong.status_code == 400 and visitor.get("/config").status_code == 401
-        assert visitor.post("/login", data={"username": "steermoe", "password": key}).status_code == 200
-        assert visitor.get("/config").status_code == 200
-
-
 def test_the_commands_of_the_docs_have_known_options(capsys: Any) -> None:
     cli.main(["demo", "--help"])
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
@@ -90,10 +76,10 @@ def test_the_commands_of_the_docs_have_known_options(capsys: Any) -> None:
 
 
 @contextmanager
-def demo(*arguments: str, temporary: Path) -> Iterator[SimpleNamespace]:
+def demo(*arguments: str, temporary: Path, **environment: str) -> Iterator[SimpleNamespace]:
     """`steermoe demo` in a process of its own, ended by SIGTERM."""
     command = [sys.executable, "-m", "steermoe.cli.main", "demo", *arguments, "--port", "0"]
-    own = {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
+    own = {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", **environment}
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | own)
     said: list[str] = []
     try:
@@ -245,3 +231,17 @@ def test_page(browser: Any, spoken: list[SimpleNamespace], mini: Any, tmp_path: 
                 page.locator("#picture").filter(has_text="comes here").wait_for()  # the one before is gone
         assert page.locator(".toast-body b").count() == 0
         two.context.close()
+
+
+@pytest.mark.slow
+def test_with_a_password_the_page_asks_for_it(tmp_path: Path) -> None:
+    key = "correct-horse-battery"
+    with (
+        demo("--no-compare", temporary=tmp_path, STEERMOE_API_KEY=key) as served,
+        httpx.Client(base_url=served.address, trust_env=False) as visitor,
+    ):
+        assert visitor.get("/config").status_code == 401
+        wrong = visitor.post("/login", data={"username": "steermoe", "password": key[:-1]})
+        assert wrong.status_code == 400 and visitor.get("/config").status_code == 401
+        assert visitor.post("/login", data={"username": "steermoe", "password": key}).status_code == 200
+        assert visitor.get("/config").status_code == 200

@@ -15,6 +15,11 @@ from tests.speech import CALL, TOOLS
 HALL = ToolCall("lamp", {"room": "hall", "level": 3})
 
 
+DEEP: dict[str, Any] = {}
+for _ in range(300):
+    DEEP = {"properties": {"a": DEEP}}
+
+
 @pytest.fixture
 def tokenizer(tiny_chat_dir: Path) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_chat_dir)
