@@ -34,8 +34,11 @@ def main(
         reference = selected["reference"] if selected["reference"] in variants else variants[0]
     named = None if corpora is None else corpora.split(",")
     if corpora is None and profile in (None, selected["profile"]) and variants is not None:
-        needed = config.preview(params, name, variants).corpora
-        named = list(dict.fromkeys([*selected["corpora"], *needed]))
+        named = list(selected["corpora"])
+        try:
+            config.preview(params, name, variants, named)
+        except config.ConfigError:  # a variant reads others, too
+            named = list(dict.fromkeys([*named, *config.preview(params, name, variants).corpora]))
     if (profile, compare, corpora, reference) != (None, None, None, None):
         config.switch_profile(params, name, variants, named, reference)
     settings = config.load(params)

@@ -123,7 +123,11 @@ def test_a_flow_finds_in_the_cache_what_is_trained(project: Path) -> None:
     code = (
         "from flows.deployments import ablations; ablations(profile='mini', variants=['linear', 'steermoe'])"
     )
-    home = {"PREFECT_HOME": str(project / ".runs/prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    home = {
+        "PREFECT_HOME": str(project / ".runs/prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "400",
+    }
     done = subprocess.run(
         ["python", "-c", code], cwd=project, env=environment(project) | home, capture_output=True, text=True
     )

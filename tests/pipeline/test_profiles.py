@@ -46,6 +46,8 @@ def test_variants_come_with_the_corpora_that_they_need(params: Path) -> None:
     for arguments, profile, compare, reference, corpora in (
         ((), "mini", ["steermoe", "linear", "lora"], "linear", ["synthetic", "digits"]),
         (("--compare", "lora,steermoe-2"), "mini", ["lora", "steermoe-2"], "lora", ["synthetic", "digits"]),
+        (("--corpora", "synthetic"), "mini", ["lora", "steermoe-2"], "lora", ["synthetic"]),
+        (("mini", "--compare", "linear"), "mini", ["linear"], "linear", ["synthetic"]),  # as selected
         (("paper", "--compare", "linear"), "paper", ["linear"], "linear", ["librispeech"]),
         # More variants of the selected profile add corpora to those selected.
         (("--compare", "steermoe-clothoaqa"), "paper", ["steermoe-clothoaqa"], "steermoe-clothoaqa",
