@@ -7,6 +7,7 @@ With `--check` nothing is written; the exit code is 1 if the page is not up to d
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +24,21 @@ Generated from the docstrings by `python docs/api_reference.py`; a test fails if
 """
 
 
+def signature(thing: Any) -> str:
+    """Return a signature with the names of types alone, without modules, validators and addresses."""
+    text = str(inspect.signature(thing))
+    validator = r"(?:typing\.)?Annotated\[([\w.]+), PlainValidator\(func=<function .*? at 0x\w+>, \w+=[\w.]+\)\]"
+    text = re.sub(validator, r"\1", text)
+    text = re.sub(r"<function (\w+) at 0x\w+>", r"\1", text)
+    text = re.sub(r"Generation\(.*?\)(?=, \w+:)", "GREEDY", text)
+    return re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", text)
+
+
 def section(title: str, thing: Any, level: int) -> Iterator[str]:
     """Yield the lines of one class, method or function."""
     yield f"\n{'#' * level} {title}\n"
     if callable(thing):
-        yield f"```python\n{title.rpartition('.')[2]}{inspect.signature(thing)}\n```\n"
+        yield f"```python\n{title.rpartition('.')[2]}{signature(thing)}\n```\n"
     yield inspect.cleandoc(inspect.getdoc(thing) or "")
 
 
@@ -41,8 +52,9 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
 
 def page() -> str:
     """Return the text of the page."""
-    lines = [HEAD.format(names=", ".join(steermoe.__all__))]
-    for name in steermoe.__all__:
+    names = [name for name in steermoe.__all__ if not name.startswith("_")]
+    lines = [HEAD.format(names=", ".join(names))]
+    for name in names:
         thing = getattr(steermoe, name)
         lines += section(name, thing, 2)
         for method, function in members(thing) if inspect.isclass(thing) else ():

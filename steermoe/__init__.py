@@ -1,13 +1,38 @@
-"""SteerMoE: a frozen speech encoder, steered layer by layer so that a frozen LLM understands it."""
+"""SteerMoE connects a frozen speech encoder to a frozen LLM by training steering vectors and a projection."""
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steermoe.asr.recognizer import Recognizer
+    from steermoe.asr.transcript import Segment, Transcript, Word
+    from steermoe.config import Generation, VariantConfig
     from steermoe.models.steermoe import SteerMoE
+    from steermoe.models.tools import Answer
 
-__all__ = ["SteerMoE", "__version__"]
-__version__ = "0.1.0"
+__all__ = [
+    "Answer",
+    "Generation",
+    "Recognizer",
+    "Segment",
+    "SteerMoE",
+    "Transcript",
+    "VariantConfig",
+    "Word",
+    "__version__",
+]
+__version__ = "0.2.0"
+HOMES = {  # imported when first used: the model takes seconds, and most commands do without
+    "Answer": "steermoe.models.tools",
+    "Generation": "steermoe.config",
+    "Recognizer": "steermoe.asr.recognizer",
+    "Segment": "steermoe.asr.transcript",
+    "SteerMoE": "steermoe.models.steermoe",
+    "Transcript": "steermoe.asr.transcript",
+    "VariantConfig": "steermoe.config",
+    "Word": "steermoe.asr.transcript",
+}
 # Libraries send or store usage data unless told not to before they are imported; what the user has set stays.
 NO_USAGE_DATA = {
     "DO_NOT_TRACK": "true",  # huggingface_hub, Prefect's client, MLflow
@@ -16,7 +41,7 @@ NO_USAGE_DATA = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "ITERATIVE_DO_NOT_TRACK": "1",  # what DVC sends with
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, which finds speech
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, which detects speech
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 for _variable, _value in NO_USAGE_DATA.items():
@@ -24,9 +49,7 @@ for _variable, _value in NO_USAGE_DATA.items():
 
 
 def __getattr__(name: str) -> Any:
-    """`SteerMoE`, imported when first asked for: it takes seconds, and most commands do without."""
-    if name == "SteerMoE":
-        from steermoe.models.steermoe import SteerMoE
-
-        return SteerMoE
+    """Import a public name when it is first used."""
+    if name in HOMES:
+        return getattr(importlib.import_module(HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
