@@ -27,7 +27,9 @@ Generated from the docstrings by `python docs/api_reference.py`; a test fails if
 def signature(thing: Any) -> str:
     """Return a signature with the names of types alone, without modules, validators and addresses."""
     text = str(inspect.signature(thing))
-    validator = r"(?:typing\.)?Annotated\[([\w.]+), PlainValidator\(func=<function .*? at 0x\w+>, \w+=[\w.]+\)\]"
+    validator = (
+        r"(?:typing\.)?Annotated\[([\w.]+), PlainValidator\(func=<function .*? at 0x\w+>, \w+=[\w.]+\)\]"
+    )
     text = re.sub(validator, r"\1", text)
     text = re.sub(r"<function (\w+) at 0x\w+>", r"\1", text)
     text = re.sub(r"Generation\(.*?\)(?=, \w+:)", "GREEDY", text)

@@ -19,7 +19,7 @@ from steermoe.audio.vad import VoiceActivity
 VoiceActivity()(np.zeros(5120, np.float32))
 """
 TRACKS = """
-from steermoe.training import store
+from steermoe.training import mlflow_store
 import mlflow
 mlflow.set_tracking_uri(f"sqlite:///{sys.argv[1]}/mlflow.db")
 mlflow.set_experiment("tried")
