@@ -77,7 +77,7 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
 def error_rates(comparison: Comparison, path: Path) -> None:
     """Draw bars of each set's own error rate, a panel per set: variants, and in grey the encoder's own decoder.
 
-    Controls and floors are left to the table: their rates are so high that variants could not be told apart.
+    Controls and trivial baselines are left to the table: next to their rates, variants could not be distinguished.
     """
     places = [p for p in comparison.sets_of("transcribe") if comparison.own_metric(p)]
     rows = [

@@ -201,7 +201,7 @@ class Video(Section):
 
 
 def _template(fields: int) -> PlainValidator:
-    """Return a validator of prompts with `{question}` in them so many times."""
+    """Return a validator of prompts that contain `{question}` `fields` times."""
 
     def check(template: Any) -> str:
         try:

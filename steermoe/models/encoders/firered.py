@@ -93,7 +93,7 @@ class Subsampling(nn.Module):
 
     @staticmethod
     def lengths(lengths_B: Tensor) -> Tensor:
-        """Encoder frames of utterances of so many feature frames."""
+        """Return the encoder frames of utterances from their feature frames."""
         return (lengths_B + 3) // 4
 
 
