@@ -1,7 +1,7 @@
 """The configuration: the schema of params.yaml and of the profiles in configs/.
 
-Every value is required and no default is in code, so DVC sees everything that matters. `load` reports all problems of both
-files together. A component takes its own section.
+Every value is required and no default is in code, so DVC sees everything that matters. `load` reports all problems of
+both files together. A component takes its own section.
 """
 
 from steermoe.config.corpora import (
