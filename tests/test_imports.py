@@ -136,6 +136,24 @@ def test_light_module_loads_nothing_heavy(module: str) -> None:
     assert loaded(f"import {module}").isdisjoint(HEAVY)
 
 
+def test_transcribing_needs_no_package_of_the_extras() -> None:
+    """`pip install steermoe` installs neither the pipeline's packages nor the server's."""
+    code = "import steermoe.cli.transcribe, steermoe.asr.recognizer, steermoe.models.steermoe"
+    extras = {
+        "dvc",
+        "mlflow",
+        "prefect",
+        "pandera",
+        "polars",
+        "fastapi",
+        "matplotlib",
+        "jiwer",
+        "pooch",
+        "gradio",
+    }
+    assert loaded(code).isdisjoint(extras)
+
+
 def test_data_stages_load_no_torch() -> None:
     """`download` and `preprocess` are a process a corpus: torch would cost each some seconds and 200 MB."""
     corpora = [module_of(path) for path in FILES if path.parent.name == "corpora"]

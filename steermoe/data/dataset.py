@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import NotRequired, Self, TypedDict
+from typing import TYPE_CHECKING, NotRequired, Self, TypedDict
 
 import numpy as np
-import polars as pl
 import torch
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
@@ -18,6 +17,9 @@ from steermoe.data import video
 from steermoe.data.prompts import Prompt, encode_prompt, end_token
 from steermoe.data.tokens import target_ids
 from steermoe.data.video import COLUMN as VIDEO
+
+if TYPE_CHECKING:
+    import polars as pl  # only training and evaluation have it
 
 COLUMNS = ("source_id", "task", "prompt", "target", "audio")
 IGNORED = -100  # target id of padding, which torch's cross-entropy ignores
@@ -137,7 +139,7 @@ class UtteranceDataset(Dataset[Item]):
 
     def __init__(
         self,
-        frame: pl.DataFrame,
+        frame: "pl.DataFrame",
         features: Features,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,

@@ -41,7 +41,7 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages s
 LOCK = "mlflow.db.lock"  # one process of a project at a time creates what all use
 TEMPORARY = (401, 403, 408, 429)  # HTTP statuses that a person, or time, sets right
 CODE = Path(__file__).with_name("mlflow_pyfunc.py")
-PACKAGES = "steermoe mlflow numpy pandas safetensors soundfile soxr torch transformers".split()
+PACKAGES = "steermoe librosa mlflow numpy pandas safetensors soundfile soxr torch transformers".split()
 CHAMPION = "champion"  # alias of the best version of a registered model
 
 
