@@ -159,10 +159,12 @@ def test_killed_training_resumes_to_the_same_weights(project: Path) -> None:
 
 
 def test_a_router_is_added_as_the_docs_say(project: Path, speech: None) -> None:
-    """Its three blocks are put where its words say."""
-    source, row = (block for block in blocks("docs/extend.md", "python") if "osine" in block)
+    """Its blocks are put where its words say."""
+    source, row, name = (block for block in blocks("docs/extend.md", "python") if "osine" in block)
     (variant,) = (block for block in blocks("docs/extend.md", "yaml") if "cosine" in block)
     routers, params = project / "steermoe/models/routers.py", project / "params.yaml"
+    schema = project / "steermoe/config/model.py"
+    schema.write_text(schema.read_text().replace('    "mixed": (),\n', '    "mixed": (),\n' + name))
     text = routers.read_text().replace("def make_router(", f"{source}\n\ndef make_router(")
     routers.write_text(text.rstrip().removesuffix("}") + row + "}\n")
     params.write_text(params.read_text() + variant)

@@ -218,17 +218,13 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("kind", ["full", "read-only"])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    kind, undisturbed, shards, quick_variant, tmp_path, small_disk, monkeypatch
+    undisturbed, shards, quick_variant, tmp_path, small_disk, monkeypatch
 ):
     expected, commit, filler = undisturbed(), checkpointing.commit_checkpoint, small_disk / "filler"
 
     def fill(run, step):
         commit(run, step)
-        if kind == "read-only":
-            subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-            return
         with filler.open("wb", buffering=0) as file:
             try:
                 while True:
@@ -236,15 +232,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
             except OSError:
                 pass
 
-    cause = {"full": "No space left", "read-only": "Read-only"}[kind]
     with monkeypatch.context() as patched:
         patched.setattr(checkpointing, "commit_checkpoint", fill)
-        with pytest.raises(CheckpointError, match=rf"step 4 cannot.*{cause}.*checkpoint-2 is kept"):
+        with pytest.raises(CheckpointError, match=r"step 4 cannot.*No space left.*checkpoint-2 is kept"):
             train(quick_variant("steering"), shards, tmp_path / "out", small_disk)
     [checkpoint] = small_disk.glob(".runs/*/scratch/checkpoint-*")
     assert checkpoint.name == "checkpoint-2"
     checkpointing.read_tree(checkpoint / "state.pt")
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     filler.unlink(missing_ok=True)
     train(quick_variant("steering"), shards, tmp_path / "out", small_disk)
     assert outputs(tmp_path / "out") == expected
