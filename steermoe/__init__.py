@@ -33,7 +33,7 @@ HOMES = {  # imported when first used: the model takes seconds, and most command
     "VariantConfig": "steermoe.config",
     "Word": "steermoe.asr.transcript",
 }
-# Libraries send or store usage data unless told not to before they are imported; what the user has set stays.
+# Libraries send or store usage data unless these are set before they are imported; the user's own values stay.
 NO_USAGE_DATA = {
     "DO_NOT_TRACK": "true",  # huggingface_hub, Prefect's client, MLflow
     "DVC_NO_ANALYTICS": "1",

@@ -19,7 +19,6 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 TEMPORARY = ".*.tmp"  # names of unfinished files
-REPEATED = "STEERMOE_REPEATED"  # set where a failed command is repeated, and finds the result in DVC's cache
 
 
 class StagingBusyError(RuntimeError):
@@ -95,8 +94,7 @@ class Staging:
         scratch: a folder for files that are no part of the output.
 
     Raises:
-        StagingBusyError: this process holds the work folder already; or STEERMOE_REPEATED is set, and another process
-            has written the output in the meantime.
+        StagingBusyError: this process holds the work folder already.
     """
 
     def __init__(self, out: Path, key: dict[str, Any], root: Path | None = None) -> None:
@@ -180,10 +178,6 @@ def _lock(folder: Path) -> FileLock:
                 flush=True,
             )
         except FileNotFoundError:  # the holder has finished and deleted the folder
-            if owner and os.environ.get(REPEATED):
-                raise StagingBusyError(
-                    f"{owner} has written this output; the repeated command finds it"
-                ) from None
             owner = ""
 
 

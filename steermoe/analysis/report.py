@@ -161,7 +161,7 @@ def how_measured(comparison: Comparison) -> Lines:
             f"{speed['device']}, {speed['threads']} thread(s). It holds for the machine it was measured on.",
             "",
         ]
-    lines.append("`shuffled audio`: every row hears another row's audio; what is right then is guessed.")
+    lines.append("`shuffled audio`: every row gets another row's audio; what is right then is a guess.")
     for row in comparison.rows:
         if row.decoding:
             lines += ["", f"`{row.title}`: {row.decoding}."]

@@ -198,7 +198,7 @@ class WhisperDecoder(Decoder):
         return (_whispers(tag) or None) if "task" in self.task else None
 
     def knows(self, tag: str) -> bool:
-        """Return whether it can be told the language, or need not be told."""
+        """Return whether the decoder accepts the language, or does not need one."""
         code = _whispers(tag)
         return not code or not self.known or "task" not in self.task or f"<|{code}|>" in self.known
 

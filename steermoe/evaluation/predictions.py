@@ -43,7 +43,7 @@ class System:
     Attributes:
         decoding: how its texts come about, for the protocol.
         tokenizer, max_tokens: of the LLM, and the most tokens of an answer; None where that is no limit.
-        max_seconds: of longer audio only so much is encoded; None: all of it.
+        max_seconds: longer audio is encoded up to this length; None: all of it.
         window: seconds that every utterance is padded to (`Encoder.window_seconds`).
     """
 

@@ -126,20 +126,14 @@ def test_a_second_process_waits_and_goes_on(begin: Callable[..., Any], tmp_path:
     """However the first ends: with what it left unfinished, or anew. A signal ends the wait."""
     holder = begin("first", end)
     assert holder.stdout.readline() == "held\n"
-    waiting, interrupted, repeated = begin("second"), begin("third"), begin("fourth", STEERMOE_REPEATED="1")
-    for process in (waiting, interrupted, repeated):
+    waiting, interrupted = begin("second"), begin("third")
+    for process in (waiting, interrupted):
         assert f"Waiting for process {holder.pid} on " in process.stderr.readline()
     interrupted.send_signal(signal.SIGTERM)
     assert interrupted.wait(timeout=300) == -signal.SIGTERM and holder.poll() is None
-    if "commit" not in end:
-        repeated.kill()
-        repeated.wait()
     holder.communicate("go on\n", timeout=300)
     output, errors = waiting.communicate("go on\n", timeout=300)
     assert (waiting.returncode, output) == (0, "held\n"), errors
-    if "commit" in end:
-        _, errors = repeated.communicate("go on\n", timeout=300)
-        assert repeated.returncode == 1 and f"StagingBusyError: process {holder.pid} on" in errors
     assert (tmp_path / "second" / "a").read_text() == "begun"
     assert list((tmp_path / ".runs").iterdir()) == []
 
