@@ -23,9 +23,8 @@ from transformers import DynamicCache
 from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
-from steermoe.atomic_io import write_text
+from steermoe.atomic_io import new_folder, write_text
 from steermoe.audio.features import LogMel
-from steermoe.export.merge import new_folder
 from steermoe.models.llm import CausalLM, input_embeddings
 from steermoe.models.steermoe import SteerMoE
 
