@@ -26,6 +26,7 @@ from steermoe.config.corpora import (
     Remote,
     Shapes,
     Synthetic,
+    TelephonePrompts,
 )
 from steermoe.config.edit import preview, select, switch_profile
 from steermoe.config.errors import ConfigError
@@ -71,6 +72,7 @@ __all__ = [
     "Shapes",
     "Steering",
     "Synthetic",
+    "TelephonePrompts",
     "Training",
     "VariantConfig",
     "Video",

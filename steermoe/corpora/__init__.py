@@ -73,4 +73,5 @@ CORPORA = {  # a module, or an object in it
     "mmaupro": "steermoe.corpora.mmau:MMAU_PRO",
     "openaudiobench": "steermoe.corpora.openaudiobench:OPEN_AUDIO_BENCH",
     "shapes": "steermoe.corpora.shapes",
+    "prompts": "steermoe.corpora.prompts",
 }
