@@ -41,6 +41,7 @@ RUN = 6  # words
 _LINE = re.compile(r"([^\s:;]+):(?:\s+(.*))?")
 _NOTE = re.compile(r"[][(){}<>]")
 _SIGN = re.compile(r"[*#@$=+]")
+_LOST = re.compile(r"\?\s*[a-zà-öø-ÿ]")
 _ANOTHER = re.compile(r"\b[a-z]\w*[-/][\w/-]*:")
 _EDGE = r"""(?:\.\.+|…|["\s])*"""  # of a text that goes on in another recording
 
@@ -229,8 +230,9 @@ def _transcripts(table: Path) -> Iterator[tuple[str, str]]:
 def fault_of(text: str, seconds: float | None) -> str:
     """Return why a line is no transcript of its recording, which is so long; "" where it is one.
 
-    It has no words; notes in brackets (`[sound of monkeys screaming]`); signs that are said as words (`press *`); the
-    lines of further recordings; no recording, or one that is too long; or more text than can be said in the time.
+    It has no words; notes in brackets (`[sound of monkeys screaming]`); signs that are said as words (`press *`);
+    question marks in the place of letters (`sar? esattamente`); the lines of further recordings; no recording, or one
+    that is too long; or more text than can be said in the time.
     """
     letters = sum(map(str.isalnum, text))
     if not letters:
@@ -239,6 +241,8 @@ def fault_of(text: str, seconds: float | None) -> str:
         return f"not speech alone: {text}"
     if _SIGN.search(text):
         return f"signs that are said in words: {text}"
+    if _LOST.search(text):
+        return f"question marks in the place of letters: {text}"
     if _ANOTHER.search(text):
         return f"texts of several recordings: {text}"
     if seconds is None:
