@@ -4,6 +4,8 @@
 each is decoded separately. A file that ends before the size in its header was cut off; a size of 0, or the largest
 number, says nothing.
 
+G.722 (`.g722`) alone has no header: it is recognised by its name.
+
 FFmpeg gets an open stream and nothing else: it can open no other file and no network address (MP4 and playlists may
 point to some). Only the formats and codecs listed here are decoded, and never video.
 """
@@ -24,16 +26,17 @@ from av.stream import Disposition
 
 from steermoe.audio.samples import AudioError, as_floats
 
-FORMATS = "mov matroska ogg mp3 aac amr caf flac wav w64 aiff au nistsphere".split()
+FORMATS = "mov matroska ogg mp3 aac amr caf flac wav w64 aiff au nistsphere g722".split()
 CODECS = (
     "aac alac opus vorbis mp3 mp3float flac amrnb amrwb pcm_u8 pcm_s16le pcm_s16be pcm_s24le pcm_s24be pcm_s32le "
-    "pcm_s32be pcm_f32le pcm_f32be pcm_f64le pcm_f64be pcm_alaw pcm_mulaw"
+    "pcm_s32be pcm_f32le pcm_f32be pcm_f64le pcm_f64be pcm_alaw pcm_mulaw g722"
 ).split()
 OPTIONS = {
     "format_whitelist": ",".join(FORMATS), "codec_whitelist": ",".join(CODECS),
     "protocol_whitelist": "none", "enable_drefs": "0",
 }  # fmt: skip
 CLOCKED = ("mov", "matroska", "ogg")  # formats whose packets have times
+HEADERLESS = "g722"  # at 16 kHz, a byte for two samples
 JITTER = 0.1  # seconds by which a packet may be late before that is a gap
 RESTART = 1.0  # seconds by which a packet is early where the clock was set back
 SILENT = 1e-3  # peak of a track without sound, -60 dB
@@ -49,7 +52,7 @@ class Part:
 
     Attributes:
         file: has this recording alone, and can be sought in.
-        format: a key of BEGINS, "" if another.
+        format: a key of BEGINS, HEADERLESS, or "" for another.
         surplus: bytes that the size in its header does not count; 0 if the header has none.
     """
 
@@ -67,6 +70,9 @@ def parts(file: BinaryIO, name: str) -> Iterator[Part]:
     size = file.seek(0, os.SEEK_END)
     if not size:
         raise AudioError(f"{name}: empty, 0 bytes")
+    if _headerless(file, name):
+        yield Part(file, HEADERLESS, 0)
+        return
     start = 0
     while (head := _at(file, start, 10)).startswith(b"ID3") and len(
         head
@@ -82,6 +88,14 @@ def parts(file: BinaryIO, name: str) -> Iterator[Part]:
         with _cut(file, start, stop, size) as alone:
             yield Part(alone, format, max(0, stop - end) if end > start else 0)
         start = stop
+
+
+def _headerless(file: BinaryIO, name: str) -> bool:
+    """Return whether a file is G.722, by its name, unless it begins as a recording of another format."""
+    if not name.lower().endswith(f".{HEADERLESS}"):
+        return False
+    head = _at(file, 0, HEAD)
+    return not any(begins.match(head) for begins in BEGINS.values())
 
 
 @contextmanager
@@ -235,13 +249,14 @@ def has_audio(file: BinaryIO) -> bool:
 
 def _open(file: BinaryIO, name: str) -> Any:
     try:
+        format = HEADERLESS if _headerless(file, name) else None
         file.seek(0)
-        return av.open(file, options=OPTIONS)
+        return av.open(file, format=format, options=OPTIONS)
     except (FFmpegError, ValueError) as error:  # a plain ValueError where FFmpeg's own has no number
         found = getattr(error, "strerror", None) or error
         raise AudioError(
             f"{name}: not readable as audio ({found}); expected WAV, FLAC, AIFF, MP3, Ogg, MP4 (m4a, mov), "
-            "Matroska (WebM), AAC, AMR, CAF or W64; convert others, for instance by "
+            "Matroska (WebM), AAC, AMR, CAF, W64 or G.722 (.g722); convert others, for instance by "
             "`ffmpeg -i <file> -ac 1 -ar 16000 <file>.flac`"
         ) from error
 

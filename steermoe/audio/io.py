@@ -1,6 +1,7 @@
 """Read and write recordings. A waveform is 16 kHz, mono, (N,) float32, with full scale at 1.
 
-The content of a file decides what it is, never its name, and the length in a header is compared with the data.
+The content of a file decides what it is, not its name (but for G.722, which has no header), and the length in a header
+is compared with the data.
 libsndfile (as in librosa) decodes WAV, AIFF and FLAC, FFmpeg the rest. Only formats whose decoders are simple or
 well tested are read: libsndfile's ADPCM readers, for one, had memory errors (CVE-2021-3246, CVE-2026-37555).
 """
@@ -34,7 +35,7 @@ MAX_PIPED_BYTES = 2**32  # of a pipe, which is copied into a temporary file
 TAG_BYTES = 2**16  # bytes after a recording that are taken for tags
 SUFFIXES = frozenset(
     ".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .m4a .m4b .mp4 .m4v .mov .3gp .3g2 .aac .amr .caf "
-    ".webm .mkv .mka .w64 .rf64 .wma .sph .au .wv".split()
+    ".webm .mkv .mka .w64 .rf64 .wma .sph .au .wv .g722".split()
 )  # of files that count as audio whatever is in them
 SUBTYPES = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW")
 FLAC_HEADER = 42  # bytes: the marker, and the first metadata block, which is STREAMINFO

@@ -27,6 +27,7 @@ from steermoe.config.corpora import (
     Remote,
     Shapes,
     Synthetic,
+    TelephonePrompts,
 )
 from steermoe.config.edit import preview, select, switch_profile
 from steermoe.config.errors import ConfigError
@@ -75,6 +76,7 @@ __all__ = [
     "Shapes",
     "Steering",
     "Synthetic",
+    "TelephonePrompts",
     "Training",
     "VariantConfig",
     "Video",

@@ -19,6 +19,7 @@ FLEURS_LANGUAGES = tuple(
     "sr_rs sv_se sw_ke ta_in te_in tg_tj th_th tr_tr uk_ua umb_ao ur_pk uz_uz vi_vn wo_sn xh_za yo_ng "
     "yue_hant_hk zu_za".split()
 )
+PROMPT_LANGUAGES = ("en", "es", "fr", "it", "ru")
 MLS_LANGUAGES = ("english", "german", "dutch", "french", "spanish", "italian", "portuguese", "polish")
 TERNARY = ("train", "dev", "test")
 
@@ -232,6 +233,13 @@ class Mls(_Multilingual):
     encoding: Literal["flac", "opus"]
 
 
+class TelephonePrompts(_Multilingual):
+    """Corpus `prompts`, shared out over its splits by a hash of the text with the seed."""
+
+    LANGUAGES: ClassVar = PROMPT_LANGUAGES
+    SPLITS: ClassVar = tuple(f"{language}-{split}" for language in PROMPT_LANGUAGES for split in TERNARY)
+
+
 class Folder(Limited):
     """Corpus `folder`: the user's own recordings, with a table or a .txt next to each of them.
 
@@ -310,6 +318,7 @@ class Corpora(Section):
     openaudiobench: OpenAudioBench = LEFT_OUT
     shapes: Shapes = LEFT_OUT
     neural: Neural = LEFT_OUT
+    prompts: TelephonePrompts = LEFT_OUT
 
     def named(self) -> dict[str, Corpus]:
         """Return those that are not left out."""

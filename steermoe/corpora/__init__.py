@@ -74,4 +74,5 @@ CORPORA = {  # a module, or an object in it
     "openaudiobench": "steermoe.corpora.openaudiobench:OPEN_AUDIO_BENCH",
     "shapes": "steermoe.corpora.shapes",
     "neural": "steermoe.corpora.neural",
+    "prompts": "steermoe.corpora.prompts",
 }

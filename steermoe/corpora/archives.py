@@ -1,5 +1,6 @@
 """Archives, unpacked safely: plain files and folders only, and nothing outside of the target folder."""
 
+import io
 import shutil
 import tarfile
 import zipfile
@@ -7,8 +8,9 @@ import zlib
 from collections.abc import Iterable
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip", ".7z")
+SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar", ".zip", ".7z", ".deb")
 CHUNK = 2**20  # bytes
 MAX_RATIO = 30  # unpacked bytes per byte of an archive; recordings shrink by much less
 SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")
@@ -29,7 +31,7 @@ def hidden(name: str) -> bool:
 
 
 def extract(archive: Path, dest: Path) -> None:
-    """Unpack a tar, zip or 7z archive (by its name; tar for any other name) into the folder `dest`.
+    """Unpack a tar, zip, 7z or Debian archive (by its name; tar for any other name) into the folder `dest`.
 
     Raises:
         ArchiveError: the archive is damaged or has unsafe members: links, devices, paths outside of `dest`, or far
@@ -60,9 +62,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _untar(archive: Path, dest: Path) -> None:
+def _untar(archive: Path, dest: Path, packed: BinaryIO | None = None) -> None:
+    """Unpack the tar archive, or the one in it that is given."""
     unpacked = 0
-    with tarfile.open(archive, "r:*") as tar:
+    with tarfile.open(None if packed else archive, "r:*", packed) as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] # mls_english has 11 million members
             if not (member.isfile() or member.isdir()) or member.issparse():
@@ -73,6 +76,20 @@ def _untar(archive: Path, dest: Path) -> None:
         assert tar.fileobj is not None
         while tar.fileobj.read(CHUNK):  # to the end, where gzip has its checksum
             pass
+
+
+def _undeb(archive: Path, dest: Path) -> None:
+    """Unpack what a Debian package installs: the member data.tar.* of an `ar` archive (deb(5))."""
+    with archive.open("rb") as file:
+        whole = file.read(8) == b"!<arch>\n"
+        while whole and len(header := file.read(60)) == 60:
+            name, size = header[:16], header[48:58].strip()
+            if not size.isdigit():
+                break
+            if name.startswith(b"data.tar"):
+                return _untar(archive, dest, io.BytesIO(file.read(int(size))))
+            file.seek(int(size) + int(size) % 2, io.SEEK_CUR)
+    raise _damaged(archive, "no data.tar in it")
 
 
 def _unzip(archive: Path, dest: Path) -> None:
@@ -104,7 +121,7 @@ def _un7z(archive: Path, dest: Path) -> None:
         raise error if isinstance(error, ArchiveError) else _damaged(archive, error) from error
 
 
-_EXTRACTORS = {".tar": _untar, ".zip": _unzip, ".7z": _un7z}
+_EXTRACTORS = {".tar": _untar, ".zip": _unzip, ".7z": _un7z, ".deb": _undeb}
 
 
 def _check_names(archive: Path, names: Iterable[str]) -> None:
@@ -127,5 +144,5 @@ def _unsafe(archive: Path, name: str) -> ArchiveError:
     )
 
 
-def _damaged(archive: Path, error: Exception) -> ArchiveError:
+def _damaged(archive: Path, error: object) -> ArchiveError:
     return ArchiveError(f"{archive}: damaged, or not an archive ({error}); download it again")

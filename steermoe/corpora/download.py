@@ -149,6 +149,20 @@ def discard_unverified(dest: Path) -> None:
             archives.remove(dest / "data" / holds)
 
 
+def verify(source: Source, path: Path) -> None:
+    """Compare a file with the source's checksum, if that has one.
+
+    Raises:
+        ArchiveError: they differ.
+    """
+    from pooch.hashes import hash_matches
+
+    try:
+        hash_matches(path, source.checksum, strict=True)
+    except ValueError as error:
+        raise _wrong_checksum(path, error) from error
+
+
 def is_url(mirror: str) -> bool:
     """Return whether a mirror is on the network."""
     return urlsplit(mirror).scheme in ("http", "https")
@@ -296,12 +310,7 @@ def _bring(source: Source, path: Path, dest: Path) -> None:
     """Put the content of a file into `data/`: of a download, or of an archive in a mirror, which stays."""
     target, own = dest / "data" / source.holds, path.is_relative_to(dest)
     if not own:
-        from pooch.hashes import hash_matches
-
-        try:
-            hash_matches(path, source.checksum, strict=True)
-        except ValueError as error:
-            raise _wrong_checksum(path, error) from error
+        verify(source, path)
     archives.remove(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     if not archives.is_archive(path):

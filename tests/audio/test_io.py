@@ -418,6 +418,31 @@ def test_content_decides_what_is_audio(tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir() if is_audio(path)} == set(there)
 
 
+def test_g722_is_known_by_its_name(tmp_path: Path):
+    """It has no header; a file that begins as another format is of that one."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="g722") as output:
+        stream: Any = output.add_stream("g722", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray((32767 * AB).astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate = RATE
+        output.mux([*stream.encode(frame), *stream.encode(None)])
+    path = tmp_path / "ab.G722"
+    path.write_bytes(data := file.getvalue())
+    whole = load(path)
+    assert is_audio(path) and len(whole) == 2 * len(data) == len(AB)
+    holds(whole, 0, 2)
+    np.testing.assert_array_equal(np.concatenate(list(blocks(path, block_seconds=0.5))), whole)
+    with path.open("rb") as opened:
+        assert flac_header(as_flac(opened)[0]).samples == len(whole)
+    with pytest.raises(AudioError):
+        load(data)  # without its name
+    path.write_bytes(WAV)
+    np.testing.assert_array_equal(load(path), load(WAV))
+    path.write_bytes(b"")
+    with pytest.raises(AudioError, match=r"ab\.G722: empty"):
+        load(path)
+
+
 @pytest.mark.parametrize(("rate", "channels", "samples"), [(8000, 2, 2001), (96_000, 8, 77), (44_100, 1, 1)])
 def test_flac_header(rate: int, channels: int, samples: int):
     data = encoded(np.zeros((samples, channels)), "FLAC", rate=rate)

@@ -7,11 +7,13 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import av
 import numpy as np
 import polars as pl
 import py7zr
@@ -36,6 +38,20 @@ def tone(hertz: int, rate: int = 16_000, format: str = "WAV", subtype: str | Non
     sound = 0.3 * np.sin(2 * np.pi * hertz * np.arange(rate // 4) / rate)
     file = io.BytesIO()
     soundfile.write(file, sound, rate, format=format, subtype=subtype)
+    return file.getvalue()
+
+
+def g722(hertz: int, seconds: float = 0.5) -> bytes:
+    """A tone in headerless G.722 at 16 kHz."""
+    sound = 0.3 * np.sin(2 * np.pi * hertz * np.arange(round(16_000 * seconds)) / 16_000)
+    file = io.BytesIO()
+    with av.open(file, "w", format="g722") as output:
+        stream: Any = output.add_stream("g722", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            (sound * 32767).astype(np.int16)[None], format="s16", layout="mono"
+        )
+        frame.sample_rate = 16_000
+        output.mux([*stream.encode(frame), *stream.encode(None)])
     return file.getvalue()
 
 
@@ -69,6 +85,18 @@ def seven_zipped(files: Mapping[str, bytes]) -> bytes:
         for name, content in files.items():
             archive.writestr(content, name)
     return data.getvalue()
+
+
+def debian(data: bytes) -> bytes:
+    """A Debian package whose member data.tar.xz is `data`."""
+    members = {b"debian-binary": b"2.0\n", b"control.tar.xz": lzma.compress(b"odd"), b"data.tar.xz": data}
+    package = b"!<arch>\n"
+    for name, content in members.items():
+        header = name.ljust(16) + b"0".ljust(12) + b"0".ljust(6) * 2 + b"100644".ljust(8)
+        package += (
+            header + str(len(content)).encode().ljust(10) + b"`\n" + content + b"\n" * (len(content) % 2)
+        )
+    return package
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -147,6 +175,13 @@ def mls(language: str, encoding: str, sound: Sound = tone) -> Files:
         lines = [f"{name}\ttonhöhe {hertz}\n" for name, hertz in said.items()]
         files[f"{root}/{part}/transcripts.txt"] = "".join(lines).encode()
     return files
+
+
+def prompts(lines: Mapping[str, str], language: str = "en") -> Files:
+    """A language of the telephone prompts; the tone of a recording is 500 Hz and 100 more for each one before it."""
+    files = {f"{name}.g722": g722(500 + 100 * number) for number, name in enumerate(lines)}
+    told = "".join(f"{name}: {text}\n" for name, text in lines.items())
+    return files | {f"core-sounds-{language}.txt": f"\ufeff; Core Sounds\n\n{told}".encode()}
 
 
 def clothoaqa(asked: Mapping[tuple[str, str], Sequence[str]] = ASKED) -> bytes:

@@ -12,6 +12,7 @@ import py7zr
 import pytest
 
 from steermoe.corpora.archives import ArchiveError, extract
+from tests.corpora.official import debian
 
 Member = tuple[str, bytes, bytes | int, str]  # name, content, kind, what it links to
 
@@ -22,7 +23,10 @@ def member(name: str, data: bytes = b"", kind: bytes | int = tarfile.REGTYPE, li
 
 def packed(path: Path, members: list[Member]) -> Path:
     """A zip or tar archive, by its name; kinds are those of tar, translated."""
-    if path.suffix == ".7z":
+    if path.suffix == ".deb":
+        path.write_bytes(debian(packed(path.with_suffix(".tar.xz"), members).read_bytes()))
+        path.with_suffix(".tar.xz").unlink()
+    elif path.suffix == ".7z":
         with py7zr.SevenZipFile(path, "w") as file:
             for name, data, _, _ in members:
                 file.writestr(data, name)
@@ -41,7 +45,9 @@ def packed(path: Path, members: list[Member]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz", "a.zip", "a.7z"])
+@pytest.mark.parametrize(
+    "name", ["a.tar", "a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz", "a.zip", "a.7z", "a.deb"]
+)
 def test_extract(tmp_path: Path, name: str) -> None:
     files = {"top/a.txt": b"a", "top/ä b.txt": b"b", "/".join(["folder"] * 20) + "/deep": b"deep"}
     extract(packed(tmp_path / name, [member(*file) for file in files.items()]), tmp_path / "out")
@@ -67,7 +73,8 @@ UNSAFE = [
 @pytest.mark.parametrize(
     ("name", "members"),
     [*(("a.tar.gz", members) for members in UNSAFE), *(("a.zip", UNSAFE[i]) for i in (0, 1, -1)),
-     ("a.zip", [member("/tmp/escaped-absolutely", b"x")]), ("a.zip", [member("a\\..\\..\\escaped", b"x")])],
+     *(("a.deb", UNSAFE[i]) for i in (0, 2, -1)), ("a.zip", [member("/tmp/escaped-absolutely", b"x")]),
+     ("a.zip", [member("a\\..\\..\\escaped", b"x")])],
 )  # fmt: skip
 def test_unsafe_members_are_refused(tmp_path: Path, name: str, members: list[Member]) -> None:
     (tmp_path / "secret").write_text("kept")
@@ -117,7 +124,7 @@ def test_members_of_a_tar_are_not_kept_in_memory(tmp_path: Path) -> None:
     assert peak(1_000) < peak(100) + 200_000
 
 
-@pytest.mark.parametrize("name", ["a.tar.gz", "a.zip", "a.7z"])
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.zip", "a.7z", "a.deb"])
 def test_damage_is_found(tmp_path: Path, name: str) -> None:
     noise = np.random.default_rng(1).bytes(50_000)
     good = packed(tmp_path / name, [member("noise", noise)]).read_bytes()
@@ -125,6 +132,8 @@ def test_damage_is_found(tmp_path: Path, name: str) -> None:
                good[:30_000] + bytes([good[30_000] ^ 1]) + good[30_001:]]  # fmt: skip
     if name == "a.tar.gz":
         damaged.append(good[:-8] + bytes([good[-8] ^ 1]) + good[-7:])  # the checksum of the stream
+    if name == "a.deb":
+        damaged += [good[:8], good.replace(b"data.tar.xz", b"more.tar.xz"), good[:56] + b"x" + good[57:]]
     if name == "a.zip":
         size = (50_000).to_bytes(4, "little")
         damaged.append(good.replace(size, (10).to_bytes(4, "little")))  # less than there is

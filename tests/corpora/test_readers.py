@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from steermoe import config, corpora
 from steermoe.config.corpora import Corpora
 from steermoe.config.errors import located
-from steermoe.corpora import aishell, clotho, librispeech, mmau, multilingual, openaudiobench
+from steermoe.corpora import aishell, clotho, librispeech, mmau, multilingual, openaudiobench, prompts
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.download import UnavailableError
 from steermoe.data.filters import Limits, RejectedError
@@ -78,6 +78,8 @@ MMAU, MMAU_SOUND = {"mmau-test-mini.json": official.mmau()}, {"test-mini-audios/
 PRO = {
     "test.parquet": official.mmaupro([{"answer": "Dog"}, {"id": "q2", "choices": [], "answer": "It barks."}])
 }
+PROMPTS = official.prompts({"greeting": "...Goodbye.", "digits/1": "one", "beep": "[beep]"})
+PROMPTS_PACKED = {"asterisk-core-sounds-en-g722-1.6.1.tar.gz": tarred(PROMPTS)}
 OPEN = {
     name: data
     for number, (subset, answer) in enumerate((("web_questions", "Jaxon; Jazmyn"), ("reasoning_qa", "北京")))
@@ -135,6 +137,10 @@ CASES = {
         PRO | {"data.zip": zipped({"data/a.wav": tone(500)})},
         [("none", "Dog", 500), ("none", "It barks.", 500)], {"task": "answer", "language": "en"},
     ),
+    "prompts": Case(
+        "prompts", {"test": ["en-train"]}, {f"en/{name}": data for name, data in PROMPTS.items()}, PROMPTS_PACKED,
+        [("Allison Smith", "Goodbye.", 500), ("Allison Smith", "one", 600)], {"language": "en", "task": "transcribe"},
+    ),
     "openaudiobench": Case(
         "openaudiobench", {"test": ["web_questions", "reasoning_qa"], "revision": REVISION}, OPEN, OPEN,
         [("unknown", "Jaxon", 500), ("unknown", "北京", 600)],
@@ -160,6 +166,9 @@ def approve(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(
                 aishell, "ARCHIVE", dataclasses.replace(aishell.ARCHIVE, checksum=f"md5:{digest}")
             )
+        elif name.startswith("asterisk"):
+            archive = (len(data), hashlib.sha256(data).hexdigest())
+            monkeypatch.setitem(prompts.RECORDED, "en", prompts.RECORDED["en"]._replace(archive=archive))
         elif name.startswith("clotho_audio_evaluation"):
             of = (None, digest, hashlib.md5(files["clotho_captions_evaluation.csv"]).hexdigest())
             monkeypatch.setitem(clotho.FILES, "evaluation", of)
@@ -194,12 +203,12 @@ def rows_of_split(case: Case) -> Callable[[str], int]:
     ].index
 
 
-@pytest.mark.parametrize("name", ["librispeech", "minilibrispeech", "aishell1", "mls", "clotho"])
+@pytest.mark.parametrize("name", ["librispeech", "minilibrispeech", "aishell1", "mls", "clotho", "prompts"])
 def test_archives_have_the_published_checksums(
     name: str, fill: Any, section: Any, fetched: Any, root: Path
 ) -> None:
     fill(CASES[name].packed)
-    with pytest.raises(ArchiveError, match=r"wrong checksum: MD5 hash .* does not match"):
+    with pytest.raises(ArchiveError, match=r"wrong checksum: (MD5|SHA256) hash .* does not match"):
         fetched(name, section(kind_of(name), **CASES[name].changes))
     assert not (root / "raw").exists()
 
@@ -324,6 +333,11 @@ def changed(name: str, **files: Any) -> tuple[str, dict[str, Any]]:
         (("librispeech", {"notes.txt": b""}), r"expected 'LibriSpeech/dev-clean' \(unpacked\), .*; found: notes\.txt"),
         (("librispeech", {"dev-clean.tar.gz": b"damaged"}), "wrong checksum"),
         (("aishell2", {"x": b""}), "expected 'iOS/data'"),
+        (("prompts", {"x": b""}), r"expected 'en' \(unpacked\), 'asterisk-core-sounds-en-g722-1\.6\.1\.tar\.gz' or"),
+        (changed("prompts", **{"sounds-en.txt": None}), r"core-sounds-en\.txt\.gz: no such file, expected the transc"),
+        (changed("prompts", **{"sounds-en.txt": b"greeting\n"}), "line 1: found 'greeting', expected `name: text`"),
+        (changed("prompts", **{"sounds-en.txt": b"greeting: h\xe9\n"}), r"sounds-en\.txt: damaged, or not UTF-8"),
+        (changed("prompts", **{".txt": b"beep: [beep]"}), "split 'en-train': no utterances in it"),
     ],
 )  # fmt: skip
 def test_what_is_refused(
