@@ -294,7 +294,15 @@ def _page(
 ) -> str:
     hours = frame["seconds"].sum() / 3600
     text = f"Encoded: {len(frame)} utterances, {hours:.2f} h, {use['frames']:,} encoder frames. {LEGEND}"
-    lines = [f"# What the experts of {name} do", "", text, "", *steering_section({name: use})]
+    lines = [
+        f"# What the experts of {name} do",
+        "",
+        text,
+        "",
+        "## Steering",
+        "",
+        *steering_section({name: use}),
+    ]
     figures = ("divergence", "by_chance", "p")
     body = [
         [row["condition"], row["place"], str(row["groups"]), *(f"{row[name]:.4f}" for name in figures)]
