@@ -62,6 +62,7 @@ class Evaluation(Section):
 
     normalizer: Normalizer
     max_batch_seconds: Positive
+    bootstrap_unit: Literal["auto", "row", "speaker", "text"]
     bootstrap_samples: Annotated[int, checked("a whole number >= 100", lambda count: whole(count, 100))]
     confidence: OpenShare
     normalizers: dict[str, Normalizer]
