@@ -8,6 +8,8 @@ well tested are read: libsndfile's ADPCM readers, for one, had memory errors (CV
 import io
 import itertools
 import logging
+import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -37,6 +39,10 @@ SUFFIXES = frozenset(
     ".webm .mkv .mka .w64 .rf64 .wma .sph .au .wv".split()
 )  # of files that count as audio whatever is in them
 SUBTYPES = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW")
+SNDFILE = re.compile(
+    rb"(?:RIFF|RF64).{4}WAVE|FORM.{4}AIF[FC]|fLaC", re.DOTALL
+)  # formats that libsndfile decodes
+READ_AHEAD = 2**16  # bytes that libFLAC reads beyond the end, at most
 FLAC_HEADER = 42  # bytes: the marker, and the first metadata block, which is STREAMINFO
 Source = Path | str | bytes | BinaryIO
 log = logging.getLogger(__name__)
@@ -45,7 +51,7 @@ log = logging.getLogger(__name__)
 def load(source: Source, max_seconds: float = MAX_SECONDS, track: int | None = None) -> np.ndarray:
     """Decode a recording, mix its channels down and resample it.
 
-    All that can be decoded is read: of a file that holds several recordings one after the other, each.
+    All that can be decoded is read, of joined MP3, Ogg and WebM files every part.
 
     Args:
         source: a path (also of a pipe), the bytes of a file, or a binary file-like object.
@@ -132,25 +138,30 @@ def _mixed(run: Iterator[tuple[int, np.ndarray]], count: int, channels: int) -> 
 def _frames(
     file: BinaryIO, name: str, max_seconds: float, block_seconds: float, track: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield rate and samples (n, channels) of all recordings in a file as they are decoded, within the limits."""
-
+    """Yield rate and samples (n, channels) of a file as they are decoded, within the limits."""
+    size, end = file.seek(0, os.SEEK_END), containers.declared_end(file)
+    if not size:
+        raise AudioError(f"{name}: empty, 0 bytes")
+    if end is not None and end > size + 1:  # a last byte that is padding may be missing
+        raise AudioError(f"{name}: truncated audio, {size} of {end} bytes are there")
+    opened = _opened(file, name)
+    if opened is None:
+        frames = containers.frames(file, name, max_seconds, track)
+    elif track not in (None, 1):
+        raise AudioError(f"{name}: no audio track {track}; it has 1")
+    else:
+        frames = _decoded(opened, file, name, max_seconds, block_seconds)
+        if end is not None and size - end > TAG_BYTES:
+            log.warning("%s: %d bytes after the audio are not read", name, size - end)
     seconds, read = 0.0, 0
-    for part in containers.parts(file, name):
-        opened = _opened(part, name)
-        if opened is None:
-            frames = containers.frames(part.file, name, max_seconds - seconds, track)
-        elif track not in (None, 1):
-            raise AudioError(f"{name}: no audio track {track}; it has 1")
-        else:
-            frames = _decoded(opened, part, name, max_seconds, block_seconds)
-        for rate, samples in frames:
-            _check_limits(rate, samples.shape[1], name)
-            check_samples(samples, name, read)
-            read += len(samples)
-            seconds += len(samples) / rate
-            if seconds > max_seconds:
-                raise AudioError(f"{name}: longer than the {max_seconds:g} s that are allowed; cut it")
-            yield rate, samples
+    for rate, samples in frames:
+        _check_limits(rate, samples.shape[1], name)
+        check_samples(samples, name, read)
+        read += len(samples)
+        seconds += len(samples) / rate
+        if seconds > max_seconds:
+            raise AudioError(f"{name}: longer than the {max_seconds:g} s that are allowed; cut it")
+        yield rate, samples
 
 
 class _Forward(soundfile.SoundFile):
@@ -160,13 +171,15 @@ class _Forward(soundfile.SoundFile):
         return False
 
 
-def _opened(part: containers.Part, name: str) -> soundfile.SoundFile | None:
-    """Return a part as libsndfile opens it; None where it is another format, or its header has no length."""
-    if part.format not in ("wav", "rf64", "aiff", "flac"):
+def _opened(file: BinaryIO, name: str) -> soundfile.SoundFile | None:
+    """Return a file as libsndfile opens it; None where it is another format, or its header has no length."""
+    file.seek(0)
+    known = SNDFILE.match(file.read(12))
+    file.seek(0)
+    if not known:
         return None
     try:
-        part.file.seek(0)
-        opened = _Forward(part.file)
+        opened = _Forward(file)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{name}: not readable as audio ({error.error_string})") from error
     if opened.subtype not in SUBTYPES:
@@ -177,7 +190,7 @@ def _opened(part: containers.Part, name: str) -> soundfile.SoundFile | None:
 
 
 def _decoded(
-    opened: soundfile.SoundFile, part: containers.Part, name: str, max_seconds: float, block_seconds: float
+    opened: soundfile.SoundFile, file: BinaryIO, name: str, max_seconds: float, block_seconds: float
 ) -> Iterator[tuple[int, np.ndarray]]:
     rate, total, decoded = opened.samplerate, opened.frames, 0
     _check_limits(rate, opened.channels, name)
@@ -185,21 +198,19 @@ def _decoded(
         raise AudioError(
             f"{name}: {total / rate:.1f} s by its header, allowed are at most {max_seconds:g}; cut it"
         )
+    count = max(1, round(block_seconds * rate))
     while decoded < total:  # no further: tags may follow
         try:
-            samples = opened.read(
-                min(total - decoded, max(1, round(block_seconds * rate))), dtype="float32", always_2d=True
-            )
+            samples = opened.read(min(total - decoded, count), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{name}: corrupt {opened.format} audio ({error.error_string})") from error
         if not len(samples):
             raise AudioError(f"{name}: truncated audio, {decoded} of {total} samples could be decoded")
         decoded += len(samples)
         yield rate, samples
-    if part.surplus > TAG_BYTES:
-        log.warning(
-            "%s: %d bytes after the audio are not read; its header does not count them", name, part.surplus
-        )
+    file.seek(max(FLAC_HEADER, file.tell() - READ_AHEAD))
+    if opened.format == "FLAC" and b"fLaC\0\0\0\x22" in file.read():
+        raise AudioError(f"{name}: several FLAC recordings one after the other; give each a file of its own")
 
 
 def _check_limits(rate: int, channels: int, name: str) -> None:
@@ -251,15 +262,10 @@ def is_audio(path: Path) -> bool:
 
     A file with a suffix of audio counts even if it cannot be read, so that reading it reports the error.
     """
-
     if path.suffix.lower() in SUFFIXES:
         return True
-    try:
-        with path.open("rb") as file:
-            first = next(containers.parts(file, str(path)))
-            return first.format in ("wav", "aiff", "flac") or containers.has_audio(first.file)
-    except (AudioError, StopIteration):
-        return False
+    with path.open("rb") as file:
+        return containers.has_audio(file)
 
 
 @dataclass(frozen=True)
