@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +33,6 @@ MAX_CHANNELS = 8
 MAX_SECONDS = 3600.0  # longest recording that is loaded whole
 MAX_STREAMED_SECONDS = 8 * 3600.0  # longest recording that is decoded in blocks
 BLOCK_SECONDS = 10.0
-MAX_PIPED_BYTES = 2**32  # of a pipe, which is copied into a temporary file
 TAG_BYTES = 2**16  # bytes after a recording that are taken for tags
 SUFFIXES = frozenset(
     ".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .m4a .m4b .mp4 .m4v .mov .3gp .3g2 .aac .amr .caf "
@@ -66,44 +66,45 @@ def load(source: Source, max_seconds: float = MAX_SECONDS, track: int | None = N
             holds samples that are not finite or of another scale.
         OSError: the file cannot be opened.
     """
-    whole = [
-        (rate, np.concatenate(list(run))) for rate, run in _runs(source, max_seconds, BLOCK_SECONDS, track)
-    ]
-    return _some(np.concatenate([resample(samples, rate) for rate, samples in whole] or [[]]), source)
+    resampled = [np.zeros(0, np.float32)]
+    for rate, run in _runs(source, max_seconds, BLOCK_SECONDS, track):
+        samples = np.concatenate(list(run))
+        if rate != RATE:
+            samples = librosa.resample(samples, orig_sr=rate, target_sr=RATE, res_type="soxr_hq", fix=False)
+        resampled.append(samples)
+    return _some(np.concatenate(resampled), source)
 
 
 def blocks(
-    source: Source,
+    source: Source | np.ndarray,
     max_seconds: float = MAX_STREAMED_SECONDS,
     block_seconds: float = BLOCK_SECONDS,
     track: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Decode as `load`, in blocks (n,) of about `block_seconds`: hours take the memory of seconds.
 
+    A waveform (N,) at RATE is checked and cut into such blocks.
+
     Raises:
         AudioError, OSError: as `load`; what is wrong after the start is found when it is reached.
     """
+    if isinstance(source, np.ndarray):
+        samples, count = as_waveform(source, "a waveform"), round(block_seconds * RATE)
+        yield from (samples[first : first + count] for first in range(0, len(samples), count))
+        return
     given = np.zeros(0, np.float32)
     for rate, run in _runs(source, max_seconds, block_seconds, track):
-        resampler = (
-            None if rate == RATE else soxr.ResampleStream(rate, RATE, 1)
-        )  # librosa's own has no blocks
-        for block in run:
-            resampled = block if resampler is None else resampler.resample_chunk(block)
+        if rate == RATE:
+            for given in run:
+                yield given
+            continue
+        resampler = soxr.ResampleStream(rate, RATE, 1)  # librosa's own has no blocks
+        for block in itertools.chain(run, [None]):
+            last = block is None
+            resampled = resampler.resample_chunk(np.zeros(0, np.float32) if last else block, last=last)
             if len(resampled):
                 yield (given := resampled)
-        if resampler is not None and len(
-            rest := resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-        ):
-            yield (given := rest)
     _some(given, source)
-
-
-def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Return samples (n,) float32, of `rate` a second, at `RATE`."""
-    if rate == RATE:
-        return samples
-    return librosa.resample(samples, orig_sr=rate, target_sr=RATE, res_type="soxr_hq", fix=False)
 
 
 def _some(samples: np.ndarray, source: Source) -> np.ndarray:
@@ -235,7 +236,7 @@ def opened_file(source: Source, name: str) -> Iterator[BinaryIO]:
     """Open a source as a seekable file; a pipe is copied into a temporary one.
 
     Raises:
-        AudioError: it is a device, or a pipe with more than MAX_PIPED_BYTES.
+        AudioError: it is a device.
         OSError: it cannot be opened.
     """
     if isinstance(source, bytes):
@@ -250,10 +251,7 @@ def opened_file(source: Source, name: str) -> Iterator[BinaryIO]:
         yield source
     else:
         with tempfile.TemporaryFile() as file:
-            while piece := source.read(2**20):
-                file.write(piece)
-                if file.tell() > MAX_PIPED_BYTES:
-                    raise AudioError(f"{name}: more than {MAX_PIPED_BYTES} bytes through a pipe; give a file")
+            shutil.copyfileobj(source, file)
             yield file
 
 

@@ -1,6 +1,7 @@
 """`steermoe transcribe`."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def main(
     found = options.find_recordings(recordings)
     files = _files(found, out, format)
     from steermoe.asr.recognizer import Recognizer
+    from steermoe.atomic_io import write_text
 
     recognizer = Recognizer(
         options.open_model(model, device), prompt=prompt, context=context,
@@ -76,14 +78,15 @@ def main(
         for place, result in recognizer.recordings([options.source(path) for _, path in found], progress):
             name, path = found[place]
             try:
-                text = _text(result, format, path, max_line_width, max_line_count)
+                text = _text(result, format, max_line_width, max_line_count)
                 if out is not None:
-                    _write(files[place], text)
-                else:
-                    print(text if len(found) == 1 else _named(text, format, name), end="", flush=True)
-            except _Problem as problem:
+                    write_text(files[place], text)
+            except (ValueError, OSError) as error:
                 bad += 1
-                print(f"steermoe: {printable(str(problem))}", file=sys.stderr)
+                print(f"steermoe: {printable(_message(error, path))}", file=sys.stderr)
+                continue
+            if out is None:
+                print(text if len(found) == 1 else _named(text, format, name), end="", flush=True)
     if out is not None:
         print(f"{printable(str(out))}: {len(found) - bad} transcripts")
     if bad:
@@ -105,10 +108,6 @@ def _files(found: Sequence[tuple[str, Path]], out: Path | None, format: str) -> 
     return files
 
 
-class _Problem(Exception):
-    """A recording cannot be transcribed; the others go on."""
-
-
 def _check(format: str, out: Path | None, words: bool, width: int | None, count: int | None) -> None:
     """Raise ValueError where an option has no effect, or its value is not allowed."""
     if format not in SUFFIXES:
@@ -123,25 +122,19 @@ def _check(format: str, out: Path | None, words: bool, width: int | None, count:
         raise ValueError(f"--out: {out} is a file; name a folder")
 
 
-def _text(
-    result: "Transcript | Exception", format: str, path: Path, width: int | None, lines: int | None
-) -> str:
+def _text(result: "Transcript | Exception", format: str, width: int | None, lines: int | None) -> str:
     from steermoe.asr.transcript import render, wrapped
 
-    if not isinstance(result, Exception):
-        return render(result if width is None else wrapped(result, width, lines), format)
-    if isinstance(result, OSError) and result.strerror:
-        raise _Problem(f"{path}: {result.strerror}")
-    raise _Problem(str(result) if str(result).startswith(f"{path}: ") else f"{path}: {result}")
+    if isinstance(result, Exception):
+        raise result
+    return render(result if width is None else wrapped(result, width, lines), format)
 
 
-def _write(file: Path, text: str) -> None:
-    from steermoe.atomic_io import write_text
-
-    try:
-        write_text(file, text)
-    except OSError as error:
-        raise _Problem(f"{file}: {error.strerror}") from error
+def _message(error: ValueError | OSError, path: Path) -> str:
+    """Return what is wrong with a recording, or with its output file, after its path."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename or path)}: {error.strerror}"
+    return str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
 
 
 def _named(text: str, format: str, name: str) -> str:
@@ -157,15 +150,11 @@ def _progress(found: Sequence[tuple[str, Path]]) -> Iterator[Callable[[int, floa
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
 
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-    console, shown = plain_console(stderr=True), sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, redirect_stdout=shown) as bar:
-        task = bar.add_task("", total=None)
-
-        def update(place: int, seconds: float) -> None:
-            name = f"{printable(found[place][0])} ({place + 1} of {len(found)})"
-            bar.update(task, description=f"{name}: {seconds / 60:.1f} minutes read")
-
-        yield update
+    with plain_console(stderr=True).status("") as status:
+        yield lambda place, seconds: status.update(
+            Text(
+                f"{printable(found[place][0])} ({place + 1} of {len(found)}): {seconds / 60:.1f} minutes read"
+            )
+        )

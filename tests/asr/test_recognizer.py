@@ -72,15 +72,6 @@ def test_confidence_is_the_model_s_own(mini: Any, spoken: Spoken):
     assert answer.confidence == pytest.approx(float(torch.exp(-loss)), rel=1e-3)
 
 
-def test_confidence_tells_noise_from_speech(mini: Any, spoken: Spoken):
-    rng = np.random.default_rng(0)
-    clean = [each.samples for each in spoken]
-    noisy = [s + 0.3 * rng.standard_normal(len(s)).astype(np.float32) for s in clean]
-    found = [answer_all(mini, group, None, None, GREEDY, 0, scored=True) for group in (clean, noisy)]
-    means = [np.mean([answer.confidence or 0 for answer in answers]) for answers in found]
-    assert means[0] > means[1] + 0.1
-
-
 @pytest.mark.parametrize("max_batch_seconds", [None, 4.0])
 def test_bad_ones_among_good_ones_whatever_the_batches(
     mini: Any, talk: np.ndarray, tmp_path: Path, transcript: Transcript, max_batch_seconds: float | None
@@ -137,10 +128,10 @@ def test_implausible_answers_are_left_out(
 
 
 def test_context_is_before_the_prompt(mini: Any):
-    assert Recognizer(mini).prompt is None
-    asked = Recognizer(mini, context="lamps, Anna").prompt or ""
+    assert Recognizer(mini).prompt == mini.config.prompts.transcribe
+    asked = Recognizer(mini, context="lamps, Anna").prompt
     assert "lamps, Anna" in asked and asked.endswith(mini.config.prompts.transcribe)
-    assert (Recognizer(mini, prompt="say it: ", context="lamps").prompt or "").endswith("say it: ")
+    assert Recognizer(mini, prompt="say it: ", context="lamps").prompt.endswith("say it: ")
     assert longest(mini) == 8.0  # of a segment: what encoder and training allow
 
 
@@ -178,11 +169,11 @@ for path in sys.argv[1:]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"text": found.text, "seconds": found.seconds, "segments": len(found.segments), "peak": peak}))
 """
-MINUTES = 8
+MINUTES = 5
 
 
 def test_a_long_recording_takes_the_memory_of_a_short_one(spoken: Spoken, tmp_path: Path):
-    """8 minutes in stereo at 32 kHz, which would be 117 MiB decoded; and its text is that of its minutes."""
+    """5 minutes in stereo at 32 kHz, which would be 73 MiB decoded; and its text is that of its minutes."""
     minute = np.zeros(60 * RATE // 512 * 512, np.float32)  # whole windows of voice activity
     for place, each in zip((2, 17, 40), spoken, strict=False):
         minute[place * RATE : place * RATE + len(each.samples)] = each.samples
@@ -196,4 +187,4 @@ def test_a_long_recording_takes_the_memory_of_a_short_one(spoken: Spoken, tmp_pa
     short, long = map(json.loads, done.stdout.splitlines())
     assert short["segments"] == 3 and long["seconds"] == pytest.approx(MINUTES * short["seconds"])
     assert long["text"] == " ".join([short["text"]] * MINUTES)
-    assert long["peak"] - short["peak"] < 60, (short["peak"], long["peak"])
+    assert long["peak"] - short["peak"] < 40, (short["peak"], long["peak"])

@@ -113,23 +113,20 @@ def muxed(
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["path", "text", "bytes", "stream", "open file"])
-def test_same_from_every_source(tmp_path: Path, kind: str):
+def test_same_from_every_source(tmp_path: Path):
     path = tmp_path / "tone.mp3"  # the name does not matter
     path.write_bytes(data := encoded(tone(0.1, RATE)))
+    expected = soundfile.read(path, dtype="float32")[0]
     with path.open("rb") as file:
-        found: dict[str, Any] = {
-            "path": path, "text": str(path), "bytes": data, "stream": io.BytesIO(data), "open file": file,
-        }  # fmt: skip
-        loaded = load(found[kind])
-    np.testing.assert_array_equal(loaded, soundfile.read(path, dtype="float32")[0])
+        for source in (path, str(path), data, io.BytesIO(data), file):
+            np.testing.assert_array_equal(load(source), expected)
 
 
 @pytest.mark.parametrize(
     ("kind", "subtype", "rate", "channels"),
-    [("WAV", "PCM_U8", RATE, 1), ("WAV", "PCM_24", 48_000, 2), ("WAV", "FLOAT", 8_000, 1), ("FLAC", "PCM_16", RATE, 1),
-     ("FLAC", "PCM_24", 96_000, 2), ("AIFF", "PCM_16", 22_050, 8), ("OGG", "VORBIS", 44_100, 2),
-     ("OGG", "OPUS", 48_000, 1), ("MP3", "MPEG_LAYER_III", 44_100, 2), ("WAV", "ULAW", 8_000, 1)],
+    [("WAV", "PCM_U8", RATE, 1), ("WAV", "FLOAT", 8_000, 1), ("FLAC", "PCM_16", RATE, 1),
+     ("FLAC", "PCM_24", 96_000, 2), ("AIFF", "PCM_16", 22_050, 8), ("OGG", "OPUS", 48_000, 1),
+     ("MP3", "MPEG_LAYER_III", 44_100, 2)],
 )  # fmt: skip
 def test_formats_whole_in_blocks_and_as_flac(kind: str, subtype: str, rate: int, channels: int):
     samples = tone(2.3, rate)
@@ -168,7 +165,6 @@ def test_flac_keeps_16_bits_and_clips_overshoot():
 @pytest.mark.parametrize(
     ("made", "first", "second"),
     [
-        (dict(kind="matroska", codec="aac", video=6), 0, 2),
         (dict(kind="matroska", codec="aac", video=9, offset=5), 5, 7),
         (dict(kind="mp4", codec="aac", video=9, offset=5), 5, 7),
         (dict(kind="mp4", codec="alac", channels=6), 0, 2),
@@ -176,10 +172,8 @@ def test_flac_keeps_16_bits_and_clips_overshoot():
         (dict(kind="3gp", codec="aac", video=2, offset=1), 1, 3),
         (dict(kind="webm", codec="libopus", gap=3), 0, 5),
         (dict(kind="webm", codec="libopus", offset=20), 0, 2),
-        (dict(kind="ogg", codec="libopus"), 0, 2),
         (dict(kind="adts", codec="aac"), 0, 2),
         (dict(kind="caf", codec="alac"), 0, 2),
-        (dict(kind="matroska", codec="libopus", video=2, tracks=2), 0, 2),
         (dict(kind="mp4", codec="aac", tracks=3), 0, 2),
     ],
     ids=str,
@@ -273,7 +267,7 @@ def test_lossless_formats_without_a_length_are_the_same_samples():
 @pytest.mark.parametrize(
     "data",
     [WAV, FLAC, OPUS, VORBIS, MP3, AIFF, *(encoded(AB, kind) for kind in ("W64", "CAF", "RF64")),
-     M4A, muxed("matroska", "aac"), encoded(A, "OGG", "OPUS") + OPUS],
+     M4A, muxed("matroska", "aac")],
     ids=lambda value: "",
 )  # fmt: skip
 def test_what_is_cut_is_reported(data: bytes):
@@ -292,21 +286,14 @@ BAD = {
     "empty": (b"", "empty, 0 bytes"),
     "text": (b"frank made fourteen chairs\n" * 20, "not readable as audio .*convert"),
     "RIFF": (b"RIFF, or so it says", "not readable as audio"),
-    "zeros": (b"\x00" * 5000, "not readable as audio"),
     "ftyp": (b"\x00\x00\x00\x20ftypM4A " + bytes(100), "truncated audio|not readable as audio"),
-    "EBML": (b"\x1aE\xdf\xa3" + bytes(100), "not readable as audio"),
-    "FLAC's start": (FLAC[:30], "not readable as audio"),
     "FLAC's middle": (DAMAGED, "corrupt FLAC audio"),
     "no samples": (encoded(np.zeros(0)), "no samples"),
     "nan": (encoded([0, 0.1, np.nan, 0.2], subtype="FLOAT"), "sample 2 is nan"),
-    "infinite": (encoded([0, -np.inf], subtype="FLOAT"), "sample 1 is -inf"),
-    "stereo nan": (encoded(np.array([[0, 0], [0, np.nan]]), subtype="FLOAT"), "sample 1 is nan"),
     "integers": (encoded([0, 1.0, -20_000.0], subtype="DOUBLE"), "a sample of 20000.* by 32768"),
     "ADPCM": (encoded(A, subtype="IMA_ADPCM"), "WAV with IMA_ADPCM is not admitted"),
-    "VOC": (encoded(A, "VOC"), "not readable as audio"),
     "AC-3": (muxed("matroska", "ac3"), "matroska with ac3 is not admitted"),
     "slow": (encoded(A, rate=2000), "sampled at 2000 Hz, allowed are 4000 to 192000"),
-    "fast": (encoded(A, rate=384_000), "sampled at 384000 Hz, allowed are 4000 to 192000"),
     "wide": (encoded(np.zeros((100, 9))), "9 channels, allowed are 1 to 8"),
     "ten hours": (claims(36_000), "36000.0 s by its header, allowed are at most"),
     "half an hour": (claims(1800), "corrupt FLAC audio|truncated audio, 16000 of 28800000 samples"),
@@ -371,8 +358,8 @@ def test_arrays_that_are_refused(array: np.ndarray, message: str):
 
 @pytest.mark.parametrize(
     ("samples", "message"),
-    [(A[:0], r"shape \(0,\)"), (A[None], r"shape \(1, 16000\)"), (A * np.nan, "sample 0 is nan"),
-     (A + np.inf, "sample 0 is inf"), (A * 65_536, "a sample of 19"), (A.astype(np.int16), "int16")],
+    [(A[:0], r"shape \(0,\)"), (A * np.nan, "sample 0 is nan"), (A * 65_536, "a sample of 19"),
+     (A.astype(np.int16), "int16")],
     ids=lambda value: "",
 )  # fmt: skip
 def test_waveforms_that_are_not_encoded(samples: np.ndarray, message: str):
@@ -415,7 +402,7 @@ def test_content_decides_what_is_audio(tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir() if is_audio(path)} == set(there)
 
 
-@pytest.mark.parametrize(("rate", "channels", "samples"), [(8000, 2, 2001), (96_000, 8, 77), (44_100, 1, 1)])
+@pytest.mark.parametrize(("rate", "channels", "samples"), [(8000, 2, 2001), (96_000, 8, 77)])
 def test_flac_header(rate: int, channels: int, samples: int):
     data = encoded(np.zeros((samples, channels)), "FLAC", rate=rate)
     assert flac_header(data) == Header(rate, channels, samples)

@@ -39,7 +39,7 @@ def segments(samples: np.ndarray, block: int, longest: float = 8.0) -> list[Spee
     return found + segmenter.finish()
 
 
-@pytest.mark.parametrize("block", [100, WINDOW, 1777, RATE, 10**9])
+@pytest.mark.parametrize("block", [100, 1777, 10**9])
 def test_each_sentence_is_a_segment_whatever_the_blocks(pieces: list[np.ndarray], block: int):
     samples, times = with_gaps(pieces, 0.7)
     found = segments(samples, block)
@@ -92,7 +92,7 @@ def test_the_open_segment_grows_into_the_one_that_is_returned(pieces: list[np.nd
     assert [segment.seconds for segment in grown] == sorted(segment.seconds for segment in grown)
 
 
-@pytest.mark.parametrize("decibels", [10, -26, -50])
+@pytest.mark.parametrize("decibels", [10, -50])
 def test_the_level_does_not_matter(pieces: list[np.ndarray], decibels: int):
     samples, _ = with_gaps(pieces, 1.0)
     samples += 1e-3 * np.random.default_rng(0).standard_normal(len(samples)).astype(np.float32)
