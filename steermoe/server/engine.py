@@ -296,9 +296,8 @@ class Engine:
             job.answer.set_exception(result)
             return
         now = time.perf_counter()
-        self.metrics.batch_rows.observe(len(self._running) + 1)
-        self.metrics.audio_seconds.inc(job.seconds)
-        self.metrics.compute_seconds.inc(now - self._since)
-        self.metrics.tokens.inc(result.completion_tokens)
+        self.metrics.add_answer(
+            len(self._running) + 1, job.seconds, now - self._since, result.completion_tokens
+        )
         self._since = now
         job.answer.set_result(result)

@@ -63,8 +63,7 @@ class RequestGuard:
         finally:
             self._active -= posted
             path = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(path, scope["method"], str(status)).inc()
-            self._metrics.latency.labels(path).observe(time.perf_counter() - began)
+            self._metrics.add_request(path, scope["method"], status, time.perf_counter() - began)
 
     def _check(self, scope: Message) -> None:
         headers = dict(scope["headers"])

@@ -10,7 +10,7 @@ import torch
 
 from steermoe.audio import synthesis
 from steermoe.audio.io import RATE
-from steermoe.audio.vad import PAUSE, WINDOW, Segmenter, SpeechSegment, VoiceActivity
+from steermoe.audio.vad import WINDOW, Segmenter, SpeechSegment, VoiceActivity
 
 TEXTS = ("frank made fourteen yellow chairs", "the big dog was in the kitchen", "two eight four zero")
 
@@ -72,7 +72,7 @@ def test_what_is_too_long_is_cut_in_a_pause(pieces: list[np.ndarray]):
 def test_without_a_pause_there_is_an_overlap(pieces: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("steermoe.audio.vad.PAUSE", 10**6)
     found = segments(with_gaps(pieces, 0.15)[0], RATE, longest=3.0)
-    assert PAUSE < 10 and len(found) >= 2
+    assert len(found) >= 2
     for one, other in itertools.pairwise(found):
         assert one.broken and one.seconds <= 3.0
         assert one.start + len(one.samples) == other.start + other.overlap
