@@ -96,7 +96,6 @@ class Recognizer:
             models were) may ignore it, or get worse by it.
         words: whether segments have the times of their words; see `timestamps`.
         generation: how to decode; None: as the adapter says.
-        seed: of sampling.
         silence: seconds without speech that end a segment.
         max_batch_seconds: audio seconds a batch, padding included; None: BATCH_SECONDS, on a CPU ON_CPU.
         answer: (waveforms, prompt) -> their answers, instead of the model here.
@@ -110,14 +109,13 @@ class Recognizer:
         context: str | None = None,
         words: bool = False,
         generation: Generation | None = None,
-        seed: int = 0,
         silence: float = 0.4,
         max_batch_seconds: float | None = None,
         answer: Callable[[Sequence[np.ndarray], str], Sequence[Answer]] | None = None,
         track: int | None = None,
     ) -> None:
         self._ask = answer or self._ask_model
-        self.model, self.words, self.seed = model, words, seed
+        self.model, self.words = model, words
         self.generation = model.generation if generation is None else generation
         self.silence, self.track = silence, track
         usual = ON_CPU if model.device.type == "cpu" else BATCH_SECONDS
@@ -246,7 +244,7 @@ class Recognizer:
             None,
             None,
             self.generation,
-            self.seed,
+            0,
             prompt,
             True,
             self.max_batch_seconds,

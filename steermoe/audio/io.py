@@ -300,7 +300,7 @@ def flac_header(data: bytes) -> Header:
     return header
 
 
-def as_flac(source: Source, max_seconds: float = MAX_SECONDS) -> tuple[bytes, float]:
+def as_flac(source: Source) -> tuple[bytes, float]:
     """Return a recording as a mono FLAC file at `RATE`, 16 bits, and its length in seconds.
 
     A file that is that already is decoded to the end, to see that it is whole, and kept as it is.
@@ -309,7 +309,7 @@ def as_flac(source: Source, max_seconds: float = MAX_SECONDS) -> tuple[bytes, fl
         AudioError, OSError: as `load`.
     """
     with opened_file(source, source_name(source)) as file:
-        waveform = load(file, max_seconds)
+        waveform = load(file)
         file.seek(0)
         start = file.read(FLAC_HEADER)
         try:
