@@ -239,16 +239,9 @@ class Recognizer:
 
     def _ask_model(self, waveforms: Sequence[np.ndarray], prompt: str) -> Sequence[Answer]:
         return answer_all(
-            self.model,
-            waveforms,
-            None,
-            None,
-            self.generation,
-            0,
-            prompt,
-            True,
-            self.max_batch_seconds,
-        )
+            self.model, waveforms, generation=self.generation, prompt=prompt, scored=True,
+            max_batch_seconds=self.max_batch_seconds,
+        )  # fmt: skip
 
     def _complete(self, states: list[_Open]) -> Iterator[tuple[int, Transcript]]:
         """Yield the recordings that are transcribed to the end, and forget them."""

@@ -1,7 +1,6 @@
 """`steermoe transcribe`."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,7 +79,8 @@ def main(
             try:
                 text = _text(result, format, max_line_width, max_line_count)
                 if out is not None:
-                    write_text(files[place], text)
+                    path = files[place]
+                    write_text(path, text)
             except (ValueError, OSError) as error:
                 bad += 1
                 print(f"steermoe: {printable(_message(error, path))}", file=sys.stderr)
@@ -133,7 +133,7 @@ def _text(result: "Transcript | Exception", format: str, width: int | None, line
 def _message(error: ValueError | OSError, path: Path) -> str:
     """Return what is wrong with a recording, or with its output file, after its path."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{os.fsdecode(error.filename or path)}: {error.strerror}"
+        return f"{path}: {error.strerror}"
     return str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
 
 
@@ -150,11 +150,14 @@ def _progress(found: Sequence[tuple[str, Path]]) -> Iterator[Callable[[int, floa
     if not sys.stderr.isatty():
         yield None
         return
+    from rich.live import Live
     from rich.text import Text
 
-    with plain_console(stderr=True).status("") as status:
-        yield lambda place, seconds: status.update(
-            Text(
-                f"{printable(found[place][0])} ({place + 1} of {len(found)}): {seconds / 60:.1f} minutes read"
-            )
-        )
+    console = plain_console(stderr=True)
+    with Live(console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as line:
+
+        def update(place: int, seconds: float) -> None:
+            name = f"{printable(found[place][0])} ({place + 1} of {len(found)})"
+            line.update(Text(f"{name}: {seconds / 60:.1f} minutes read"))
+
+        yield update

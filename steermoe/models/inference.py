@@ -28,7 +28,7 @@ from steermoe.data.prompts import Prompt as PromptIds
 from steermoe.data.prompts import encode_texts, render, texts_around
 from steermoe.data.tokens import plain
 from steermoe.models.continuous_batching import DecodeSlots, Prompt, answers, continues
-from steermoe.models.generation import decode, log_likelihoods
+from steermoe.models.generation import GREEDY, decode, log_likelihoods
 from steermoe.models.llm import CausalLM
 from steermoe.models.pretrained import exclusive
 from steermoe.models.tools import Answer, check_tools, read_answer
@@ -98,10 +98,10 @@ def answer_spoken(
 def answer_all(
     model: Answerer,
     audio: Sequence[Audio],
-    question: str | None,
-    tools: Sequence[dict] | None,
-    generation: Generation,
-    seed: int,
+    question: str | None = None,
+    tools: Sequence[dict] | None = None,
+    generation: Generation = GREEDY,
+    seed: int = 0,
     prompt: str | None = None,
     scored: bool = False,
     max_batch_seconds: float = BATCH_SECONDS,

@@ -20,7 +20,6 @@ from steermoe.asr.recognizer import Recognizer, implausible, longest
 from steermoe.asr.transcript import Transcript
 from steermoe.audio.io import RATE, AudioError
 from steermoe.data.prompts import encode_prompt
-from steermoe.models.generation import GREEDY
 from steermoe.models.inference import answer_all
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +54,8 @@ def test_sentences_are_segments(transcript: Transcript, spoken: Spoken, talk: np
 def test_confidence_is_the_model_s_own(mini: Any, spoken: Spoken):
     """The mean log-likelihood is minus the loss of the model on its own answer, without the end token."""
     samples = spoken[0].samples
-    (answer,) = answer_all(mini, [samples], None, None, GREEDY, 0, scored=True)
-    (plain,) = answer_all(mini, [samples], None, None, GREEDY, 0)
+    (answer,) = answer_all(mini, [samples], scored=True)
+    (plain,) = answer_all(mini, [samples])
     assert plain.confidence is None and plain.text == answer.text and answer.confidence is not None
     prompt = encode_prompt(mini.config.prompts, mini.tokenizer, "transcribe", "")
     target = mini.tokenizer.encode(answer.text)
