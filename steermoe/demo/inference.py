@@ -70,7 +70,7 @@ class Models:
         Raises:
             AudioError, OSError: it cannot be used, or is too long.
         """
-        return load(path, self._max_seconds)
+        return load(Path(path).read_bytes(), self._max_seconds)  # errors on the page do not name its folder
 
     def transcribe(self, samples: np.ndarray, scales: Scales | None = None) -> Transcript:
         """Return the transcript of a waveform (n,), with estimated word times."""
