@@ -48,7 +48,6 @@ def main(
     Examples:
 
         steermoe plan --hours 464 --epochs 10 --profile paper
-
         steermoe plan --hours 100.6 --epochs 10 --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
     """
     from steermoe import config
@@ -65,9 +64,8 @@ def main(
         parameters.encoder_shape(chosen.encoder.path, chosen.encoder.dtype, chosen.encoder.layers),
         parameters.llm_shape(chosen.llm.path, chosen.llm.dtype, chosen.llm.layers),
     )
-    batch = max_batch_seconds or chosen.training.max_batch_seconds
     run = {"hours": hours, "epochs": epochs, "mean_seconds": mean_seconds, "peak": peak, "gpus": gpus,
-           "max_batch_seconds": batch, **TOKENS}  # fmt: skip
+           "max_batch_seconds": max_batch_seconds or chosen.training.max_batch_seconds, **TOKENS}  # fmt: skip
     found = parameters.plan(chosen, *shapes, **run)
     needed = found["memory"][mode][0]
     refused = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steermoe.atomic_io import write_text
 from steermoe.cli.options import Device, Model, Silence, Track
 from steermoe.cli.terminal import plain_console, printable
 
@@ -66,7 +67,6 @@ def main(
     found = options.find_recordings(recordings)
     files = _files(found, out, format)
     from steermoe.asr.recognizer import Recognizer
-    from steermoe.atomic_io import write_text
 
     recognizer = Recognizer(
         options.open_model(model, device), prompt=prompt, context=context,
