@@ -28,7 +28,7 @@ HOMES = {  # library -> the only files that may import it
     "deepspeed": ["steermoe/training/engine.py"],
     "dvc": ["flows/checkouts.py"],
     "prefect": [f"flows/{name}.py" for name in ("__main__", "deployments", "tasks")],
-    "fastapi": ["steermoe/server/app.py"],
+    "fastapi": [f"steermoe/server/{name}.py" for name in ("app", "middleware", "schema")],
     "starlette": ["steermoe/server/app.py", "steermoe/demo/app.py"],
     "uvicorn": ["steermoe/server/app.py"],
     "gradio": ["steermoe/demo/app.py"],
