@@ -124,13 +124,14 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
         raise ConfigError(lines)
     given, lock = profile.corpora.named(), read_lock(lock_file(params, tuned.profile))
     corpora = {name: given[name] for name in tuned.corpora}
+    overridden = _overridden(file, values, profile.overrides, list(corpora), lines)
+    evaluation = overridden["evaluation"]  # None where it is wrong, and then `lines` say so
     resolved = {
-        name: variant_config(name, variant, _pinned(settings, lock), corpora)
+        name: variant_config(name, variant, _pinned(settings, lock), corpora, evaluation)
         for name, (variant, settings) in variants.items()
         if name in tuned.compare or not list(unserved(settings.selection, given))
     }
     selected = {name: resolved[name] for name in tuned.compare}
-    overridden = _overridden(file, values, profile.overrides, list(corpora), lines)
     lines += _unserved_variants(
         params, {name: variants[name][1] for name in selected}, selected, given, corpora
     )
