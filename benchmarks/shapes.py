@@ -23,21 +23,32 @@ def frozen_models(
     folder: Path, width: int, layers: int, vocabulary: int, llm_width: int = 512, llm_layers: int = 8
 ) -> tuple[str, str]:
     """A Whisper-like encoder and a Qwen2-like LLM with random weights: the folders of both."""
+    heads = max(1, llm_width // 64)
+    return _saved(
+        folder, width, layers, "qwen2", hidden_size=llm_width, intermediate_size=llm_width * 11 // 4,
+        num_hidden_layers=llm_layers, num_attention_heads=heads, num_key_value_heads=heads, vocab_size=vocabulary,
+    )  # fmt: skip
+
+
+def small_models(folder: Path, layers: int | None = None) -> tuple[str, str]:
+    """Models of the shapes of Whisper-base's encoder and of SmolLM2-135M with random weights, or so many layers."""
+    return _saved(
+        folder, 512, layers or 6, "llama", hidden_size=576, intermediate_size=1536, num_hidden_layers=layers or 30,
+        num_attention_heads=9, num_key_value_heads=3, vocab_size=49_152, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def _saved(folder: Path, width: int, layers: int, kind: str, **sizes: Any) -> tuple[str, str]:
     encoder, llm = folder / "encoder", folder / "llm"
     heads = max(1, width // 64)
-    sizes = WhisperConfig(
+    whisper = WhisperConfig(
         d_model=width, encoder_layers=layers, encoder_attention_heads=heads, encoder_ffn_dim=4 * width
     )
-    WhisperEncoder(sizes).save_pretrained(encoder)
+    WhisperEncoder(whisper).save_pretrained(encoder)
     WhisperFeatureExtractor().save_pretrained(encoder)
     tokenizer = load_tokenizer(str(ROOT / "pretrained/llm"))
     tokenizer.save_pretrained(llm)
-    heads = max(1, llm_width // 64)
-    decoder = AutoConfig.for_model(
-        "qwen2", hidden_size=llm_width, intermediate_size=llm_width * 11 // 4, num_hidden_layers=llm_layers,
-        num_attention_heads=heads, num_key_value_heads=heads, vocab_size=vocabulary,
-        eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+    decoder = AutoConfig.for_model(kind, eos_token_id=tokenizer.eos_token_id, **sizes)
     AutoModelForCausalLM.from_config(decoder).save_pretrained(llm)
     return str(encoder), str(llm)
 

@@ -69,7 +69,8 @@ def main(
                 normalizer=settings.evaluation.normalizer,
             )
             if processes.world().rank == 0:
-                print(f"{out}: dev loss {results['best_dev_loss']:.4f} at step {results['best_step']}")
+                wer = f", dev WER {results['best_dev_wer']:.1%}" if "best_dev_wer" in results else ""
+                print(f"{out}: dev loss {results['best_dev_loss']:.4f}{wer} at step {results['best_step']}")
     except processes.PreemptedError as error:
         print(f"train: {error}", file=sys.stderr)
         raise typer.Exit(processes.PREEMPTED) from error

@@ -19,7 +19,7 @@ from steermoe.config.errors import (
     problem,
 )
 from steermoe.config.model import Encoder, Llm, Lora, Projector, Prompts, Steering, Video
-from steermoe.config.run import LearningRates, Method, ProfileTraining, Selection, Training
+from steermoe.config.run import Evaluation, LearningRates, Method, ProfileTraining, Selection, Training
 from steermoe.config.section import Section, Seed
 
 METHODS = get_args(Method)
@@ -185,7 +185,11 @@ def _no_such_value(method: str, path: str, allowed: list[str]) -> str:
 
 
 def variant_config(
-    name: str, variant: Variant, settings: Settings, corpora: Mapping[str, Corpus]
+    name: str,
+    variant: Variant,
+    settings: Settings,
+    corpora: Mapping[str, Corpus],
+    evaluation: Evaluation,
 ) -> VariantConfig:
     """Return the self-contained configuration of a variant, with the sections that its method reads.
 
@@ -206,6 +210,11 @@ def variant_config(
         if chosen is None:
             chosen = {corpus: getattr(section, use) for corpus, section in corpora.items()}
         splits[f"{use}_splits"] = chosen
+    values["training"]["wer_normalizers"] = {
+        corpus: evaluation.of(corpus).normalizer
+        for corpus, names in splits["dev_splits"].items()
+        if settings.training.criterion == "wer" and names
+    }
     return VariantConfig(name=name, method=variant.method, **splits, **values)
 
 

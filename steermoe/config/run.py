@@ -138,6 +138,10 @@ class TrainingSchedule(Section):
     """How a variant is trained, whatever its method.
 
     Either `max_steps` or `epochs` is null; `init_from` is the folder or hub id of a trained adapter, or null.
+
+    Attributes:
+        criterion: what on the development splits chooses the checkpoint and ends a training early.
+        wer_rows: of how many of their rows the WER is measured; null where `criterion` is loss.
     """
 
     max_steps: Count | None
@@ -152,6 +156,8 @@ class TrainingSchedule(Section):
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: bool
     eval_steps: Count
+    criterion: Literal["loss", "wer"]
+    wer_rows: Count | None
     patience: Count
     init_from: Text | None
     ctc: Ctc | None
@@ -168,12 +174,21 @@ class TrainingSchedule(Section):
             yield "eval_steps", f"at most training.max_steps, which is {self.max_steps}"
         if self.max_steps is not None and self.ctc is not None and self.ctc.steps >= self.max_steps:
             yield "ctc", f"steps below training.max_steps, which is {self.max_steps}"
+        if (self.wer_rows is None) != (self.criterion == "loss"):
+            allowed = "null" if self.criterion == "loss" else "a whole number >= 1"
+            yield "wer_rows", f"{allowed} where training.criterion is {self.criterion}"
 
 
 class Training(TrainingSchedule):
-    """How one variant is trained: `learning_rates` of the parts that its method trains."""
+    """How one variant is trained.
+
+    Attributes:
+        learning_rates: of the parts that its method trains.
+        wer_normalizers: normaliser of each corpus with development rows, where `criterion` is wer.
+    """
 
     learning_rates: dict[str, Positive]
+    wer_normalizers: dict[str, Normalizer]
 
 
 class SteeringRates(Section):
@@ -246,3 +261,8 @@ class ProfileTraining(TrainingSchedule):
 
     learning_rates: LearningRates
     distributed: Distributed
+
+    def _rules(self) -> Iterator[tuple[str, str]]:
+        yield from super()._rules()
+        if self.criterion == "wer" and self.distributed.strategy == "zero3":
+            yield "criterion", "loss, as training.distributed.strategy is zero3, which cannot decode"

@@ -37,7 +37,8 @@ RENAMED = {
     "steps": "max_steps", "batch_seconds": "max_batch_seconds", "clip": "max_grad_norm",
     "steering_clip": "steering_max_grad_norm", "eval_every": "eval_steps",
 }  # fmt: skip
-ADDED = {"ctc": None}  # settings of training that older adapters lack, with what they were trained by
+# Keys of `training` that older adapters lack, with what held for them.
+ADDED = {"criterion": "loss", "wer_rows": None, "wer_normalizers": {}, "ctc": None}
 PER_LAYER = re.compile(r"(.*steering\.router\.)linears\.(\d+)\.(weight|bias)")
 SPLITS = {"train_splits", "dev_splits"}  # their keys are names of corpora
 log = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ def read(source: str | Path) -> Adapter:
 
 def _variant(path: Path, values: Any) -> VariantConfig:
     try:
-        values = values | {"training": ADDED | values["training"]}
+        if isinstance(values, dict) and isinstance(values.get("training"), dict):
+            values = values | {"training": ADDED | values["training"]}
         return VariantConfig.from_json(json.dumps(values))
     except ConfigError as error:
         advice = "an adapter of another version? add what is missing as params.yaml has it, or train it anew"

@@ -1,20 +1,17 @@
 """The training loss over the target tokens of a batch, and what a teacher adds to it.
 
-Where the logits of all of them would be large, they are computed some tokens at a time, and with them the gradient of
-the hidden states: the head is frozen, so that nothing else of them is needed in the backward pass. (So do the fused
-losses of Liger-Kernel, Hsu et al. 2024, and Cut Cross-Entropy, Wijmans et al. 2025, in kernels of their own.)
-
-What a student learns from a teacher is a function of the same hidden states and logits, and is computed with them.
+Where the logits of all tokens would be large, they are computed in chunks of tokens, and with each chunk the gradient
+of its hidden states: the head is frozen, so that nothing else of the logits is needed in the backward pass. (So do the
+fused losses of Liger-Kernel, Hsu et al. 2024, and Cut Cross-Entropy, Wijmans et al. 2025, in kernels of their own.)
 
 Shapes: N target tokens of all rows, H width of the LLM, G of the teacher's, V a vocabulary.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.nn.functional import cosine_similarity, kl_div
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 from transformers.utils.generic import ModelOutput
 
 from steermoe import config
@@ -22,8 +19,6 @@ from steermoe import config
 AT_A_TIME = 2**26  # logits; with fewer, the products with the head are slower than all at once
 Score = Callable[[torch.Tensor], torch.Tensor]
 """Hidden states (N, H) to logits (N, V)."""
-Beside = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
-"""Hidden states and logits of some rows, and which of N they are, to a loss summed over these rows (`Lesson`)."""
 
 
 @dataclass
@@ -43,123 +38,57 @@ class Loss(ModelOutput):
     distillation: torch.Tensor | None = None
 
 
-def target_loss(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> Loss:
-    """The loss of targets by the logits that predict them, in float32."""
-    summed, correct = _CrossEntropy.apply(logits_NV, targets_N)
-    count = len(targets_N)
-    return Loss(
-        loss=summed / count, num_tokens=torch.tensor(count, device=summed.device), num_correct=correct
-    )
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy in float32, and how many targets are the likeliest token.
-
-    The gradient of a logit is its probability, less one at the target. So the probabilities are all that is kept;
-    torch's own function goes over all logits thrice more, for the gradient of the logarithms and its zeros.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> Any:
-        scores_NV = logits_NV.float()
-        largest_N, likeliest_N = scores_NV.max(-1)
-        shares_NV = scores_NV.softmax(-1)
-        # By the largest one, whose share is not lost to rounding.
-        total_N = largest_N - _at(shares_NV, likeliest_N).log()
-        summed = (total_N - _at(scores_NV, targets_N)).sum()
-        correct = (likeliest_N == targets_N).sum()
-        if ctx.needs_input_grad[0]:
-            ctx.dtype = logits_NV.dtype
-            ctx.save_for_backward(
-                shares_NV.scatter_add_(-1, targets_N[:, None], -shares_NV.new_ones(len(targets_N), 1))
-            )
-        ctx.mark_non_differentiable(correct)
-        return summed, correct
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Any) -> Any:
-        (gradient_NV,) = ctx.saved_tensors
-        return torch.mul(gradient_NV, outer[0], out=torch.empty_like(gradient_NV, dtype=ctx.dtype)), None
-
-
-def _at(values_NV: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
-    return values_NV.gather(-1, ids_N[:, None])[:, 0]
-
-
 def hidden_loss(
     hidden_NH: torch.Tensor,
     targets_N: torch.Tensor,
     score: Score,
     vocabulary: int,
-    beside: Beside | None = None,
+    lesson: "Lesson | None" = None,
 ) -> Loss:
-    """`target_loss` of the logits of hidden states, which are never all in memory where they would be large.
+    """Return the loss of targets by the hidden states that predict them, in float32.
 
     Args:
         hidden_NH, targets_N: what predicts the targets, and the targets.
         score: the frozen head, row by row.
         vocabulary: V.
-        beside: what is learned beside the targets; its mean over the N tokens is added to the loss.
+        lesson: of a teacher; its mean over the N tokens is added to the loss.
     """
-    device = hidden_NH.device.type
-    large = vocabulary if beside is None else 2 * vocabulary  # a teacher has logits, too
+
+    def summed(hidden: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits_NV = score(hidden)
+        scores_NV = logits_NV.float()
+        loss = cross_entropy(scores_NV, targets_N[rows], reduction="sum")
+        correct = (scores_NV.detach().argmax(-1) == targets_N[rows]).sum()
+        added = loss.new_zeros(()) if lesson is None else lesson(hidden, logits_NV, rows)
+        return loss + added, added.detach(), correct
+
+    device, count = hidden_NH.device.type, len(targets_N)
+    large = vocabulary if lesson is None else 2 * vocabulary  # a teacher has logits, too
     size = max(1, AT_A_TIME // large)
     # A scaled loss has its scale in the backward pass only, and without it gradients in float16 would vanish.
     scaled = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16
-    if len(hidden_NH) <= size or scaled:
-        scores_NV = score(hidden_NH)
-        found = target_loss(scores_NV, targets_N)
-        if beside is not None and found.loss is not None:
-            added = beside(hidden_NH, scores_NV, slice(None)) / len(targets_N)
-            found.loss, found.distillation = found.loss + added, added.detach()
-        return found
-    summed, correct, added = _Chunked.apply(hidden_NH, targets_N, score, size, beside)
-    count = len(targets_N)
-    return Loss(
-        loss=summed / count,
-        num_tokens=torch.tensor(count, device=summed.device),
-        num_correct=correct,
-        distillation=None if beside is None else added / count,
-    )
-
-
-class _Chunked(torch.autograd.Function):
-    """Summed cross-entropy with what is beside it, how many targets are the likeliest token, what was beside."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NH: torch.Tensor,
-        targets_N: torch.Tensor,
-        score: Score,
-        size: int,
-        beside: Beside | None,
-    ) -> Any:
-        learns = ctx.needs_input_grad[0]
-        gradient_NH = torch.empty_like(hidden_NH) if learns else None
-        summed, added = (torch.zeros((), device=hidden_NH.device) for _ in range(2))
-        correct = torch.zeros((), dtype=torch.long, device=hidden_NH.device)
-        for start in range(0, len(hidden_NH), size):
+    if count <= size or scaled:
+        loss, added, correct = summed(hidden_NH, slice(None))
+    else:
+        learns = torch.is_grad_enabled() and hidden_NH.requires_grad
+        gradient_NH, parts = torch.zeros_like(hidden_NH), []
+        for start in range(0, count, size):
             rows = slice(start, start + size)
-            with torch.set_grad_enabled(learns):
-                hidden = hidden_NH[rows].detach().requires_grad_(learns)
-                logits = score(hidden)
-                loss, right = _CrossEntropy.apply(logits, targets_N[rows])
-                if beside is not None:
-                    extra = beside(hidden, logits, rows)
-                    loss, added = loss + extra, added + extra.detach()
-            if gradient_NH is not None:
-                (gradient_NH[rows],) = torch.autograd.grad(loss, hidden)
-            summed += loss.detach()
-            correct += right
-        ctx.save_for_backward(gradient_NH)
-        ctx.mark_non_differentiable(correct, added)
-        return summed, correct, added
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Any) -> Any:
-        (gradient_NH,) = ctx.saved_tensors
-        return (gradient_NH * outer[0].to(gradient_NH.dtype)), None, None, None, None
+            part_NH = hidden_NH[rows].detach().requires_grad_(learns)
+            parts.append(summed(part_NH, rows))
+            if learns:
+                (gradient_NH[rows],) = torch.autograd.grad(parts[-1][0], part_NH)
+        loss, added, correct = (torch.stack(found).sum().detach() for found in zip(*parts, strict=True))
+        if learns:
+            # Its gradient is `gradient_NH`; its value is taken away again.
+            carrier = (hidden_NH.float() * gradient_NH).sum()
+            loss = loss + (carrier - carrier.detach())
+    return Loss(
+        loss=loss / count,
+        num_tokens=torch.tensor(count, device=loss.device),
+        num_correct=correct,
+        distillation=None if lesson is None else added / count,
+    )
 
 
 def divergence(teacher_NV: torch.Tensor, student_NV: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The training loop: batch, forward, backward, clip, step, schedule; evaluate, checkpoint, log, stop."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from transformers import get_scheduler, set_seed
 
 from steermoe.config import Distributed
 from steermoe.data.batching import bucketed_batches
-from steermoe.data.dataset import collate
+from steermoe.data.dataset import Batch, collate
 from steermoe.distributed import ONE_PROCESS, PreemptedError, SigtermFlag, gathered
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import checkpointing, reporting
+from steermoe.training.dev_wer import DevWer
 from steermoe.training.distillation import Teacher
 from steermoe.training.engine import Engine
 from steermoe.training.optim import adamw, current_rates
@@ -25,7 +26,7 @@ from steermoe.training.sampler import SharedDataset, StepBatches, counted_tokens
 STEERING_PARTS = ("vectors", "router")
 REPEAT = "repeat the command, it resumes from the last checkpoint"
 Examples = tuple[Dataset, Sequence[float]]
-Batch = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 
 class Trainer:
@@ -39,12 +40,13 @@ class Trainer:
         distributed: how the processes share the work.
         describe: describes rows, given by number, where the training diverges.
         teacher: what the model learns from in addition to the labels, if anything.
+        wer: the rows of `dev` whose WER chooses the best weights; None: their loss chooses.
         tracker: takes metrics, in the first process.
 
     Attributes:
         step: optimizer steps that are done.
         log: an entry for every log and every evaluation, each with its step.
-        best_weights: of the evaluation with the lowest loss so far, on the CPU, whole.
+        best_weights: of the best evaluation so far, on the CPU, whole.
         trained: all trained parameters by name.
 
     Raises:
@@ -62,10 +64,11 @@ class Trainer:
         distributed: Distributed = ONE_PROCESS,
         describe: Callable[[Sequence[int]], list[dict[str, Any]]] = list,
         teacher: Teacher | None = None,
+        wer: DevWer | None = None,
         tracker: Any = None,
     ) -> None:
         self.model, self.variant, self.run = model, model.config, run
-        self.describe, self.teacher = describe, teacher
+        self.describe, self.teacher, self.wer = describe, teacher, wer
         training, seed = self.variant.training, self.variant.seed
         self.max_steps = total_steps(training, train[1], seed, model.encoder.window_seconds)
         # A divisor of eval_steps: no evaluation falls between two logs.
@@ -86,8 +89,8 @@ class Trainer:
         self._loss_sum = torch.zeros((), device=self.engine.device)  # since then
         self._figures: dict[str, float | torch.Tensor] = {}  # of the last step
         self._rows: list[int] = []  # of the step that is computed
-        self.progress = ProgressReport(self.variant.name, self.max_steps, self.is_first)
-        audio = [] if tracker is None else self._batches().audio_seconds()
+        audio = self._batches().audio_seconds()
+        self.progress = ProgressReport(self.variant.name, self.max_steps, audio, self.is_first)
         self.metrics = MetricsReport(tracker, model, audio)
 
     @property
@@ -113,9 +116,8 @@ class Trainer:
             DivergedError: a loss or gradient is not finite in some process.
             CheckpointError: a checkpoint cannot be written.
         """
-        self.progress.begin(self.step)
         try:
-            with self._sigterm:
+            with self._sigterm, self.progress.running(self.step):
                 self._run()
         except RuntimeError as error:
             # SIGTERM to the whole process group also ends the processes that load data, in the middle of a step.
@@ -145,7 +147,7 @@ class Trainer:
             if stops:
                 raise self._preempted()
 
-    def _train_step(self, batch: Batch) -> None:
+    def _train_step(self, batch: Tensors) -> None:
         """Run one optimizer step on this process' rows of a batch."""
         if self._is_logged(self.step + 1):
             self.metrics.begin()
@@ -166,7 +168,7 @@ class Trainer:
         self.timer.end()
         self.progress.stepped(self.step, loss_value, float(self.schedule.get_last_lr()[0]))
 
-    def _shared_loss(self, output: Any, value: float, batch: Batch) -> torch.Tensor:
+    def _shared_loss(self, output: Any, value: float, batch: Tensors) -> torch.Tensor:
         """Return the loss, scaled so that its mean over processes is that of all rows' tokens.
 
         Raises:
@@ -238,10 +240,10 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return mean loss of a target token and token accuracy on the dev splits, of all processes together.
+        """Return mean loss of a target token, token accuracy and, if it is measured, WER on the dev splits.
 
-        Where the training is asked to stop, the evaluation ends early and returns {}; the resumed training begins
-        with it.
+        They are of all processes together. Where the training is asked to stop, the evaluation ends early and returns
+        {}; the resumed training begins with it.
         """
         self.model.eval()
         totals = [0.0, 0.0, 0.0]
@@ -256,16 +258,41 @@ class Trainer:
             correct = float(output.num_correct) if tokens else 0.0
             found = (float(output.loss) * tokens, tokens, correct)
             totals = [total + value for total, value in zip(totals, found, strict=True)]
-            self.progress.evaluating(self.step, number, len(loader))
+            self.progress.evaluating(self.step, "evaluating on dev", number, len(loader))
         loss, tokens, correct = self.engine.sums(*totals)
         metrics = {"dev_loss": loss / tokens, "dev_token_accuracy": correct / tokens}
         if not math.isfinite(metrics["dev_loss"]):
             raise self._diverged(metrics)
+        if self.wer is not None:
+            errors, words = self._word_errors(self.wer)
+            if not words:
+                return {}
+            metrics[reporting.WER] = errors / words
         self._append({"step": self.step, **metrics})
         if reporting.evaluations_since_best(self.log) == 0:
             self.best_weights = self.engine.weights(self.trained)
         self.progress.evaluated(reporting.table(self.log)[-1])
         return metrics
+
+    def _word_errors(self, wer: DevWer) -> list[float]:
+        """Return the number of errors and of words in all processes' answers; zeros where the training is to stop."""
+        rows: list[int] = []
+        loader = self._loader(self._dev[0], self._dev_batches(wer.rows))
+        stops = False
+
+        def batches() -> Iterator[Batch]:
+            nonlocal stops
+            for number, batch in enumerate(loader, 1):
+                stops = self.step < self.max_steps and self._should_stop(agree=True)
+                if stops:
+                    return
+                rows.extend(batch["indices"].tolist())
+                self.progress.evaluating(self.step, "answering on dev", number, len(loader))
+                yield Batch(**self._moved(batch))
+
+        found = {rows[a.row]: a.ids for a in self.model.generate_all(batches(), wer.generation)}
+        counts = wer.count({row: ids for row, ids in found.items() if row >= 0})
+        return [0.0, 0.0] if stops else self.engine.sums(*counts)
 
     def _is_evaluation_owed(self) -> bool:
         """Return whether an evaluation is due that was not done: of initial weights, or one that a stop prevented."""
@@ -335,10 +362,14 @@ class Trainer:
             self.engine.rank, self.engine.world, self.model.encoder.window_seconds, start,
         )  # fmt: skip
 
-    def _dev_batches(self) -> list[list[int]]:
+    def _dev_batches(self, rows: Sequence[int] | None = None) -> list[list[int]]:
+        """Return the batches of this process, of some rows or of all."""
         budget, window = self.variant.training.max_batch_seconds, self.model.encoder.window_seconds
-        batches = bucketed_batches(self._dev[1], budget, seed=None, epoch=0, window=window)
-        return [share(batch, self.engine.rank, self.engine.world) for batch in batches]
+        rows = range(len(self._dev[1])) if rows is None else rows
+        seconds = [self._dev[1][row] for row in rows]
+        batches = bucketed_batches(seconds, budget, seed=None, epoch=0, window=window)
+        chosen = [[rows[place] for place in batch] for batch in batches]
+        return [share(batch, self.engine.rank, self.engine.world) for batch in chosen]
 
     def _loader(self, dataset: Dataset, batches: Any) -> DataLoader:
         return DataLoader(
@@ -351,5 +382,5 @@ class Trainer:
             generator=torch.Generator().manual_seed(self.variant.seed),
         )
 
-    def _moved(self, batch: Batch) -> Batch:
+    def _moved(self, batch: Tensors) -> Tensors:
         return {name: tensor.to(self.engine.device, non_blocking=True) for name, tensor in batch.items()}

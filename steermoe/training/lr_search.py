@@ -73,6 +73,9 @@ def short(variant: VariantConfig, steps: int, multiplier: float) -> VariantConfi
     changed = {
         "max_steps": steps,
         "epochs": None,
+        "criterion": "loss",  # what `choose` compares
+        "wer_rows": None,
+        "wer_normalizers": {},
         "warmup_steps": warmup,
         "eval_steps": min(training.eval_steps, max(1, steps // 4)),
         # Rounded: 0.3 * 1e-3 is 0.0003 and not 0.00029999999999999997.

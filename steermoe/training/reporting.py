@@ -8,9 +8,10 @@ import csv
 import io
 import math
 import statistics
-import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -21,18 +22,25 @@ from steermoe.training.optim import PARTS
 from steermoe.training.router_metrics import RoutingWatch
 
 Log = Sequence[Mapping[str, Any]]
+WER = "dev_wer"  # in the log where `training.criterion` is wer
 COLUMNS = (
     "step",
     "train_loss",
     "dev_loss",
     "dev_token_accuracy",
+    WER,
     *(f"lr_{part}" for part in PARTS),
     "grad_norm",
     "steering_grad_norm",
     "layer_scale",
 )
 SECONDS = 30.0  # between lines of progress
-METRIC_NAMES = {"loss": "train/loss", "dev_loss": "dev/loss", "dev_token_accuracy": "dev/token_accuracy"}
+METRIC_NAMES = {
+    "loss": "train/loss",
+    "dev_loss": "dev/loss",
+    "dev_token_accuracy": "dev/token_accuracy",
+    WER: "dev/wer",
+}
 
 
 def evaluations(log: Log) -> list[Mapping[str, Any]]:
@@ -41,21 +49,26 @@ def evaluations(log: Log) -> list[Mapping[str, Any]]:
 
 
 def best(log: Log) -> Mapping[str, Any] | None:
-    """Return the evaluation with the lowest loss, the first of equals; None before the first."""
-    return min(evaluations(log), key=lambda entry: entry["dev_loss"], default=None)
+    """Return the best evaluation, the first of equals; None before the first.
+
+    It has the lowest WER, if that is measured, and of the same WER the lowest loss.
+    """
+    return min(evaluations(log), key=lambda entry: (entry.get(WER, 0.0), entry["dev_loss"]), default=None)
 
 
 def evaluations_since_best(log: Log) -> int:
-    """Return how many evaluations in a row brought no lower loss."""
-    found = evaluations(log)
-    return len(found) - 1 - found.index(min(found, key=lambda entry: entry["dev_loss"])) if found else 0
+    """Return how many evaluations in a row brought nothing better."""
+    found, least = evaluations(log), best(log)
+    return 0 if least is None else len(found) - 1 - found.index(least)
 
 
 def table(log: Log) -> list[dict[str, Any]]:
     """Return a row for each evaluation: `train_loss` is the mean since the row before, the rest is as it was then.
 
-    A value that the method does not have (the rate of a part that it lacks) is None.
+    A value that the method does not have (the rate of a part that it lacks) is None. There is a column of WER where
+    that is measured.
     """
+    columns = [column for column in COLUMNS if column != WER or any(WER in entry for entry in log)]
     rows, sums, last_step = [], [], 0
     latest: Mapping[str, Any] = {}
     for entry in log:
@@ -65,72 +78,106 @@ def table(log: Log) -> list[dict[str, Any]]:
         if "dev_loss" in entry:
             steps = entry["step"] - (rows[-1]["step"] if rows else 0)
             merged = {**latest, **entry, "train_loss": math.fsum(sums) / steps if sums else None}
-            rows.append({column: merged.get(column) for column in COLUMNS})
+            rows.append({column: merged.get(column) for column in columns})
             sums = []
     return rows
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table as CSV; an empty cell is None."""
+    """Return a table of at least one row as CSV; an empty cell is None."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
 class ProgressReport:
-    """Prints a line for every evaluation, and on standard error one after the first step and then every SECONDS.
+    """Prints a line for every evaluation, after the first step, and whenever none was printed for SECONDS.
 
     Args:
         name: of what is trained.
         steps: of the whole training.
+        audio_seconds: read after each step.
         is_first: this is the first process; others are silent.
         clock: returns seconds.
     """
 
     def __init__(
-        self, name: str, steps: int, is_first: bool = True, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        steps: int,
+        audio_seconds: Sequence[float],
+        is_first: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._steps, self._is_first, self._clock = name, steps, is_first, clock
-        self._last, self._begun = (
-            -math.inf,
-            (0, clock()),
-        )  # time of the last line; step and time of the beginning
+        self._audio_seconds = [0.0, *audio_seconds]
+        self._begun = (0, clock())  # step and time of the beginning
+        self._last = clock()  # time of the last line
+        self._state = ""  # what the next line says
 
-    def begin(self, step: int) -> None:
-        """Start after `step` steps, which an earlier session has done."""
-        self._begun = (step, self._clock())
-        if step and self._is_first:
-            print(f"{self._name}: resumed at step {step} of {self._steps}", flush=True)
+    @contextmanager
+    def running(self, step: int) -> Iterator[None]:
+        """Print lines in the context, also while a step takes long; an earlier session has done `step` steps."""
+        self._begun, self._last = (step, self._clock()), self._clock()
+        if step:
+            self._print(f"resumed at step {step} of {self._steps}")
+        self._state = f"step {step}/{self._steps}  no step is done yet"
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(1.0):
+                self.tick()
+
+        thread = threading.Thread(target=watch, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def stepped(self, step: int, loss: float, rate: float) -> None:
-        """Report a step with its loss and the learning rate of the first part."""
+        """Note a step with its loss and the learning rate of the first part."""
         first, start = self._begun
-        speed = (step - first) / max(self._clock() - start, 1e-9)
+        if step == first + 1:
+            self._last = -math.inf
+        took = max(self._clock() - start, 1e-9)
+        speed, audio = (step - first) / took, self._audio_seconds[step] - self._audio_seconds[first]
         left = timedelta(seconds=round((self._steps - step) / speed))
-        self._line(
-            step, f"loss {loss:.4f}  learning rate {rate:.2e}  {speed:.2f} steps/s  {left} left at most"
+        self._note(
+            step,
+            f"loss {loss:.4f}  learning rate {rate:.2e}  {speed:.3g} steps/s  {audio / took:.3g} audio s/s  "
+            f"{left} left at most",
         )
 
-    def evaluating(self, step: int, batch: int, batches: int) -> None:
-        """Report how many batches of the development splits are done."""
-        self._line(step, f"evaluating on dev, batch {batch}/{batches}")
+    def evaluating(self, step: int, work: str, batch: int, batches: int) -> None:
+        """Note how many batches of the development splits are done."""
+        self._note(step, f"{work}, batch {batch}/{batches}")
 
     def evaluated(self, row: Mapping[str, Any]) -> None:
-        """Report an evaluation, a row of `table`."""
+        """Print an evaluation, a row of `table`."""
         trained = "" if row["train_loss"] is None else f"  train loss {row['train_loss']:.4f}"
-        if self._is_first:
-            print(
-                f"{self._name}: step {row['step']}/{self._steps}{trained}  dev loss {row['dev_loss']:.4f}  "
-                f"dev token accuracy {row['dev_token_accuracy']:.1%}",
-                flush=True,
-            )
+        wer = f"  dev WER {row[WER]:.1%}" if WER in row else ""
+        self._print(
+            f"step {row['step']}/{self._steps}{trained}  dev loss {row['dev_loss']:.4f}  "
+            f"dev token accuracy {row['dev_token_accuracy']:.1%}{wer}"
+        )
 
-    def _line(self, step: int, text: str) -> None:
-        if self._is_first and self._clock() - self._last >= SECONDS:
-            self._last = self._clock()
-            print(f"{self._name}: step {step}/{self._steps}  {text}", file=sys.stderr, flush=True)
+    def tick(self) -> None:
+        """Print what was noted last, unless a line was printed less than SECONDS ago."""
+        if self._clock() - self._last >= SECONDS:
+            self._print(self._state)
+
+    def _note(self, step: int, text: str) -> None:
+        self._state = f"step {step}/{self._steps}  {text}"
+        self.tick()
+
+    def _print(self, text: str) -> None:
+        self._last = self._clock()
+        if self._is_first:
+            print(f"{self._name}: {text}", flush=True)
 
 
 class StepTimer:

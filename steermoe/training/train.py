@@ -21,6 +21,7 @@ from steermoe.models.pretrained import digests
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training import reporting
 from steermoe.training.checkpointing import discard_all, discard_leftovers, last_checkpoint
+from steermoe.training.dev_wer import DevWer
 from steermoe.training.distillation import Teacher
 from steermoe.training.feature_cache import feature_cache
 from steermoe.training.initialization import load_initial
@@ -213,7 +214,9 @@ def _fit(
         )
         for rows, seconds in ((rows, rows["seconds"].to_list()) for rows in (data.train, data.dev))
     )
-    trainer = Trainer(model, train, dev, run, describe=data.describe, **options)
+    scored = model.config.training.criterion == "wer"
+    wer = DevWer(model.config, data.dev, model.tokenizer) if scored else None
+    trainer = Trainer(model, train, dev, run, describe=data.describe, wer=wer, **options)
     if trainer.is_first:
         discard_leftovers(run)
         if (epochs := model.config.training.epochs) is not None:
@@ -257,7 +260,7 @@ def _results(
     best = reporting.best(trainer.log)
     assert best is not None
     return {
-        "best_dev_loss": best["dev_loss"],
+        **{f"best_{name}": best[name] for name in ("dev_loss", reporting.WER) if name in best},
         "best_step": best["step"],
         "steps": trainer.step,
         "stopped_early": trainer.step < trainer.max_steps,

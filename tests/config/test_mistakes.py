@@ -117,6 +117,13 @@ MISTAKES = [  # place, value (... removes it), key that is named, words of what 
         "training.eval_steps",
         "at most training.max_steps, which is {steps}",
     ),
+    ("mini:training.wer_rows", 200, "training.wer_rows", "null where training.criterion is loss"),
+    (
+        "mini:training.criterion",
+        "wer",
+        "training.wer_rows",
+        "a whole number >= 1 where training.criterion is wer",
+    ),
     (
         "mini:training.epochs",
         3,

@@ -127,7 +127,7 @@ def test_a_profile_overrides_what_all_variants_share(edit: Edit, params: Path) -
         ),
         (
             {"mini:overrides": {"projector.projection": "mlp"}},
-            'configs/mini.yaml: overrides.projector.width: found null; allowed: a number with projection mlp',
+            "configs/mini.yaml: overrides.projector.width: found null; allowed: a number with projection mlp",
         ),
         (
             {"mini:selection.train": {"synthetic": ["dev"]}},

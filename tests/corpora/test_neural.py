@@ -22,8 +22,8 @@ COUNTS = {"train": 60, "train-piper": 20, "dev": 8, "clean": 12, "noise": 12, "r
 
 def settings(**changes: Any) -> Neural:
     values = {
-        "train": ["train", "train-piper"], "dev": ["dev"], "test": ["clean", "noise", "reverb", "telephone"], "seed": 5,
-        "limit": None, "utterances": COUNTS, "changed_share": 0.5,
+        "train": ["train", "train-piper"], "dev": ["dev"], "test": ["clean", "noise", "reverb", "telephone"],
+        "seed": 5, "limit": None, "utterances": COUNTS, "changed_share": 0.5,
     }  # fmt: skip
     return Neural.model_validate(values | changes)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,23 +146,32 @@ def test_sigterm_ends_a_training_after_its_step_and_it_goes_on_to_the_same_bytes
     assert outputs(tmp_path / "out") == expected
 
 
+@pytest.mark.parametrize("criterion", ["loss", "wer"])
 def test_sigterm_amid_an_evaluation_keeps_the_steps_before_it(
-    undisturbed, shards, quick_variant, tmp_path, monkeypatch, at_step
+    criterion, undisturbed, shards, quick_variant, tmp_path, monkeypatch, at_step
 ):
-    expected, real = undisturbed(), ProgressReport.evaluating
+    scored: dict[str, Any] = {"criterion": "wer", "wer_rows": 5, "wer_normalizers": {"tones": "folded"}}
+    variant = quick_variant("steering", **(scored if criterion == "wer" else {}))
+    if criterion == "wer":
+        train(variant, shards, tmp_path / "whole", tmp_path)
+    expected = undisturbed() if criterion == "loss" else outputs(tmp_path / "whole")
+    real, amid = (
+        ProgressReport.evaluating,
+        {"loss": "evaluating on dev", "wer": "answering on dev"}[criterion],
+    )
 
-    def evaluating(self, step, *batches):
-        if step == 4:
+    def evaluating(self, step, work, *batches):
+        if step == 4 and work == amid:
             terminate()
-        real(self, step, *batches)
+        real(self, step, work, *batches)
 
     with monkeypatch.context() as patched:
         patched.setattr(ProgressReport, "evaluating", evaluating)
         with pytest.raises(PreemptedError, match="at step 4 of 6"):
-            train(quick_variant("steering"), shards, tmp_path / "out", tmp_path)
+            train(variant, shards, tmp_path / "out", tmp_path)
     steps: list[int] = []
     at_step(None, lambda: steps.append(1))
-    train(quick_variant("steering"), shards, tmp_path / "out", tmp_path)
+    train(variant, shards, tmp_path / "out", tmp_path)
     assert outputs(tmp_path / "out") == expected
     assert len(steps) == 2  # step 4 itself was not repeated
 
