@@ -4,30 +4,8 @@ Every value is required and no default is in code, so DVC sees everything that m
 both files together. A component takes its own section.
 """
 
-from steermoe.config.corpora import (
-    LANGUAGE_TAG,
-    Aishell1,
-    Aishell2,
-    Archived,
-    Clotho,
-    ClothoAqa,
-    Corpora,
-    Corpus,
-    Digits,
-    Fleurs,
-    Folder,
-    LibriSpeech,
-    Limited,
-    MiniLibriSpeech,
-    Mls,
-    Mmau,
-    MmauPro,
-    OpenAudioBench,
-    Remote,
-    Shapes,
-    Synthetic,
-)
-from steermoe.config.edit import preview, select, switch_profile
+from steermoe.config.corpora import Corpus
+from steermoe.config.edit import preview, switch_profile
 from steermoe.config.errors import ConfigError
 from steermoe.config.experiments import VariantConfig
 from steermoe.config.load import Config, load
@@ -37,40 +15,20 @@ from steermoe.config.run import Distillation, Distributed, Evaluation, Generatio
 from steermoe.config.section import of_the_hub
 
 __all__ = [
-    "LANGUAGE_TAG",
-    "Aishell1",
-    "Aishell2",
-    "Archived",
-    "Clotho",
-    "ClothoAqa",
     "Config",
     "ConfigError",
-    "Corpora",
     "Corpus",
-    "Digits",
     "Distillation",
     "Distributed",
     "Encoder",
     "Evaluation",
-    "Fleurs",
-    "Folder",
     "Generation",
-    "LibriSpeech",
-    "Limited",
     "Llm",
     "Locked",
     "Lora",
-    "MiniLibriSpeech",
-    "Mls",
-    "Mmau",
-    "MmauPro",
-    "OpenAudioBench",
     "Projector",
     "Prompts",
-    "Remote",
-    "Shapes",
     "Steering",
-    "Synthetic",
     "Training",
     "VariantConfig",
     "Video",
@@ -81,6 +39,5 @@ __all__ = [
     "of_the_hub",
     "preview",
     "read_lock",
-    "select",
     "switch_profile",
 ]

@@ -3,12 +3,14 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from steermoe.audio import io as waveform
+from steermoe.config.load import read
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,16 @@ class Card:
             textwrap.fill(text, 100, initial_indent=f"{key:8}", subsequent_indent=" " * 8)
             for key, text in lines.items()
         )
+
+
+@cache
+def _cards() -> dict[str, Any]:
+    return read(Path(__file__).with_name("cards.yaml"))
+
+
+def card(corpus: str) -> Card:
+    """Return the data card of a corpus in cards.yaml."""
+    return Card(**_cards()[corpus])
 
 
 class Part(Protocol):

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from steermoe.audio import synthesis
-from steermoe.config import Shapes
-from steermoe.corpora.reader import Card, Generated, generated_row, in_parts
+from steermoe.config.corpora import Shapes
+from steermoe.corpora.reader import Generated, card, generated_row, in_parts
 from steermoe.corpora.synthetic import CASTS, record
 from steermoe.data import video
 
@@ -44,15 +44,7 @@ DARK, SHADES = 40, 20  # the background is below DARK; a shape's colour is up to
 VOICES = {"train": "train", "dev": "dev", "test": "clean"}  # split -> row of CASTS
 SPLITS = tuple(VOICES)
 
-CARD = Card(
-    name="drawn moving shapes, with questions spoken by espeak-ng",
-    bytes=0,
-    licence="MIT, as this library; espeak-ng (GPL-3.0) is only run",
-    source="made here",
-    restrictions="none",
-    task="answer",
-    metric="accuracy",
-)
+CARD = card("shapes")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,18 +109,6 @@ def test_switch_to_a_wrong_profile_leaves_params_alone(edit: Edit, params: Path)
     assert params.read_bytes() == before
 
 
-def test_select_changes_one_list(params: Path) -> None:
-    before = params.read_text().splitlines()
-    every = list(config.load(params).variants)
-    config.select(params, every)
-    assert config.load(params).compare == every
-    changed = [line for line in difflib.ndiff(before, params.read_text().splitlines()) if line[0] in "+-"]
-    assert changed == [f"+ - {name}" for name in every if name not in ("steermoe", "linear", "lora")]
-    with pytest.raises(config.ConfigError, match="did you mean linear"):
-        config.select(params, ["liner"])
-    assert config.load(params).compare == every
-
-
 @pytest.mark.parametrize(
     ("file", "setting", "line"),
     [

@@ -13,6 +13,7 @@ from dvc.utils.hydra import apply_overrides
 
 from pipeline import own, sources
 from steermoe import config
+from steermoe.config.corpora import Folder
 from tests.pipeline.conftest import ROOT, executed, run
 
 RATE = 16_000
@@ -44,7 +45,7 @@ def test_a_profile_is_written_and_selected(recordings: Path, params: Path, capsy
     own.main("mine", recordings, language="en", params=params)
     loaded = config.load(params)
     folder = loaded.corpora["folder"]
-    assert isinstance(folder, config.Folder) and folder.path == str(recordings)
+    assert isinstance(folder, Folder) and folder.path == str(recordings)
     assert (loaded.profile, list(loaded.corpora)) == ("mine", ["folder"])
     assert loaded.training.max_seconds == loaded.preprocessing.max_seconds == 8.0
     assert loaded.training.max_steps is not None
