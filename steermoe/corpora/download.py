@@ -173,7 +173,7 @@ def _in_mirror(source: Source, sources: Sequence[Source], folder: Path, mirror: 
 
 
 def _check_space(sizes: Sequence[int], dest: Path, downloaded: bool = False) -> None:
-    """Check the space for what is unpacked and the largest download, which exists beside its content for a while."""
+    """Check the space for what is unpacked and the largest download, which exists next to its content for a while."""
     present = sum(path.stat().st_size for path in (dest / WORK).rglob("*") if path.is_file())
     needed = UNPACKED * sum(sizes) + (max(sizes, default=0) if downloaded else 0) - present
     free = shutil.disk_usage(dest).free

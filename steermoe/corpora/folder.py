@@ -62,9 +62,7 @@ def fetch(settings: Folder, dest: Path) -> None:
 def list_entries(settings: Folder, embedded: Path) -> tuple[dict[str, list[Entry]], list[str]]:
     """Return the utterances of each split in use, and what of the folder is left out.
 
-    Args:
-        settings: of the corpus.
-        embedded: folder for the recordings that a table itself holds.
+    Recordings that a table itself holds are written to the folder `embedded`.
 
     Raises:
         ArchiveError: as `fetch`.

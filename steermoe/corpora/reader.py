@@ -71,20 +71,6 @@ def card(corpus: str) -> Card:
     return Card(**_cards()[corpus])
 
 
-class Part(Protocol):
-    """Rows of a split that one process makes, as one shard or more; it can be pickled."""
-
-    @property
-    def split(self) -> str:
-        """Name of the split."""
-        ...
-
-    @property
-    def number(self) -> int:
-        """Position among the parts of the split, from 0."""
-        ...
-
-
 class Reader(Protocol):
     """A corpus: a module, or an object of the module `__name__`, in which preprocessing finds `rows`.
 
@@ -103,8 +89,11 @@ class Reader(Protocol):
         """
         ...
 
-    def parts(self, settings: Any, source: Path) -> Sequence[Part]:
-        """Return the parts of all splits in use, in order."""
+    def parts(self, settings: Any, source: Path) -> Sequence[Any]:
+        """Return the parts of all splits in use, in order: rows that one process makes, as one shard or more.
+
+        A part has the attributes `split` and `number`, its position in the split from 0, and can be pickled.
+        """
         ...
 
     def rows(self, settings: Any, source: Path, part: Any) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Drawn videos with spoken questions: some equal shapes of one colour move, and a voice of espeak-ng asks about them.
 
 Every video is asked after three times: what colour the shapes are, how many there are, and what they are. What is
-written beside it is the same in all rows, so neither the video nor the voice is enough for an answer. Voices of
+written with it is the same in all rows, so neither the video nor the voice is enough for an answer. Voices of
 `test` ask in no other split. `fetch` writes the recipe (nothing is downloaded); `rows` draws and speaks a part.
 As in `synthetic`, a part must be made in a fresh process to give the same bytes again.
 """

@@ -1,4 +1,4 @@
-"""The shipped files load, all problems of both files are told at once, and the profile can be switched."""
+"""The shipped files load, all problems of both files are reported at once, and the profile can be switched."""
 
 import difflib
 import shutil
@@ -41,11 +41,11 @@ def test_every_problem_of_both_files_is_reported_at_once(edit: Edit, problems: P
             "mini:llm": {"path": "", "dtype": 3},
         }
     )
-    told = [line.split(":")[1].strip() for line in problems()]
+    reported = [line.split(":")[1].strip() for line in problems()]
     steering = [f"steering.{name}" for name in config.Steering.model_fields]
     mine = ["seed", "compare", "reference", "variants.baseline", "variants.baseline.overrides.lora.rnk"]
     theirs = ["training.max_steps", "llm.path", "llm.revision", "llm.dtype", "llm.quantization", "llm.layers"]
-    assert sorted(told) == sorted(steering + mine + theirs)
+    assert sorted(reported) == sorted(steering + mine + theirs)
 
 
 def test_unknown_profile_hides_no_other_problem(edit: Edit, problems: Problems) -> None:
