@@ -197,11 +197,7 @@ class Tracker:
     def register_best(self, variant: str, model: Path, loss: float, measured_on: str) -> None:
         """Register the best adapter as a version of `steermoe-<profile>`, with the alias `champion`.
 
-        Args:
-            variant: its variant.
-            model: folder of the adapter.
-            loss: its loss on the development splits.
-            measured_on: how that was measured; a champion with a lower loss by the same measure stays champion.
+        A champion with a lower loss by the same measure stays champion.
         """
         tags = {
             "steermoe.variant": variant,
