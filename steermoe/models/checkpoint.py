@@ -163,12 +163,6 @@ def check_frozen(found: Mapping[str, str], saved: Adapter, variant: VariantConfi
 
     Weights that were loaded with another dtype or quantisation cannot be compared: a warning says so.
 
-    Args:
-        found: SHA-256 of the weights by part.
-        saved: the adapter as it was read.
-        variant: the configuration by which the frozen models were loaded.
-        source: the adapter's name, for messages.
-
     Raises:
         ValueError: they differ.
     """

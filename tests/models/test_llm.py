@@ -266,8 +266,6 @@ def test_gradients_pass_through_a_quantised_llm(
 
 def test_quantisations_that_cannot_be_used_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_options("none", torch.float32) == {} and set(QUANTIZATIONS) == {"none", "int8", "nf4"}
-    with pytest.raises(ValueError, match=r"llm\.quantization: found 'int4', must be one of: int8, nf4, none"):
-        load_options("int4", torch.float32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"llm\.quantization: found 'nf4', which needs a CUDA GPU"):
         load_options("nf4", torch.float32)
