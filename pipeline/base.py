@@ -9,7 +9,7 @@ from pipeline.options import Out, Params
 def main(out: Out, params: Params = Path("params.yaml")) -> None:
     """Write path, commit and hashes of the frozen models into OUT, of the profile and of every selected variant.
 
-    Licences are printed first. Models of the hub are compared with the lock beside the profile, or noted there.
+    Licences are printed first. Models of the hub are compared with the lock next to the profile, or noted there.
     """
     import json
 

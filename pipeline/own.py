@@ -95,13 +95,14 @@ def _listed(section: dict[str, Any], embedded: Path) -> dict[str, Any]:
     from pydantic import ValidationError
 
     from steermoe import config
+    from steermoe.config.corpora import Folder as Section
     from steermoe.config.errors import located
     from steermoe.corpora import folder
 
     try:
-        settings = config.Folder(**section)
+        settings = Section(**section)
     except ValidationError as error:
-        lines = [f"{path}{line}" for path, line in located(error, config.Folder)]
+        lines = [f"{path}{line}" for path, line in located(error, Section)]
         raise config.ConfigError(lines) from error
     found, left_out = folder.list_entries(settings, embedded)
     for line in left_out:

@@ -4,32 +4,8 @@ Every value is required and no default is in code, so DVC sees everything that m
 both files together. A component takes its own section.
 """
 
-from steermoe.config.corpora import (
-    LANGUAGE_TAG,
-    Aishell1,
-    Aishell2,
-    Archived,
-    Clotho,
-    ClothoAqa,
-    Corpora,
-    Corpus,
-    Digits,
-    Fleurs,
-    Folder,
-    LibriSpeech,
-    Limited,
-    MiniLibriSpeech,
-    Mls,
-    Mmau,
-    MmauPro,
-    Neural,
-    OpenAudioBench,
-    Remote,
-    Shapes,
-    Synthetic,
-    TelephonePrompts,
-)
-from steermoe.config.edit import preview, select, switch_profile
+from steermoe.config.corpora import Corpus
+from steermoe.config.edit import preview, switch_profile
 from steermoe.config.errors import ConfigError
 from steermoe.config.experiments import VariantConfig
 from steermoe.config.load import Config, load
@@ -40,43 +16,21 @@ from steermoe.config.section import BASE_MODELS, PACKAGE, of_the_hub
 
 __all__ = [
     "BASE_MODELS",
-    "LANGUAGE_TAG",
     "PACKAGE",
-    "Aishell1",
-    "Aishell2",
-    "Archived",
-    "Clotho",
-    "ClothoAqa",
     "Config",
     "ConfigError",
-    "Corpora",
     "Corpus",
-    "Digits",
     "Distillation",
     "Distributed",
     "Encoder",
     "Evaluation",
-    "Fleurs",
-    "Folder",
     "Generation",
-    "LibriSpeech",
-    "Limited",
     "Llm",
     "Locked",
     "Lora",
-    "MiniLibriSpeech",
-    "Mls",
-    "Mmau",
-    "MmauPro",
-    "Neural",
-    "OpenAudioBench",
     "Projector",
     "Prompts",
-    "Remote",
-    "Shapes",
     "Steering",
-    "Synthetic",
-    "TelephonePrompts",
     "Training",
     "VariantConfig",
     "Video",
@@ -87,6 +41,5 @@ __all__ = [
     "of_the_hub",
     "preview",
     "read_lock",
-    "select",
     "switch_profile",
 ]

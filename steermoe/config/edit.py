@@ -45,21 +45,6 @@ def preview(
     return checked(params, read(params) | _switched(params, profile, compare, corpora, reference))
 
 
-def select(params: Path, variants: list[str]) -> None:
-    """Select variants: set `compare` in params.yaml, and keep everything else.
-
-    Corpora that the variants are trained on or chosen by are selected, too.
-
-    Raises:
-        ConfigError: the configuration would not be valid; params.yaml is then left alone.
-    """
-    values, loaded = read(params), checked(params, read(params))
-    chosen = [loaded.variants[variant] for variant in variants if variant in loaded.variants]
-    there = _corpora(params, values)
-    wanted = {*loaded.corpora, *needed(chosen, there)}
-    _rewrite(params, {"compare": variants, "corpora": [name for name in there if name in wanted]})
-
-
 def _corpora(params: Path, values: dict[str, Any]) -> list[str]:
     """Return the names of all corpora of the profile in `values`."""
     there = read(profile_file(params, values)).get("corpora")

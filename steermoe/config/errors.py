@@ -3,8 +3,8 @@
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
@@ -15,7 +15,6 @@ KINDS = {
     "dict_type": "keys with values",
     "list_type": "a list",
 }
-Row = TypeVar("Row")
 LONGEST_VALUE = 80  # characters of a found value that are shown
 RENAMED = {  # keys of version 0.1, by the part of a path that was renamed
     "arms": "variants",
@@ -79,22 +78,6 @@ def nearest(found: Any, allowed: str | Collection[str]) -> str:
 def one_of(names: Collection[str]) -> str:
     """Return the names as words."""
     return f"one of {', '.join(names)}" if len(names) > 1 else "".join(names) or "none"
-
-
-def choose(rows: Mapping[str, Row], name: str, setting: str) -> Row:
-    """Return the row of a registry called `name`.
-
-    Args:
-        rows: the registry.
-        name: what the configuration says.
-        setting: its dotted path, for the error.
-
-    Raises:
-        ValueError: there is no such row; the message lists the allowed names.
-    """
-    if name not in rows:
-        raise ValueError(f"{setting}: found {name!r}, must be one of: {', '.join(sorted(rows))}")
-    return rows[name]
 
 
 def unknown_key(key: str, keys: Collection[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from steermoe.atomic_io import Staging
-from steermoe.config import Corpus, Remote
+from steermoe.config.corpora import Corpus, Remote
 from steermoe.corpora import archives, download
 from steermoe.corpora.download import UnavailableError
 from steermoe.corpora.reader import Reader
@@ -39,9 +39,6 @@ def fetch(name: str, settings: Corpus, out: Path) -> None:
     with Staging(out, key) as staging:
         try:
             corpus.fetch(settings, staging.files)
-        except archives.ArchiveError:
-            download.discard_unverified(staging.files)
-            raise
         except UnavailableError as error:
             if not isinstance(settings, Remote) or settings.required:
                 raise

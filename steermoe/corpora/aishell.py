@@ -18,14 +18,13 @@ the published recipes.
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
-from steermoe.config import Aishell1, Aishell2
+from steermoe.config.corpora import Aishell1, Aishell2
 from steermoe.corpora import tables
 from steermoe.corpora.archives import ArchiveError, hidden
 from steermoe.corpora.download import Places, Source
 from steermoe.corpora.manifest import Entry, ManifestReader
-from steermoe.corpora.reader import Card
+from steermoe.corpora.reader import card
 
 ROOT = "data_aishell"
 TRANSCRIPTS = f"{ROOT}/transcript/aishell_transcript_v0.8.txt"
@@ -135,30 +134,5 @@ def sources2(settings: Aishell2) -> list[Source]:
     return [Source(folder_of(split), folder_of(split)) for split in settings.used]
 
 
-_MANDARIN: dict[str, Any] = {
-    "language": "zh",
-    "metric": "CER",
-    "normalizer": "no spaces, ASCII letters in upper case (done here)",
-}
-CARD1 = Card(
-    name="AISHELL-1",
-    hours=178,
-    bytes=ARCHIVE.bytes,
-    licence="Apache-2.0",
-    source="https://www.openslr.org/33",
-    restrictions="keep the licence and the notices; the authors ask for academic use to cite them",
-    citation="Bu, Du, Na, Wu, Zheng: AISHELL-1: an open-source Mandarin speech corpus and a speech recognition "
-    "baseline. O-COCOSDA 2017",
-    **_MANDARIN,
-)
-CARD2 = Card(
-    name="AISHELL-2",
-    hours=1000,
-    licence="AISHELL-2 licence: academic use only, on application",
-    source="https://www.aishelltech.com/aishell_2",
-    restrictions="no commercial use; must not be passed on; models trained on it fall under what you signed",
-    citation="Du, Na, Liu, Bu: AISHELL-2: transforming Mandarin ASR research into industrial scale. arXiv 1808.10583",
-    **_MANDARIN,
-)
-AISHELL1 = ManifestReader("aishell1", Aishell1.SPLITS, CARD1, lambda settings: [ARCHIVE], entries1)
-AISHELL2 = ManifestReader("aishell2", Aishell2.SPLITS, CARD2, sources2, entries2)
+AISHELL1 = ManifestReader("aishell1", Aishell1.SPLITS, card("aishell1"), lambda settings: [ARCHIVE], entries1)
+AISHELL2 = ManifestReader("aishell2", Aishell2.SPLITS, card("aishell2"), sources2, entries2)

@@ -24,12 +24,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from steermoe.config import Clotho, ClothoAqa
+from steermoe.config.corpora import Clotho, ClothoAqa
 from steermoe.corpora import tables
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.download import Places, Source
 from steermoe.corpora.manifest import Entry, ManifestReader
-from steermoe.corpora.reader import Card
+from steermoe.corpora.reader import card
 
 ZENODO = "https://zenodo.org/records"
 CAPTIONS = tuple(f"caption_{number}" for number in range(1, 6))
@@ -144,26 +144,5 @@ def _key(answer: str) -> str:
     return answer.strip().casefold()
 
 
-CLOTHO_CARD = Card(
-    name="Clotho v2.1",
-    hours=37,
-    licence="captions: Tampere University licence; every sound under its own Freesound licence",
-    source="https://zenodo.org/records/4783391",
-    restrictions="the captions are for academic use; some sounds are CC BY-NC or Sampling+",
-    citation="Drossos, Lipping, Virtanen: Clotho: an audio captioning dataset. ICASSP 2020",
-    task="caption",
-    metric="ROUGE-L against all five captions (papers have SPIDEr and FENSE, which are not computed here)",
-)
-AQA_CARD = Card(
-    name="Clotho-AQA",
-    bytes=SOUNDS.bytes,
-    licence="questions MIT; every sound under its own Freesound licence (clotho_aqa_metadata.csv)",
-    source="https://zenodo.org/records/6473207",
-    restrictions="some sounds are CC BY-NC or Sampling+: no commercial use, and no passing on of the whole",
-    citation="Lipping, Sudarsanam, Drossos, Virtanen: Clotho-AQA: a crowdsourced dataset for audio question "
-    "answering. EUSIPCO 2022",
-    task="answer",
-    metric="accuracy, with the protocol's name",
-)
-CLOTHO = ManifestReader("clotho", Clotho.SPLITS, CLOTHO_CARD, clotho_sources, clotho_entries)
-CLOTHO_AQA = ManifestReader("clothoaqa", ClothoAqa.SPLITS, AQA_CARD, aqa_sources, aqa_entries)
+CLOTHO = ManifestReader("clotho", Clotho.SPLITS, card("clotho"), clotho_sources, clotho_entries)
+CLOTHO_AQA = ManifestReader("clothoaqa", ClothoAqa.SPLITS, card("clothoaqa"), aqa_sources, aqa_entries)

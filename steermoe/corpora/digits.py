@@ -14,11 +14,11 @@ import numpy as np
 import soundfile
 
 from steermoe.audio import io as waveform
-from steermoe.config import Digits
+from steermoe.config.corpora import Digits
 from steermoe.corpora import download
 from steermoe.corpora.archives import ArchiveError, hidden
 from steermoe.corpora.download import Source, locate
-from steermoe.corpora.reader import Card, Generated, generated_row, in_parts
+from steermoe.corpora.reader import Generated, card, generated_row, in_parts
 
 SPLITS = ("train", "test", "unseen")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -39,16 +39,7 @@ FADE = 0.005  # seconds at both ends of a recording, so that no join clicks
 LEVEL = 0.08  # rms of every recording, full scale at 1
 PEAK = 0.95  # largest magnitude of a string
 
-CARD = Card(
-    name="Free Spoken Digit Dataset v1.0.9, joined into digit strings",
-    hours=0.4,
-    bytes=16_000_000,
-    licence="CC BY-SA 4.0",
-    source="https://github.com/Jakobovski/free-spoken-digit-dataset",
-    restrictions="name the authors, say what you changed, pass on under the same licence",
-    citation="Jackson et al.: Free Spoken Digit Dataset v1.0.9. 2018",
-    normalizer="none needed",
-)
+CARD = card("digits")
 _NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<index>[0-9]+)\.wav")
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from steermoe.atomic_io import project_root, write_text
-from steermoe.config import Remote
+from steermoe.config.corpora import Remote
 from steermoe.corpora import archives
 from steermoe.corpora.archives import ArchiveError, hidden
 from steermoe.data import filestate
@@ -45,7 +45,7 @@ class Source:
         holds: the folder or file of the corpus that it contains; of a file that is no archive, `path`.
         url: where it is published; "" where it cannot be downloaded, or is on the hub.
         inside: patterns of where `holds` is in the unpacked archive; the first that matches once.
-        bytes: its size, where published; otherwise the server is asked.
+        bytes: its size, where published.
         checksum: `md5:` or `sha256:` and hexadecimal digits, where published.
         nested: a folder of the unpacked archive whose archives are unpacked into it.
     """
@@ -132,21 +132,13 @@ def fetch(
         fault = f"the disk is full ({error.strerror}); free some space and repeat the command, which resumes"
         raise SpaceError(error.errno, fault, str(error.filename or dest)) from error
     filestate.note(dest, dict.fromkeys(found[source].resolve() for source in used))
-    unverified = [s.holds for s in sources if s not in used and not (s.checksum or hub)]
-    _write_note(corpus, folder if used else None, dest, unverified)
+    _write_note(corpus, folder if used else None, dest)
 
 
 def use_folder(corpus: str, folder: Path, dest: Path, names: Iterable[str] | None = None) -> None:
     """Note that a corpus is used as it is in `folder`: the files `names` of it, or all."""
     filestate.note(dest, {folder: names})
     _write_note(corpus, folder, dest)
-
-
-def discard_unverified(dest: Path) -> None:
-    """Delete downloads without a published checksum, which do not fit together, so that the next try repeats them."""
-    if (dest / NOTE).exists():
-        for holds in json.loads((dest / NOTE).read_text(encoding="utf-8"))["unverified"]:
-            archives.remove(dest / "data" / holds)
 
 
 def verify(source: Source, path: Path) -> None:
@@ -168,8 +160,8 @@ def is_url(mirror: str) -> bool:
     return urlsplit(mirror).scheme in ("http", "https")
 
 
-def _write_note(corpus: str, mirror: Path | None, dest: Path, unverified: Sequence[str] = ()) -> None:
-    note = {"corpus": corpus, "mirror": mirror and str(mirror.resolve()), "unverified": unverified}
+def _write_note(corpus: str, mirror: Path | None, dest: Path) -> None:
+    note = {"corpus": corpus, "mirror": mirror and str(mirror.resolve())}
     write_text(dest / NOTE, json.dumps(note, indent=1) + "\n")
 
 
@@ -195,7 +187,7 @@ def _in_mirror(source: Source, sources: Sequence[Source], folder: Path, mirror: 
 
 
 def _check_space(sizes: Sequence[int], dest: Path, downloaded: bool = False) -> None:
-    """Check the space for what is unpacked and the largest download, which exists beside its content for a while."""
+    """Check the space for what is unpacked and the largest download, which exists next to its content for a while."""
     present = sum(path.stat().st_size for path in (dest / WORK).rglob("*") if path.is_file())
     needed = UNPACKED * sum(sizes) + (max(sizes, default=0) if downloaded else 0) - present
     free = shutil.disk_usage(dest).free
@@ -217,19 +209,8 @@ def _from_urls(corpus: str, sources: Sequence[Source], mirror: str | None, dest:
             )
         whole = source.url if mirror is None else mirror if archives.is_archive(mirror) else ""
         urls[source] = whole or f"{(mirror or '').rstrip('/')}/{source.path}"
-    _check_space([source.bytes or _size(url) for source, url in urls.items()], dest, downloaded=True)
+    _check_space([source.bytes or 0 for source in urls], dest, downloaded=True)
     return {source: _download(url, source, dest / WORK / source.path) for source, url in urls.items()}
-
-
-def _size(url: str) -> int:
-    """Return the bytes of a file on a server; 0 where the server does not say, or fails."""
-    import requests
-
-    try:
-        head = requests.head(url, allow_redirects=True, timeout=10)
-    except requests.RequestException:  # the download reports what is wrong
-        return 0
-    return int(head.headers.get("Content-Length", 0)) if head.ok else 0
 
 
 def _download(url: str, source: Source, path: Path) -> Path:

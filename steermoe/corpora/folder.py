@@ -23,12 +23,12 @@ from typing import Any
 
 from steermoe.atomic_io import project_root, write_bytes
 from steermoe.audio.io import SUFFIXES
-from steermoe.config import LANGUAGE_TAG, Folder
+from steermoe.config.corpora import LANGUAGE_TAG, Folder
 from steermoe.corpora import download, tables
 from steermoe.corpora.archives import ArchiveError, hidden
 from steermoe.corpora.download import EMBEDDED
 from steermoe.corpora.manifest import Entry, first_of, parts, report_left_out, rows, write_manifest
-from steermoe.corpora.reader import Card
+from steermoe.corpora.reader import card
 from steermoe.corpora.splits import assign_splits
 from steermoe.data.text import TextError, clean, read_text
 
@@ -36,17 +36,7 @@ __all__ = ["CARD", "SPLITS", "fetch", "list_entries", "parts", "rows"]
 
 SPLITS = Folder.SPLITS
 COLUMNS = ("audio", "path", "text", "id", "split", "speaker", "language", "task", "question", "transcript")
-CARD = Card(
-    name="a folder of yours",
-    bytes=0,
-    licence="yours to know",
-    source="corpora.folder.path",
-    restrictions="nothing is copied or sent anywhere; shards made of it contain the recordings",
-    language="yours to know",
-    task="transcribe, answer or caption, as its table says",
-    metric="WER or CER; accuracy for questions; ROUGE-L for captions",
-    normalizer="yours to choose",
-)
+CARD = card("folder")
 _TYPES = MimeTypes()
 Listed = Iterator[tuple[str, Entry]]  # split ("" where nothing says it) and utterance
 
@@ -72,9 +62,7 @@ def fetch(settings: Folder, dest: Path) -> None:
 def list_entries(settings: Folder, embedded: Path) -> tuple[dict[str, list[Entry]], list[str]]:
     """Return the utterances of each split in use, and what of the folder is left out.
 
-    Args:
-        settings: of the corpus.
-        embedded: folder for the recordings that a table itself holds.
+    Recordings that a table itself holds are written to the folder `embedded`.
 
     Raises:
         ArchiveError: as `fetch`.

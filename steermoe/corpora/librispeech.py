@@ -6,15 +6,14 @@ the official md5sum.txt; the MD5 sums of Mini LibriSpeech are those of public re
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-from steermoe.config import LibriSpeech, MiniLibriSpeech
+from steermoe.config.corpora import LibriSpeech, MiniLibriSpeech
 from steermoe.corpora import tables
 from steermoe.corpora.archives import ArchiveError, hidden
 from steermoe.corpora.download import Places, Source
 from steermoe.corpora.manifest import Entry, ManifestReader
-from steermoe.corpora.reader import Card
+from steermoe.corpora.reader import card
 
 ROOT = "LibriSpeech"
 ARCHIVES = {  # OpenSLR resource, bytes, md5
@@ -63,19 +62,5 @@ def entries(settings: Any, places: Places, split: str, left_out: list[str]) -> I
             raise ArchiveError(f"{listed}: no transcript of {', '.join(sorted(recordings)[:5])}")
 
 
-CARD = Card(
-    name="LibriSpeech",
-    hours=960,
-    bytes=sum(size or 0 for _, size, _ in ARCHIVES.values()),
-    licence="CC BY 4.0",
-    source="https://www.openslr.org/12",
-    restrictions="name the authors, and say what you changed; commercial use is allowed",
-    citation="Panayotov, Chen, Povey, Khudanpur: LibriSpeech: an ASR corpus based on public domain audio books. "
-    "ICASSP 2015",
-    normalizer="case and punctuation removed (the references are upper case without punctuation)",
-)
-MINI_CARD = replace(
-    CARD, name="Mini LibriSpeech", hours=7, bytes=458_000_000, source="https://www.openslr.org/31"
-)
-LIBRISPEECH = ManifestReader("librispeech", LibriSpeech.SPLITS, CARD, sources, entries)
-MINI = ManifestReader("minilibrispeech", MiniLibriSpeech.SPLITS, MINI_CARD, sources, entries)
+LIBRISPEECH = ManifestReader("librispeech", LibriSpeech.SPLITS, card("librispeech"), sources, entries)
+MINI = ManifestReader("minilibrispeech", MiniLibriSpeech.SPLITS, card("minilibrispeech"), sources, entries)

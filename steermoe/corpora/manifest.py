@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steermoe.atomic_io import write_text, written_whole
-from steermoe.config import Limited
+from steermoe.config.corpora import Limited
 from steermoe.corpora import download
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.download import Places, Source, locate

@@ -18,11 +18,11 @@ import string
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from steermoe.config import Mmau, MmauPro
+from steermoe.config.corpora import Mmau, MmauPro
 from steermoe.corpora import tables
 from steermoe.corpora.download import Places, Source
 from steermoe.corpora.manifest import Entry, ManifestReader
-from steermoe.corpora.reader import Card
+from steermoe.corpora.reader import card
 
 TABLE, AUDIO = "mmau-test-mini.json", "test-mini-audios"
 PRO_TABLE, PRO_AUDIO = "test.parquet", "data"
@@ -103,27 +103,7 @@ def pro_sources(settings: MmauPro) -> list[Source]:
     return [Source(PRO_TABLE, PRO_TABLE), Source(f"{PRO_AUDIO}.zip", PRO_AUDIO, inside=(PRO_AUDIO,))]
 
 
-CARD = Card(
-    name="MMAU test-mini",
-    licence="CC BY-NC 4.0 by its card on the hub; the sounds keep the terms of the sets they are from",
-    source="https://github.com/Sakshi113/MMAU (questions; links to the sounds)",
-    restrictions="no commercial use; a test set: nothing may be trained on it",
-    citation="Sakshi et al.: MMAU: a massive multi-task audio understanding and reasoning benchmark. ICLR 2025",
-    task="answer",
-    metric="accuracy, with the release's name",
-)
-PRO_CARD = Card(
-    name="MMAU-Pro",
-    bytes=47_500_000_000,
-    licence="CC BY-NC 4.0 by its card; the sounds keep the terms of where they are from",
-    source="https://huggingface.co/datasets/gamma-lab-umd/MMAU-Pro",
-    restrictions="no commercial use; a test set: nothing may be trained on it",
-    citation="Kumar et al.: MMAU-Pro: a challenging and comprehensive benchmark for holistic evaluation of audio "
-    "general intelligence. 2025",
-    task="answer",
-    metric="accuracy of closed questions; open ones need a judge",
-)
-MMAU = ManifestReader("mmau", Mmau.SPLITS, CARD, sources, entries)
+MMAU = ManifestReader("mmau", Mmau.SPLITS, card("mmau"), sources, entries)
 MMAU_PRO = ManifestReader(
-    "mmaupro", MmauPro.SPLITS, PRO_CARD, pro_sources, pro_entries, "gamma-lab-umd/MMAU-Pro"
+    "mmaupro", MmauPro.SPLITS, card("mmaupro"), pro_sources, pro_entries, "gamma-lab-umd/MMAU-Pro"
 )

@@ -13,11 +13,11 @@ copied from the official md5sum.txt; they could not be compared with it.
 from collections.abc import Iterator
 from pathlib import Path
 
-from steermoe.config import Fleurs, Mls
+from steermoe.config.corpora import Fleurs, Mls
 from steermoe.corpora import tables
 from steermoe.corpora.download import Places, Source
 from steermoe.corpora.manifest import Entry, ManifestReader
-from steermoe.corpora.reader import Card
+from steermoe.corpora.reader import card
 
 COLUMNS = ("id", "file_name", "raw", "normalised", "characters", "samples", "gender")
 MLS_BASE = "https://dl.fbaipublicfiles.com/mls"
@@ -98,27 +98,7 @@ def _mls_root(split: str, encoding: str) -> str:
     return f"mls_{language}_opus" if encoding == "opus" else f"mls_{language}"
 
 
-FLEURS_CARD = Card(
-    name="FLEURS",
-    hours=1400,
-    licence="CC BY 4.0",
-    source="https://huggingface.co/datasets/google/fleurs",
-    restrictions="name the authors, and say what you changed; commercial use is allowed",
-    citation="Conneau et al.: FLEURS: few-shot learning evaluation of universal representations of speech. SLT 2022",
-    language="as the split says (de_de-test)",
-    metric="WER; CER for languages written without spaces",
-    normalizer="case and punctuation removed; its own, with corpora.fleurs.text: normalised",
+FLEURS = ManifestReader(
+    "fleurs", Fleurs.SPLITS, card("fleurs"), fleurs_sources, fleurs_entries, "google/fleurs"
 )
-MLS_CARD = Card(
-    name="Multilingual LibriSpeech",
-    hours=50_700,
-    licence="CC BY 4.0",
-    source="https://www.openslr.org/94",
-    restrictions="name the authors, and say what you changed; commercial use is allowed",
-    citation="Pratap, Xu, Sriram, Synnaeve, Collobert: MLS: a large-scale multilingual dataset for speech research. "
-    "Interspeech 2020",
-    language="as the split says (german-test)",
-    normalizer="case and punctuation removed (the references are lower case without punctuation)",
-)
-FLEURS = ManifestReader("fleurs", Fleurs.SPLITS, FLEURS_CARD, fleurs_sources, fleurs_entries, "google/fleurs")
-MLS = ManifestReader("mls", Mls.SPLITS, MLS_CARD, mls_sources, mls_entries)
+MLS = ManifestReader("mls", Mls.SPLITS, card("mls"), mls_sources, mls_entries)

@@ -23,11 +23,11 @@ from rich.progress import track
 from steermoe.audio import augment, neural_voices
 from steermoe.audio import io as waveform
 from steermoe.audio.neural_voices import PIPER, Spoken
-from steermoe.config import Neural
+from steermoe.config.corpora import Neural
 from steermoe.corpora import download, manifest
 from steermoe.corpora.manifest import Entry, Part, parts
 from steermoe.corpora.phrases import example_phrases, shuffled
-from steermoe.corpora.reader import Card
+from steermoe.corpora.reader import card
 from steermoe.weights import cache, fetched
 
 __all__ = ["CARD", "SPLITS", "fetch", "parts", "rows"]
@@ -49,14 +49,7 @@ MIXED_SHARE = 0.5  # of the utterances of Kokoro in `train`
 SPEED = (0.85, 1.15)  # the range of a voice's speed in `train`
 STRETCH = {PIPER: 0.18, "": 0.08}  # how far pitch and tempo are changed together in `train`, by voice
 
-CARD = Card(
-    name="WordNet's example sentences, spoken by neural voices (Kokoro-82M, Piper en_US-joe)",
-    bytes=190_000_000,
-    licence="WordNet licence (texts), Apache-2.0 (Kokoro), MIT (Piper), CC0 (voice joe)",
-    source="spoken here",
-    restrictions="keep WordNet's notice; say that the speech is synthetic",
-    normalizer="case and punctuation removed",
-)
+CARD = card("neural")
 
 
 @dataclass(frozen=True)

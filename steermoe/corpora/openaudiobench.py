@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from steermoe.config import OpenAudioBench
+from steermoe.config.corpora import OpenAudioBench
 from steermoe.corpora import tables
 from steermoe.corpora.download import Places, Source
 from steermoe.corpora.manifest import Entry, ManifestReader
-from steermoe.corpora.reader import Card
+from steermoe.corpora.reader import card
 
 QUESTION = "Answer the question that is asked in the audio."
 
@@ -68,16 +68,11 @@ def first(answers: str, separator: str | None) -> str:
     return answers.split(separator)[0].strip() if separator else answers
 
 
-CARD = Card(
-    name="OpenAudioBench",
-    licence="not stated for the whole; the questions are from LLaMA Questions, TriviaQA and WebQuestions",
-    source="https://huggingface.co/datasets/baichuan-inc/OpenAudioBench",
-    restrictions="a test set: nothing may be trained on it; ask before you pass it on",
-    citation="Li et al.: Baichuan-Audio: a unified framework for end-to-end speech interaction. 2025",
-    language="en; zh in reasoning_qa",
-    task="answer",
-    metric="accuracy by an LLM's judgement; exact match is a lower bound",
-)
 OPEN_AUDIO_BENCH = ManifestReader(
-    "openaudiobench", OpenAudioBench.SPLITS, CARD, sources, entries, "baichuan-inc/OpenAudioBench"
+    "openaudiobench",
+    OpenAudioBench.SPLITS,
+    card("openaudiobench"),
+    sources,
+    entries,
+    "baichuan-inc/OpenAudioBench",
 )

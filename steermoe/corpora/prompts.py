@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from steermoe.atomic_io import project_root
-from steermoe.config import TelephonePrompts
+from steermoe.config.corpora import TelephonePrompts
 from steermoe.corpora import debian, download
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.download import Places, Source, UnavailableError, is_url, locate
 from steermoe.corpora.manifest import Entry, parts, report_left_out, rows, write_manifest
-from steermoe.corpora.reader import Card
+from steermoe.corpora.reader import card
 from steermoe.corpora.splits import SHARES
 
 __all__ = ["CARD", "SPLITS", "fault_of", "fetch", "parts", "rows", "share"]
@@ -106,17 +106,7 @@ RECORDED = {
         ),
     ),
 }
-CARD = Card(
-    name="telephone prompts of the Asterisk project",
-    hours=2.1,
-    bytes=55_733_729,
-    licence="CC BY-SA 3.0 (English, Spanish, French), CC BY 3.0 (Italian, Russian)",
-    source="https://downloads.asterisk.org/pub/telephony/sounds; Debian packages asterisk-core-sounds-*",
-    restrictions="name the speakers and Digium, say what you changed, pass on under the same licence (CC BY-SA)",
-    citation="Asterisk core sounds 1.6.1. Recorded by Allison Smith, June Wallack, Carlo Flora and ivrvoice.ru",
-    language="as the split says (es-test)",
-    normalizer="case and punctuation removed; accents too in Spanish, where most transcripts lack them",
-)
+CARD = card("prompts")
 
 
 def fetch(settings: TelephonePrompts, dest: Path) -> None:

@@ -3,12 +3,14 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from steermoe.audio import io as waveform
+from steermoe.config.load import read
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,14 @@ class Card:
         )
 
 
-class Part(Protocol):
-    """Rows of a split that one process makes, as one shard or more; it can be pickled."""
+@cache
+def _cards() -> dict[str, Any]:
+    return read(Path(__file__).with_name("cards.yaml"))
 
-    @property
-    def split(self) -> str:
-        """Name of the split."""
-        ...
 
-    @property
-    def number(self) -> int:
-        """Position among the parts of the split, from 0."""
-        ...
+def card(corpus: str) -> Card:
+    """Return the data card of a corpus in cards.yaml."""
+    return Card(**_cards()[corpus])
 
 
 class Reader(Protocol):
@@ -91,8 +89,11 @@ class Reader(Protocol):
         """
         ...
 
-    def parts(self, settings: Any, source: Path) -> Sequence[Part]:
-        """Return the parts of all splits in use, in order."""
+    def parts(self, settings: Any, source: Path) -> Sequence[Any]:
+        """Return the parts of all splits in use, in order: rows that one process makes, as one shard or more.
+
+        A part has the attributes `split` and `number`, its position in the split from 0, and can be pickled.
+        """
         ...
 
     def rows(self, settings: Any, source: Path, part: Any) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Drawn videos with spoken questions: some equal shapes of one colour move, and a voice of espeak-ng asks about them.
 
 Every video is asked after three times: what colour the shapes are, how many there are, and what they are. What is
-written beside it is the same in all rows, so neither the video nor the voice is enough for an answer. Voices of
+written with it is the same in all rows, so neither the video nor the voice is enough for an answer. Voices of
 `test` ask in no other split. `fetch` writes the recipe (nothing is downloaded); `rows` draws and speaks a part.
 As in `synthetic`, a part must be made in a fresh process to give the same bytes again.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from steermoe.audio import synthesis
-from steermoe.config import Shapes
-from steermoe.corpora.reader import Card, Generated, generated_row, in_parts
+from steermoe.config.corpora import Shapes
+from steermoe.corpora.reader import Generated, card, generated_row, in_parts
 from steermoe.corpora.synthetic import CASTS, record
 from steermoe.data import video
 
@@ -44,15 +44,7 @@ DARK, SHADES = 40, 20  # the background is below DARK; a shape's colour is up to
 VOICES = {"train": "train", "dev": "dev", "test": "clean"}  # split -> row of CASTS
 SPLITS = tuple(VOICES)
 
-CARD = Card(
-    name="drawn moving shapes, with questions spoken by espeak-ng",
-    bytes=0,
-    licence="MIT, as this library; espeak-ng (GPL-3.0) is only run",
-    source="made here",
-    restrictions="none",
-    task="answer",
-    metric="accuracy",
-)
+CARD = card("shapes")
 
 
 @dataclasses.dataclass(frozen=True)

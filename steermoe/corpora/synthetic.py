@@ -16,9 +16,9 @@ import soxr
 
 from steermoe.audio import augment, synthesis
 from steermoe.audio import io as waveform
-from steermoe.config import Synthetic
+from steermoe.config.corpora import Synthetic
 from steermoe.corpora import grammar
-from steermoe.corpora.reader import Card, Generated, generated_row, in_parts
+from steermoe.corpora.reader import Generated, card, generated_row, in_parts
 
 PART_ROWS = 500  # utterances a part
 
@@ -60,15 +60,7 @@ ASKED = {
     kind: grammar.SHARES[kind] for kind in ("deal", "place", "own", "meet", "sum")
 }  # kinds with a question
 
-CARD = Card(
-    name="synthetic English sentences, spoken by espeak-ng",
-    bytes=0,
-    licence="MIT, as this library; espeak-ng (GPL-3.0) is only run",
-    source="made here",
-    restrictions="none",
-    task="transcribe and answer",
-    metric="WER; accuracy",
-)
+CARD = card("synthetic")
 
 
 def fetch(settings: Synthetic, dest: Path) -> None:

@@ -1,8 +1,8 @@
 """Utterances as the model takes them, and batches of them: features, and token ids of prompt and target."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, NotRequired, Self, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
@@ -178,21 +178,20 @@ class UtteranceDataset(Dataset[Item]):
         return item
 
     def _features_of(self, index: int) -> torch.Tensor:
-        if index in self._cache:
-            return self._cache[index]
-        computed = self._features(waveform.load(self._audio[index]))
-        if computed.nbytes <= self._free_bytes:
-            self._free_bytes -= computed.nbytes
-            self._cache[index] = computed
-        return computed
+        return self._cached(self._cache, index, lambda: self._features(waveform.load(self._audio[index])))
 
     def _frames_of(self, index: int) -> np.ndarray:
-        if index in self._frames:
-            return self._frames[index]
-        if self._videos is None or self._videos[index] is None:
+        videos = self._videos
+        if videos is None or videos[index] is None:
             raise ValueError("no video; a model with a video tower needs one in every row")
-        frames = video.load(self._videos[index])
-        if frames.nbytes <= self._free_bytes:
-            self._free_bytes -= frames.nbytes
-            self._frames[index] = frames
-        return frames
+        return self._cached(self._frames, index, lambda: video.load(videos[index]))
+
+    def _cached(self, cache: dict[int, Any], index: int, compute: Callable[[], Any]) -> Any:
+        """Return what `compute` returns, from the cache if it is there; add it as far as there is room."""
+        if index in cache:
+            return cache[index]
+        computed = compute()
+        if computed.nbytes <= self._free_bytes:
+            self._free_bytes -= computed.nbytes
+            cache[index] = computed
+        return computed

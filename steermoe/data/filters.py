@@ -88,10 +88,6 @@ class Limits:
     def check_rejected(self, left_out: Sequence[LeftOut], kept: Mapping[str, int]) -> None:
         """Check that no more is rejected than allowed, and that no split is left empty.
 
-        Args:
-            left_out: of all splits.
-            kept: the number of rows in the shards of each split.
-
         Raises:
             RejectedError: lists the first of the utterances concerned.
         """

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice, takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 from pydantic import BaseModel
@@ -32,16 +32,6 @@ SUMMARY = "summary.json"
 MAX_SHOWN = 3  # names in a message
 UNNAMED = ("unknown", "none")  # values of `speaker` that name nobody
 _MD5 = 26  # where the checksum of the samples begins in a FLAC file
-
-
-class Reader(Protocol):
-    """What preprocessing needs of a reader of `steermoe.corpora`."""
-
-    __name__: str
-
-    def parts(self, settings: Any, source: Path) -> Sequence[Any]:
-        """Return the parts, each of which becomes one or several shards."""
-        ...
 
 
 class PartError(RuntimeError):
@@ -81,7 +71,7 @@ class Finished:
 
 
 def preprocess(
-    corpus: Reader,
+    corpus: Any,
     settings: BaseModel,
     source: Path,
     out: Path,
@@ -95,7 +85,7 @@ def preprocess(
     recording (a path, or the bytes of a file) and is converted, or rejected. A killed run is resumed by the next one.
 
     Args:
-        corpus: a reader (see `steermoe.corpora`).
+        corpus: a reader (see `steermoe.corpora.reader`).
         settings: its section of the configuration.
         source: the folder that its `fetch` filled.
         out: replaced as a whole at the end.
@@ -274,9 +264,6 @@ def overlap(folder: Path, train: Sequence[str], test: Sequence[str]) -> str:
     """Return a line on recordings and speakers that training and test splits share; "" where they share none.
 
     Recordings are the same if their samples are; rows with several questions about one count once.
-
-    Args:
-        folder: of a corpus' shards.
     """
     columns, size = ("source_id", "speaker", "audio"), waveform.FLAC_HEADER - _MD5
     trained, tested = (

@@ -40,12 +40,7 @@ class Prompt(NamedTuple):
 
 
 def render(prompts: Prompts, task: str, question: str) -> str:
-    """Return the text between audio and answer.
-
-    Args:
-        prompts: a template a task.
-        task: one of TASKS.
-        question: replaces `{question}` in the template; "" where the task asks none.
+    """Return the text between audio and answer; `question` is "" where the task asks none.
 
     Raises:
         ValueError: unknown task.

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from steermoe.audio import io as waveform
-from steermoe.config import LANGUAGE_TAG
+from steermoe.config.corpora import LANGUAGE_TAG
 from steermoe.data import video
 
 TASKS = ("transcribe", "answer", "caption")  # tasks of rows; there are prompts for further ones

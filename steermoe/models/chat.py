@@ -75,8 +75,8 @@ def chat(
     texts = conversation(model.config.prompts, model.tokenizer, turns, tools)
     ids = [encode(model.tokenizer, text) for text in texts]
     parts = [_text(model, ids[0])]
-    for samples, behind in zip(recordings, ids[1:], strict=True):
-        parts += [_audio(model, samples, ids[-1]), _text(model, behind)]
+    for samples, after in zip(recordings, ids[1:], strict=True):
+        parts += [_audio(model, samples, ids[-1]), _text(model, after)]
     rows_BWH, valid_BW = model.packed(parts, "left")
     (found,) = decode(model.llm, rows_BWH, valid_BW, generation, seed)
     answer = read_answer(found, model.tokenizer, tools, texts[-1])
@@ -115,7 +115,6 @@ def read_messages(
     """Parse messages of OpenAI's chat API.
 
     Args:
-        messages: the messages.
         allow_local: accept parts of type `audio`, whose path or waveform is on this machine. A server must not.
 
     Returns:

@@ -9,13 +9,11 @@ what it was made from.
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load, save
 from torch import Tensor
@@ -30,17 +28,8 @@ CARD = "README.md"
 KEYS = {"format", "variant", "frozen", "weights"}
 OPTIONAL = {"merged", "generation", "normalizer"}  # older adapters lack the last two
 BESIDE = "./"  # a path that begins so is searched for in the adapter's own folder first
-# Names of version 0.1.0 -> names of today; adapters that have them are converted when they are read.
-RENAMED = {
-    "arm": "variant", "bridge": "projector", "site": "hook_point", "load_balance": "router_aux_loss_coef",
-    "z_loss": "router_z_loss_coef", "kernel": "downsample_factor", "after": "downsample_after_layer",
-    "steps": "max_steps", "batch_seconds": "max_batch_seconds", "clip": "max_grad_norm",
-    "steering_clip": "steering_max_grad_norm", "eval_every": "eval_steps",
-}  # fmt: skip
 # Keys of `training` that older adapters lack, with what held for them.
 ADDED = {"criterion": "loss", "wer_rows": None, "wer_normalizers": {}, "ctc": None}
-PER_LAYER = re.compile(r"(.*steering\.router\.)linears\.(\d+)\.(weight|bias)")
-SPLITS = {"train_splits", "dev_splits"}  # their keys are names of corpora
 log = logging.getLogger(__name__)
 
 
@@ -107,7 +96,7 @@ def read(source: str | Path) -> Adapter:
     return Adapter(
         _variant(folder / CONFIG, description["variant"]),
         description["frozen"],
-        _without_per_layer(load(content)),
+        load(content),
         None if merged is None else Merged(**merged),
         None if generation is None else validated(generation),
         description.get("normalizer"),
@@ -126,9 +115,12 @@ def _variant(path: Path, values: Any) -> VariantConfig:
 
 def _description(path: Path) -> dict[str, Any]:
     try:
-        description = _renamed(json.loads(path.read_text()))
+        description = json.loads(path.read_text())
         if set(description) - OPTIONAL != KEYS:
-            raise ValueError(f"found keys {sorted(description)}, expected {sorted(KEYS)}")
+            raise ValueError(
+                f"found keys {sorted(description)}, expected {sorted(KEYS)}; version 0.2.0 converts an adapter of "
+                "version 0.1: load it there, and save it"
+            )
         if "merged" in description:
             Merged(**description["merged"])
         if "generation" in description:
@@ -140,26 +132,6 @@ def _description(path: Path) -> dict[str, Any]:
             f"{path}: found format {description['format']!r}, this version reads format {FORMAT}"
         )
     return description
-
-
-def _renamed(values: Any) -> Any:
-    """Return a description with the names of version 0.1.0 replaced by those of today."""
-    if not isinstance(values, dict):
-        return values
-    found = {RENAMED.get(k, k): v if k in SPLITS else _renamed(v) for k, v in values.items()}
-    if found.get("router") == "per_layer":  # was the same function as `shared`
-        found["router"] = "shared"
-    return found
-
-
-def _without_per_layer(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join the weights of the former router `per_layer` into those of `shared`."""
-    joined: dict[str, dict[int, Tensor]] = {}
-    for name in list(weights):
-        if match := PER_LAYER.fullmatch(name):
-            start, layer, kind = match.groups()
-            joined.setdefault(f"{start}linear.{kind}", {})[int(layer)] = weights.pop(name)
-    return weights | {name: torch.cat([rows[n] for n in sorted(rows)]) for name, rows in joined.items()}
 
 
 def push(folder: Path, repo_id: str, private: bool = False) -> str:
@@ -194,12 +166,6 @@ def check_frozen(found: Mapping[str, str], saved: Adapter, variant: VariantConfi
     """Check that the frozen weights are those that the adapter was trained with.
 
     Weights that were loaded with another dtype or quantisation cannot be compared: a warning says so.
-
-    Args:
-        found: SHA-256 of the weights by part.
-        saved: the adapter as it was read.
-        variant: the configuration by which the frozen models were loaded.
-        source: the adapter's name, for messages.
 
     Raises:
         ValueError: they differ.

@@ -1,8 +1,8 @@
 """Continuous batching of greedy decoding: when an answer ends, the next prompt takes its slot.
 
 A static batch waits for its longest answer and computes unused tokens in all rows that have ended (Yu et al., "Orca",
-OSDI 2022). Here rows come and go between two steps. The KV cache is allocated in advance and right-aligned, so that a
-step writes one column of it and copies nothing.
+OSDI 2022). Here rows come and go between two steps. The KV cache is right-aligned: rows that stay and rows that are
+added are joined with padding on the left.
 
 Shapes: B active rows, W width of prompts, C columns of the KV cache, H width of the LLM, V its vocabulary.
 """
@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, DynamicCache, NoRepeatNGramLogitsProcessor
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, NoRepeatNGramLogitsProcessor
 
 from steermoe.config import Generation
 from steermoe.models.generation import ended, repeats
@@ -29,7 +29,6 @@ from steermoe.models.packing import pack
 from steermoe.models.pretrained import exclusive
 
 REFILL = 0.25  # share of slots that must be free before prompts are read: reading few at a time is slow
-AHEAD = 64  # columns of the KV cache that are allocated in advance
 
 
 def continues(llm: CausalLM, generation: Generation) -> bool:
@@ -68,87 +67,6 @@ class Row:
     done: bool = False
 
 
-class SlotLayer(DynamicLayer):
-    """Keys and values (B, heads, C, head width) of a layer of a `SlotCache`."""
-
-    def __init__(self, cache: SlotCache, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.cache, self.keys, self.values = cache, keys, values
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-
-    def get_seq_length(self) -> int:
-        """Return the number of columns before the one that a step writes."""
-        return self.cache.end
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Write a step's column; return all columns in use."""
-        end = self.cache.end
-        assert self.keys is not None and self.values is not None
-        self.keys[:, :, end : end + 1] = key_states
-        self.values[:, :, end : end + 1] = value_states
-        return self.keys[:, :, : end + 1], self.values[:, :, : end + 1]
-
-
-class SlotCache(Cache):
-    """Keys and values of all rows.
-
-    Attributes:
-        end: the column that the next step writes, the same for all rows.
-        valid_BC: which columns before `end` are not padding.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(layers=[])
-        self.end = 0
-        self.valid_BC = torch.zeros(0, 0, dtype=torch.bool)
-
-    @property
-    def full(self) -> bool:
-        """Whether no allocated column is left."""
-        return self.end == self.valid_BC.shape[1]
-
-    def arrange(
-        self, kept: Sequence[tuple[int, int]], new: Cache | None = None, valid_BW: Tensor | None = None
-    ) -> None:
-        """Allocate anew for rows that stay and rows that are added.
-
-        Args:
-            kept: rows that stay, and their lengths.
-            new: keys and values of added rows, all of width W; None: none are added.
-            valid_BW: which of these columns are not padding.
-        """
-        added = 0 if valid_BW is None else len(valid_BW)
-        width = max([length for _, length in kept] + ([] if valid_BW is None else [valid_BW.shape[1]]))
-        rows, held = [row for row, _ in kept], min(width, self.end)
-        old = slice(self.end - held, self.end)
-
-        def allocated(before: Tensor | None, after: Tensor | None) -> Tensor:
-            """Return (B, ..., C, ...) with columns in dimension -2, the rows of `before` first."""
-            like = before if after is None else after
-            assert like is not None
-            columns = like.new_zeros(len(rows) + added, *like.shape[1:-2], width + AHEAD, like.shape[-1])
-            if before is not None and rows:
-                columns[: len(rows), ..., width - held : width, :] = before[rows][..., old, :]
-            if after is not None:
-                columns[len(rows) :, ..., width - after.shape[-2] : width, :] = after
-            return columns
-
-        sources: list[Any] = [None] * len(self.layers) if new is None else list(new.layers)
-        targets: list[Any] = self.layers or [None] * len(sources)
-        self.layers = [
-            SlotLayer(
-                self,
-                *(allocated(getattr(t, part, None), getattr(s, part, None)) for part in ("keys", "values")),
-            )
-            for t, s in zip(targets, sources, strict=True)
-        ]
-        before = self.valid_BC[..., None] if len(self.valid_BC) else None
-        self.valid_BC = allocated(before, None if valid_BW is None else valid_BW[..., None])[..., 0]
-        self.end = width
-
-
 class DecodeSlots:
     """Rows that are decoded together, one token a step.
 
@@ -162,7 +80,9 @@ class DecodeSlots:
         self.llm, self.generation, self.scored = llm, generation, scored
         self.stops = set(llm.generation_config.eos_token_id)
         self.rows: list[Row] = []
-        self._cache, self._ended = SlotCache(), list[Row]()
+        self._cache: Any = None  # a DynamicCache of all rows
+        self._valid_BC = torch.zeros(0, 0, dtype=torch.bool)  # which of its columns are not padding
+        self._ended: list[Row] = []
         ngram = generation.no_repeat_ngram_size
         self._ngrams = None if ngram is None else NoRepeatNGramLogitsProcessor(ngram)
 
@@ -189,32 +109,44 @@ class DecodeSlots:
     @torch.no_grad()
     def step(self) -> None:
         """Decode one more token of every answer that has not ended."""
-        if self._cache.full or self.live <= (1 - REFILL) * len(self.rows):
+        if self.live <= (1 - REFILL) * len(self.rows):
             self._arrange()
         if not self.rows:
             return
-        cache, device = self._cache, self.llm.device
+        device = self.llm.device
         ids_B = torch.tensor([row.ids[-1] for row in self.rows], device=device)
         positions_B = torch.tensor([row.length for row in self.rows], device=device)
-        cache.valid_BC[:, cache.end] = True
+        self._valid_BC = torch.cat([self._valid_BC, self._valid_BC.new_ones(len(self.rows), 1)], 1)
         output = self.llm.base_model(
             inputs_embeds=self.llm.get_input_embeddings()(ids_B[:, None]),
-            attention_mask=cache.valid_BC[:, : cache.end + 1].long(),
-            position_ids=positions_B[:, None], past_key_values=cache, use_cache=True,
+            attention_mask=self._valid_BC.long(), position_ids=positions_B[:, None],
+            past_key_values=self._cache, use_cache=True,
         )  # fmt: skip
-        cache.end += 1
         for row in self.rows:
             row.length += 1
         self._append(output.last_hidden_state[:, -1], self.rows)
 
-    def _arrange(self, cache: Cache | None = None, valid_BW: Tensor | None = None) -> None:
-        """Drop rows that have ended, and allocate the KV cache anew."""
-        kept = [(place, row.length) for place, row in enumerate(self.rows) if not row.done]
-        self.rows = [row for row in self.rows if not row.done]
-        if kept or cache is not None:
-            self._cache.arrange(kept, cache, valid_BW)
-        else:
-            self._cache = SlotCache()
+    def _arrange(self, new: DynamicCache | None = None, valid_BW: Tensor | None = None) -> None:
+        """Drop rows that have ended, and add the rows of a KV cache of width W; `valid_BW` is not padding."""
+        kept = [place for place, row in enumerate(self.rows) if not row.done]
+        self.rows = [self.rows[place] for place in kept]
+        parts: list[tuple[Any, Tensor, Any]] = [(self._cache, self._valid_BC, kept)] if kept else []
+        parts += [] if valid_BW is None else [(new, valid_BW, slice(None))]
+        if not parts:
+            self._cache = None
+            return
+        width = max([row.length for row in self.rows] + ([] if valid_BW is None else [valid_BW.shape[1]]))
+
+        def joined(tensors: Iterable[Tensor]) -> Tensor:
+            """Return (B, ..., C, ...), the columns in dimension -2 cut or padded on the left to `width`."""
+            pairs = zip(tensors, parts, strict=True)
+            return torch.cat([pad(t[rows], (0, 0, width - t.shape[-2], 0)) for t, (_, _, rows) in pairs])
+
+        self._valid_BC = joined(valid[..., None] for _, valid, _ in parts)[..., 0]
+        layers = list(zip(*(cache.layers for cache, _, _ in parts), strict=True))
+        self._cache = DynamicCache(config=self.llm.config)
+        for number, of in enumerate(layers):
+            self._cache.update(joined(x.keys for x in of), joined(x.values for x in of), number)
 
     def _append(self, hidden_BH: Tensor, rows: Sequence[Row]) -> None:
         """Append the likeliest token to each row that has not ended."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from steermoe import config
-from steermoe.config.errors import choose
 from steermoe.models.packing import valid_frames
 
 
@@ -20,10 +19,6 @@ class Downsampler(nn.Module, ABC):
     Attributes:
         factor: K.
         width: E.
-
-    Args:
-        section: the configuration of the projector.
-        frame_width: D.
     """
 
     def __init__(self, section: config.Projector, frame_width: int) -> None:
@@ -117,9 +112,9 @@ def make_downsampler(section: config.Projector, frame_width: int, layers: int) -
     """Build the down-sampler that the section names, for frames of width D from an encoder with `layers` layers.
 
     Raises:
-        ValueError: there is no such down-sampler, or `projector.downsample_after_layer` does not suit it.
+        ValueError: `projector.downsample_after_layer` does not suit it.
     """
-    downsampler = choose(DOWNSAMPLERS, section.downsample, "projector.downsample")(section, frame_width)
+    downsampler = DOWNSAMPLERS[section.downsample](section, frame_width)
     after = section.downsample_after_layer
     if after is not None and after >= layers:
         raise ValueError(

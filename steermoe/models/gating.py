@@ -25,10 +25,6 @@ class HookPoint:
 def hook_points(section: config.Steering, layers: int) -> list[HookPoint]:
     """Return the steered hook points, in the order in which a frame passes them.
 
-    Args:
-        section: the configuration of steering.
-        layers: number of layers of the encoder.
-
     Raises:
         ValueError: the section names a layer that the encoder does not have, or a list of numbers of experts
             of another length than there are hook points.

@@ -225,12 +225,9 @@ def confidence(log_likelihoods: Sequence[float]) -> float | None:
 
 
 def unanswerable(model: Answerer, samples: np.ndarray, asked: bool) -> bool:
-    """Return whether a waveform (n,) has nothing to transcribe or to ask about.
+    """Return whether a waveform (n,) has nothing to transcribe or, with a question or prompt (`asked`), to ask about.
 
     A question to a model that was trained on sounds may be about any sound; everything else is about speech.
-
-    Args:
-        asked: there is a question, or a prompt of the user's own.
     """
     about_sounds = asked and not SOUNDS.isdisjoint(model.config.train_splits)
     return silent(samples) if about_sounds else not speaks(samples)

@@ -22,7 +22,6 @@ from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from steermoe import config
-from steermoe.config.errors import choose
 from steermoe.data.prompts import end_of_turn
 from steermoe.hub import located
 from steermoe.models.pretrained import DTYPES, Depth, keep_layers, load_frozen
@@ -61,10 +60,10 @@ def load_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
         dtype: in which products are computed.
 
     Raises:
-        ValueError: there is no such key, bitsandbytes is not installed, or nf4 is selected without a GPU: on CPUs
+        ValueError: bitsandbytes is not installed, or nf4 is selected without a GPU: on CPUs
             it repacks weights for inference at the first evaluation, and then passes no gradients.
     """
-    options: dict[str, Any] | None = choose(QUANTIZATIONS, name, "llm.quantization")
+    options = QUANTIZATIONS[name]
     if options is None:
         return {}
     if find_spec("bitsandbytes") is None:

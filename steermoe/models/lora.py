@@ -20,12 +20,6 @@ def add_lora(
 
     A target adds rank * (inputs + outputs) parameters in every layer.
 
-    Args:
-        section: their configuration.
-        model: a frozen model.
-        layers: its layers, which get adapters.
-        setting: name of the section, for the error.
-
     Raises:
         ValueError: a target is not a linear module inside the layers.
     """

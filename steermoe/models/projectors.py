@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from steermoe import config
-from steermoe.config.errors import choose
 from steermoe.models.packing import valid_frames
 
 
@@ -20,11 +19,6 @@ class Projection(nn.Module, ABC):
 
     Attributes:
         reads_prompt: whether `forward` depends on the prompt.
-
-    Args:
-        section: the configuration of the projector.
-        width: E.
-        embeddings: the LLM's token embeddings, (tokens, H).
     """
 
     reads_prompt = False
@@ -173,9 +167,9 @@ def make_projection(section: config.Projector, width: int, embeddings: Tensor) -
     """Build the projection that the section names.
 
     Raises:
-        ValueError: there is no such projection, or its attention's width is not a multiple of its heads.
+        ValueError: the width of its attention is not a multiple of its heads.
     """
-    return choose(PROJECTIONS, section.projection, "projector.projection")(section, width, embeddings)
+    return PROJECTIONS[section.projection](section, width, embeddings)
 
 
 PROJECTIONS: dict[str, type[Projection]] = {

@@ -14,17 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, log_softmax
 
 from steermoe import config
-from steermoe.config.errors import choose
 
 
 class Router(nn.Module, ABC):
-    """Base class.
-
-    Args:
-        section: the configuration of steering.
-        experts: N of each steered layer.
-        width: D.
-    """
+    """Base class."""
 
     def __init__(self, section: config.Steering, experts: Sequence[int], width: int) -> None:
         super().__init__()
@@ -137,8 +130,8 @@ class Static(Router):
 
 
 def make_router(section: config.Steering, experts: Sequence[int], width: int) -> Router:
-    """Build the router that the section names; ValueError if there is no such router."""
-    return choose(ROUTERS, section.router, "steering.router")(section, experts, width)
+    """Build the router that the section names."""
+    return ROUTERS[section.router](section, experts, width)
 
 
 ROUTERS: dict[str, type[Router]] = {

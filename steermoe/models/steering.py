@@ -22,6 +22,7 @@ from steermoe.models.routers import make_router
 
 Observer = Callable[[int, Tensor, Tensor], None]
 Lengths = Callable[[int], Tensor]
+"""From the width S of hidden states to the valid lengths of their rows."""
 
 
 class Steering(nn.Module):
@@ -40,7 +41,7 @@ class Steering(nn.Module):
         width: D.
 
     Raises:
-        ValueError: as `hook_points`, or the router is unknown.
+        ValueError: as `hook_points`.
     """
 
     scales: Tensor
@@ -176,11 +177,7 @@ class Steering(nn.Module):
         self._logits.clear()
 
     def losses(self, lengths: Lengths) -> Tensor | float:
-        """Return the weighted losses on the routing of the last batch, averaged over hook points.
-
-        Args:
-            lengths: from the width S of hidden states to the valid lengths of their rows.
-        """
+        """Return the weighted losses on the routing of the last batch, averaged over hook points; see `Lengths`."""
         total: Tensor | float = 0.0
         balance, z = self.section.router_aux_loss_coef, self.section.router_z_loss_coef
         for logits_BSN in self._logits:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from steermoe.atomic_io import project_root
+from steermoe.atomic_io import project_root, write_text
 from steermoe.config import VariantConfig
 from steermoe.data.filters import skipped_reason
 from steermoe.data.shards import shards_of
@@ -72,8 +72,7 @@ class Tracker:
         self._connection: Store | None = None
         self._monitor: Any = None
         self._warned: set[str] = set()
-        self._unsent: list[dict[str, Any]] = []
-        self._file: Path | None = None  # of what is unsent; locked while this process lives
+        self._unsent: Path | None = None  # file of what is unsent; locked while this process lives
         self._lock: FileLock | None = None
         self._retry_at, self._at, self._step = 0.0, 0, 0
 
@@ -127,7 +126,8 @@ class Tracker:
             self._monitor.finish()
         self._retry_at = 0.0
         self._close(status)
-        self._release()
+        if self._lock is not None:
+            self._lock.release()  # what is left is for the next stage
 
     @_sent
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -146,10 +146,7 @@ class Tracker:
     def log_tree(self, tree: Mapping[str, Any], prefix: str) -> None:
         """Log the numbers in nested dicts as `<prefix>/<key>/<key>`."""
         flat = _flat(tree, "/").items()
-        is_number = {
-            name: isinstance(value, int | float) and not isinstance(value, bool) for name, value in flat
-        }
-        self.log({f"{prefix}/{name}": value for name, value in flat if is_number[name]})
+        self.log({f"{prefix}/{name}": value for name, value in flat if type(value) in (int, float)})
 
     @_sent
     def log_inputs(self, shards: Path, splits: Mapping[str, Sequence[str]], context: str) -> None:
@@ -200,11 +197,7 @@ class Tracker:
     def register_best(self, variant: str, model: Path, loss: float, measured_on: str) -> None:
         """Register the best adapter as a version of `steermoe-<profile>`, with the alias `champion`.
 
-        Args:
-            variant: its variant.
-            model: folder of the adapter.
-            loss: its loss on the development splits.
-            measured_on: how that was measured; a champion with a lower loss by the same measure stays champion.
+        A champion with a lower loss by the same measure stays champion.
         """
         tags = {
             "steermoe.variant": variant,
@@ -298,26 +291,22 @@ class Tracker:
 
     def _send(self, entry: dict[str, Any]) -> None:
         """Perform an entry, or keep it where MLflow cannot be reached; then try from time to time to send all."""
-        if not self._unsent and self._attempt(entry):
+        if self._unsent is None and self._attempt(entry):
             return
         self._keep(entry)
-        if time.monotonic() >= self._retry_at:
-            while self._unsent and self._attempt(self._unsent[0]):
-                self._unsent.pop(0)
-            self._retry_at = time.monotonic() + RETRY_SECONDS
-            if not self._unsent:
-                self._release()
-                self._warn("can be reached again, and has received everything")
+        if self._unsent is not None and time.monotonic() >= self._retry_at:
+            self._flush(self._unsent)
 
-    def _attempt(self, entry: Mapping[str, Any]) -> bool:
+    def _attempt(self, entry: Mapping[str, Any] | str) -> bool:
         """Perform an entry; False if it should be tried later. What MLflow refuses is reported and left out."""
         try:
-            self._at = entry["at"]
-            getattr(Tracker, entry["method"]).__wrapped__(self, **entry["arguments"])
+            values: Any = json.loads(entry) if isinstance(entry, str) else entry
+            self._at = values["at"]
+            getattr(Tracker, values["method"]).__wrapped__(self, **values["arguments"])
         except Exception as error:  # whatever it is, the stage goes on
             reason = (str(error) or type(error).__name__).splitlines()[0][:300]
             if is_refusal(error):
-                self._warn(f"refuses what the stage logs, which is left out ({entry['method']}: {reason})")
+                self._warn(f"refuses what the stage logs, which is left out ({reason})")
                 return True
             self._warn(
                 f"cannot be reached; the stage goes on, and what it logs is kept and sent later ({reason})"
@@ -326,43 +315,46 @@ class Tracker:
         return True
 
     def _keep(self, entry: dict[str, Any]) -> None:
+        lines = [json.dumps(entry, default=str)]
         try:
-            lines = [entry]
-            if self._file is None:
-                self._retry_at = time.monotonic() + RETRY_SECONDS
-                self._file = self.root / UNSENT / f"{time.time_ns()}-{os.getpid()}.jsonl"
-                self._lock = FileLock(f"{self._file}.lock")
+            if self._unsent is None:
+                path = self.root / UNSENT / f"{time.time_ns()}-{os.getpid()}.jsonl"
+                self._lock = FileLock(f"{path}.lock")
                 self._lock.acquire()
-                lines = [{"profile": self.profile, "run": self.run_id, "is_ours": self._is_ours}, entry]
-            with self._file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, default=str) + "\n" for line in lines)
-            self._unsent.append(entry)
+                self._unsent, self._retry_at = path, time.monotonic() + RETRY_SECONDS
+                lines.insert(0, self._state())
+            with self._unsent.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
             self._warn(f"cannot be reached, and what is logged cannot be kept ({error})")
 
-    def _release(self) -> None:
-        """Remove the file of what was unsent, or leave it to the next stage."""
-        if self._file is not None and self._lock is not None:
-            if not self._unsent:
-                _remove(self._file)
-            self._lock.release()
-        self._file, self._lock, self._unsent = None, None, []
+    def _state(self) -> str:
+        """Return the first line of a file of unsent entries: what another process needs to send them."""
+        return json.dumps({"profile": self.profile, "run": self.run_id, "is_ours": self._is_ours})
+
+    def _flush(self, path: Path) -> None:
+        """Send the unsent entries of a file in order, and remove it, or keep the rest of them."""
+        entries = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+        while entries and self._attempt(entries[0]):
+            del entries[0]
+        if entries:
+            write_text(path, "\n".join([self._state(), *entries, ""]))
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            return
+        path.unlink()
+        self._unsent = None
+        self._warn("can be reached again, and has received what was kept")
 
     def _send_left_behind(self) -> None:
         """Send what stages that have ended kept, oldest first."""
         for path in sorted((self.root / UNSENT).glob("*.jsonl")):
-            with suppress(Timeout, LookupError, OSError), FileLock(f"{path}.lock", timeout=0):
-                entries = []
-                for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                    with suppress(json.JSONDecodeError):  # a line that a kill or a power cut left incomplete
-                        entries.append(json.loads(line))
-                tracker = Tracker(entries[0]["profile"], self.root)
-                tracker.run_id, tracker._is_ours = entries[0]["run"], entries[0]["is_ours"]
+            with suppress(Timeout, LookupError, ValueError, OSError), FileLock(f"{path}.lock", timeout=0):
+                state = json.loads(path.read_text(encoding="utf-8", errors="replace").partition("\n")[0])
+                tracker = Tracker(state["profile"], self.root)
+                tracker.run_id, tracker._is_ours = state["run"], state["is_ours"]
                 tracker._connection = Store(tracker.profile, self.root, self._client)
                 tracker._warned = self._warned
-                if all(tracker._attempt(entry) for entry in entries[1:]):
-                    _remove(path)
-                    self._warn("has received what an earlier stage could not send")
+                tracker._flush(path)
 
     def _warn(self, message: str) -> None:
         """Print a message about MLflow, once."""
@@ -371,11 +363,6 @@ class Tracker:
             where = os.environ.get("MLFLOW_TRACKING_URI") or self.root / "mlflow.db"
             print(f"MLflow ({where}) {message}", file=sys.stderr, flush=True)
         self._warned.add(kind)
-
-
-def _remove(unsent: Path) -> None:
-    for path in (unsent, Path(f"{unsent}.lock")):
-        path.unlink()
 
 
 def adapter_digest(model: Path) -> str:

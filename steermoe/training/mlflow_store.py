@@ -76,7 +76,7 @@ class Store:
 
     def log_model(self, run_id: str, folder: Path, adapter: str, step: int) -> None:
         """Log the adapter in a folder as a model of a run, unless that is done; finish what a kill left."""
-        from mlflow.entities import LoggedModelOutput, RunTag
+        from mlflow.entities import LoggedModelOutput
 
         if self.find(tagged("logged_adapter", adapter)) is not None:
             return
@@ -95,11 +95,9 @@ class Store:
             save_model(copy, saved, str(self.root), run_id, model)
             client.log_model_artifacts(model.model_id, str(saved))
         client.finalize_logged_model(model.model_id, "READY")
-        outputs = client.get_run(run_id).outputs
-        if model.model_id not in [each.model_id for each in (outputs.model_outputs if outputs else [])]:
-            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=step)])
-        marks = {"steermoe.logged_model": model.model_id, "steermoe.logged_adapter": adapter}
-        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in marks.items()])
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=step)])
+        client.set_tag(run_id, "steermoe.logged_model", model.model_id)
+        client.set_tag(run_id, "steermoe.logged_adapter", adapter)
 
     def register(self, adapter: str, tags: Mapping[str, str]) -> None:
         """Register the model of an adapter, and set the alias unless the champion is better by the same measure.

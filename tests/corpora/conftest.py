@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steermoe import config, corpora
+from steermoe import corpora
 from steermoe.audio import io as waveform
+from steermoe.config import corpora as sections
 from steermoe.data.schema import validate_shard
 from steermoe.data.shards import shard_name, write_shard
 
@@ -128,7 +129,7 @@ def section() -> Callable[..., Any]:
     """Makes a section of a corpus from what differs from null and true; `test` is its first split."""
 
     def make(kind: str, **changed: Any) -> Any:
-        model = getattr(config, kind)
+        model = getattr(sections, kind)
         values = {"train": [], "dev": [], "test": [model.SPLITS[0]], "seed": 3, "limit": None}
         values |= {"mirror": "mirror", "required": True} | changed
         return model.model_validate({key: values[key] for key in values if key in model.model_fields})

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 from scipy import ndimage
 
-from steermoe import config, corpora
+from steermoe import corpora
+from steermoe.config.corpora import Shapes, Synthetic
 from steermoe.corpora import grammar, shapes, synthetic
 from steermoe.data import video
 from steermoe.data.schema import validate_shard
@@ -20,11 +21,11 @@ from tests.data.conftest import frame_of
 VIDEOS = {"train": 8, "dev": 1, "test": 2}
 FEW = {"train": 6, "dev": 2, "clean": 4, "other": 4}
 SETTINGS: dict[str, Any] = {
-    "synthetic": config.Synthetic(
+    "synthetic": Synthetic(
         train=["train"], dev=["dev"], test=["clean", "other"], seed=23, utterances=FEW,
         questions=FEW | {"train": 0, "dev": 0}, noisy_share=0.5,
     ),
-    "shapes": config.Shapes(train=["train"], dev=["dev"], test=["test"], seed=3, videos=VIDEOS),
+    "shapes": Shapes(train=["train"], dev=["dev"], test=["test"], seed=3, videos=VIDEOS),
 }  # fmt: skip
 
 
@@ -129,10 +130,11 @@ def test_answers_are_in_every_frame_and_shapes_move(rows: dict[str, pl.DataFrame
 PARTS = """
 import hashlib
 from pathlib import Path
-from steermoe import config, corpora
+from steermoe import corpora
+from steermoe.config import corpora as sections
 found = hashlib.sha256()
 for name, settings in (("synthetic", {synthetic!r}), ("shapes", {shapes!r})):
-    settings = getattr(config, name.capitalize()).model_validate_json(settings)
+    settings = getattr(sections, name.capitalize()).model_validate_json(settings)
     reader = corpora.reader(name)
     for row in reader.rows(settings, Path(), reader.parts(settings, Path())[2]):
         found.update(row["audio"] + row.get("video", b""))

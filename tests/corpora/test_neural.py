@@ -10,7 +10,7 @@ from steermoe import corpora, weights
 from steermoe.audio import augment, neural_voices
 from steermoe.audio import io as waveform
 from steermoe.audio.neural_voices import PIPER, Spoken
-from steermoe.config import Neural
+from steermoe.config.corpora import Neural
 from steermoe.corpora import neural
 from steermoe.corpora.phrases import example_phrases
 from steermoe.data.preprocess import preprocess

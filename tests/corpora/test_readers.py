@@ -5,16 +5,17 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from steermoe import config, corpora
-from steermoe.config.corpora import Corpora
+from steermoe import corpora
+from steermoe.config import corpora as sections
+from steermoe.config.corpora import LANGUAGE_TAG, Corpora, Fleurs, Mls
 from steermoe.config.errors import located
-from steermoe.corpora import aishell, clotho, librispeech, mmau, multilingual, openaudiobench, prompts
+from steermoe.corpora import aishell, clotho, librispeech, multilingual, openaudiobench, prompts
 from steermoe.corpora.archives import ArchiveError
 from steermoe.corpora.download import UnavailableError
 from steermoe.data.filters import Limits, RejectedError
@@ -24,129 +25,25 @@ from steermoe.evaluation.metrics import metric
 from steermoe.evaluation.normalizers import folded
 from steermoe.evaluation.qa import count_answers
 from tests.corpora import official
-from tests.corpora.official import seven_zipped, tarred, tone, zipped
+from tests.corpora.cases import (
+    AISHELL,
+    AISHELL2,
+    AQA_SOUNDS,
+    AQA_TABLE,
+    CAPTION_TABLE,
+    CAPTIONS,
+    CASES,
+    FLEURS,
+    MMAU,
+    MMAU_SOUND,
+    REVISION,
+    SOUND,
+    Case,
+    asked,
+    speakers,
+)
+from tests.corpora.official import tarred, tone
 
-REVISION = "70bb2e84b976b7e960aa89f1c648e09c59f894dd"
-SPEECH = {
-    f"{speaker}-{number:04d}": (f"PITCH {500 + 100 * i}", tone(500 + 100 * i, format="FLAC"))
-    for i, (speaker, number) in enumerate((("84-121123", 0), ("84-121123", 1), ("1272-128104", 0)))
-}
-SPOKEN = [("1272", "PITCH 700", 700), ("84", "PITCH 500", 500), ("84", "PITCH 600", 600)]
-CAPTIONS = [f"500, said {i}." for i in range(1, 6)]
-
-
-def speakers(files: dict[str, bytes]) -> dict[str, bytes]:
-    """AISHELL-1 as its archive holds it, without the archives of the speakers."""
-    found = {name: data for name, data in files.items() if not name.endswith(".tar.gz")}
-    for name, hertz in official.aishell1_utterances().items():
-        split = official.AISHELL_SPEAKERS[name[6:11]]
-        found[f"data_aishell/wav/{split}/{name[6:11]}/{name}.wav"] = tone(hertz)
-    return found
-
-
-class Case(NamedTuple):
-    """A corpus in an official layout.
-
-    Attributes:
-        name: of the corpus.
-        changes: of its section.
-        unpacked: files, as a user has them unpacked.
-        packed: the same, as they are published.
-        rows: speaker, target and pitch of every row, in order.
-        fields: what else all rows have.
-    """
-
-    name: str
-    changes: dict[str, Any]
-    unpacked: dict[str, bytes]
-    packed: dict[str, bytes]
-    rows: list[tuple[str, str, int]]
-    fields: dict[str, Any]
-
-
-def asked(split: str, protocol: str) -> dict[str, Any]:
-    return {"test": [split], "protocol": {split: protocol}}
-
-
-LIBRI, AISHELL, AISHELL2 = official.librispeech("dev-clean", SPEECH), official.aishell1(), official.aishell2()
-FLEURS, MLS = official.fleurs("de_de", "test"), official.mls("german", "opus")
-AQA_TABLE = {"clotho_aqa_test.csv": official.clothoaqa()}
-AQA_SOUNDS = {f"audio_files/{name}.wav": tone(hertz, rate=44_100) for name, hertz in (("a", 500), ("b", 600))}
-SOUND = {"evaluation/500.wav": tone(500, rate=44_100)}
-CAPTION_TABLE = {"clotho_captions_evaluation.csv": official.clotho(["500"])}
-MMAU, MMAU_SOUND = {"mmau-test-mini.json": official.mmau()}, {"test-mini-audios/3fe64f3d.wav": tone(500)}
-PRO = {
-    "test.parquet": official.mmaupro([{"answer": "Dog"}, {"id": "q2", "choices": [], "answer": "It barks."}])
-}
-PROMPTS = official.prompts({"greeting": "...Goodbye.", "digits/1": "one", "beep": "[beep]"})
-PROMPTS_PACKED = {"asterisk-core-sounds-en-g722-1.6.1.tar.gz": tarred(PROMPTS)}
-OPEN = {
-    name: data
-    for number, (subset, answer) in enumerate((("web_questions", "Jaxon; Jazmyn"), ("reasoning_qa", "北京")))
-    for name, data in official.openaudiobench(subset, answer, tone(500 + 100 * number, format="MP3")).items()
-}
-CASES = {
-    "librispeech": Case(
-        "librispeech", {"test": ["dev-clean"]}, LIBRI, {"dev-clean.tar.gz": tarred(LIBRI)},
-        SPOKEN, {"language": "en", "task": "transcribe", "prompt": ""},
-    ),
-    "minilibrispeech": Case(
-        "minilibrispeech", {"test": ["dev-clean-2"]}, official.librispeech("dev-clean-2", SPEECH),
-        {"dev-clean-2.tar.gz": tarred(official.librispeech("dev-clean-2", SPEECH))}, SPOKEN, {"language": "en"},
-    ),
-    "aishell1": Case(
-        "aishell1", {"test": ["dev"]}, speakers(AISHELL), {"data_aishell.tgz": tarred(AISHELL)},
-        [("S0724", f"音高{hertz}TV", hertz) for hertz in (800, 900, 1000)], {"language": "zh"},
-    ),
-    "aishell2": Case(
-        "aishell2", {"train": ["train"], "test": ["ios-test"]}, AISHELL2, AISHELL2,
-        [("C0001", "厨房用品", 700), ("T0011", "换一首歌", 500), ("T0012", "打开TV", 600)], {"language": "zh"},
-    ),
-    "fleurs": Case(
-        "fleurs", {"test": ["de_de-test"], "revision": REVISION, "text": "raw"},
-        {"data/de_de/test.tsv": FLEURS["data/de_de/test.tsv"]}
-        | {f"data/de_de/audio/test/{name}.wav": tone(hertz) for name, hertz in (("11", 500), ("12", 600))},
-        FLEURS, [("unknown", 'Er sagte: "Ja, Straße 500!"', 500), ("unknown", "Zweite 600.", 600)],
-        {"language": "de"},
-    ),
-    "mls": Case(
-        "mls", {"dev": ["german-dev"], "test": ["german-test"], "encoding": "opus"}, MLS,
-        {"mls_german_opus.tar.gz": tarred(MLS)},
-        [("10536", f"tonhöhe {hertz}", hertz) for hertz in (500, 600)] * 2, {"language": "de"},
-    ),
-    "clothoaqa": Case(
-        "clothoaqa", asked("test", "raw"), AQA_SOUNDS | AQA_TABLE,
-        {"audio_files.zip": zipped(AQA_SOUNDS), **AQA_TABLE},
-        [("none", answer, pitch) for answer, pitch in
-         (("yes", 500), ("no", 500), ("bell", 500), ("church bell", 600), ("street", 600))],
-        {"language": "en", "task": "answer"},
-    ),
-    "clotho": Case(
-        "clotho", {"test": ["evaluation"], "captions": {"evaluation": "each"}}, SOUND | CAPTION_TABLE,
-        {"clotho_audio_evaluation.7z": seven_zipped(SOUND), **CAPTION_TABLE},
-        [("none", caption, 500) for caption in CAPTIONS], {"task": "caption", "answers": CAPTIONS, "transcript": ""},
-    ),
-    "mmau": Case(
-        "mmau", {"answer": "letter"}, MMAU | MMAU_SOUND,
-        {"test-mini-audios.tar.gz": tarred(MMAU_SOUND), **MMAU}, [("none", "B", 500)],
-        {"prompt": "Who speaks?\n(A) Man\n(B) Woman\n(C) Child", "choices": ["A", "B", "C"],
-         "source_id": "mmau-test-mini-3fe64f3d"},
-    ),
-    "mmaupro": Case(
-        "mmaupro", {"answer": "text", "revision": REVISION}, PRO | {"data/a.wav": tone(500)},
-        PRO | {"data.zip": zipped({"data/a.wav": tone(500)})},
-        [("none", "Dog", 500), ("none", "It barks.", 500)], {"task": "answer", "language": "en"},
-    ),
-    "prompts": Case(
-        "prompts", {"test": ["en-train"]}, {f"en/{name}": data for name, data in PROMPTS.items()}, PROMPTS_PACKED,
-        [("Allison Smith", "Goodbye.", 500), ("Allison Smith", "one", 600)], {"language": "en", "task": "transcribe"},
-    ),
-    "openaudiobench": Case(
-        "openaudiobench", {"test": ["web_questions", "reasoning_qa"], "revision": REVISION}, OPEN, OPEN,
-        [("unknown", "Jaxon", 500), ("unknown", "北京", 600)],
-        {"transcript": "Who, or what?", "prompt": openaudiobench.QUESTION},
-    ),
-}  # fmt: skip
 KINDS = {name: field.annotation for name, field in Corpora.model_fields.items()}
 
 
@@ -371,29 +268,12 @@ def test_first_answer(answers: str, separator: str | None, first: str) -> None:
     assert openaudiobench.first(answers, separator) == first
 
 
-def test_answers_as_letters_or_texts() -> None:
-    texts = ["Man", "Dog"]
-    assert mmau.ask("Who?", texts) == "Who?\n(A) Man\n(B) Dog" and mmau.ask("Who?", []) == "Who?"
-    assert (mmau.offered(texts, "letter"), mmau.offered(texts, "text")) == (("A", "B"), ("Man", "Dog"))
-    assert mmau.fault_of("Cat", texts) and not mmau.fault_of("Dog", texts)
-    assert mmau.fault_of("x", ["x"] * 27)
-    with pytest.raises(ValueError, match="unknown protocol 'fair'; one of: raw, clean"):
-        clotho.chosen(["a", "b", "c"], "fair")
-
-
 @pytest.mark.parametrize("name", corpora.CORPORA)
 def test_reader_and_section_belong_together(name: str) -> None:
     section: Any = KINDS[name]
     reader = corpora.reader(name)
     assert reader.SPLITS == section.SPLITS
-    text = " ".join(reader.CARD.text().split())
-    for shown in (
-        reader.CARD.name,
-        reader.CARD.licence.split()[0],
-        reader.CARD.restrictions.split(",")[0][:30],
-    ):
-        assert shown in text
-    assert "" not in dataclasses.asdict(reader.CARD).values()
+    assert reader.CARD.name in " ".join(reader.CARD.text().split())
 
 
 def test_unknown_corpus() -> None:
@@ -401,18 +281,14 @@ def test_unknown_corpus() -> None:
         corpora.reader("fsdd")
 
 
-@pytest.mark.parametrize("name", [n for n, kind in KINDS.items() if issubclass(kind, config.Remote)])  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["librispeech", "fleurs", "mmau"])  # from a URL, from the hub, by hand
 def test_offline(name: str, section: Any, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Required: an error that says what is missing. Not required: skipped, visibly. The card comes first."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
-    on_the_hub, by_hand = name in ("fleurs", "mmaupro", "openaudiobench"), name == "mmau"
-    changes = CASES[name].changes if name in CASES else {
-        "train": ["train"], "test": [], "strings": {"train": 1, "test": 0, "unseen": 0}, "max_digits": 3,
-    }  # fmt: skip
-    mirror = None if on_the_hub or by_hand else "http://127.0.0.1:1"
-    settings = section(kind_of(name), **changes | {"mirror": mirror})
+    mirror = "http://127.0.0.1:1" if name == "librispeech" else None
+    settings = section(kind_of(name), **CASES[name].changes | {"mirror": mirror})
     with pytest.raises(UnavailableError, match=r"is this machine online\?|set corpora.mmau.mirror"):
         corpora.fetch(name, settings, root / "raw")
     assert corpora.reader(name).CARD.licence[:20] in " ".join(capsys.readouterr().out.split())
@@ -446,12 +322,12 @@ def test_offline(name: str, section: Any, root: Path, monkeypatch: pytest.Monkey
 def test_a_section_is_strict(section: Any, kind: str, changed: dict, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         section(kind, **changed)
-    lines = [line for _, line in located(caught.value, getattr(config, kind))]
+    lines = [line for _, line in located(caught.value, getattr(sections, kind))]
     assert any(re.search(message, line) for line in lines), lines
 
 
 def test_languages_are_tags() -> None:
     """A country is no part of them: `es_419` is Spanish, `cmn_hans_cn` Mandarin."""
-    tags = [multilingual.language_of(f"{language}-test") for language in config.Fleurs.LANGUAGES]
-    assert all(re.fullmatch(config.LANGUAGE_TAG, tag) for tag in (*tags, *multilingual.MLS_TAGS.values()))
-    assert {"de", "es", "cmn"} <= set(tags) and set(multilingual.MLS_TAGS) == set(config.Mls.LANGUAGES)
+    tags = [multilingual.language_of(f"{language}-test") for language in Fleurs.LANGUAGES]
+    assert all(re.fullmatch(LANGUAGE_TAG, tag) for tag in (*tags, *multilingual.MLS_TAGS.values()))
+    assert {"de", "es", "cmn"} <= set(tags) and set(multilingual.MLS_TAGS) == set(Mls.LANGUAGES)

@@ -149,15 +149,6 @@ def test_a_batch_is_a_frozen_mapping_that_moves_between_devices(dataset: Utteran
         batch["video_features"]
 
 
-def test_a_row_is_the_same_in_every_batch(dataset: UtteranceDataset):
-    alone, among = collate([dataset[2]]), collate([dataset[index] for index in (9, 2, 4)])
-    for name in ("feature", "prompt", "target"):
-        key = "features" if name == "feature" else f"{name}_ids"
-        length = int(alone[f"{name}_lengths"][0])
-        assert length == int(among[f"{name}_lengths"][1])
-        assert torch.equal(alone[key][0][..., :length], among[key][1][..., :length])
-
-
 def test_through_a_data_loader(dataset: UtteranceDataset, frame: pl.DataFrame):
     sampler = bucketed_batches(frame["seconds"].to_list(), 1.0, seed=3, epoch=0)
     seen = []

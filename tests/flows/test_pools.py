@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 import threading
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +90,6 @@ def test_deployments_name_flows_that_are_there() -> None:
         "pull"
     ]  # of the worker that takes the run: machines with their own clones share a server
     assert {"directory": "{{ $STEERMOE_ROOT }}"} in step.values()
-
-
-def test_prefect_stays_on_this_machine() -> None:
-    settings = tomllib.loads((ROOT / "prefect.toml").read_text())
-    assert settings["api"]["url"].startswith("http://127.0.0.1:")
-    assert settings["server"]["analytics_enabled"] is False
 
 
 def test_stages_that_flows_name_are_in_the_pipeline() -> None:

@@ -110,16 +110,15 @@ def test_logits_and_embeddings_are_the_models_own(model: SteerMoE) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prefix", [(), PREFIX])
 def test_loss_and_answers_of_a_batch_are_those_of_its_rows_by_hand(
-    model: SteerMoE, prefix: tuple[int, ...], make_batch: MakeBatch, greedy: Any
+    model: SteerMoE, make_batch: MakeBatch, greedy: Any
 ) -> None:
     """The loss is transformers' own; answers are decoded without padding, KV cache or `generate`."""
     free, total, tokens = greedy(7, max_repeats=None), 0.0, 0
-    together = model.generate(make_batch(prefix=prefix), free)
+    together = model.generate(make_batch(prefix=PREFIX), free)
     table, stops = model.llm.get_input_embeddings(), model.llm.generation_config.eos_token_id
     for row in range(4):
-        batch = make_batch(rows=[row], prefix=prefix)
+        batch = make_batch(rows=[row], prefix=PREFIX)
         assert batch.target_ids is not None
         rows = torch.cat([whole_row(model, batch), table(batch.target_ids)], dim=1)
         labels = torch.full(rows.shape[:2], -100)
@@ -135,7 +134,7 @@ def test_loss_and_answers_of_a_batch_are_those_of_its_rows_by_hand(
             answer.append(token)
             rows = torch.cat([rows, table(torch.tensor([[token]]))], dim=1)
         assert together[row] == answer
-    assert float(model(**make_batch(prefix=prefix)).loss) == pytest.approx(total / tokens, rel=1e-4)
+    assert float(model(**make_batch(prefix=PREFIX)).loss) == pytest.approx(total / tokens, rel=1e-4)
     assert len({tuple(answer) for answer in together}) > 1
 
 
@@ -267,8 +266,6 @@ def test_gradients_pass_through_a_quantised_llm(
 
 def test_quantisations_that_cannot_be_used_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_options("none", torch.float32) == {} and set(QUANTIZATIONS) == {"none", "int8", "nf4"}
-    with pytest.raises(ValueError, match=r"llm\.quantization: found 'int4', must be one of: int8, nf4, none"):
-        load_options("int4", torch.float32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"llm\.quantization: found 'nf4', which needs a CUDA GPU"):
         load_options("nf4", torch.float32)

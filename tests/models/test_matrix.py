@@ -33,7 +33,7 @@ PROJECTION_OPTIONS: dict[str, dict[str, int]] = {
 Combination = tuple[str, str, tuple[str, int | None], str, str]
 
 
-def combinations(more: int = 4) -> list[Combination]:
+def combinations(more: int = 1) -> list[Combination]:
     """Each row of each registry at least once, and `more` drawn from the whole product."""
     draw = random.Random(7)
     tables: list[list[Any]] = [[*ROUTERS], [*PLACEMENTS], [*PROJECTORS], [*PROJECTIONS], [*LLMS]]

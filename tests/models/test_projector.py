@@ -136,12 +136,3 @@ def test_impossible_projectors_are_errors(make_projector: Make, changes: dict, m
     with pytest.raises(ValueError, match=message):
         make_downsampler(make_projector(**changes), 6, 3)
         make_projection(make_projector(**changes), 8, torch.randn(5, 4))
-
-
-def test_unknown_names_are_errors(make_projector: Make) -> None:
-    with pytest.raises(ValueError, match=r"projector\.downsample: found 'mean', must be one of: average"):
-        make_downsampler(make_projector().model_copy(update={"downsample": "mean"}), 6, 3)
-    with pytest.raises(
-        ValueError, match=r"projector\.projection: found 'mpl', must be one of: .*linear, mlp"
-    ):
-        make_projection(make_projector().model_copy(update={"projection": "mpl"}), 8, torch.randn(5, 4))

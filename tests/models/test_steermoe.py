@@ -199,8 +199,10 @@ def test_generate_takes_audio_a_prompt_and_transformers_settings(steered: SteerM
         steered.generate()
 
 
-@pytest.mark.parametrize("window", ["unpadded", "full"])
-@pytest.mark.parametrize(("after", "frames"), [(None, [50, 50, 50, 50]), (0, [50, 13, 13, 13])])
+@pytest.mark.parametrize(
+    ("window", "after", "frames"),
+    [("unpadded", None, [50, 50, 50, 50]), ("full", None, [50, 50, 50, 50]), ("full", 0, [50, 13, 13, 13])],
+)
 def test_gates_are_those_of_the_audio_whatever_the_window(
     window: str, after: int | None, frames: list[int], tiny_variant: Any
 ) -> None:

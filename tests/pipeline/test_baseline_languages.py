@@ -63,12 +63,12 @@ def run_baseline(params: Path, tmp_path: Path, languages: dict[str, list[str]]) 
 
 @pytest.fixture
 def scored(params: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> tuple[Path, str]:
-    """The baseline of LANGUAGES, and what was told on the way."""
+    """The baseline of LANGUAGES, and what was printed on the way."""
     return run_baseline(params, tmp_path, LANGUAGES), capsys.readouterr().err
 
 
-def test_rows_in_unknown_languages_are_left_to_the_floors(scored: tuple[Path, str]) -> None:
-    out, told = scored
+def test_rows_in_unknown_languages_are_left_to_the_trivial_baselines(scored: tuple[Path, str]) -> None:
+    out, printed = scored
     summary = read_result(out / "encoder").summary
     assert summary["own"].keys() == {"clean"} and summary["own"]["clean"]["transcribe"]["n"] == 2
     cascade = read_result(out / "cascade").summary
@@ -77,14 +77,14 @@ def test_rows_in_unknown_languages_are_left_to_the_floors(scored: tuple[Path, st
     assert read_result(out / "encoder").frame["language"].to_list() == ["en", "de"]
     left_out = "6 utterances in languages that it does not know (ckb: 4, ast: 2)"
     assert summary["protocol"]["decoding"].endswith(f"; not over {left_out}")
-    lines = [line for line in told.splitlines() if "does not know" in line]
+    lines = [line for line in printed.splitlines() if "does not know" in line]
     assert lines == [
         f"synthetic: encoder is not scored on {left_out}, of 8",
         "synthetic: cascade is not scored on 3 utterances in languages that it does not know (ckb: 2, ast: 1), of 4",
     ]
-    for floor in ("text-only", "constant"):
+    for name in ("text-only", "constant"):
         counts = {
-            split: of["transcribe"]["n"] for split, of in read_result(out / floor).summary["own"].items()
+            split: of["transcribe"]["n"] for split, of in read_result(out / name).summary["own"].items()
         }
         assert counts == {"clean": 5, "other": 3}
 

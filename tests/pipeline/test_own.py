@@ -13,6 +13,7 @@ from dvc.utils.hydra import apply_overrides
 
 from pipeline import own, sources
 from steermoe import config
+from steermoe.config.corpora import Folder
 from tests.pipeline.conftest import ROOT, executed, run
 
 RATE = 16_000
@@ -44,14 +45,14 @@ def test_a_profile_is_written_and_selected(recordings: Path, params: Path, capsy
     own.main("mine", recordings, language="en", params=params)
     loaded = config.load(params)
     folder = loaded.corpora["folder"]
-    assert isinstance(folder, config.Folder) and folder.path == str(recordings)
+    assert isinstance(folder, Folder) and folder.path == str(recordings)
     assert (loaded.profile, list(loaded.corpora)) == ("mine", ["folder"])
     assert loaded.training.max_seconds == loaded.preprocessing.max_seconds == 8.0
     assert loaded.training.max_steps is not None
     assert loaded.training.eval_steps <= loaded.training.max_steps <= 450
-    told = capsys.readouterr().out
-    assert re.search(r"train: 14 rows(.|\n)*dev: 2 rows(.|\n)*test: 4 rows", told)
-    assert "cannot learn a person's speech" in told and "test has 2 s" in told
+    printed = capsys.readouterr().out
+    assert re.search(r"train: 14 rows(.|\n)*dev: 2 rows(.|\n)*test: 4 rows", printed)
+    assert "cannot learn a person's speech" in printed and "test has 2 s" in printed
     before = (params.parent / "configs" / "mine.yaml").read_text()
     apply_overrides(
         str(params.parent / "configs" / "mine.yaml"), [f"training.max_steps={loaded.training.max_steps}"]
@@ -82,7 +83,7 @@ def test_what_cannot_be_used_is_refused_and_nothing_written(
     folder = tmp_path / "few"
     folder.mkdir()
     for name in names:
-        record(folder / name, "told", seconds)
+        record(folder / name, "words", seconds)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")}
     with pytest.raises(ValueError, match=message):
         own.main("mine", folder, params=params)
@@ -116,8 +117,8 @@ def test_stamp_notes_changes_outside_the_repository(recordings: Path, params: Pa
 @pytest.mark.slow
 def test_a_change_reruns_what_depends_on_it(project: Path, recordings: Path) -> None:
     shutil.copy(ROOT / "params.yaml", project)
-    told = run(project, "python", "-m", "pipeline", "own", "mine", str(recordings), "--language", "en")
-    assert "selected" in told
+    printed = run(project, "python", "-m", "pipeline", "own", "mine", str(recordings), "--language", "en")
+    assert "selected" in printed
     always = {"stamp@mine"}
     data = {"download@mine-folder", "preprocess@mine-folder", "configure@mine"}
     first = executed(run(project, "dvc", "repro", "configure"))

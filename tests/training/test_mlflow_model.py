@@ -81,8 +81,8 @@ def test_the_best_model_is_loaded_elsewhere_and_transcribes_speech(project, tmp_
 
     monkeypatch.chdir(ROOT)  # where the paths in the adapter's configuration start
     reference = SteerMoE.from_pretrained(model)
-    heard = reference.transcribe(elsewhere / "anna.wav")
-    said = reference.ask(elsewhere / "anna.wav", QUESTION).text
+    transcript = reference.transcribe(elsewhere / "anna.wav")
+    answer = reference.ask(elsewhere / "anna.wav", QUESTION).text
 
     def predictions(**settings: str) -> list:
         result = subprocess.run(
@@ -99,14 +99,14 @@ def test_the_best_model_is_loaded_elsewhere_and_transcribes_speech(project, tmp_
         return json.loads(result.stdout.splitlines()[-1])
 
     both, alone, refusal = predictions()
-    assert (both, alone) == ([heard, said], [heard, heard])
+    assert (both, alone) == ([transcript, answer], [transcript, transcript])
     assert "audio" in refusal and "sound" in refusal  # of the signature
 
     (project / "pretrained").unlink()  # the project has moved
-    assert predictions(STEERMOE_BASE_MODELS=str(ROOT))[0] == [heard, said]
+    assert predictions(STEERMOE_BASE_MODELS=str(ROOT))[0] == [transcript, answer]
 
 
-@pytest.mark.parametrize("project", ["project", "a%20x%2Fy#?"], indirect=True)
+@pytest.mark.parametrize("project", ["a%20x%2Fy#?"], indirect=True)
 def test_a_logged_model_is_the_adapter_and_nothing_of_what_is_frozen(project):
     model = evaluated(project, "linear")
     evaluated(project, "linear")  # of another corpus: the model is there already
@@ -129,7 +129,7 @@ def test_a_logged_model_is_the_adapter_and_nothing_of_what_is_frozen(project):
     assert example["columns"] == ["audio", "question"]
 
 
-@pytest.mark.parametrize("where", ["log_model_artifacts", "finalize_logged_model", "log_outputs"])
+@pytest.mark.parametrize("where", ["log_model_artifacts", "log_outputs"])
 def test_a_kill_amid_the_log_of_a_model_leaves_one(project, monkeypatch, where):
     def dying(*arguments: object, **options: object) -> None:
         raise OSError("the process is killed")

@@ -4,7 +4,6 @@ import importlib
 from typing import Any
 
 from steermoe import config
-from steermoe.config.errors import choose
 from steermoe.hub import located
 from steermoe.models.encoders.encoder import Encoder
 from steermoe.models.pretrained import keep_layers
@@ -14,7 +13,7 @@ def load_encoder(section: config.Encoder, local_files_only: bool = False) -> Enc
     """Load the frozen encoder that the section names, with its first `layers` layers, in evaluation mode.
 
     Raises:
-        ValueError: there is no such encoder, its weights cannot be loaded, or a setting does not suit it.
+        ValueError: its weights cannot be loaded, or a setting does not suit it.
     """
     encoder = _loaded(ENCODERS, section, "encoder", local_files_only)
     keep_layers(encoder.layers, section.layers, "encoder")
@@ -27,7 +26,7 @@ def load_video_encoder(section: config.VideoEncoder, local_files_only: bool = Fa
 
 
 def _loaded(rows: dict[str, str], section: Any, setting: str, local_files_only: bool) -> Encoder:
-    module, kind = choose(rows, section.name, f"{setting}.name").split(":")
+    module, kind = rows[section.name].split(":")
     return getattr(importlib.import_module(module), kind)(located(section, setting, local_files_only)).eval()
 
 

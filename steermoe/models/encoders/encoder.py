@@ -31,9 +31,6 @@ class Encoder(nn.Module, ABC):
         frames_per_second: of the output.
         max_frames: the longest input that it has positions for, in encoder frames; None: no limit.
 
-    Args:
-        section: its configuration.
-
     Raises:
         ValueError: the encoder does not support the section's window.
     """

@@ -147,7 +147,7 @@ def test_an_adapter_behind_the_encoder_is_refused(name: str, tmp_path: Path) -> 
         load_encoder(section(name, tmp_path))
 
 
-def test_missing_weights_and_unknown_encoders_are_errors(tiny_encoder_dir: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_errors(tiny_encoder_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"encoder\.path: found '.*nowhere', which does not exist"):
         load_encoder(section("whisper", tmp_path / "nowhere"))
     sizes = WhisperConfig.from_pretrained(tiny_encoder_dir)
@@ -157,6 +157,3 @@ def test_missing_weights_and_unknown_encoders_are_errors(tiny_encoder_dir: Path,
     sizes.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks \d+ weights.*layers\.2"):
         load_encoder(section("whisper", tmp_path))
-    unknown = section("whisper", tiny_encoder_dir).model_copy(update={"name": "wisper"})
-    with pytest.raises(ValueError, match=r"encoder\.name: found 'wisper', must be one of: .*whisper"):
-        load_encoder(unknown)

@@ -100,5 +100,3 @@ def test_a_folder_without_its_processor_is_named(tiny_video_dir: Path, tmp_path:
         load_video_encoder(section(tmp_path))
     with pytest.raises(ValueError, match=r"video\.encoder\.path: found '\./nope'"):
         load_video_encoder(section("./nope"))
-    with pytest.raises(ValueError, match=r"video\.encoder\.name: found 'vid', must be one of: vit"):
-        load_video_encoder(section(tiny_video_dir).model_copy(update={"name": "vid"}))
