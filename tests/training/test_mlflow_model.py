@@ -21,15 +21,19 @@ from steermoe.training.mlflow_store import open_store, sqlite_address
 ROOT = Path(__file__).parents[2]
 QUESTION = "who bought apples?"
 SCRIPT = """
-import json, sys
+import json, os, sys
 import mlflow, pandas as pd
-model = mlflow.pyfunc.load_model(sys.argv[1])
-frame = pd.DataFrame({"audio": [sys.argv[2]] * 2, "question": [None, sys.argv[3]]})
+uri, audio, question, base_models, elsewhere = sys.argv[1:]
+model = mlflow.pyfunc.load_model(uri)
+frame = pd.DataFrame({"audio": [audio] * 2, "question": [None, question]})
 texts = [model.predict(frame)["text"].tolist(), model.predict(frame[["audio"]])["text"].tolist()]
 try:
     model.predict(pd.DataFrame({"sound": ["x"]}))
 except mlflow.exceptions.MlflowException as error:
     texts.append(str(error))
+os.unlink(base_models)  # the project has moved
+os.environ["STEERMOE_BASE_MODELS"] = elsewhere
+texts.append(mlflow.pyfunc.load_model(uri).predict(frame)["text"].tolist())
 print(json.dumps(texts))
 """
 
@@ -84,26 +88,14 @@ def test_the_best_model_is_loaded_elsewhere_and_transcribes_speech(project, tmp_
     transcript = reference.transcribe(elsewhere / "anna.wav")
     answer = reference.ask(elsewhere / "anna.wav", QUESTION).text
 
-    def predictions(**settings: str) -> list:
-        result = subprocess.run(
-            [sys.executable, "-c", SCRIPT, "models:/steermoe-mini@champion", "anna.wav", QUESTION],
-            cwd=elsewhere,
-            env=os.environ
-            | {"MLFLOW_TRACKING_URI": sqlite_address(project / "mlflow.db"), "PYTHONPATH": str(ROOT)}
-            | settings,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-        return json.loads(result.stdout.splitlines()[-1])
-
-    both, alone, refusal = predictions()
-    assert (both, alone) == ([transcript, answer], [transcript, transcript])
+    uri, base_models = "models:/steermoe-mini@champion", str(project / "pretrained")
+    store = {"MLFLOW_TRACKING_URI": sqlite_address(project / "mlflow.db"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT, uri, "anna.wav", QUESTION, base_models, str(ROOT)]
+    result = subprocess.run(command, cwd=elsewhere, env=os.environ | store, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    both, alone, refusal, moved = json.loads(result.stdout.splitlines()[-1])
+    assert both == moved == [transcript, answer] and alone == [transcript, transcript]
     assert "audio" in refusal and "sound" in refusal  # of the signature
-
-    (project / "pretrained").unlink()  # the project has moved
-    assert predictions(STEERMOE_BASE_MODELS=str(ROOT))[0] == [transcript, answer]
 
 
 @pytest.mark.parametrize("project", ["a%20x%2Fy#?"], indirect=True)
