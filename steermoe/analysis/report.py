@@ -68,10 +68,13 @@ def value_table(
 ) -> tuple[Lines, list[Lines]]:
     """Return header and lines: a metric of a set in each column."""
     titles = [f"{place.corpus} {place.split} {METRICS[metric].title}" for place, metric in columns]
-    body = [
-        [row.title, *(cell_text(comparison, row, *column, newline) for column in columns)] for row in rows
-    ]
+    body = [[row.title, *(cell_text(comparison, row, *each, newline) for each in columns)] for row in rows]
     return ["system", *titles], body
+
+
+def without_empty(body: Sequence[Lines]) -> list[Lines]:
+    """Return the lines that have a figure."""
+    return [line for line in body if set(line[1:]) != {NONE}]
 
 
 def cell_text(comparison: Comparison, row: Row, place: Set, metric: str, newline: str) -> str:
@@ -170,15 +173,10 @@ def how_to_read(comparison: Comparison) -> Lines:
 def languages(comparison: Comparison, sets: Sequence[Set]) -> Lines:
     """Return a table of the error rates of one corpus by language: the variants, and the encoder's own decoder."""
     ordered = sorted(sets, key=lambda place: place.language)
-    rows = [
-        row
-        for row in comparison.rows
-        if row.kind in ("variant", "seeds", "decoder")
-        and any(comparison.cell(row, p, p.metric) for p in sets)
-    ]
+    rows = [row for row in comparison.rows if row.kind in ("variant", "seeds", "decoder")]
     header, body = value_table(comparison, rows, [(place, place.metric) for place in ordered])
     titles = [f"{place.language}: {title}" for place, title in zip(ordered, header[1:], strict=True)]
-    return markdown_table([header[0], *titles], body)
+    return markdown_table([header[0], *titles], without_empty(body))
 
 
 def further_metrics(comparison: Comparison) -> Lines:
@@ -187,7 +185,8 @@ def further_metrics(comparison: Comparison) -> Lines:
     for name in METRICS:
         found = {cell.place for cell in comparison.cells if cell.metric == name != cell.place.metric}
         if columns := [(place, name) for place in comparison.sets if place in found]:
-            lines += ["", *markdown_table(*value_table(comparison, comparison.rows, columns))]
+            header, body = value_table(comparison, comparison.rows, columns)
+            lines += ["", *markdown_table(header, without_empty(body))]
     return lines[1:]
 
 

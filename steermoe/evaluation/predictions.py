@@ -33,7 +33,7 @@ UNUSUAL = {  # counted in the protocol: expressions over the columns of `Predict
 MIN_CLUSTERS = 8
 UNKNOWN = ("unknown", "none")  # values of `speaker` that name nobody
 RESAMPLED = {  # evaluation.bootstrap_unit -> its name in the protocol
-    "auto": f"speakers (sets of fewer than {MIN_CLUSTERS} known speakers: texts; of fewer texts, too: rows)",
+    "auto": f"speakers (texts in sets with fewer than {MIN_CLUSTERS} known speakers, rows in those with as few texts)",
     "speaker": "speakers (texts where they are unknown)",
     "text": "texts",
     "row": "rows",
