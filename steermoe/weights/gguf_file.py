@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 MAGIC = b"GGUF"
 PARTS = "-00001-of-"  # in the name of the first file of several
@@ -45,7 +46,7 @@ def convert(source: Path, out: Path) -> None:
 
     with _quiet():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 source.parent, gguf_file=source.name, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
