@@ -17,6 +17,7 @@ from benchmarks import (
     growth,
     loader,
     shapes,
+    small_step,
     startup,
     steering_cost,
     train_step,
@@ -157,3 +158,10 @@ def test_decoding(run: Callable[..., str]) -> None:
     assert [row[0] for row in found] == ["4, without likelihoods", "4, with likelihoods"]
     for row in found:
         assert 0.8 < float(row[2]) <= float(row[1])  # without waiting, of which there is none in the other
+
+
+def test_the_products_of_a_step_of_the_small_pair_take_less_than_the_step(run: Callable[..., str]) -> None:
+    table = rows(run(small_step, "--layers", "1", "--rows", "2", "--repeats", "1", "--variant", "linear"))
+    [(name, step, products, times, _)] = table
+    assert name == "linear, float32"
+    assert float(products.split()[0]) > 0 and float(step.split()[0]) > 0 and float(times) > 0
