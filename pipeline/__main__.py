@@ -14,7 +14,7 @@ STAGES = {  # the function is `main` of the module of that name, unless PLACES s
     "configure": "resolve the configuration of the selected variants",
     "train": "train one variant",
     "eval": "decode and score one variant on one corpus",
-    "baseline": "score what needs no training: the encoder's own decoder, guesses without audio",
+    "baseline": "score what needs no training: the encoder's own decoder, the cascade, guesses without audio",
     "ablate": "compare the variants: table, pictures, report",
     "search": "choose learning rates for a method on the development splits",
     "show": "print the comparison of the selected profile",

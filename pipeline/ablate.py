@@ -24,6 +24,8 @@ def main(
     params: Params = Path("params.yaml"),
 ) -> None:
     """Write table, plots and report into OUT, and the headline figures into METRICS."""
+    from dataclasses import asdict
+
     import polars as pl
 
     from steermoe import config
@@ -35,11 +37,11 @@ def main(
 
     settings = config.load(params)
     names, corpora = settings.compare, settings.corpora
-    compared = comparison.compare(
-        names, settings.reference, list(corpora), evaluations, timing, settings.evaluation, settings.seed
-    )
     texts = {name: (variants / f"{name}.json").read_text() for name in names}
     configs = {name: config.VariantConfig.from_json(text) for name, text in texts.items()}
+    compared = comparison.compare(
+        configs, settings.reference, list(corpora), evaluations, timing, settings.evaluation, settings.seed
+    )
     folders = {name: models / name for name in names}
     rows = [
         read_rows(shards / c, section.test) for c, section in corpora.items() if c not in compared.missing
@@ -52,7 +54,7 @@ def main(
     scored = {name: {corpus: read[name][corpus] for corpus in corpora} for name in names}
     tasks = results.read_text_tasks(evaluations, names)
     write_text(out / "report.md", report.markdown(compared, captions, scored, configs, uses, tasks))
-    results.write_json(out / "comparison.json", compared.to_json() | {"steering": uses})
+    results.write_json(out / "comparison.json", asdict(compared) | {"steering": uses})
     results.write_json(metrics, compared.headline())
     console = plain_console()
     console.print(report.printed(compared, console.width))
@@ -93,7 +95,7 @@ def show(params: Params = Path("params.yaml")) -> None:
     settings = config.load(params)
     reports = Path("reports") / settings.profile
     compared = comparison.compare(
-        settings.compare,
+        {name: settings.variant(name) for name in settings.compare},
         settings.reference,
         list(settings.corpora),
         reports / "evaluations",

@@ -13,7 +13,7 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
     """
     import json
 
-    from steermoe import config
+    from steermoe import config, weights
     from steermoe import hub as base_models
     from steermoe.atomic_io import write_text
     from steermoe.data.licences import licence_note
@@ -27,7 +27,9 @@ def main(out: Out, params: Params = Path("params.yaml")) -> None:
         for setting, section in models.items()
     }
     for section, _ in sections.values():
-        if config.of_the_hub(section.path) and not Path(section.path).is_dir():
+        if section.path in weights.NAMED:
+            print(f"{section.path}: {weights.note(section.path)}", flush=True)
+        elif config.of_the_hub(section.path) and not Path(section.path).is_dir():
             print(licence_note(section.path), flush=True)
     found = {key: base_models.identity(section, setting) for key, (section, setting) in sections.items()}
     file = config.lock_file(params, settings.profile)

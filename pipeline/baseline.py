@@ -1,4 +1,4 @@
-"""Score what needs no training on one corpus: the encoder's own decoder, and answers without audio."""
+"""Score what needs no training on one corpus: the encoder's own decoder, the cascade, and answers without audio."""
 
 from pathlib import Path
 
@@ -6,9 +6,10 @@ from pipeline.options import Out, Params, Shards
 
 
 def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.yaml")) -> None:
-    """Score the encoder's own decoder, a constant text and the LLM without audio on the test splits of CORPUS.
+    """Score on the test splits of CORPUS the encoder's own decoder, the cascade, a constant and the LLM without audio.
 
-    The decoder is not scored on rows in languages that it does not know; their number is reported.
+    The cascade is the LLM's answer to the decoder's transcript, for all tasks but transcribing. Neither is scored on
+    rows in languages that the decoder does not know; their number is reported.
     """
     import sys
 
@@ -20,7 +21,7 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
     from steermoe.evaluation import predictions as results
 
     if reason := skipped_reason(shards):
-        for name in ("encoder", "text-only", "constant"):
+        for name in ("encoder", "cascade", "text-only", "constant"):
             results.write_skipped(out / name, reason)
         return
     from steermoe import distributed as processes
@@ -45,12 +46,16 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
     }
     own = decoders.own_decoder(model.config.encoder, settings.generation, seed, device)
     if own is not None:
-        spoken = test.filter(pl.col("task") == "transcribe")
-        own, known, left_out = decoders.decodable(own, spoken)
-        systems["encoder"] = (own, known)
-        if left_out:
-            message = f"{corpus}: the encoder's own decoder is not scored on {left_out}, of {len(spoken)}"
-            print(message, file=sys.stderr)
+        is_spoken = pl.col("task") == "transcribe"
+        read = baselines.cascade(model, own, settings.generation, seed)
+        for name, system, rows in (
+            ("encoder", own, test.filter(is_spoken)),
+            ("cascade", read, test.filter(~is_spoken)),
+        ):
+            system, known, left_out = decoders.decodable(system, rows)
+            systems[name] = (system, known)
+            if left_out:
+                print(f"{corpus}: {name} is not scored on {left_out}, of {len(rows)}", file=sys.stderr)
     for name, (system, rows) in systems.items():
         if rows.is_empty():  # a corpus of questions, or of languages that the decoder does not know
             continue

@@ -6,6 +6,7 @@ are several machines. On one machine `launch` does.
 
 import ctypes
 import importlib.util
+import multiprocessing
 import os
 import runpy
 import signal
@@ -52,6 +53,14 @@ class SigtermFlag:
 
     def _note(self, *_: Any) -> None:
         self.is_set = True
+
+
+def begin_worker() -> None:
+    """Prepare a process of a pool: leave Ctrl-C to the parent process, and end this one when the parent has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from steermoe.config import of_the_hub
 from steermoe.evaluation.predictions import Result
 from steermoe.models.checkpoint import Merged
 from steermoe.models.steermoe import SteerMoE
+from steermoe.weights import NAMED
 
 TEXT = """
 # {name}
@@ -66,7 +67,7 @@ def adapter_card(
         library_name="steermoe",
         pipeline_tag="automatic-speech-recognition",
         tags=["steermoe", variant.method],
-        base_model=[path for path in named.values() if of_the_hub(path) and not Path(path).exists()] or None,
+        base_model=[origin for path in named.values() if (origin := _origin(path))] or None,
     )
     evaluation = "None was published with it."
     if results is not None:
@@ -85,6 +86,13 @@ def adapter_card(
         evaluation=evaluation,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+
+
+def _origin(path: str) -> str | None:
+    """Return the hub id of a base model by its path; None of a folder or file."""
+    if path in NAMED:
+        return NAMED[path].origin
+    return path if of_the_hub(path) and not Path(path).exists() else None
 
 
 def _what(model: SteerMoE, named: Mapping[str, str], merged: Merged | None) -> str:

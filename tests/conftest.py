@@ -255,7 +255,7 @@ def tiny_variant(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyVariant:
                 "schedule": "cosine",
                 "weight_decay": 0.01, "max_grad_norm": 1.0, "steering_max_grad_norm": 1.0, "precision": "float32",
                 "gradient_checkpointing": False, "eval_steps": 2, "patience": 5, "init_from": None,
-                "distillation": None,
+                "ctc": None, "distillation": None,
                 "learning_rates": rates,
             },
             "train_splits": {"tiny": ["train"]},

@@ -59,7 +59,7 @@ def test_what_cannot_be_located_is_refused(tmp_path: Path, monkeypatch: pytest.M
         ValueError, match=r"llm\.revision: found '1{40}', but 'owner/tiny' is a folder here; legal"
     ):
         base_models.located(section("owner/tiny", FIRST), "llm")
-    with pytest.raises(ValueError, match=r"encoder\.path: found './nope', which is neither a folder"):
+    with pytest.raises(ValueError, match=r"encoder\.path: found './nope', which does not exist"):
         base_models.located(section("./nope"), "encoder")
 
 

@@ -3,13 +3,12 @@
 Conditions of an utterance are columns of its row (split, speaker, task); that of a frame is whether it has sound.
 Between the groups of a condition the Jensen-Shannon divergence of mean gates is measured (Lin 1991, in bits) and
 compared with that of random groups of the same sizes: a group of few utterances diverges by chance alone.
-Shapes: U utterances, F valid frames, N experts of a place, D encoder width.
+Shapes: U utterances, K kinds of frames (heard, silent), G groups, F valid frames, N experts, D encoder width.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -158,32 +157,19 @@ def summarise(model: SteerMoE, usage: Usage) -> dict:
 
 def table(usage: Usage, conditions: Sequence[str] = CONDITIONS) -> pl.DataFrame:
     """Return mean gates by condition, group, place and expert; condition `all` is everything."""
-    everyone = np.arange(len(usage.rows))
-    groups = [("all", "all", everyone, [0, 1])]
-    groups += [(SOUND, name, everyone, [kind]) for kind, name in enumerate(KINDS)]
-    for condition, members in _members(usage, conditions).items():
-        groups += [(condition, name, utterances, [0, 1]) for name, utterances in members.items()]
+    everything = {"all": {"all": np.ones((len(usage.rows), 2), bool)}}
     rows = []
-    for condition, group, members, kinds in groups:
-        for place in usage.places:
-            frames = place.frames[members][:, kinds]
-            mean_N = place.gates[members][:, kinds].sum((0, 1)) / max(1, frames.sum())
-            counts = int(frames.sum()), int((frames.sum(1) > 0).sum())
-            found = [(condition, group, place.name, n, float(gate), *counts) for n, gate in enumerate(mean_N)]
-            rows += found if counts[0] else []
+    for condition, groups in (everything | _groups(usage, conditions)).items():
+        for group, mask_UK in groups.items():
+            for place in usage.places:
+                [total_N], [frames] = _totals(place, mask_UK[None])
+                counts = int(frames), int((place.frames * mask_UK).any(1).sum())
+                means = (total_N / max(1, frames)).tolist()
+                rows += [
+                    (condition, group, place.name, n, mean, *counts) for n, mean in enumerate(means) if frames
+                ]
     names = ["condition", "group", "place", "expert", "mean_gate", "frames", "utterances"]
     return pl.DataFrame(rows, schema=names, orient="row")
-
-
-def _members(usage: Usage, conditions: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Return {condition: {group: numbers of its utterances}} of the conditions with more than one group."""
-    found = {}
-    for condition in conditions:
-        values = usage.rows[condition].cast(pl.String).to_numpy()
-        groups = {group: np.flatnonzero(values == group) for group in sorted(set(values))}
-        if len(groups) > 1:
-            found[condition] = groups
-    return found
 
 
 def divergences(usage: Usage, conditions: Sequence[str] = CONDITIONS, seed: int = 0) -> pl.DataFrame:
@@ -192,50 +178,55 @@ def divergences(usage: Usage, conditions: Sequence[str] = CONDITIONS, seed: int 
     by_chance is the mean divergence of SHUFFLES random groups, and p the share of these and the real ones that diverge
     at least as much. Utterances are dealt into groups anew; frames of sound and silence are exchanged within them.
     """
-    rng = np.random.default_rng(seed)
-    members = {name: list(groups.values()) for name, groups in _members(usage, conditions).items()}
-    rows = [row for place in usage.places for row in _differences(place, members, rng)]
+    rng, rows = np.random.default_rng(seed), []
+    for place in usage.places:
+        for condition, groups in _groups(usage, conditions).items():
+            masks_GUK = np.stack(list(groups.values()))
+            if not _totals(place, masks_GUK)[1].all():
+                continue
+            real, drawn = _divergence(place, masks_GUK), []
+            for _ in range(SHUFFLES):
+                if condition == SOUND:
+                    swapped_U = (rng.random(len(usage.rows)) < 0.5)[:, None]
+                    dealt_GUK = np.where(swapped_U, masks_GUK[:, :, ::-1], masks_GUK)
+                else:
+                    dealt_GUK = masks_GUK[:, rng.permutation(len(usage.rows))]
+                drawn.append(_divergence(place, dealt_GUK))
+            # As large but for rounding counts as large: the groups may be the real ones.
+            as_large = sum(each >= real - 1e-12 for each in drawn)
+            figures = real, float(np.mean(drawn)), (1 + as_large) / (1 + SHUFFLES)
+            rows.append((condition, place.name, len(groups), *figures))
     names = ["condition", "place", "groups", "divergence", "by_chance", "p"]
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
-def _differences(
-    place: PlaceUse, members: Mapping[str, list[np.ndarray]], rng: np.random.Generator
-) -> Iterator[tuple]:
-    gates, frames = place.gates, place.frames
-
-    def between(groups: Sequence[np.ndarray]) -> float:
-        return _divergence([gates[g].sum((0, 1)) for g in groups], [frames[g].sum() for g in groups])
-
-    def dealt(groups: Sequence[np.ndarray]) -> float:
-        sizes = np.cumsum([len(group) for group in groups])[:-1]
-        return between(np.split(rng.permutation(np.concatenate(groups)), sizes))
-
-    def swapped() -> float:
-        swap = (rng.random(len(gates)) < 0.5)[:, None]
-        turned = np.where(swap[..., None], gates[:, ::-1], gates).sum(0)
-        return _divergence(list(turned), list(np.where(swap, frames[:, ::-1], frames).sum(0)))
-
-    for condition, groups in members.items():
-        yield condition, place.name, len(groups), *_tested(between(groups), partial(dealt, groups))
-    if (frames.sum(0) > 0).all():
-        real = _divergence(list(gates.sum(0)), list(frames.sum(0)))
-        yield SOUND, place.name, 2, *_tested(real, swapped)
+def _groups(usage: Usage, conditions: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Return {condition: {group: which parts of its utterances, (U, 2)}} of the conditions with several groups."""
+    everyone = np.ones((len(usage.rows), 1), bool)
+    found = {}
+    for condition in conditions:
+        values = usage.rows[condition].cast(pl.String).to_numpy()
+        found[condition] = {
+            group: (values == group)[:, None] & [[True, True]] for group in sorted(set(values))
+        }
+    found[SOUND] = {name: everyone & [[kind == 0, kind == 1]] for kind, name in enumerate(KINDS)}
+    return {condition: groups for condition, groups in found.items() if len(groups) > 1}
 
 
-def _tested(real: float, draw: Callable[[], float]) -> tuple[float, float, float]:
-    drawn = [draw() for _ in range(SHUFFLES)]
-    # As large but for rounding counts as large: the groups may be the real ones.
-    as_large = sum(each >= real - 1e-12 for each in drawn)
-    return real, float(np.mean(drawn)), (1 + as_large) / (1 + SHUFFLES)
+def _totals(place: PlaceUse, masks_GUK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of gates, (G, N), and the number of frames, (G,), of each group."""
+    return np.einsum("guk,ukn->gn", masks_GUK, place.gates), np.einsum("guk,uk->g", masks_GUK, place.frames)
 
 
-def _divergence(totals: Sequence[np.ndarray], counts: Sequence[int]) -> float:
+def _divergence(place: PlaceUse, masks_GUK: np.ndarray) -> float:
     """Return the Jensen-Shannon divergence, in bits, of the mean gates of groups with equal weights."""
-    means = np.array([total / count for total, count in zip(totals, counts, strict=True) if count])
-    entropy = -np.where(means > 0, means * np.log2(np.where(means > 0, means, 1)), 0).sum(1)
-    middle = means.mean(0)
-    return float(-(middle[middle > 0] * np.log2(middle[middle > 0])).sum() - entropy.mean())
+    totals_GN, frames_G = _totals(place, masks_GUK)
+    means_GN = totals_GN[frames_G > 0] / frames_G[frames_G > 0, None]
+    return float(_bits(means_GN.mean(0)) - _bits(means_GN).mean())
+
+
+def _bits(shares: np.ndarray) -> np.ndarray:
+    return -np.where(shares > 0, shares * np.log2(np.where(shares > 0, shares, 1)), 0).sum(-1)
 
 
 def geometry(steering: Steering) -> dict[str, dict]:
@@ -294,7 +285,15 @@ def _page(
 ) -> str:
     hours = frame["seconds"].sum() / 3600
     text = f"Encoded: {len(frame)} utterances, {hours:.2f} h, {use['frames']:,} encoder frames. {LEGEND}"
-    lines = [f"# What the experts of {name} do", "", text, "", *steering_section({name: use})]
+    lines = [
+        f"# What the experts of {name} do",
+        "",
+        text,
+        "",
+        "## Steering",
+        "",
+        *steering_section({name: use}),
+    ]
     figures = ("divergence", "by_chance", "p")
     body = [
         [row["condition"], row["place"], str(row["groups"]), *(f"{row[name]:.4f}" for name in figures)]

@@ -325,7 +325,7 @@ def _qwen(width: int, inner: int, layers: int, heads: int, kv: int, vocabulary: 
     )  # fmt: skip
 
 
-OWNERS = ("", "openai", "Qwen", "FireRedTeam")
+OWNERS = ("", "openai", "Qwen", "FireRedTeam", "HuggingFaceTB")
 ENCODERS: dict[str, PreTrainedConfig] = {
     "whisper-base": _whisper(512, 6),
     "whisper-small": _whisper(768, 12),
@@ -340,7 +340,11 @@ LLMS: dict[str, PreTrainedConfig] = {
     "qwen2.5-1.5b-instruct": _qwen(1536, 8960, 28, 12, 2, 151936),
     "qwen2.5-3b-instruct": _qwen(2048, 11008, 36, 16, 2, 151936),
     "qwen2.5-7b-instruct": _qwen(3584, 18944, 28, 28, 4, 152064),
-}
+    "smollm2-135m-instruct": AutoConfig.for_model(
+        "llama", hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
 ARCHITECTURES: dict[str, tuple[str, str, str, float, str | None, str | None]] = {
     # model type: class, its layers, name of their width, frames a second, module at twice that rate, name of the limit
     "whisper": (

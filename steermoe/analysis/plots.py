@@ -1,14 +1,12 @@
 """Draw plots as PNG, in Okabe and Ito's colours; the same data gives the same bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from steermoe.analysis.comparison import Comparison, Row, Set
 from steermoe.atomic_io import written_whole
@@ -20,9 +18,12 @@ STYLES = ["-", "--", "-.", ":"]
 GREY = "#8C8C8C"
 PANELS = 8  # places that are shown where every place has a panel
 GROUPS = 12  # groups of a condition that are shown
+TICKS = 16  # labels of an axis
+MOST = 120.0  # percent; bars end there, so that one that talks on does not flatten the others
 WIDTH = 8.0  # inches; at 150 dots an inch text stays readable where a README shows it
 FONT = 10
 Timeline = tuple[Sequence[np.ndarray], float, str]  # gates (S, N) of every place, seconds, and a title
+Panel = tuple[str, np.ndarray, Sequence[str], Sequence[str]]  # title, matrix, names of its rows and columns
 CURVES = {  # column of a history -> label of its axis
     "dev_loss": "loss on dev",
     "dev_token_accuracy": "right tokens on dev (%)",
@@ -35,11 +36,11 @@ def draw_all(
 ) -> dict[str, str]:
     """Draw the plots of a comparison into `folder`; return each file's caption."""
     captions = {
-        "learning_curves.png": "Development loss and token accuracy against optimizer steps",
-        "error_rates.png": "Error rate of every variant on every test split, with intervals",
+        "error_rates.png": "Error rate of every variant on every test split, with intervals; dots: single seeds",
+        "learning_curves.png": "What was measured on dev against optimizer steps",
     }
-    learning_curves(histories, folder / "learning_curves.png")
     error_rates(comparison, folder / "error_rates.png")
+    learning_curves(histories, folder / "learning_curves.png")
     if uses:
         captions["expert_use.png"] = "Mean gate of every expert in every steered layer"
         captions["layer_scales.png"] = "Learned layer scales, and steering beside what it is added to"
@@ -75,62 +76,67 @@ def learning_curves(histories: Mapping[str, pl.DataFrame], path: Path) -> None:
 
 
 def error_rates(comparison: Comparison, path: Path) -> None:
-    """Draw bars of each set's own error rate, a panel per set: variants, and in grey the encoder's own decoder.
+    """Draw bars of each set's error rate, a panel per set: configurations, and in grey the encoder's own decoder.
 
     Controls and trivial baselines are left to the table: next to their rates, variants could not be distinguished.
     """
-    places = [p for p in comparison.sets_of("transcribe") if comparison.own_metric(p)]
+    places = [place for place in comparison.sets if place.task == "transcribe"]
+    single = {run for runs in comparison.seeds.values() for run in runs}
     rows = [
-        r
-        for r in comparison.rows
-        if r.kind in ("variant", "decoder")
-        and any(comparison.cell(r, p, comparison.own_metric(p) or "") for p in places)
+        row
+        for row in comparison.rows
+        if row.kind in ("variant", "seeds", "decoder")
+        and row.system not in single
+        and any(comparison.cell(row, place, place.metric) for place in places)
     ]
-    figure, panels = grid(len(places), 2, 0.0, 0.9 + 0.3 * max(1, len(rows)), sharey=True)
+    figure, panels = grid(len(places), 2, 0.9 + 0.3 * max(1, len(rows)), sharey=True)
     for axes, place in zip(panels, places, strict=False):
-        bars(axes, comparison, rows, place, comparison.own_metric(place) or "")
+        bars(axes, comparison, rows, place)
     save(figure, path)
 
 
-def bars(axes: Axes, comparison: Comparison, rows: Sequence[Row], place: Set, metric: str) -> None:
+def bars(axes: Axes, comparison: Comparison, rows: Sequence[Row], place: Set) -> None:
     """Draw one panel of `error_rates`."""
-    reach = 0.0
-    for height, row in enumerate(rows):
-        cell = comparison.cell(row, place, metric)
+    found = [comparison.cell(row, place, place.metric) for row in rows]
+    limit = min(MOST, 115 * max((cell.high for cell in found if cell), default=0)) or 1
+    for height, (row, cell) in enumerate(zip(rows, found, strict=True)):
         if cell is None:
             continue
         value, low, high = (100 * number for number in (cell.value, cell.low, cell.high))
-        reach = max(reach, high)
-        axes.barh(height, value, height=0.6, color=COLOURS[0] if row.kind == "variant" else GREY)
+        axes.barh(height, value, height=0.6, color=GREY if row.kind == "decoder" else COLOURS[0])
         whiskers = [[max(0.0, value - low)], [max(0.0, high - value)]]
         axes.errorbar(value, height, xerr=whiskers, color="black", capsize=3, linewidth=1)
+        axes.plot(
+            [100 * seed for seed in cell.seeds],
+            [height] * len(cell.seeds),
+            "o",
+            color=COLOURS[4],
+            markersize=4,
+        )
         text = f"{value:.1f}, n = {cell.n}" if comparison.is_partial(cell) else f"{value:.1f}"
-        axes.annotate(text, (high, height), (4, 0), textcoords="offset points", va="center", fontsize=FONT)
-    axes.set_yticks(range(len(rows)), [row.title for row in rows])
-    axes.set(xlim=(0, 1.15 * reach or 1), ylim=(len(rows) - 0.5, -0.5), xlabel=f"{METRICS[metric].title} (%)")
-    axes.set_title(f"{place.title}, n = {place.n}", loc="left", fontsize=FONT)
+        is_beyond = high >= limit
+        axes.annotate(
+            text, (min(high, limit), height), (-4 if is_beyond else 4, 0), textcoords="offset points",
+            va="center", fontsize=FONT, ha="right" if is_beyond else "left", color="white" if is_beyond else "black",
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [row.title.replace(", ", "\n") for row in rows])
+    axes.set(xlim=(0, limit), ylim=(len(rows) - 0.5, -0.5), xlabel=f"{METRICS[place.metric].title} (%)")
+    axes.set_title(f"{place.corpus} {place.split}, n = {place.n}", loc="left", fontsize=FONT)
     axes.tick_params(axis="y", length=0)
     bare(axes)
 
 
 def expert_use(uses: Mapping[str, dict], path: Path) -> None:
     """Draw the mean gate of every expert in every steered layer, a panel per variant."""
-    layers = max(len(use["layers"]) for use in uses.values())
-    figure, panels = grid(len(uses), 2, 0.0, 1.3 + 0.32 * min(layers, 16))
-    for axes, (variant, use) in zip(panels, uses.items(), strict=False):
-        gates = np.full((len(use["layers"]), max(use["experts"])), np.nan)
-        for line, row in zip(gates, use["mean_gates"], strict=True):
-            line[: len(row)] = row
-        reach = max(np.nanmax(gates), 2 / gates.shape[1])
-        image = axes.imshow(gates, cmap="cividis", vmin=0, vmax=reach, aspect="auto")
-        axes.set_yticks(range(len(use["layers"])), use["layers"])
-        axes.set_xticks(range(gates.shape[1]), range(gates.shape[1]))
-        axes.set(xlabel="expert", ylabel="encoder layer")
-        axes.set_title(variant, loc="left", fontsize=FONT)
-        thin(axes.get_xticklabels(), 16 // min(2, len(uses)))
-        thin(axes.get_yticklabels(), 16)
-        figure.colorbar(image, ax=axes, label="mean gate")
-    save(figure, path)
+
+    def panels() -> Iterator[Panel]:
+        for variant, use in uses.items():
+            gates = np.full((len(use["layers"]), max(use["experts"])), np.nan)
+            for line, row in zip(gates, use["mean_gates"], strict=True):
+                line[: len(row)] = row
+            yield variant, gates, use["layers"], [str(number) for number in range(gates.shape[1])]
+
+    heatmaps([*panels()], path, "mean gate", ylabel="encoder layer")
 
 
 def layer_scales(uses: Mapping[str, dict], path: Path) -> None:
@@ -148,8 +154,7 @@ def layer_scales(uses: Mapping[str, dict], path: Path) -> None:
     right.set(xlabel="encoder layer", ylabel="steering / layer output (rms)")
     for axes in (left, right):
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_xticks(range(len(order)), order)
-        thin(axes.get_xticklabels(), 16)
+        named(axes.set_xticks, order)
         bare(axes)
     entries = left.get_legend_handles_labels()
     figure.legend(*entries, loc="outside upper center", ncols=min(5, len(uses)), frameon=False)
@@ -188,44 +193,39 @@ def draw_experts(
     return captions
 
 
-def evenly(count: int, most: int = PANELS) -> list[int]:
-    """Return at most `most` numbers below `count`, evenly apart, first and last among them."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
-
-
 def similarity(shapes: Mapping[str, dict], path: Path) -> None:
     """Draw the cosine similarity between steering vectors, a matrix per place."""
-    names = [list(shapes)[place] for place in evenly(len(shapes))]
-    figure, panels = grid(len(names), 4, 0.6, 2.0)
-    for axes, name in zip(panels, names, strict=False):
+    panels = []
+    for name in (list(shapes)[place] for place in evenly(len(shapes), PANELS)):
         matrix = np.array(shapes[name]["similarity"])
-        axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-        axes.set_title(f"place {name}", loc="left", fontsize=FONT)
-        axes.set_xticks(range(len(matrix)), range(len(matrix)))
-        axes.set_yticks(range(len(matrix)), range(len(matrix)))
-        thin(axes.get_xticklabels(), 8)
-        thin(axes.get_yticklabels(), 8)
-    figure.colorbar(panels[0].images[0], ax=list(panels), label="cosine", shrink=0.8)
-    save(figure, path)
+        experts = [str(number) for number in range(len(matrix))]
+        panels.append((f"place {name}", matrix, experts, experts))
+    heatmaps(panels, path, "cosine", columns=4, ylabel="expert", cmap="RdBu_r", vmin=-1, vmax=1)
 
 
 def over_time(timeline: Timeline, names: Sequence[str], path: Path) -> None:
     """Draw the gates of every expert over the seconds of an utterance, a panel per place."""
     gates, seconds, _ = timeline
-    places = evenly(len(names))
-    figure = Figure((WIDTH, 0.7 + 1.1 * len(places)), layout="constrained")
-    panels = figure.subplots(len(places), 1, squeeze=False, sharex=True).flatten()
-    for axes, place in zip(panels, places, strict=True):
-        matrix = gates[place].T
-        reach = (0, seconds, len(matrix) - 0.5, -0.5)
-        image = axes.imshow(
-            matrix, cmap="cividis", vmin=0, vmax=1, aspect="auto", extent=reach, interpolation="none"
+    panels = []
+    for place in evenly(len(names), PANELS):
+        frames, experts = gates[place].shape
+        times = [f"{seconds * frame / frames:.1f}" for frame in range(frames)]
+        panels.append((f"place {names[place]}", gates[place].T, [str(n) for n in range(experts)], times))
+    heatmaps(panels, path, "gate", columns=1, xlabel="seconds", ylabel="expert", vmax=1)
+
+
+def by_group(gates: pl.DataFrame, path: Path) -> None:
+    """Draw the mean gates of every group (rows) and expert (columns), a panel per place."""
+    names = gates["place"].unique(maintain_order=True).to_list()
+    groups = gates["group"].unique(maintain_order=True).to_list()[:GROUPS]
+    panels = []
+    for name in (names[place] for place in evenly(len(names), 4)):
+        here = gates.filter(pl.col("place") == name, pl.col("group").is_in(groups))
+        table = here.pivot("expert", index="group", values="mean_gate")
+        panels.append(
+            (f"place {name}", table.drop("group").to_numpy(), table["group"].to_list(), table.columns[1:])
         )
-        axes.set_ylabel(f"place {names[place]}\nexpert", fontsize=FONT - 2)
-        axes.yaxis.get_major_locator().set_params(integer=True)
-    panels[-1].set_xlabel("seconds")
-    figure.colorbar(image, ax=list(panels), label="gate")
-    save(figure, path)
+    heatmaps(panels, path, "mean gate", ylabel="")
 
 
 def specialised(differs: pl.DataFrame, path: Path) -> None:
@@ -236,14 +236,10 @@ def specialised(differs: pl.DataFrame, path: Path) -> None:
     for number, condition in enumerate(differs["condition"].unique(maintain_order=True)):
         rows = differs.filter(pl.col("condition") == condition)
         at = [order.index(place) for place in rows["place"]]
-        style: dict[str, Any] = {
-            "marker": MARKERS[number % len(MARKERS)],
-            "color": COLOURS[number % len(COLOURS)],
-        }
-        axes.plot(at, rows["divergence"], label=condition, **style)
-        axes.plot(at, rows["by_chance"], linestyle=":", alpha=0.6, **style)
-    axes.set_xticks(range(len(order)), order)
-    thin(axes.get_xticklabels(), 16)
+        marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
+        axes.plot(at, rows["divergence"], label=condition, marker=marker, color=colour)
+        axes.plot(at, rows["by_chance"], linestyle=":", alpha=0.6, marker=marker, color=colour)
+    named(axes.set_xticks, order)
     axes.set(xlabel="place", ylabel="divergence of mean gates (bits)", ylim=(0, None))
     axes.set_title("dotted: by chance", loc="right", fontsize=FONT - 1)
     axes.legend(frameon=False)
@@ -251,47 +247,51 @@ def specialised(differs: pl.DataFrame, path: Path) -> None:
     save(figure, path)
 
 
-def by_group(gates: pl.DataFrame, path: Path) -> None:
-    """Draw the mean gates of every group (rows) and expert (columns), a panel per place."""
-    names = gates["place"].unique(maintain_order=True).to_list()
-    names = [names[place] for place in evenly(len(names), 4)]
-    groups = gates["group"].unique(maintain_order=True).to_list()[:GROUPS]
-    figure = Figure((WIDTH, 1.2 + 0.3 * len(groups)), layout="constrained")
-    panels = figure.subplots(1, len(names), squeeze=False).flatten()
-    for axes, name in zip(panels, names, strict=True):
-        here = gates.filter(pl.col("place") == name)
-        experts = int(here["expert"].to_numpy().max()) + 1
-        matrix = np.full((len(groups), experts), np.nan)
-        for row in here.iter_rows(named=True):
-            if row["group"] in groups:
-                matrix[groups.index(row["group"]), row["expert"]] = row["mean_gate"]
-        image = axes.imshow(matrix, cmap="cividis", vmin=0, aspect="auto")
-        axes.set_title(f"place {name}", loc="left", fontsize=FONT)
-        axes.set_yticks(range(len(groups)), groups if axes is panels[0] else [""] * len(groups))
-        axes.set_xticks(range(experts), range(experts))
-        thin(axes.get_xticklabels(), 8)
-        figure.colorbar(image, ax=axes)
+def heatmaps(
+    panels: Sequence[Panel],
+    path: Path,
+    label: str,
+    columns: int = 2,
+    xlabel: str = "expert",
+    ylabel: str = "",
+    cmap: str = "cividis",
+    vmin: float = 0,
+    vmax: float | None = None,
+) -> None:
+    """Draw matrices with one scale of colours, whose default reaches to their maximum."""
+    rows = max(len(matrix) for _, matrix, _, _ in panels)
+    figure, shown = grid(len(panels), columns, 1.1 + 0.2 * min(rows, TICKS))
+    reach = max(float(np.nanmax(matrix)) for _, matrix, _, _ in panels) if vmax is None else vmax
+    for axes, (title, matrix, lines, names) in zip(shown, panels, strict=False):
+        axes.imshow(matrix, cmap=cmap, vmin=vmin, vmax=reach, aspect="auto", interpolation="none")
+        named(axes.set_yticks, lines)
+        named(axes.set_xticks, names, TICKS // min(columns, len(panels)))
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_title(title, loc="left", fontsize=FONT)
+    figure.colorbar(shown[0].images[0], ax=list(shown[: len(panels)]), label=label)
     save(figure, path)
 
 
-def grid(
-    count: int, most: int, base: float, height: float, sharey: bool = False
-) -> tuple[Figure, np.ndarray]:
+def evenly(count: int, most: int) -> list[int]:
+    """Return at most `most` numbers below `count`, evenly apart, first and last among them."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
+
+
+def named(ticks: Callable[..., object], names: Sequence[str], most: int = TICKS) -> None:
+    """Label an axis (its `set_xticks` or `set_yticks`) with names, or with `most` of them evenly apart."""
+    at = evenly(len(names), most)
+    ticks(at, [names[place] for place in at])
+
+
+def grid(count: int, most: int, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
     """Return a figure of `count` visible panels, at most `most` in a line, each line `height` inches."""
     columns = min(most, max(1, count))
     lines = max(1, -(-count // columns))
-    figure = Figure((WIDTH, base + height * lines), layout="constrained")
+    figure = Figure((WIDTH, height * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False, sharey=sharey).flatten()
     for axes in panels[count:]:
         axes.set_visible(False)
     return figure, panels
-
-
-def thin(labels: Sequence[Text], most: int) -> None:
-    """Hide labels of an axis, evenly, until at most `most` are left."""
-    step = -(-len(labels) // most)
-    for place, label in enumerate(labels):
-        label.set_visible(place % step == 0)
 
 
 def bare(axes: Axes) -> None:

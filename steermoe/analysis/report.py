@@ -5,20 +5,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
 from rich.console import Group
 from rich.table import Table
 
-from steermoe.analysis.comparison import BASELINES, Comparison, Row, Set, scored, worst
+from steermoe.analysis.comparison import Comparison, Row, Set, scored
 from steermoe.config import VariantConfig
-from steermoe.corpora import reader
 from steermoe.evaluation.metrics import METRICS
 from steermoe.evaluation.predictions import BASELINE, Result, remarks
-from steermoe.evaluation.significance import Difference
 
 NONE = "-"
-NOT_AVAILABLE = "not available"
 BORDER = 3  # of a column in the terminal: a line and a space on either side
-PRINTED = "Error rates and accuracy in %, with intervals; p: against the reference variant, corrected (Holm)"
+PRINTED = (
+    "Rates in %, with intervals; (a-b): range over seeds; p: against the reference variant, corrected (Holm); "
+    "cut: answers that reached generation.max_new_tokens"
+)
 STEERING = (
     ("scales", 3),
     ("steer_to_residual", 4),
@@ -32,63 +33,59 @@ Lines = list[str]
 def printed(comparison: Comparison, width: int) -> Group:
     """Return the main table for a terminal, to be printed by rich: several tables where it is too narrow for one."""
     header, body = main_table(comparison, "\n")
-    needed = []
-    for column, words in enumerate(header):  # a header is broken between its words, as are names of systems
-        cells = [line for row in body for line in row[column].split("\n" if column else None)]
-        needed.append(max(map(len, [*words.split(), *cells])))
-    needed[0] = max(needed[0], min(20, max(len(row[0]) for row in body)))
-    groups: list[list[int]] = [[]]
-    for column in range(1, len(header)):
-        if groups[-1] and sum(needed[c] + BORDER for c in [0, *groups[-1], column]) >= width:
-            groups.append([])
-        groups[-1].append(column)
-    shown: list[Any] = [PRINTED]
-    for columns in groups:
+    # Headers and the names of systems are broken between words, cells between lines.
+    first = max(20, *(len(word) for line in body for word in line[0].split()))
+    others = max(len(part) for line in body for cell in line[1:] for part in cell.split("\n"))
+    others = max(others, *(len(word) for words in header for word in words.split()))
+    step = max(1, (width - first - BORDER - 1) // (others + BORDER))
+    shown: list[Any] = [PRINTED, *missing(comparison)]
+    for start in range(1, len(header), step):
         table = Table(show_lines=True)
-        for column in [0, *columns]:
-            table.add_column(header[column], justify="right" if column else "left", width=needed[column])
+        table.add_column(header[0], width=first)
+        for words in header[start : start + step]:
+            table.add_column(words, justify="right", width=others)
         for row, line in zip(comparison.rows, body, strict=True):
-            style = None if row.kind == "variant" else "dim"
-            table.add_row(*(line[column] for column in [0, *columns]), style=style)
+            style = None if row.kind in ("variant", "seeds") else "dim"
+            table.add_row(line[0], *line[start : start + step], style=style)
         shown.append(table)
     return Group(*shown)
 
 
 def main_table(comparison: Comparison, newline: str) -> tuple[Lines, list[Lines]]:
-    """Return header and lines: trainable parameters, every set in its own metric, seconds per step, RTF."""
-    tasks = dict.fromkeys(["transcribe", *(place.task for place in comparison.sets if place.task)])
-    places = [place for task in tasks for place in comparison.sets_of(task)]
-    titles = [f"{place.title} {measure(comparison, place)}" for place in places]
-    lines = []
-    for row in comparison.rows:
-        cells = [
-            cell_text(comparison, row, place, comparison.own_metric(place) or "", newline) for place in places
-        ]
-        trainable = NONE if row.trainable is None else f"{row.trainable:,}"
-        costs = number(row.seconds_per_step, 2), number(row.real_time_factor, 3)
-        lines.append([row.title, trainable, *cells, *costs])
-    return ["system", "trainable parameters", *titles, "s / step", "RTF"], lines
+    """Return header and lines: trained parameters, the main sets in their own metrics, what was cut, and costs."""
+    header, body = value_table(
+        comparison, comparison.rows, [(p, p.metric) for p in comparison.main_sets()], newline
+    )
+    for row, line in zip(comparison.rows, body, strict=True):
+        line.insert(1, NONE if row.trainable is None else f"{row.trainable:,}")
+        cut = NONE if row.cut is None else str(row.cut)
+        line += [cut, number(row.seconds_per_step, 2), number(row.real_time_factor, 3)]
+    return [header[0], "trainable parameters", *header[1:], "cut", "s / step", "RTF"], body
 
 
-def measure(comparison: Comparison, place: Set) -> str:
-    """Return the title of a set's own metric; of a missing corpus, that of its card."""
-    metric = comparison.own_metric(place)
-    if metric is not None:
-        return METRICS[metric].title
-    return reader(place.corpus).CARD.metric.partition(";")[0].partition(",")[0]
+def value_table(
+    comparison: Comparison, rows: Sequence[Row], columns: Sequence[tuple[Set, str]], newline: str = "<br>"
+) -> tuple[Lines, list[Lines]]:
+    """Return header and lines: a metric of a set in each column."""
+    titles = [f"{place.corpus} {place.split} {METRICS[metric].title}" for place, metric in columns]
+    body = [
+        [row.title, *(cell_text(comparison, row, *column, newline) for column in columns)] for row in rows
+    ]
+    return ["system", *titles], body
 
 
 def cell_text(comparison: Comparison, row: Row, place: Set, metric: str, newline: str) -> str:
-    """Return value, interval, the number of utterances where it is lower than others', and a variant's p-value."""
-    if not place.task:
-        return NOT_AVAILABLE
+    """Return value, range over seeds, interval, the number of utterances where others have more, and p-value."""
     cell = comparison.cell(row, place, metric)
     if cell is None:
         return NONE
-    text = f"{percent(cell.value)}{newline}[{percent(cell.low)}, {percent(cell.high)}]"
+    seeds = f" ({percent(min(cell.seeds))}-{percent(max(cell.seeds))})" if cell.seeds else ""
+    parts = [f"{percent(cell.value)}{seeds}", f"[{percent(cell.low)}, {percent(cell.high)}]"]
     if comparison.is_partial(cell):
-        text = f"{text}{newline}n = {cell.n}"
-    return text if cell.against is None else f"{text}{newline}p {p_value(cell.against)}"
+        parts.append(f"n = {cell.n}")
+    if cell.against is not None:
+        parts.append(f"p {p_value(cell.against.corrected, cell.against.is_bound)}")
+    return newline.join(parts)
 
 
 def markdown(
@@ -109,94 +106,104 @@ def markdown(
         uses: what `experts.summarise` returns, by variant.
         text_tasks: scores of LLMs on text tasks, by system.
     """
-    lines = ["# Comparison", "", *how_measured(comparison), ""]
-    lines += ["## Results", "", *markdown_table(*main_table(comparison, "<br>")), ""]
-    lines += ["## Further metrics", "", *further_metrics(comparison), ""]
-    lines += [f"## Differences from {comparison.reference}", "", *differences(comparison), ""]
-    lines += ["## Pictures", ""] if captions else []
-    for name, caption in captions.items():
-        lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
-    sections = (
-        texts_section(results),
-        training_section(comparison),
-        seed_section(comparison, configs),
-        steering_section(uses),
-        preservation_section(comparison, configs, text_tasks),
-        worst_section(results),
-    )
-    for section in filter(None, sections):
-        lines += [*section, ""]
+    pictures = [f"![{caption}]({name})\n\n*{caption}*\n" for name, caption in captions.items()]
+    sections = {
+        "Results": [*markdown_table(*main_table(comparison, "<br>")), "", *missing(comparison)],
+        "How to read it": how_to_read(comparison),
+        "Pictures": pictures,
+        **{
+            f"Languages of {corpus}": languages(comparison, sets)
+            for corpus, sets in comparison.by_language().items()
+        },
+        f"Differences from {comparison.reference}": differences(comparison),
+        "Further metrics": further_metrics(comparison),
+        "Texts that are empty or cut": texts_section(results),
+        "Training": training_section(comparison),
+        "Steering": steering_section(uses),
+        "Preservation": preservation_section(comparison, configs, text_tasks),
+        "Worst cases": worst_section(results),
+    }
+    lines = ["# Comparison"]
+    for title, body in sections.items():
+        lines += ["", f"## {title}", "", *body] if body else []
     return "\n".join(lines).rstrip() + "\n"
 
 
-def how_measured(comparison: Comparison) -> Lines:
+def missing(comparison: Comparison) -> Lines:
+    """Return the corpora that are not available, and why."""
+    return [f"Corpus {corpus} is not available: {reason}" for corpus, reason in comparison.missing.items()]
+
+
+def how_to_read(comparison: Comparison) -> Lines:
     """Return the protocol of all numbers."""
-    protocol = comparison.protocol
-    lines = []
-    if protocol:
-        lines.append(
-            f"Rates in %, normaliser `{protocol['normalizer']}`; decoding: {protocol['decoding']}. "
-            f"In brackets: {protocol['interval']}, {protocol['bootstrap_samples']} resamples, "
-            f"seed {protocol['seed']}. `p`: paired bootstrap against `{comparison.reference}` on the same "
-            f"utterances, two-sided, corrected for all {comparison.tests} comparisons of this report (Holm); "
-            "`≤`: no resample was as far off, so only this bound is known. "
-            "Where recordings are resampled, intervals and p-values do not cover new speakers; they never cover other "
-            "training seeds. An interval without width means that all utterances agree, not that the value is certain."
-        )
-    counts = ", ".join(
-        f"{p.title} ({p.task}): {p.n} ({p.clusters} {p.unit})" for p in comparison.sets if p.task
-    )
-    lines += ["", f"Utterances: {counts or 'none'}.", ""]
+    protocol, tests = comparison.protocol, sum(cell.against is not None for cell in comparison.cells)
+    if not protocol:
+        return []
+    lines = [
+        f"Rates in %, normaliser `{protocol['normalizer']}`; decoding: {protocol['decoding']}.",
+        f"`[low, high]`: {protocol['interval']}, {protocol['bootstrap_samples']} resamples, seed {protocol['seed']}. "
+        "It is about other speakers, texts or rows of the same kind, whichever is resampled, and never about other "
+        "training seeds. Without width it means that all utterances agree, not that the value is certain.",
+        f"`p`: two-sided paired bootstrap against `{comparison.reference}` on the same utterances, corrected for the "
+        f"{tests} comparisons of this report (Holm); `≤`: no resample was as far off, so only this bound is known.",
+        "`(a-b)`: lowest and highest run of a configuration with several seeds. Its mean is compared, not its runs. "
+        "A difference between configurations that is no larger than such a range means nothing.",
+        "`cut`: answers that reached `generation.max_new_tokens`, over all sets.",
+        "`shuffled audio`: every row gets another row's audio; what is right then is a guess.",
+    ]
     if any(map(comparison.is_partial, comparison.cells)):
-        lines += [
-            "`n`: a figure over fewer utterances than the set has; it does not compare with the others.",
-            "",
-        ]
-    for corpus, reason in comparison.missing.items():
-        lines += [f"Corpus `{corpus}` is not available: {reason}", ""]
-    for speed in list(comparison.speeds.values())[:1]:
-        lines += [
-            "RTF: wall seconds for a second of audio over all splits, from audio file to text "
-            f"(decoding, features, encoder, LLM), batches of {speed['max_batch_seconds']:g} audio seconds, "
-            f"{speed['device']}, {speed['threads']} thread(s). It holds for the machine it was measured on.",
-            "",
-        ]
-    lines.append("`shuffled audio`: every row gets another row's audio; what is right then is a guess.")
-    for row in comparison.rows:
-        if row.decoding:
-            lines += ["", f"`{row.title}`: {row.decoding}."]
-    return lines
+        lines.append(
+            "`n`: a figure over fewer utterances than the set has; it does not compare with the others."
+        )
+    if speed := comparison.speed:
+        lines.append(
+            "RTF: wall seconds for a second of audio over all splits, from audio file to text (decoding, features, "
+            f"encoder, LLM), batches of {speed['max_batch_seconds']:g} audio seconds, {speed['device']}, "
+            f"{speed['threads']} thread(s). It holds for the machine it was measured on."
+        )
+    sets = (f"{p.corpus} {p.split} ({p.task}): {p.n} ({p.clusters} {p.unit})" for p in comparison.sets)
+    lines.append(f"Utterances, and what is resampled: {', '.join(sets)}.")
+    lines += [f"`{row.title}`: {row.decoding}." for row in comparison.rows if row.decoding]
+    return [f"- {line}" for line in lines]
+
+
+def languages(comparison: Comparison, sets: Sequence[Set]) -> Lines:
+    """Return a table of the error rates of one corpus by language: the variants, and the encoder's own decoder."""
+    ordered = sorted(sets, key=lambda place: place.language)
+    rows = [
+        row
+        for row in comparison.rows
+        if row.kind in ("variant", "seeds", "decoder")
+        and any(comparison.cell(row, p, p.metric) for p in sets)
+    ]
+    header, body = value_table(comparison, rows, [(place, place.metric) for place in ordered])
+    titles = [f"{place.language}: {title}" for place, title in zip(ordered, header[1:], strict=True)]
+    return markdown_table([header[0], *titles], body)
 
 
 def further_metrics(comparison: Comparison) -> Lines:
-    """Return a table of the metrics that the main table has not."""
-    measured = {(cell.corpus, cell.split, cell.task, cell.metric) for cell in comparison.cells}
-    columns = [
-        (place, name)
-        for place in comparison.sets
-        for name in METRICS
-        if name != comparison.own_metric(place) and (place.corpus, place.split, place.task, name) in measured
-    ]
-    header = ["system", *(f"{place.title} {METRICS[name].title}" for place, name in columns)]
-    body = []
-    for row in comparison.rows:
-        texts = [cell_text(comparison, row, place, name, "<br>") for place, name in columns]
-        body.append([row.title, *texts])
-    return markdown_table(header, body)
+    """Return a table for each metric with the sets that are not reported in it."""
+    lines = []
+    for name in METRICS:
+        found = {cell.place for cell in comparison.cells if cell.metric == name != cell.place.metric}
+        if columns := [(place, name) for place in comparison.sets if place in found]:
+            lines += ["", *markdown_table(*value_table(comparison, comparison.rows, columns))]
+    return lines[1:]
 
 
 def differences(comparison: Comparison) -> Lines:
-    """Return a table of variant minus reference in percentage points, with interval and p-value."""
+    """Return a table of configuration minus reference in percentage points, with interval and p-values."""
     body = []
-    for cell in comparison.cells:
-        if cell.against is not None:
-            points = [f"{100 * x:+.1f}" for x in (cell.against.value, cell.against.low, cell.against.high)]
-            name = f"{cell.corpus} {cell.split}"
-            found = [points[0], f"[{points[1]}, {points[2]}]", p_value(cell.against), str(cell.n)]
-            body.append([cell.system, name, METRICS[cell.metric].title, *found])
+    for row in comparison.rows:
+        for place in comparison.sets:
+            cell = comparison.cell(row, place, place.metric)
+            if cell is not None and (against := cell.against) is not None:
+                value, low, high = (f"{100 * x:+.1f}" for x in (against.value, against.low, against.high))
+                p = [p_value(each, against.is_bound) for each in (against.p, against.corrected)]
+                body.append([row.title, place.title, value, f"[{low}, {high}]", *p, str(cell.n)])
     if not body:
-        return ["There is no other variant."]
-    return markdown_table(["variant", "set", "metric", "difference (points)", "interval", "p", "n"], body)
+        return ["There is no other configuration."]
+    return markdown_table(["system", "set", "difference (points)", "interval", "p", "p (Holm)", "n"], body)
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> Lines:
@@ -215,10 +222,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def p_value(difference: Difference) -> str:
-    """Format the corrected p-value; as a bound, never rounded down, where no more is known."""
-    p = difference.p if difference.corrected is None else difference.corrected
-    if difference.is_bound:
+def p_value(p: float | None, is_bound: bool) -> str:
+    """Format a p-value; as a bound, never rounded down, where no more is known."""
+    if p is None:
+        return NONE
+    if is_bound:
         return f"≤ {math.ceil(round(1e4 * p, 6)) / 1e4:g}"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -230,14 +238,10 @@ def number(value: float | None, decimals: int) -> str:
 
 def texts_section(results: Mapping[str, Mapping[str, Result]]) -> Lines:
     """Return what is empty, longer than the limit of tokens or cut by it, for every system and set."""
-    lines = [
-        f"- `{system}`: {remark}"
-        for system, corpora in results.items()
-        for corpus, result in corpora.items()
-        if result.summary
-        for remark in remarks(corpus, result.summary)
-    ]
-    return ["## Texts that are empty or cut", "", *lines] if lines else []
+    found = (
+        (system, c, r.summary) for system, corpora in results.items() for c, r in corpora.items() if r.summary
+    )
+    return [f"- `{system}`: {remark}" for system, c, summary in found for remark in remarks(c, summary)]
 
 
 def training_section(comparison: Comparison) -> Lines:
@@ -248,34 +252,8 @@ def training_section(comparison: Comparison) -> Lines:
         parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
         steps = [str(timing.get(name, NONE)) for name in ("steps", "best_step")]
         lines.append([variant, parts or NONE, *steps, number(timing.get("seconds_per_step"), 2)])
-    if not lines:
-        return []
     header = ["variant", "trainable parameters", "steps", "best step", "s / step"]
-    return ["## Training", "", *markdown_table(header, lines)]
-
-
-def seed_section(comparison: Comparison, configs: Mapping[str, VariantConfig]) -> Lines:
-    """Return error rates of variants that differ in their seed alone, to judge other differences by."""
-    groups: dict[str, list[str]] = {}
-    for variant in comparison.variants:
-        if variant in configs:
-            same = configs[variant].model_copy(update={"name": "", "seed": 0}).to_json()
-            groups.setdefault(same, []).append(variant)
-    lines = []
-    for variants in groups.values():
-        for place in comparison.sets_of("transcribe"):
-            rows = [row for row in comparison.rows if row.kind == "variant" and row.system in variants]
-            metric = comparison.own_metric(place) or ""
-            cells = [cell for row in rows if (cell := comparison.cell(row, place, metric))]
-            if len(cells) > 1:
-                values = [cell.value for cell in cells]
-                texts = ", ".join(f"{cell.system} {percent(cell.value)}" for cell in cells)
-                spread = f"{100 * (max(values) - min(values)):.1f}"
-                lines.append([texts, f"{place.title} {METRICS[metric].title}", spread])
-    if not lines:
-        return []
-    header = ["variants that differ in their seed alone", "set", "spread (points)"]
-    return ["## Seed noise", "", *markdown_table(header, lines)]
+    return markdown_table(header, lines) if lines else []
 
 
 def steering_section(uses: Mapping[str, dict]) -> Lines:
@@ -294,12 +272,10 @@ def steering_section(uses: Mapping[str, dict]) -> Lines:
         body = [list(line) for line in zip(*columns, strict=True)]
         lines += ["", f"{variant}: {use['frames']:,} encoder frames of {use['utterances']} utterances.", ""]
         lines += markdown_table(header, body)
-    if not lines:
-        return []
     explained = (
         "Experts in use: exp of the entropy of the gates; 1 is a single expert, all of them is even use."
     )
-    return ["## Steering", "", explained, *lines]
+    return [explained, *lines] if lines else []
 
 
 def preservation_section(
@@ -310,7 +286,7 @@ def preservation_section(
         name: timing["frozen"].values() for name, timing in comparison.timing.items() if "frozen" in timing
     }
     same = [name for name, parts in hashes.items() if all(part["before"] == part["after"] for part in parts)]
-    adapted = [name for name in comparison.variants if name in configs and configs[name].llm_lora is not None]
+    adapted = [name for name, variant in configs.items() if variant.llm_lora is not None]
     lines = []
     if same:
         names = ", ".join(same)
@@ -327,33 +303,26 @@ def preservation_section(
         header = ["LLM", "held-out text task", "exact match %", "interval", "n"]
         protocols = dict.fromkeys(str(found["protocol"]) for found in text_tasks.values())
         lines += [*markdown_table(header, body), "", f"Protocol: {'; '.join(protocols)}."]
-    return ["## Preservation", "", *lines] if lines else []
+    return lines
 
 
 def worst_section(results: Mapping[str, Mapping[str, Result]]) -> Lines:
-    """Return the utterances with the most errors, for every variant and set."""
+    """Return the utterances with the most errors, for every variant and set; ties by source_id."""
     lines = []
     for system, corpora in results.items():
         body = []
         for corpus, result in corpora.items():
             for split, task, _ in scored(result, "own"):
-                for row in worst(result, split, task, WORST).iter_rows(named=True):
-                    asked = f"{row['prompt']} " if row["prompt"] else ""
-                    texts = [shown(asked + row["reference"]), shown(row["hypothesis"])]
+                wrong = result.frame.filter(~pl.col("exact"), audio="own", split=split, task=task)
+                worst = wrong.sort(["errors", "source_id"], descending=[True, False]).head(WORST)
+                for row in worst.iter_rows(named=True):
+                    texts = shown(f"{row['prompt']} {row['reference']}".strip()), shown(row["hypothesis"])
                     errors = f"{row['errors']} / {row['words']}"
                     body.append([row["source_id"], f"{corpus} {split}", errors, *texts])
         if body:
-            header = ["utterance", "set", "errors / words", "said", "written"]
-            name = html.escape(BASELINES.get(system, system))
-            lines += [
-                f"<details><summary>{name}</summary>",
-                "",
-                *markdown_table(header, body),
-                "",
-                "</details>",
-                "",
-            ]
-    return ["## Worst cases", "", *lines] if lines else []
+            table = markdown_table(["utterance", "set", "errors / words", "said", "written"], body)
+            lines += [f"<details><summary>{html.escape(system)}</summary>", "", *table, "", "</details>", ""]
+    return lines
 
 
 def shown(text: str) -> str:

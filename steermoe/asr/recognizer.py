@@ -30,7 +30,7 @@ from steermoe.asr.streaming import Arrivals, Event
 from steermoe.asr.timestamps import joined, merged, words
 from steermoe.asr.transcript import Segment, Transcript, Word
 from steermoe.audio import io
-from steermoe.audio.io import RATE, as_waveform, source_name
+from steermoe.audio.io import RATE, source_name
 from steermoe.audio.vad import Segmenter, SpeechSegment
 from steermoe.config import Generation
 from steermoe.data.tokens import plain
@@ -63,6 +63,7 @@ class _Transcribed:
     overlap: float  # with the previous segment
     start: float
     speech: tuple[float, float]
+    truncated: bool
 
     def segment(self, with_words: bool) -> Segment:
         """Return it as a part of a transcript, with the times of the speech that no overlap has cut off."""
@@ -70,7 +71,8 @@ class _Transcribed:
         if self.words:
             start, end = max(start, self.words[0].start), min(end, self.words[-1].end)
         plain = tuple(Word(word.word.strip(), word.start, word.end) for word in self.words)
-        return Segment(start, end, joined(self.words), self.confidence, plain if with_words else ())
+        text = joined(self.words)
+        return Segment(start, end, text, self.confidence, plain if with_words else (), self.truncated)
 
 
 @dataclass
@@ -94,10 +96,9 @@ class Recognizer:
             models were) may ignore it, or get worse by it.
         words: whether segments have the times of their words; see `timestamps`.
         generation: how to decode; None: as the adapter says.
-        seed: of sampling.
         silence: seconds without speech that end a segment.
         max_batch_seconds: audio seconds a batch, padding included; None: BATCH_SECONDS, on a CPU ON_CPU.
-        answer: transcribes batches of waveforms; as `answer_all`, which is the default.
+        answer: (waveforms, prompt) -> their answers, instead of the model here.
         track: which audio track of a container, from 1; None: its default, see `steermoe.audio.containers`.
     """
 
@@ -108,22 +109,20 @@ class Recognizer:
         context: str | None = None,
         words: bool = False,
         generation: Generation | None = None,
-        seed: int = 0,
         silence: float = 0.4,
         max_batch_seconds: float | None = None,
-        answer: Callable[..., Sequence[Answer]] = answer_all,
+        answer: Callable[[Sequence[np.ndarray], str], Sequence[Answer]] | None = None,
         track: int | None = None,
     ) -> None:
-        self._answer_all = answer
-        self.model, self.words, self.seed = model, words, seed
+        self._ask = answer or self._ask_model
+        self.model, self.words = model, words
         self.generation = model.generation if generation is None else generation
         self.silence, self.track = silence, track
         usual = ON_CPU if model.device.type == "cpu" else BATCH_SECONDS
         self.max_batch_seconds = usual if max_batch_seconds is None else max_batch_seconds
-        self.prompt = None if prompt is None else plain(model.tokenizer, prompt)
+        self.prompt = model.config.prompts.transcribe if prompt is None else plain(model.tokenizer, prompt)
         if context is not None:
-            asked = model.config.prompts.transcribe if self.prompt is None else self.prompt
-            self.prompt = CONTEXT.replace("{context}", plain(model.tokenizer, context)) + asked
+            self.prompt = CONTEXT.replace("{context}", plain(model.tokenizer, context)) + self.prompt
         self.longest = longest(model)
 
     def transcript(self, recording: Recording) -> Transcript:
@@ -139,14 +138,13 @@ class Recognizer:
 
     def recordings(
         self,
-        recordings: Iterable[Recording | Exception],
+        recordings: Iterable[Recording],
         progress: Callable[[int, float], None] | None = None,
     ) -> Iterator[tuple[int, Transcript | Exception]]:
         """Yield the number and the transcript of each recording, or its error, as soon as it is complete.
 
         Args:
-            recordings: paths, bytes, binary streams, or waveforms (n,) float32 at 16 kHz; they may be generated
-                one by one; in place of one that could not be opened its error.
+            recordings: paths, bytes, binary streams, or waveforms (n,) at 16 kHz; they may be generated one by one.
             progress: called with the number of a recording and the seconds of it that were read.
         """
         states: list[_Open] = []
@@ -155,7 +153,7 @@ class Recognizer:
             states.append(state)
             segmenter = Segmenter(self.longest, silence=self.silence)
             try:
-                for block in _blocks(recording, state.name, self.track):
+                for block in io.blocks(recording, track=self.track):
                     state.waiting += segmenter.push(block)
                     if progress is not None:
                         progress(index, segmenter.samples / RATE)
@@ -226,9 +224,7 @@ class Recognizer:
         self, segments: Sequence[tuple[SpeechSegment, str]], level: int = logging.WARNING
     ) -> list[_Transcribed]:
         """Transcribe segments, each given with the name of its recording."""
-        waveforms = [segment.samples for segment, _ in segments]
-        asked = None, None, self.generation, self.seed, self.prompt, True
-        answers = self._answer_all(self.model, waveforms, *asked, self.max_batch_seconds)
+        answers = self._ask([segment.samples for segment, _ in segments], self.prompt)
         found = []
         for answer, (segment, name) in zip(answers, segments, strict=True):
             text = answer.text
@@ -237,10 +233,15 @@ class Recognizer:
                 log.log(level, "%s: %.1f to %.1f s left out, %s: %r", name, begin, end, why, text[:80])
                 text = ""
             overlap, start = segment.overlap / RATE, segment.start / RATE
-            found.append(
-                _Transcribed(words(text, segment), answer.confidence, overlap, start, segment.speech)
-            )
+            spoken, cut = words(text, segment), answer.truncated
+            found.append(_Transcribed(spoken, answer.confidence, overlap, start, segment.speech, cut))
         return found
+
+    def _ask_model(self, waveforms: Sequence[np.ndarray], prompt: str) -> Sequence[Answer]:
+        return answer_all(
+            self.model, waveforms, generation=self.generation, prompt=prompt, scored=True,
+            max_batch_seconds=self.max_batch_seconds,
+        )  # fmt: skip
 
     def _complete(self, states: list[_Open]) -> Iterator[tuple[int, Transcript]]:
         """Yield the recordings that are transcribed to the end, and forget them."""
@@ -275,19 +276,8 @@ def _join(one: _Transcribed, other: _Transcribed) -> None:
     one.words, other.words = merged(one.words, other.words, other.start + other.overlap / 2)
 
 
-def _blocks(recording: Recording | Exception, name: str, track: int | None) -> Iterator[np.ndarray]:
-    if isinstance(recording, Exception):
-        raise recording
-    if not isinstance(recording, np.ndarray):
-        yield from io.blocks(recording, track=track)
-        return
-    samples, count = as_waveform(recording, name), round(io.BLOCK_SECONDS * RATE)
-    for first in range(0, len(samples), count):
-        yield samples[first : first + count]
-
-
-def _name(recording: Recording | Exception, index: int) -> str:
-    return f"recording {index}" if isinstance(recording, np.ndarray | Exception) else source_name(recording)
+def _name(recording: Recording, index: int) -> str:
+    return f"recording {index}" if isinstance(recording, np.ndarray) else source_name(recording)
 
 
 def _with_last(

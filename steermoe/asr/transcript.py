@@ -4,11 +4,10 @@ Formats: text; json and verbose_json as in OpenAI's API; srt (SubRip); vtt (WebV
 tab, text).
 """
 
-import difflib
 import html
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 
@@ -31,6 +30,7 @@ class Segment:
     """A piece of speech with its text.
 
     `confidence` is the geometric mean of the probabilities of its tokens, in 0..1; None where it was not computed.
+    `truncated`: the text was cut at the limit of tokens.
     """
 
     start: float
@@ -38,6 +38,7 @@ class Segment:
     text: str
     confidence: float | None = None
     words: tuple[Word, ...] = ()
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,18 @@ class Transcript:
         """Return reasons to doubt it, a line each."""
         if not self.segments:
             return ("no speech was understood",)
+        found, count = [], len(self.segments)
         low = [s.confidence for s in self.segments if s.confidence is not None and s.confidence < UNSURE]
-        if not low:
-            return ()
-        return (
-            f"low confidence ({min(low):.2f} to {max(low):.2f}) in {len(low)} of {len(self.segments)} segments: "
-            "it may not be what was said",
-        )
+        if low:
+            found.append(
+                f"low confidence ({min(low):.2f} to {max(low):.2f}) in {len(low)} of {count} segments: "
+                "it may not be what was said"
+            )
+        if cut := sum(segment.truncated for segment in self.segments):
+            found.append(
+                f"the text of {cut} of {count} segments was cut at the limit of tokens (max_new_tokens)"
+            )
+        return tuple(found)
 
 
 def render(transcript: Transcript, format: str) -> str:
@@ -179,40 +185,3 @@ FORMATS: dict[str, Callable[[Transcript], str]] = {
     "vtt": _vtt,
     "tsv": _tsv,
 }
-CSS = """
-.heard {border: 1px solid var(--border-color-primary); border-radius: 8px; overflow: hidden;
-  background: var(--block-background-fill); display: grid; grid-template-columns: max-content 1fr}
-.heard > * {padding: .4rem .8rem; overflow-wrap: anywhere}
-.heard > :nth-child(n+3) {border-top: 1px solid var(--border-color-primary)}
-.heard .name {max-width: 7.5rem; font-size: .85rem; opacity: .8; padding-right: 0}
-.heard .first {grid-column: 1 / -1; border-left: 4px solid var(--color-accent)}
-.heard .first.name {max-width: none; padding-bottom: 0}
-.heard .first.text {font-size: 1.2rem; padding-top: 0; border-top: none}
-.heard mark {background: #ffe2a8; color: #3b2a00; border-radius: 3px; padding: 0 .15em}
-"""
-
-
-def table(texts: Sequence[tuple[str, str, str | None]]) -> str:
-    """Return texts as HTML under their titles, the first above the others; nothing in a title or text is markup.
-
-    Args:
-        texts: title, text, and the text to compare it with, whose differing words are marked; or None.
-    """
-    shown = []
-    for number, (title, text, plain) in enumerate(texts):
-        first = "" if number else " first"
-        shown.append(f'<div class="name{first}">{html.escape(title)}</div>')
-        shown.append(f'<div class="text{first}">{_marked(text, plain) or "<i>nothing</i>"}</div>')
-    return f'<div class="heard">{"".join(shown)}</div>'
-
-
-def _marked(text: str, plain: str | None) -> str:
-    words = text.split()
-    if plain is None:
-        return html.escape(" ".join(words))
-    found = []
-    for kind, _, _, first, last in difflib.SequenceMatcher(None, plain.split(), words, False).get_opcodes():
-        piece = html.escape(" ".join(words[first:last]))
-        if piece:
-            found.append(piece if kind == "equal" else f"<mark>{piece}</mark>")
-    return " ".join(found)

@@ -1,6 +1,7 @@
 """Change how recordings sound: noise, reverberation, level, channels. A waveform is (N,) float32."""
 
 import numpy as np
+import soxr
 
 RATE = 16_000  # Hz, of every waveform in the library
 COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # spectral power falls as 1 / f ** exponent
@@ -40,6 +41,24 @@ def reverberate(rng: np.random.Generator, waveform: np.ndarray, rate: int, rt60:
     tail *= rng.uniform(0.5, 1.0) / np.sqrt(np.sum(tail**2))
     response = np.concatenate([[1.0], np.zeros(int(0.004 * rate)), tail])
     return fftconvolve(waveform, response)[: len(waveform)].astype(np.float32)
+
+
+def telephone(waveform: np.ndarray) -> np.ndarray:
+    """Return the waveform (N,) at 16 kHz as a telephone carries it: 300-3400 Hz, 8-bit A-law (ITU-T G.711)."""
+    from scipy.signal import butter, sosfilt
+
+    narrow = sosfilt(
+        butter(4, (300, 3400), "bandpass", fs=8000, output="sos"), soxr.resample(waveform, RATE, 8000)
+    )
+    peak = float(np.abs(narrow).max(initial=0.0)) or 1.0
+    magnitude, a = np.abs(narrow) / peak, 87.6  # A-law's compression
+    compressed = np.where(magnitude < 1 / a, a * magnitude, 1 + np.log(np.maximum(a * magnitude, 1))) / (
+        1 + np.log(a)
+    )
+    rounded = np.round(compressed * 127) / 127 * (1 + np.log(a))
+    expanded = np.where(rounded < 1, rounded / a, np.exp(rounded - 1) / a)
+    wide = soxr.resample((np.sign(narrow) * expanded * peak).astype(np.float32), 8000, RATE)
+    return np.pad(wide, (0, max(len(waveform) - len(wide), 0)))[: len(waveform)]
 
 
 def normalise_peak(waveform: np.ndarray, peak: float) -> np.ndarray:

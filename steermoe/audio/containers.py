@@ -1,8 +1,7 @@
-"""Split a file into its recordings, and decode with FFmpeg's libraries (PyAV) what libsndfile does not.
+"""Decode with FFmpeg's libraries (PyAV) what libsndfile does not, and find files that end too early.
 
-`cat a.ogg b.ogg`, radio streams and the like put several recordings into one file. Decoders stop after the first, so
-each is decoded separately. A file that ends before the size in its header was cut off; a size of 0, or the largest
-number, says nothing.
+FFmpeg reads joined MP3, Ogg and WebM files by itself. It does not report that a file was cut off, so the size in the
+header is compared with the file; a size of 0, or the largest number, means that the writer did not know it.
 
 G.722 (`.g722`) alone has no header: it is recognised by its name.
 
@@ -13,10 +12,8 @@ point to some). Only the formats and codecs listed here are decoded, and never v
 import logging
 import os
 import re
-import tempfile
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 import av
@@ -37,77 +34,44 @@ OPTIONS = {
 }  # fmt: skip
 CLOCKED = ("mov", "matroska", "ogg")  # formats whose packets have times
 HEADERLESS = "g722"  # at 16 kHz, a byte for two samples
+WITH_HEADER = re.compile(rb"RIFF|RF64|riff|FORM|fLaC|OggS|\x1aE\xdf\xa3|caff|ID3|....ftyp", re.DOTALL)
 JITTER = 0.1  # seconds by which a packet may be late before that is a gap
 RESTART = 1.0  # seconds by which a packet is early where the clock was set back
 SILENT = 1e-3  # peak of a track without sound, -60 dB
+HEAD = 400  # bytes that are searched for a size
 UNKNOWN = 0x7FFF0000  # writers to a pipe leave 32-bit sizes from here on
-SEARCHED = 2**20  # bytes read at a time in a search
-HEAD = 27 + 255  # bytes of the longest header, an Ogg page's
+PAGE = 65_307  # bytes of the longest Ogg page
+SIZES: list[
+    tuple[bytes, Literal["little", "big"], int]
+] = [  # header, byte order of its group, where the size begins
+    (rb"RIFF(.{4})WAVE", "little", 8),
+    (rb"RF64.{16}(.{8})", "little", 8),
+    (rb"riff.{12}(.{8})", "little", 0),  # W64
+    (rb"FORM(.{4})AIF", "big", 8),
+    (rb"\xff.{3,200}?(?:Xing|Info).{3}(?:[\x02\x06\x0a\x0e]|[\x03\x07\x0b\x0f].{4})(.{4})", "big", 0),  # MP3
+]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A recording in a file.
-
-    Attributes:
-        file: has this recording alone, and can be sought in.
-        format: a key of BEGINS, HEADERLESS, or "" for another.
-        surplus: bytes that the size in its header does not count; 0 if the header has none.
-    """
-
-    file: BinaryIO
-    format: str
-    surplus: int
-
-
-def parts(file: BinaryIO, name: str) -> Iterator[Part]:
-    """Yield the recordings in a seekable file, at least one; nothing is decoded.
-
-    Raises:
-        AudioError: the file is empty, or ends before the size in a header; `name` is its name in messages.
-    """
-    size = file.seek(0, os.SEEK_END)
-    if not size:
-        raise AudioError(f"{name}: empty, 0 bytes")
-    if _headerless(file, name):
-        yield Part(file, HEADERLESS, 0)
-        return
-    start = 0
-    while (head := _at(file, start, 10)).startswith(b"ID3") and len(
+def declared_end(file: BinaryIO) -> int | None:
+    """Return how many bytes a seekable file should have by its header; None where that does not say."""
+    size, start = file.seek(0, os.SEEK_END), 0
+    while (head := _at(file, start, HEAD)).startswith(b"ID3") and len(
         head
-    ) == 10:  # tags; 7 bits of a byte count
-        start += 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-    while start < size:
-        head = _at(file, start, HEAD)
-        format = next((each for each, begins in BEGINS.items() if begins.match(head)), "")
-        end = _end(file, start, size, format)
-        if end > size + 1:  # a last byte that is padding may be missing
-            raise AudioError(f"{name}: truncated audio, {size} of {end} bytes are there")
-        stop = _search(file, BEGINS[format], max(end, start + 8), size) if format else size
-        with _cut(file, start, stop, size) as alone:
-            yield Part(alone, format, max(0, stop - end) if end > start else 0)
-        start = stop
-
-
-def _headerless(file: BinaryIO, name: str) -> bool:
-    """Return whether a file is G.722, by its name, unless it begins as a recording of another format."""
-    if not name.lower().endswith(f".{HEADERLESS}"):
-        return False
-    head = _at(file, 0, HEAD)
-    return not any(begins.match(head) for begins in BEGINS.values())
-
-
-@contextmanager
-def _cut(file: BinaryIO, start: int, stop: int, size: int) -> Iterator[BinaryIO]:
-    """Open bytes `start` to `stop` of a file as a file: a copy, unless they are all of it."""
-    if (start, stop) == (0, size):
-        yield file
-        return
-    with tempfile.TemporaryFile() as copy:
-        for place in range(start, stop, SEARCHED):
-            copy.write(_at(file, place, min(SEARCHED, stop - place)))
-        yield copy
+    ) > 9:  # tags; 7 bits of a byte count
+        start += 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+    for pattern, order, origin in SIZES:
+        if found := re.match(pattern, head, re.DOTALL):
+            count = int.from_bytes(found[1], order)
+            known = 0 < count < (UNKNOWN if len(found[1]) == 4 else 2**62)
+            return start + origin + count if known else None
+    if head.startswith(b"OggS"):
+        return _last_page_end(file, size)
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return _segment_end(head)
+    if head.startswith(b"caff"):
+        return _chunks_end(file, size)
+    return _boxes_end(file, size) if head[4:8] == b"ftyp" else None
 
 
 def _at(file: BinaryIO, place: int, count: int) -> bytes:
@@ -115,87 +79,45 @@ def _at(file: BinaryIO, place: int, count: int) -> bytes:
     return file.read(count)
 
 
-def _search(file: BinaryIO, wanted: re.Pattern[bytes], place: int, size: int) -> int:
-    while place < size:
-        if found := wanted.search(_at(file, place, SEARCHED + HEAD)):
-            return place + found.start()
-        place += SEARCHED
-    return size
+def _last_page_end(file: BinaryIO, size: int) -> int:
+    """Return where the last page of an Ogg file ends; its lengths come after its 27 bytes."""
+    first = max(0, size - PAGE)
+    tail = _at(file, first, PAGE)
+    place = max(0, tail.rfind(b"OggS"))
+    lengths = tail[place + 27 : place + 27 + tail[place + 26]] if len(tail) > place + 26 else bytes(255)
+    return first + place + 27 + len(lengths) + sum(lengths)
 
 
-def _end(file: BinaryIO, start: int, size: int, format: str) -> int:
-    """Return where the units of a recording end: before the next recording, or a unit of unknown size."""
-    place, first = start, True
+def _segment_end(head: bytes) -> int | None:
+    """Return where the segment of a Matroska file ends; None if it was written to a pipe."""
+    place = head.find(b"\x18\x53\x80\x67") + 4
+    width = 9 - head[place].bit_length() if 4 <= place < len(head) else 9
+    count = int.from_bytes(head[place : place + width], "big") & (1 << 7 * width) - 1
+    return None if width > 8 or count == (1 << 7 * width) - 1 else place + width + count
+
+
+def _boxes_end(file: BinaryIO, size: int) -> int | None:
+    """Return where the boxes of an MP4 file end."""
+    place = 0
     while place < size:
-        head = _at(file, place, HEAD)
-        begins = bool(format and BEGINS[format].match(head))
-        first = place == start or (
-            first and begins and format == "ogg"
-        )  # which begins with a page for each track
-        length = _length(head, format) if first or not begins else None
-        if length is None:
-            break
-        place += length
+        length, kind, long = struct.unpack(">I4sQ", _at(file, place, 16).ljust(16, b"\0"))
+        if length == 0:  # up to the end of the file
+            return None
+        if not re.match(rb"\w{3}[\w ]", kind):  # tags
+            return place
+        place += max(8, long if length == 1 else length)
     return place
 
 
-def _length(head: bytes, format: str) -> int | None:
-    """Return the bytes of the unit that begins so (chunk, box, page, element); None: unknown, or no unit."""
-    if format == "matroska":
-        return _element(head)
-    if format == "ogg":
-        lacing = head[27 : 27 + head[26]] if len(head) > 26 else b""
-        return 27 + len(lacing) + sum(lacing) if head.startswith(b"OggS") else None
-    for pattern, order, origin in SIZES.get(format, ()):
-        if found := re.match(pattern, head, re.DOTALL):
-            count = int.from_bytes(found[1], order)
-            known = 0 < count < (UNKNOWN if len(found[1]) == 4 else 2**62)
-            return (found.end(1) if origin is None else origin) + count if known else None
-    return None
-
-
-def _element(head: bytes) -> int | None:
-    """Return the bytes of a Matroska element; one of unknown size, as written to a pipe, is entered."""
-    width = 9 - head[0].bit_length()
-    if head[:width] not in ELEMENTS or len(head) <= width:
-        return None
-    more = 9 - head[width].bit_length()
-    unknown = (1 << 7 * more) - 1
-    count = int.from_bytes(head[width : width + more], "big") & unknown
-    return width + more + (0 if count == unknown else count)
-
-
-BEGINS = {
-    format: re.compile(pattern, re.DOTALL)
-    for format, pattern in {
-        "wav": rb"RIFF.{4}WAVE", "rf64": rb"RF64.{4}WAVE", "w64": rb"riff\x2e\x91\xcf\x11",
-        "aiff": rb"FORM.{4}AIF[FC]", "flac": rb"fLaC[\0\x80]\0\0\x22", "ogg": rb"OggS\0\x02",
-        "matroska": rb"\x1aE\xdf\xa3", "caf": rb"caff\0\x01",
-        "mp4": rb".{4}ftyp",
-    }.items()
-}  # fmt: skip
-# Headers with the size of a unit: the pattern, the byte order of its group, and from where the size counts (None: from
-# the end of the group). Key "" is MP3, which may have the size of the file in its first frame.
-SIZES: dict[str, list[tuple[bytes, Literal["little", "big"], int | None]]] = {
-    "wav": [(rb"RIFF(.{4})WAVE", "little", None)],
-    "rf64": [(rb"RF64.{16}(.{8})", "little", 8)],
-    "w64": [(rb"riff.{12}(.{8})", "little", 0)],
-    "aiff": [(rb"FORM(.{4})AIF", "big", None)],
-    "caf": [(rb"(?:caff.{4})?\w{3}[\w ](.{8})", "big", None)],
-    "mp4": [
-        (rb"\0\0\0\x01\w{3}[\w ](.{8})", "big", 0),
-        (rb"((?!\0\0\0[\0-\x07]).{4})\w{3}[\w ]", "big", 0),
-    ],
-    "": [
-        (rb"\xff.{3,200}?(?:Xing|Info).{3}(?:[\x02\x06\x0a\x0e]|[\x03\x07\x0b\x0f].{4})(.{4})", "big", 0),
-        (rb"\xff.{3,200}?VBRI.{6}(.{4})", "big", 0),
-    ],
-}
-ELEMENTS = frozenset(  # of Matroska: EBML, Segment, and what is in segments and clusters
-    bytes.fromhex(each)
-    for each in "1a45dfa3 18538067 1f43b675 114d9b74 1549a966 1654ae6b 1c53bb6b 1254c367 1043a770 1941a469 "
-    "ec bf e7 a3 a0 a7 ab 5854 af".split()
-)
+def _chunks_end(file: BinaryIO, size: int) -> int | None:
+    """Return where the chunks of a CAF file end."""
+    place = 8
+    while place < size:
+        length = struct.unpack(">4sq", _at(file, place, 12).ljust(12, b"\0"))[1]
+        if length < 0:  # up to the end of the file
+            return None
+        place += 12 + length
+    return place
 
 
 def frames(
@@ -248,10 +170,10 @@ def has_audio(file: BinaryIO) -> bool:
 
 
 def _open(file: BinaryIO, name: str) -> Any:
+    is_headerless = name.lower().endswith(f".{HEADERLESS}") and not WITH_HEADER.match(_at(file, 0, HEAD))
     try:
-        format = HEADERLESS if _headerless(file, name) else None
         file.seek(0)
-        return av.open(file, format=format, options=OPTIONS)
+        return av.open(file, format=HEADERLESS if is_headerless else None, options=OPTIONS)
     except (FFmpegError, ValueError) as error:  # a plain ValueError where FFmpeg's own has no number
         found = getattr(error, "strerror", None) or error
         raise AudioError(

@@ -9,6 +9,9 @@ well tested are read: libsndfile's ADPCM readers, for one, had memory errors (CV
 import io
 import itertools
 import logging
+import os
+import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -31,13 +34,16 @@ MAX_CHANNELS = 8
 MAX_SECONDS = 3600.0  # longest recording that is loaded whole
 MAX_STREAMED_SECONDS = 8 * 3600.0  # longest recording that is decoded in blocks
 BLOCK_SECONDS = 10.0
-MAX_PIPED_BYTES = 2**32  # of a pipe, which is copied into a temporary file
 TAG_BYTES = 2**16  # bytes after a recording that are taken for tags
 SUFFIXES = frozenset(
     ".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .m4a .m4b .mp4 .m4v .mov .3gp .3g2 .aac .amr .caf "
     ".webm .mkv .mka .w64 .rf64 .wma .sph .au .wv .g722".split()
 )  # of files that count as audio whatever is in them
 SUBTYPES = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW")
+SNDFILE = re.compile(
+    rb"(?:RIFF|RF64).{4}WAVE|FORM.{4}AIF[FC]|fLaC", re.DOTALL
+)  # formats that libsndfile decodes
+READ_AHEAD = 2**16  # bytes that libFLAC reads beyond the end, at most
 FLAC_HEADER = 42  # bytes: the marker, and the first metadata block, which is STREAMINFO
 Source = Path | str | bytes | BinaryIO
 log = logging.getLogger(__name__)
@@ -46,7 +52,7 @@ log = logging.getLogger(__name__)
 def load(source: Source, max_seconds: float = MAX_SECONDS, track: int | None = None) -> np.ndarray:
     """Decode a recording, mix its channels down and resample it.
 
-    All that can be decoded is read: of a file that holds several recordings one after the other, each.
+    All that can be decoded is read, of joined MP3, Ogg and WebM files every part.
 
     Args:
         source: a path (also of a pipe), the bytes of a file, or a binary file-like object.
@@ -61,44 +67,45 @@ def load(source: Source, max_seconds: float = MAX_SECONDS, track: int | None = N
             holds samples that are not finite or of another scale.
         OSError: the file cannot be opened.
     """
-    whole = [
-        (rate, np.concatenate(list(run))) for rate, run in _runs(source, max_seconds, BLOCK_SECONDS, track)
-    ]
-    return _some(np.concatenate([resample(samples, rate) for rate, samples in whole] or [[]]), source)
+    resampled = [np.zeros(0, np.float32)]
+    for rate, run in _runs(source, max_seconds, BLOCK_SECONDS, track):
+        samples = np.concatenate(list(run))
+        if rate != RATE:
+            samples = librosa.resample(samples, orig_sr=rate, target_sr=RATE, res_type="soxr_hq", fix=False)
+        resampled.append(samples)
+    return _some(np.concatenate(resampled), source)
 
 
 def blocks(
-    source: Source,
+    source: Source | np.ndarray,
     max_seconds: float = MAX_STREAMED_SECONDS,
     block_seconds: float = BLOCK_SECONDS,
     track: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Decode as `load`, in blocks (n,) of about `block_seconds`: hours take the memory of seconds.
 
+    A waveform (N,) at RATE is checked and cut into such blocks.
+
     Raises:
         AudioError, OSError: as `load`; what is wrong after the start is found when it is reached.
     """
+    if isinstance(source, np.ndarray):
+        samples, count = as_waveform(source, "a waveform"), round(block_seconds * RATE)
+        yield from (samples[first : first + count] for first in range(0, len(samples), count))
+        return
     given = np.zeros(0, np.float32)
     for rate, run in _runs(source, max_seconds, block_seconds, track):
-        resampler = (
-            None if rate == RATE else soxr.ResampleStream(rate, RATE, 1)
-        )  # librosa's own has no blocks
-        for block in run:
-            resampled = block if resampler is None else resampler.resample_chunk(block)
+        if rate == RATE:
+            for given in run:
+                yield given
+            continue
+        resampler = soxr.ResampleStream(rate, RATE, 1)  # librosa's own has no blocks
+        for block in itertools.chain(run, [None]):
+            last = block is None
+            resampled = resampler.resample_chunk(np.zeros(0, np.float32) if last else block, last=last)
             if len(resampled):
                 yield (given := resampled)
-        if resampler is not None and len(
-            rest := resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-        ):
-            yield (given := rest)
     _some(given, source)
-
-
-def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Return samples (n,) float32, of `rate` a second, at `RATE`."""
-    if rate == RATE:
-        return samples
-    return librosa.resample(samples, orig_sr=rate, target_sr=RATE, res_type="soxr_hq", fix=False)
 
 
 def _some(samples: np.ndarray, source: Source) -> np.ndarray:
@@ -133,25 +140,30 @@ def _mixed(run: Iterator[tuple[int, np.ndarray]], count: int, channels: int) -> 
 def _frames(
     file: BinaryIO, name: str, max_seconds: float, block_seconds: float, track: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield rate and samples (n, channels) of all recordings in a file as they are decoded, within the limits."""
-
+    """Yield rate and samples (n, channels) of a file as they are decoded, within the limits."""
+    size, end = file.seek(0, os.SEEK_END), containers.declared_end(file)
+    if not size:
+        raise AudioError(f"{name}: empty, 0 bytes")
+    if end is not None and end > size + 1:  # a last byte that is padding may be missing
+        raise AudioError(f"{name}: truncated audio, {size} of {end} bytes are there")
+    opened = _opened(file, name)
+    if opened is None:
+        frames = containers.frames(file, name, max_seconds, track)
+    elif track not in (None, 1):
+        raise AudioError(f"{name}: no audio track {track}; it has 1")
+    else:
+        frames = _decoded(opened, file, name, max_seconds, block_seconds)
+        if end is not None and size - end > TAG_BYTES:
+            log.warning("%s: %d bytes after the audio are not read", name, size - end)
     seconds, read = 0.0, 0
-    for part in containers.parts(file, name):
-        opened = _opened(part, name)
-        if opened is None:
-            frames = containers.frames(part.file, name, max_seconds - seconds, track)
-        elif track not in (None, 1):
-            raise AudioError(f"{name}: no audio track {track}; it has 1")
-        else:
-            frames = _decoded(opened, part, name, max_seconds, block_seconds)
-        for rate, samples in frames:
-            _check_limits(rate, samples.shape[1], name)
-            check_samples(samples, name, read)
-            read += len(samples)
-            seconds += len(samples) / rate
-            if seconds > max_seconds:
-                raise AudioError(f"{name}: longer than the {max_seconds:g} s that are allowed; cut it")
-            yield rate, samples
+    for rate, samples in frames:
+        _check_limits(rate, samples.shape[1], name)
+        check_samples(samples, name, read)
+        read += len(samples)
+        seconds += len(samples) / rate
+        if seconds > max_seconds:
+            raise AudioError(f"{name}: longer than the {max_seconds:g} s that are allowed; cut it")
+        yield rate, samples
 
 
 class _Forward(soundfile.SoundFile):
@@ -161,13 +173,15 @@ class _Forward(soundfile.SoundFile):
         return False
 
 
-def _opened(part: containers.Part, name: str) -> soundfile.SoundFile | None:
-    """Return a part as libsndfile opens it; None where it is another format, or its header has no length."""
-    if part.format not in ("wav", "rf64", "aiff", "flac"):
+def _opened(file: BinaryIO, name: str) -> soundfile.SoundFile | None:
+    """Return a file as libsndfile opens it; None where it is another format, or its header has no length."""
+    file.seek(0)
+    known = SNDFILE.match(file.read(12))
+    file.seek(0)
+    if not known:
         return None
     try:
-        part.file.seek(0)
-        opened = _Forward(part.file)
+        opened = _Forward(file)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{name}: not readable as audio ({error.error_string})") from error
     if opened.subtype not in SUBTYPES:
@@ -178,7 +192,7 @@ def _opened(part: containers.Part, name: str) -> soundfile.SoundFile | None:
 
 
 def _decoded(
-    opened: soundfile.SoundFile, part: containers.Part, name: str, max_seconds: float, block_seconds: float
+    opened: soundfile.SoundFile, file: BinaryIO, name: str, max_seconds: float, block_seconds: float
 ) -> Iterator[tuple[int, np.ndarray]]:
     rate, total, decoded = opened.samplerate, opened.frames, 0
     _check_limits(rate, opened.channels, name)
@@ -186,21 +200,19 @@ def _decoded(
         raise AudioError(
             f"{name}: {total / rate:.1f} s by its header, allowed are at most {max_seconds:g}; cut it"
         )
+    count = max(1, round(block_seconds * rate))
     while decoded < total:  # no further: tags may follow
         try:
-            samples = opened.read(
-                min(total - decoded, max(1, round(block_seconds * rate))), dtype="float32", always_2d=True
-            )
+            samples = opened.read(min(total - decoded, count), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{name}: corrupt {opened.format} audio ({error.error_string})") from error
         if not len(samples):
             raise AudioError(f"{name}: truncated audio, {decoded} of {total} samples could be decoded")
         decoded += len(samples)
         yield rate, samples
-    if part.surplus > TAG_BYTES:
-        log.warning(
-            "%s: %d bytes after the audio are not read; its header does not count them", name, part.surplus
-        )
+    file.seek(max(FLAC_HEADER, file.tell() - READ_AHEAD))
+    if opened.format == "FLAC" and b"fLaC\0\0\0\x22" in file.read():
+        raise AudioError(f"{name}: several FLAC recordings one after the other; give each a file of its own")
 
 
 def _check_limits(rate: int, channels: int, name: str) -> None:
@@ -225,7 +237,7 @@ def opened_file(source: Source, name: str) -> Iterator[BinaryIO]:
     """Open a source as a seekable file; a pipe is copied into a temporary one.
 
     Raises:
-        AudioError: it is a device, or a pipe with more than MAX_PIPED_BYTES.
+        AudioError: it is a device.
         OSError: it cannot be opened.
     """
     if isinstance(source, bytes):
@@ -240,10 +252,7 @@ def opened_file(source: Source, name: str) -> Iterator[BinaryIO]:
         yield source
     else:
         with tempfile.TemporaryFile() as file:
-            while piece := source.read(2**20):
-                file.write(piece)
-                if file.tell() > MAX_PIPED_BYTES:
-                    raise AudioError(f"{name}: more than {MAX_PIPED_BYTES} bytes through a pipe; give a file")
+            shutil.copyfileobj(source, file)
             yield file
 
 
@@ -252,15 +261,10 @@ def is_audio(path: Path) -> bool:
 
     A file with a suffix of audio counts even if it cannot be read, so that reading it reports the error.
     """
-
     if path.suffix.lower() in SUFFIXES:
         return True
-    try:
-        with path.open("rb") as file:
-            first = next(containers.parts(file, str(path)))
-            return first.format in ("wav", "aiff", "flac") or containers.has_audio(first.file)
-    except (AudioError, StopIteration):
-        return False
+    with path.open("rb") as file:
+        return containers.has_audio(file)
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,7 @@ def flac_header(data: bytes) -> Header:
     return header
 
 
-def as_flac(source: Source, max_seconds: float = MAX_SECONDS) -> tuple[bytes, float]:
+def as_flac(source: Source) -> tuple[bytes, float]:
     """Return a recording as a mono FLAC file at `RATE`, 16 bits, and its length in seconds.
 
     A file that is that already is decoded to the end, to see that it is whole, and kept as it is.
@@ -306,7 +310,7 @@ def as_flac(source: Source, max_seconds: float = MAX_SECONDS) -> tuple[bytes, fl
         AudioError, OSError: as `load`.
     """
     with opened_file(source, source_name(source)) as file:
-        waveform = load(file, max_seconds)
+        waveform = load(file)
         file.seek(0)
         start = file.read(FLAC_HEADER)
         try:

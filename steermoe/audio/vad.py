@@ -21,6 +21,9 @@ HALF_LIFE = 3.0  # seconds
 HYSTERESIS = 0.15
 THRESHOLD = 0.5  # probability from which it is speech
 SILENT = 1e-4  # of full scale, -80 dB: a recording that is nowhere louder is silent
+MARGIN = 0.16  # seconds around the speech that belong to a segment
+OVERLAP = 1.0  # seconds that two segments share where speech without any pause is cut
+SHORTEST = 0.2  # seconds of speech below which there was none
 PAUSE = 3  # windows below the threshold at which a segment that is too long may be cut: 96 ms
 
 
@@ -101,27 +104,18 @@ class Segmenter:
     Args:
         longest: seconds of a segment, at most.
         silence: seconds without speech that end a segment.
-        margin: seconds around the speech that belong to a segment.
-        overlap: seconds that two segments share where speech without any pause is cut.
-        shortest: seconds of speech below which there was none.
 
     Raises:
         ValueError: `longest` is too short for margins and overlap; silero-vad or onnxruntime is not installed.
     """
 
-    def __init__(
-        self,
-        longest: float,
-        silence: float = 0.4,
-        margin: float = 0.16,
-        overlap: float = 1.0,
-        shortest: float = 0.2,
-    ) -> None:
-        if longest < 2 * (overlap + margin):
-            raise ValueError(f"longest: found {longest:g} s, legal: at least {2 * (overlap + margin):g}")
+    def __init__(self, longest: float, silence: float = 0.4) -> None:
+        least = 2 * (OVERLAP + MARGIN)
+        if longest < least:
+            raise ValueError(f"longest: found {longest:g} s, legal: at least {least:g}")
         self._longest = int(longest * RATE) // WINDOW
         self._silence, self._margin, self._overlap, self._shortest = (
-            max(1, round(seconds * RATE / WINDOW)) for seconds in (silence, margin, overlap, shortest)
+            max(1, round(seconds * RATE / WINDOW)) for seconds in (silence, MARGIN, OVERLAP, SHORTEST)
         )
         self._activity = VoiceActivity()
         self._rest = np.zeros(0, np.float32)  # less than a window

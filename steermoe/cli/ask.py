@@ -9,24 +9,18 @@ import typer
 
 from steermoe.cli.options import Device, Json, Model, Track
 
-Recording = Annotated[str, typer.Argument(help="audio file; `-`: a file from standard input")]
-Question = Annotated[str | None, typer.Argument(help="question about the recording")]
-Task = Annotated[
-    str | None, typer.Option(help="transcribe, summarize, answer, emotion or caption; default: answer")
-]
-Prompt = Annotated[str | None, typer.Option(help="prompt after the audio, for any other task")]
-Tools = Annotated[
-    Path | None, typer.Option(help="JSON file of functions that the answer may call; nothing is executed")
-]
-
 
 def main(
-    recording: Recording,
-    question: Question = None,
+    recording: Annotated[str, typer.Argument(help="audio file; `-`: a file from standard input")],
+    question: Annotated[str | None, typer.Argument(help="question about the recording")] = None,
     model: Model = None,
-    task: Task = None,
-    prompt: Prompt = None,
-    tools: Tools = None,
+    task: Annotated[
+        str | None, typer.Option(help="transcribe, summarize, answer, emotion or caption; default: answer")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="prompt after the audio, for any other task")] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="JSON file of functions that the answer may call; nothing is executed")
+    ] = None,
     as_json: Json = False,
     track: Track = None,
     device: Device = None,
@@ -68,20 +62,17 @@ def _check(question: str | None, task: str | None, prompt: str | None) -> None:
     """Raise ValueError, before the model is loaded, where the task is unknown or an option has no effect."""
     from steermoe.data.prompts import TASKS
 
-    if prompt is not None:
-        if question is not None:
-            raise ValueError("--prompt: replaces the question, which has no effect; leave one out")
-        if task is not None:
-            raise ValueError("--task: no effect with --prompt; leave one out")
-        return
-    if task is not None and task not in TASKS:
-        raise ValueError(
-            f"--task: found {task!r}; legal: {', '.join(TASKS)}; use --prompt for any other task"
-        )
-    task = task or "answer"
-    if task == "answer" and question is None:
-        raise ValueError(f"--task {task}: there is no question; give one after the file, or another --task")
-    if task != "answer" and question is not None:
+    asks = task in (None, "answer")
+    if prompt is not None and question is not None:
+        raise ValueError("--prompt: replaces the question, which has no effect; leave one out")
+    if prompt is not None and task is not None:
+        raise ValueError("--task: no effect with --prompt; leave one out")
+    if not asks and task not in TASKS:
+        legal = ", ".join(TASKS)
+        raise ValueError(f"--task: found {task!r}; legal: {legal}; use --prompt for any other task")
+    if prompt is None and asks and question is None:
+        raise ValueError("--task answer: there is no question; give one after the file, or another --task")
+    if not asks and question is not None:
         raise ValueError(f"--task {task}: asks no question, so {question!r} has no effect; leave it out")
 
 

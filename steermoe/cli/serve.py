@@ -4,43 +4,29 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from steermoe.cli.options import Device, Model
+from steermoe.cli.options import Device, Host, KeyFile, MaxMb, MaxSeconds, Model, Port
 
 if TYPE_CHECKING:
     from steermoe.server.engine import Engine, Limits
 
 LLM_KEY_VARIABLE = "STEERMOE_LLM_API_KEY"
-
-
 Name = Annotated[
     str | None, typer.Option(help="model name in requests; default: last part of the adapter's path")
 ]
 Language = Annotated[str | None, typer.Option(help="language that the adapter was trained on, such as en")]
-Host = Annotated[str, typer.Option(help="address to listen at; other machines than this one need an API key")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any free port")]
-ApiKeyFile = Annotated[
-    Path | None, typer.Option(help="file with the API key; default: STEERMOE_API_KEY, or a generated key")
-]
 LlmUrl = Annotated[
     str | None,
     typer.Option(help="vLLM server that runs the LLM (http://host:8000/v1); its key is STEERMOE_LLM_API_KEY"),
 ]
 LlmModel = Annotated[str | None, typer.Option(help="name of the LLM there, if it has several")]
-MaxMb = Annotated[float, typer.Option(min=0.001, help="maximum request body size (MiB)")]
-MaxSeconds = Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="maximum tokens per answer")]
-Concurrency = Annotated[int, typer.Option(min=1, help="maximum requests at a time")]
-Queue = Annotated[int, typer.Option(min=1, help="maximum recordings waiting for the model")]
+Queue = Annotated[int, typer.Option(min=1, help="recordings that may wait before requests get 429")]
 BatchRows = Annotated[int, typer.Option(min=1, help="maximum recordings per batch")]
 BatchSeconds = Annotated[float, typer.Option(min=0.1, help="maximum audio per batch (s), padding included")]
-DrainSeconds = Annotated[
-    float, typer.Option(min=0.1, help="time to finish accepted requests after SIGTERM or Ctrl-C (s)")
-]
 
 
 def main(
@@ -50,17 +36,15 @@ def main(
     language: Language = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    api_key_file: ApiKeyFile = None,
+    api_key_file: KeyFile = None,
     llm_url: LlmUrl = None,
     llm_model: LlmModel = None,
     max_mb: MaxMb = 25.0,
     max_seconds: MaxSeconds = 1800.0,
     max_tokens: MaxTokens = 200,
-    concurrency: Concurrency = 128,
     queue: Queue = 256,
     batch_rows: BatchRows = 16,
     max_batch_seconds: BatchSeconds = 120.0,
-    drain_seconds: DrainSeconds = 30.0,
 ) -> None:
     """Serve a model with OpenAI's API: /v1/audio/transcriptions and /v1/chat/completions.
 
@@ -74,7 +58,7 @@ def main(
         steermoe serve --host 0.0.0.0 --api-key-file key.txt
         steermoe serve --llm-url http://localhost:8001/v1
     """
-    from steermoe.server.middleware import api_key, bind, local_names
+    from steermoe.server.access import api_key, bind, local_names
 
     if llm_model is not None and llm_url is None:
         raise ValueError("--llm-model: has no effect without --llm-url")
@@ -87,9 +71,8 @@ def main(
         from steermoe.server.schema import language_code
 
         limits = Limits(
-            max_bytes=int(max_mb * 2**20), max_seconds=max_seconds, max_tokens=max_tokens, max_requests=concurrency,
-            queue_length=queue, batch_rows=batch_rows, max_batch_seconds=max_batch_seconds,
-            drain_seconds=drain_seconds,
+            max_bytes=int(max_mb * 2**20), max_seconds=max_seconds, max_tokens=max_tokens, queue_length=queue,
+            batch_rows=batch_rows, max_batch_seconds=max_batch_seconds,
         )  # fmt: skip
         name, code = name or model_name(model), language_code(language)
         engine = _engine(model, device, limits, llm_url, llm_model)
@@ -102,7 +85,7 @@ def main(
         for line in filter(None, lines):
             print(f"steermoe: {line}", file=sys.stderr)
         with suppress(KeyboardInterrupt):
-            create_server(app, limits).run(sockets=[listening])
+            create_server(app).run(sockets=[listening])
 
 
 def _engine(

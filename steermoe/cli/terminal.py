@@ -13,32 +13,18 @@ if TYPE_CHECKING:
 
 # Control characters, line separators, changes of direction, and bytes of a file name that are no text.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
 ESCAPED = "steermoe.escaped"  # the name of an error handler of codecs
 
 
 def prepare_streams() -> None:
-    """Make the standard streams usable, however the process was started.
-
-    A closed descriptor would be taken by the next file that is opened, so it is opened as `/dev/null`; writing to a
-    closed standard output fails. Characters that an encoding lacks are escaped as in JSON.
-    """
+    """Replace standard streams that are closed by `/dev/null`, and escape as in JSON what an encoding lacks."""
     codecs.register_error(ESCAPED, _escape)
-    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, flags)  # the lowest free number is this one
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream, mode, errors = (
-            getattr(sys, name),
-            "w" if number else "r",
-            ESCAPED if number else "surrogateescape",
-        )
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(number, mode, encoding="utf-8", errors=errors, closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  the lowest descriptor is free
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            stream.reconfigure(errors="surrogateescape" if mode == "r" else ESCAPED)
 
 
 def flushed(code: int) -> int:

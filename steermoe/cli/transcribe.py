@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steermoe.atomic_io import write_text
 from steermoe.cli.options import Device, Model, Silence, Track
 from steermoe.cli.terminal import plain_console, printable
 
@@ -76,14 +77,16 @@ def main(
         for place, result in recognizer.recordings([options.source(path) for _, path in found], progress):
             name, path = found[place]
             try:
-                text = _text(result, format, path, max_line_width, max_line_count)
+                text = _text(result, format, max_line_width, max_line_count)
                 if out is not None:
-                    _write(files[place], text)
-                else:
-                    print(text if len(found) == 1 else _named(text, format, name), end="", flush=True)
-            except _Problem as problem:
+                    path = files[place]
+                    write_text(path, text)
+            except (ValueError, OSError) as error:
                 bad += 1
-                print(f"steermoe: {printable(str(problem))}", file=sys.stderr)
+                print(f"steermoe: {printable(_message(error, path))}", file=sys.stderr)
+                continue
+            if out is None:
+                print(text if len(found) == 1 else _named(text, format, name), end="", flush=True)
     if out is not None:
         print(f"{printable(str(out))}: {len(found) - bad} transcripts")
     if bad:
@@ -105,10 +108,6 @@ def _files(found: Sequence[tuple[str, Path]], out: Path | None, format: str) -> 
     return files
 
 
-class _Problem(Exception):
-    """A recording cannot be transcribed; the others go on."""
-
-
 def _check(format: str, out: Path | None, words: bool, width: int | None, count: int | None) -> None:
     """Raise ValueError where an option has no effect, or its value is not allowed."""
     if format not in SUFFIXES:
@@ -123,25 +122,19 @@ def _check(format: str, out: Path | None, words: bool, width: int | None, count:
         raise ValueError(f"--out: {out} is a file; name a folder")
 
 
-def _text(
-    result: "Transcript | Exception", format: str, path: Path, width: int | None, lines: int | None
-) -> str:
+def _text(result: "Transcript | Exception", format: str, width: int | None, lines: int | None) -> str:
     from steermoe.asr.transcript import render, wrapped
 
-    if not isinstance(result, Exception):
-        return render(result if width is None else wrapped(result, width, lines), format)
-    if isinstance(result, OSError) and result.strerror:
-        raise _Problem(f"{path}: {result.strerror}")
-    raise _Problem(str(result) if str(result).startswith(f"{path}: ") else f"{path}: {result}")
+    if isinstance(result, Exception):
+        raise result
+    return render(result if width is None else wrapped(result, width, lines), format)
 
 
-def _write(file: Path, text: str) -> None:
-    from steermoe.atomic_io import write_text
-
-    try:
-        write_text(file, text)
-    except OSError as error:
-        raise _Problem(f"{file}: {error.strerror}") from error
+def _message(error: ValueError | OSError, path: Path) -> str:
+    """Return what is wrong with a recording, or with its output file, after its path."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{path}: {error.strerror}"
+    return str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}"
 
 
 def _named(text: str, format: str, name: str) -> str:
@@ -157,15 +150,14 @@ def _progress(found: Sequence[tuple[str, Path]]) -> Iterator[Callable[[int, floa
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.live import Live
+    from rich.text import Text
 
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-    console, shown = plain_console(stderr=True), sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, redirect_stdout=shown) as bar:
-        task = bar.add_task("", total=None)
+    console = plain_console(stderr=True)
+    with Live(console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as line:
 
         def update(place: int, seconds: float) -> None:
             name = f"{printable(found[place][0])} ({place + 1} of {len(found)})"
-            bar.update(task, description=f"{name}: {seconds / 60:.1f} minutes read")
+            line.update(Text(f"{name}: {seconds / 60:.1f} minutes read"))
 
         yield update

@@ -22,6 +22,7 @@ from steermoe.config.corpora import (
     Mls,
     Mmau,
     MmauPro,
+    Neural,
     OpenAudioBench,
     Remote,
     Shapes,
@@ -35,10 +36,12 @@ from steermoe.config.load import Config, load
 from steermoe.config.lock import Locked, lock_file, lock_text, read_lock
 from steermoe.config.model import Encoder, Llm, Lora, Projector, Prompts, Steering, Video, VideoEncoder
 from steermoe.config.run import Distillation, Distributed, Evaluation, Generation, Training
-from steermoe.config.section import of_the_hub
+from steermoe.config.section import BASE_MODELS, PACKAGE, of_the_hub
 
 __all__ = [
+    "BASE_MODELS",
     "LANGUAGE_TAG",
+    "PACKAGE",
     "Aishell1",
     "Aishell2",
     "Archived",
@@ -65,6 +68,7 @@ __all__ = [
     "Mls",
     "Mmau",
     "MmauPro",
+    "Neural",
     "OpenAudioBench",
     "Projector",
     "Prompts",

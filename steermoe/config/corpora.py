@@ -99,6 +99,43 @@ class Synthetic(Corpus):
         return cls._rows_per_split(rows, info, info.data.get("utterances"))
 
 
+class Limited(Corpus):
+    """A corpus of which a part may be taken: `limit` utterances of a split, chosen by a hash with the seed."""
+
+    limit: dict[str, int] | None = Field(description="null, or a whole number >= 1 for some splits in use")
+
+    @field_validator("limit", mode="plain")
+    @classmethod
+    def _of_used_splits(cls, limit: Any, info: ValidationInfo) -> Any:
+        if limit is None:
+            return limit
+        if not isinstance(limit, dict) or not limit:
+            raise illegal("null, or a whole number >= 1 for some splits in use")
+        for name, count in limit.items():
+            if name not in _used(info, cls.SPLITS):
+                raise illegal(_used(info, cls.SPLITS), found=name)
+            if type(count) is not int or count < 1:
+                raise illegal("a whole number >= 1", found={name: count})
+        return limit
+
+
+class Neural(Limited):
+    """Corpus `neural`: phrases spoken by neural voices.
+
+    `utterances` of each split; `changed_share` of `train` and `train-piper` has noise, reverberation, or the band of a
+    telephone.
+    """
+
+    SPLITS: ClassVar = ("train", "train-piper", "dev", "clean", "noise", "reverb", "telephone")
+    utterances: dict[str, Rows]
+    changed_share: Annotated[float, Field(ge=0, le=1)]
+
+    @field_validator("utterances")
+    @classmethod
+    def _rows(cls, rows: dict[str, int], info: ValidationInfo) -> dict[str, int]:
+        return cls._rows_per_split(rows, info, {})
+
+
 class Shapes(Corpus):
     """Corpus `shapes`: drawn videos with spoken questions; `videos` of each split."""
 
@@ -129,26 +166,6 @@ class Digits(Remote):
     @classmethod
     def _rows(cls, rows: dict[str, int], info: ValidationInfo) -> dict[str, int]:
         return cls._rows_per_split(rows, info, {})
-
-
-class Limited(Corpus):
-    """A corpus of which a part may be taken: `limit` utterances of a split, chosen by a hash with the seed."""
-
-    limit: dict[str, int] | None = Field(description="null, or a whole number >= 1 for some splits in use")
-
-    @field_validator("limit", mode="plain")
-    @classmethod
-    def _of_used_splits(cls, limit: Any, info: ValidationInfo) -> Any:
-        if limit is None:
-            return limit
-        if not isinstance(limit, dict) or not limit:
-            raise illegal("null, or a whole number >= 1 for some splits in use")
-        for name, count in limit.items():
-            if name not in _used(info, cls.SPLITS):
-                raise illegal(_used(info, cls.SPLITS), found=name)
-            if type(count) is not int or count < 1:
-                raise illegal("a whole number >= 1", found={name: count})
-        return limit
 
 
 class Archived(Remote, Limited):
@@ -300,6 +317,7 @@ class Corpora(Section):
     mmaupro: MmauPro = LEFT_OUT
     openaudiobench: OpenAudioBench = LEFT_OUT
     shapes: Shapes = LEFT_OUT
+    neural: Neural = LEFT_OUT
     prompts: TelephonePrompts = LEFT_OUT
 
     def named(self) -> dict[str, Corpus]:

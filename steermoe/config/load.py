@@ -1,9 +1,10 @@
 """Read params.yaml and the profile that it names, and check both together."""
 
+import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -26,7 +27,8 @@ from steermoe.config.run import Evaluation, Generation, Preprocessing, Selection
 from steermoe.config.section import Section, SomeNames
 
 Model = TypeVar("Model", bound=Section)
-OVERRIDDEN = {"generation": Generation, "evaluation": Evaluation}  # sections that a profile may override
+# Sections of params.yaml of which a profile may override values.
+OVERRIDDEN = ("steering", "lora", "llm_lora", "projector", "prompts", "generation", "evaluation")
 
 
 class Params(Shared):
@@ -59,7 +61,8 @@ class Profile(Sized):
         for name in self.preprocessing.unreadable:
             if name not in corpora:
                 yield "preprocessing.unreadable", one_of(list(corpora)) + nearest(name, list(corpora)), name
-        paths = [f"{name}.{key}" for name, section in OVERRIDDEN.items() for key in section.model_fields]
+        sections = {name: cast(type[Section], Params.model_fields[name].annotation) for name in OVERRIDDEN}
+        paths = [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
         for path in self.overrides:
             if path not in paths:
                 yield "overrides", one_of(paths) + nearest(path, paths), path
@@ -119,7 +122,10 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
         ) from None
     profile = _section(Profile, sizes, f"{file}: ", lines)
     lines += _names_differ(params, file, values, sizes)
-    variants = _resolved({params: _rows(values), file: _rows(sizes)}, values, sizes, lines)
+    overridden = _overridden(values, sizes.get("overrides"))
+    if tuned is not None and profile is not None and profile.overrides:
+        tuned = _section(Params, overridden, f"{file}: overrides.", lines)
+    variants = _resolved({params: _rows(values), file: _rows(sizes)}, overridden, sizes, lines)
     if lines or tuned is None or profile is None:
         raise ConfigError(lines)
     given, lock = profile.corpora.named(), read_lock(lock_file(params, tuned.profile))
@@ -130,7 +136,9 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
         if name in tuned.compare or not list(unserved(settings.selection, given))
     }
     selected = {name: resolved[name] for name in tuned.compare}
-    overridden = _overridden(file, values, profile.overrides, list(corpora), lines)
+    for corpus in tuned.evaluation.normalizers:
+        if corpus not in corpora:
+            lines.append(problem("params.yaml: evaluation.normalizers", corpus, list(corpora)))
     lines += _unserved_variants(
         params, {name: variants[name][1] for name in selected}, selected, given, corpora
     )
@@ -138,10 +146,10 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
     if lines:
         raise ConfigError(lines)
     shared = {
-        name: getattr(tuned, name) for name in ("profile", "compare", "reference", *Shared.model_fields)
+        name: getattr(tuned, name) for name in Params.model_fields if name not in ("corpora", "variants")
     }
     sized = {name: getattr(profile, name) for name in ("preprocessing", *Sized.model_fields)}
-    config = Config(corpora=corpora, variants=resolved, **shared, **sized, **overridden)
+    config = Config(corpora=corpora, variants=resolved, **shared, **sized)
     return _pinned(config, lock)
 
 
@@ -173,25 +181,19 @@ def _section(kind: type[Model], values: Any, place: str, lines: list[str]) -> Mo
         return None
 
 
-def _overridden(
-    file: Path, values: dict[str, Any], overrides: dict[str, Any], corpora: list[str], lines: list[str]
-) -> dict[str, Any]:
-    """Return the sections that a profile may override, as it has them; normalisers of the selected corpora only."""
-    merged = {name: dict(values[name]) for name in OVERRIDDEN}
-    for path, value in overrides.items():
-        section, key = path.split(".")
+def _overridden(values: dict[str, Any], overrides: Any) -> dict[str, Any]:
+    """Return the values of params.yaml with a profile's overrides, as far as these are possible."""
+    changed = copy.deepcopy(values)
+    for path, value in overrides.items() if isinstance(overrides, dict) else ():
+        section, _, key = str(path).partition(".")
         if path == "evaluation.normalizers" and isinstance(value, dict):
-            value = {corpus: name for corpus, name in value.items() if corpus in corpora}
-        merged[section][key] = value
-    found = {
-        name: _section(kind, merged[name], f"{file}: overrides.{name}.", lines)
-        for name, kind in OVERRIDDEN.items()
-    }
-    evaluation = found["evaluation"]
-    for corpus in evaluation.normalizers if isinstance(evaluation, Evaluation) else ():
-        if corpus not in corpora:
-            lines.append(problem("params.yaml: evaluation.normalizers", corpus, corpora))
-    return found
+            selected = values.get(
+                "corpora"
+            )  # a profile may have normalisers for corpora that are not selected
+            value = {corpus: name for corpus, name in value.items() if corpus in (selected or ())}
+        if section in OVERRIDDEN and isinstance(changed.get(section), dict) and key in changed[section]:
+            changed[section][key] = value
+    return changed
 
 
 def read(file: Path) -> dict[str, Any]:

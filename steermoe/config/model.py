@@ -14,12 +14,12 @@ from pydantic import PlainValidator
 from steermoe.config.errors import illegal
 from steermoe.config.section import (
     AtLeast2,
-    Commit,
     Count,
     Depth,
     Dtype,
     NotNegative,
     Positive,
+    Revision,
     Rows,
     Section,
     Share,
@@ -27,7 +27,7 @@ from steermoe.config.section import (
     Text,
     checked,
     name_in,
-    pinned_to_hub,
+    pinned_as,
     whole,
 )
 
@@ -75,17 +75,17 @@ def _options(section: Section, rows: dict[str, tuple[str, ...]], key: str) -> It
 
 
 class Encoder(Section):
-    """The frozen speech encoder: a row of ENCODERS, and a folder or hub id of its weights."""
+    """The frozen speech encoder: a row of ENCODERS, and where its weights are (docs/base-models.md)."""
 
     name: Annotated[str, name_in(ENCODERS)]
     path: Text
-    revision: Commit | None
+    revision: Revision | None
     dtype: Dtype
     window: Literal["unpadded", "full"]
     layers: Depth
 
     def _rules(self) -> Iterator[tuple[str, str]]:
-        yield from pinned_to_hub(self.path, self.revision)
+        yield from pinned_as(self.path, self.revision)
 
 
 class VideoEncoder(Section):
@@ -94,24 +94,24 @@ class VideoEncoder(Section):
     window: ClassVar = "unpadded"  # a video has as many frames as it has
     name: Annotated[str, name_in(VIDEO_ENCODERS)]
     path: Text
-    revision: Commit | None
+    revision: Revision | None
     dtype: Dtype
 
     def _rules(self) -> Iterator[tuple[str, str]]:
-        yield from pinned_to_hub(self.path, self.revision)
+        yield from pinned_as(self.path, self.revision)
 
 
 class Llm(Section):
-    """The frozen LLM: a folder or hub id of its weights, and their form in memory."""
+    """The frozen LLM: where its weights are (docs/base-models.md), and their form in memory."""
 
     path: Text
-    revision: Commit | None
+    revision: Revision | None
     dtype: Dtype
     quantization: Annotated[str, name_in(QUANTIZATIONS)]
     layers: Depth
 
     def _rules(self) -> Iterator[tuple[str, str]]:
-        yield from pinned_to_hub(self.path, self.revision)
+        yield from pinned_as(self.path, self.revision)
 
 
 class Steering(Section):

@@ -62,6 +62,7 @@ class Evaluation(Section):
 
     normalizer: Normalizer
     max_batch_seconds: Positive
+    bootstrap_unit: Literal["auto", "row", "speaker", "text"]
     bootstrap_samples: Annotated[int, checked("a whole number >= 100", lambda count: whole(count, 100))]
     confidence: OpenShare
     normalizers: dict[str, Normalizer]
@@ -121,6 +122,18 @@ class Distillation(Section):
             yield "hidden", "a number > 0 where logits is 0, else nothing is learned from the teacher"
 
 
+class Ctc(Section):
+    """CTC through the LLM's embedding table (`steermoe.models.ctc`).
+
+    Attributes:
+        steps: the first steps of the training, in which it is the only loss, and the LLM is not run.
+        coef: its weight beside the LLM's loss in the steps after them.
+    """
+
+    steps: Rows
+    coef: Positive
+
+
 class TrainingSchedule(Section):
     """How a variant is trained, whatever its method.
 
@@ -141,6 +154,7 @@ class TrainingSchedule(Section):
     eval_steps: Count
     patience: Count
     init_from: Text | None
+    ctc: Ctc | None
     distillation: Distillation | None
 
     def _rules(self) -> Iterator[tuple[str, str]]:
@@ -152,6 +166,8 @@ class TrainingSchedule(Section):
             yield "warmup_steps", f"below training.max_steps, which is {self.max_steps}"
         if self.max_steps is not None and self.eval_steps > self.max_steps:
             yield "eval_steps", f"at most training.max_steps, which is {self.max_steps}"
+        if self.max_steps is not None and self.ctc is not None and self.ctc.steps >= self.max_steps:
+            yield "ctc", f"steps below training.max_steps, which is {self.max_steps}"
 
 
 class Training(TrainingSchedule):

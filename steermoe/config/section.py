@@ -2,11 +2,17 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, model_validator
 
 from steermoe.config.errors import broken_rules, illegal
+
+# Names that a model's `path` can be, besides hub ids, folders and files; pinned in `steermoe.weights`.
+BASE_MODELS = ("whisper-base", "smollm2-135m-instruct", "kokoro-82m", "piper-joe", "wordnet")
+PACKAGE = "package:"  # begins the path of a file in a package of the package index
+COMMIT, SHA256 = 40, 64  # hexadecimal digits
 
 
 class Section(BaseModel):
@@ -68,15 +74,26 @@ def whole(value: Any, least: int) -> bool:
     return type(value) is int and value >= least
 
 
-def pinned_to_hub(path: str, revision: str | None) -> Iterable[tuple[str, str]]:
-    """Yield the rule that only models of the hub have a revision, where it is broken."""
-    if revision is not None and not of_the_hub(path):
-        yield "revision", f"null, as {path!r} is a folder"
+def pinned_as(path: str, revision: str | None) -> Iterable[tuple[str, str]]:
+    """Yield the rule between path and revision of a model that is broken: what pins which kind of path."""
+    if path.startswith(PACKAGE):
+        if revision is None or len(revision) != SHA256:
+            yield (
+                "revision",
+                f"the SHA-256 of the file, {SHA256} hexadecimal digits, as {path!r} is in a package",
+            )
+    elif not of_the_hub(path):
+        if revision is not None:
+            what = "a name that pins its files" if path in BASE_MODELS else "a folder"
+            yield "revision", f"null, as {path!r} is {what}"
+    elif revision is not None and len(revision) != COMMIT:
+        yield "revision", f"a commit of the hub, {COMMIT} hexadecimal digits, as {path!r} is a hub id"
 
 
 def of_the_hub(path: str) -> bool:
     """Return whether a path can be a hub id, `name` or `owner/name`, judged by its letters."""
-    return not path.startswith((".", "/", "~")) and path.count("/") < 2
+    elsewhere = path in BASE_MODELS or path.startswith((".", "/", "~", PACKAGE)) or path.endswith(".gguf")
+    return not elsewhere and path.count("/") < 2
 
 
 def _whole(least: int) -> Any:
@@ -94,6 +111,10 @@ def _number(allowed: str, test: Callable[[float], bool]) -> Any:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
+
+
+def _is_hex(value: Any, lengths: tuple[int, ...]) -> bool:
+    return _is_text(value) and len(value) in lengths and not set(value) - set("0123456789abcdef")
 
 
 Dtype = Literal["float32", "bfloat16"]
@@ -118,9 +139,12 @@ Depth = Annotated[
     ),
 ]
 Commit = Annotated[
+    str, checked("a commit of the hub, 40 hexadecimal digits", partial(_is_hex, lengths=(COMMIT,)))
+]
+Revision = Annotated[
     str,
     checked(
-        "a commit of the hub, 40 hexadecimal digits",
-        lambda text: _is_text(text) and len(text) == 40 and not set(text) - set("0123456789abcdef"),
+        "a commit of the hub, 40 hexadecimal digits, or the SHA-256 of a file in a package, 64",
+        partial(_is_hex, lengths=(COMMIT, SHA256)),
     ),
 ]

@@ -73,5 +73,6 @@ CORPORA = {  # a module, or an object in it
     "mmaupro": "steermoe.corpora.mmau:MMAU_PRO",
     "openaudiobench": "steermoe.corpora.openaudiobench:OPEN_AUDIO_BENCH",
     "shapes": "steermoe.corpora.shapes",
+    "neural": "steermoe.corpora.neural",
     "prompts": "steermoe.corpora.prompts",
 }

@@ -4,9 +4,7 @@ import importlib
 import json
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +26,7 @@ from steermoe.data import filestate
 from steermoe.data.filters import LEFT_OUT, LeftOut, Limits, skipped_reason, write_skipped
 from steermoe.data.schema import ShardError, audio_fault, validate_shard
 from steermoe.data.shards import SHARD_BYTES, note_ids, read_rows, shard_name, write_shard
+from steermoe.distributed import begin_worker
 
 SUMMARY = "summary.json"
 MAX_SHOWN = 3  # names in a message
@@ -184,7 +183,7 @@ def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[None]:
 def _in_process(job: Job) -> None:
     """Run a job in a process of its own: a reader's engine may carry state over from part to part (espeak-ng does)."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=_begin) as process:
+    with ProcessPoolExecutor(1, context, initializer=begin_worker) as process:
         try:
             process.submit(_run, job).result()
         except BrokenProcessPool as error:
@@ -192,14 +191,6 @@ def _in_process(job: Job) -> None:
                 f"{job.corpus}: part {job.name()} failed: its process was killed, often for lack of memory (try fewer "
                 "workers); repeat the command to resume"
             ) from error
-
-
-def _begin() -> None:
-    """Leave Ctrl-C to the parent process, and end this process when the parent has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _run(job: Job) -> None:

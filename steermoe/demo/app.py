@@ -7,9 +7,11 @@ GRADIO_TEMP_DIR, which is set before this file is imported, for at most 2 * KEPT
 import base64
 import functools
 import html
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -17,12 +19,13 @@ from gradio.themes import Default
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from steermoe.asr import transcript as transcript_table
-from steermoe.asr.transcript import Word
+from steermoe.asr.transcript import Transcript
 from steermoe.demo.inference import ALL, Example, Models
 from steermoe.demo.plots import gates_picture
+from steermoe.demo.table import CSS as TABLE_CSS
+from steermoe.demo.table import table
 from steermoe.models.inference import notice
-from steermoe.server.middleware import bind, local_names
+from steermoe.server.access import bind, local_names
 
 KEPT = 3600  # seconds
 USER = "steermoe"  # name to log in with, where there is a password
@@ -33,12 +36,7 @@ ABOUT = (
 )
 SCALES = "1: as trained; 0: off; below 0: reversed. An expert's scale is multiplied by that of all experts."
 NO_TEXT, NO_PICTURE = "The transcript comes here.", "The picture of the experts comes here."
-AS_TRAINED, PATH, OWN, WARNINGS = (
-    "as trained",
-    "\0path",
-    "\0own",
-    "\0warnings",
-)  # keys of Texts beside models' names
+AS_TRAINED = "as trained"  # the title of the text without scales
 CSS = """
 .gradio-container {max-width: 1120px !important; width: 100%; margin: 0 auto !important}
 #heard .html-container, #answers .html-container, #picture .html-container {padding: 0}
@@ -46,8 +44,16 @@ CSS = """
 #picture img {width: 100%; max-width: 640px; display: block; margin: 0 auto; border-radius: 8px}
 """
 Scales = dict[int, list[float]]
-Texts = dict[str, str]
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows of a recording: the transcript with the scales as set, and others by title."""
+
+    path: str
+    transcript: Transcript
+    others: dict[str, str]
 
 
 class Callbacks:
@@ -61,33 +67,30 @@ class Callbacks:
     def __init__(self, models: Models, name: str) -> None:
         self.models, self.name = models, name
 
-    def transcribe(self, path: str | None, scales: Scales, texts: Texts) -> tuple[str, Texts, list[Any]]:
-        """Return the transcript as HTML, the texts of this recording, and its words."""
-        texts = texts if path and texts.get(PATH) == path else {PATH: path or ""}
-        texts.pop(OWN, None)
+    def transcribe(self, path: str | None, scales: Scales, shown: Shown | None) -> tuple[str, Shown | None]:
+        """Return the transcript as HTML, and what is shown."""
         if path is None:
-            return hint(NO_TEXT), texts, []
+            return hint(NO_TEXT), None
         try:
             found = self.models.transcribe(self.models.load(path), scales)
         except (ValueError, OSError) as error:
             gr.Warning(html.escape(str(error)), duration=20)
-            return hint("This recording cannot be used."), texts, []
-        texts |= {OWN: found.text, WARNINGS: "; ".join(found.warnings)}
-        words = [(word.word, word.start, word.end) for segment in found.segments for word in segment.words]
-        return self._table(scales, texts), texts, words
+            return hint("This recording cannot be used."), None
+        shown = Shown(path, found, shown.others if shown is not None and shown.path == path else {})
+        return self._table(scales, shown), shown
 
-    def compare(self, path: str | None, scales: Scales, texts: Texts) -> Iterator[tuple[str, Texts]]:
+    def compare(self, path: str | None, scales: Scales, shown: Shown | None) -> Iterator[tuple[str, Shown]]:
         """Yield the transcripts of the other models as they are made."""
-        if path is None or texts.get(PATH) != path or OWN not in texts:
+        if path is None or shown is None or shown.path != path:
             return
-        samples = self.models.load(path)
-        if is_scaled(scales) and AS_TRAINED not in texts:
-            texts = texts | {AS_TRAINED: self.models.transcribe(samples).text}
-            yield self._table(scales, texts), texts
-        if not texts.keys() >= {*self.models.others, *["steering off"][: len(self.models.hook_points)]}:
-            for name, text in self.models.compare(samples):
-                texts = texts | {name: text}
-                yield self._table(scales, texts), texts
+        samples, texts = self.models.load(path), iter(())
+        if is_scaled(scales) and AS_TRAINED not in shown.others:
+            texts = itertools.chain([(AS_TRAINED, self.models.transcribe(samples).text)])
+        if not shown.others.keys() >= self.models.compared:
+            texts = itertools.chain(texts, self.models.compare(samples))
+        for title, text in texts:
+            shown = replace(shown, others=shown.others | {title: text})
+            yield self._table(scales, shown), shown
 
     def ask(self, path: str | None, scales: Scales, question: str) -> str:
         """Return the answers to a question as HTML."""
@@ -97,30 +100,32 @@ class Callbacks:
         for name, answer in self.models.ask(self.models.load(path), question, scales):
             rows.append((name or self._title(scales), answer.text, None))
             warnings += [hint(f"{name or self.name}: {warning}") for warning in answer.warnings]
-        return transcript_table.table(rows) + "".join(warnings)
+        return table(rows) + "".join(warnings)
 
-    def draw(self, path: str | None, scales: Scales, texts: Texts, words: list[Any], place: int) -> str:
+    def draw(self, path: str | None, scales: Scales, shown: Shown | None, place: int) -> str:
         """Return the picture as HTML."""
-        if path is None or OWN not in texts:
+        if path is None or shown is None:
             return hint(NO_PICTURE)
         found = self.models.gates(self.models.load(path), scales)
-        data = base64.b64encode(gates_picture(found, [Word(*word) for word in words], place)).decode()
-        about = f"Spectrogram, and gates of layer {found.names[place]} over {found.seconds:.1f} seconds: {texts[OWN]}"
+        words = [word for segment in shown.transcript.segments for word in segment.words]
+        data = base64.b64encode(gates_picture(found, words, place)).decode()
+        text = shown.transcript.text
+        about = (
+            f"Spectrogram, and gates of layer {found.names[place]} over {found.seconds:.1f} seconds: {text}"
+        )
         return f'<img alt="{html.escape(about)}" src="data:image/png;base64,{data}">'
 
     def _title(self, scales: Scales) -> str:
         return f"{self.name}, experts scaled" if is_scaled(scales) else self.name
 
-    def _table(self, scales: Scales, texts: Texts) -> str:
-        shown = {name: text for name, text in texts.items() if name not in (PATH, OWN, WARNINGS)}
+    def _table(self, scales: Scales, shown: Shown) -> str:
+        text, others = shown.transcript.text, dict(shown.others)
+        plain = others.get(AS_TRAINED) if is_scaled(scales) else text
         if not is_scaled(scales):
-            shown.pop(AS_TRAINED, None)
-        plain = shown.get(AS_TRAINED) if is_scaled(scales) else texts[OWN]
-        rows = [
-            (self._title(scales), texts[OWN], plain),
-            *((name, text, plain) for name, text in shown.items()),
-        ]
-        return transcript_table.table(rows) + (hint(texts[WARNINGS]) if texts[WARNINGS] else "")
+            others.pop(AS_TRAINED, None)
+        rows = [(name, other, plain) for name, other in others.items()]
+        warnings = "".join(map(hint, shown.transcript.warnings))
+        return table([(self._title(scales), text, plain), *rows]) + warnings
 
 
 def is_scaled(scales: Scales) -> bool:
@@ -150,7 +155,7 @@ def create_page(models: Models, name: str, examples: Sequence[Example]) -> gr.Bl
         gr.Markdown(ABOUT)
         if warning := notice(models.model):
             gr.HTML(hint(warning), padding=False, elem_id="notice")
-        path, scales, texts, words = gr.State(None), gr.State({}), gr.State({}), gr.State([])
+        path, scales, shown = gr.State(None), gr.State({}), gr.State(None)
         with gr.Row():
             with gr.Column(min_width=300):
                 audio = gr.Audio(
@@ -160,11 +165,11 @@ def create_page(models: Models, name: str, examples: Sequence[Example]) -> gr.Bl
             with gr.Column(min_width=300):
                 heard = gr.HTML(hint(NO_TEXT), padding=False, elem_id="heard")
         update: list[dict[str, Any]] = [
-            {"fn": calls.transcribe, "inputs": [path, scales, texts], "outputs": [heard, texts, words]},
-            {"fn": reporting(calls.compare), "inputs": [path, scales, texts], "outputs": [heard, texts]},
+            {"fn": calls.transcribe, "inputs": [path, scales, shown], "outputs": [heard, shown]},
+            {"fn": reporting(calls.compare), "inputs": [path, scales, shown], "outputs": [heard, shown]},
         ]
         if models.hook_points:
-            update.insert(1, _add_steering(calls, (path, scales, texts, words), update, queued, direct))
+            update.insert(1, _add_steering(calls, (path, scales, shown), update, queued, direct))
         with gr.Row():
             with gr.Column(min_width=300):
                 question = gr.Textbox(label="Question", placeholder="about the recording", max_lines=3)
@@ -197,7 +202,7 @@ def _add_steering(
     direct: dict[str, Any],
 ) -> dict[str, Any]:
     """Add sliders and picture; return the event that draws it."""
-    path, scales, texts, words = state
+    path, scales, shown = state
     points, names = calls.models.hook_points, [_layer(name) for name in calls.models.names]
     with gr.Row():
         with gr.Column(min_width=300), gr.Accordion("Scales of the experts", open=len(names) <= 8):
@@ -216,20 +221,20 @@ def _add_steering(
             layer = gr.Dropdown(choices, value=len(names) - 1, label="Gates of", filterable=False)
             picture = gr.HTML(hint(NO_PICTURE), padding=False, elem_id="picture")
 
-    def show(chosen: int, found: Scales) -> list[Any]:
+    def set_sliders(chosen: int, found: Scales) -> list[Any]:
         factors = found.get(chosen, [1.0] * len(points))
         there = [chosen < point.experts for point in points]
         return [gr.update(value=f, interactive=t) for f, t in zip(factors, there, strict=True)]
 
     draw: dict[str, Any] = {
-        "fn": reporting(calls.draw), "inputs": [path, scales, texts, words, layer], "outputs": picture,
+        "fn": reporting(calls.draw), "inputs": [path, scales, shown, layer], "outputs": picture,
     }  # fmt: skip
     moved = gr.on(
         [slider.input for slider in sliders], lambda found, chosen, *factors: found | {chosen: list(factors)},
         [scales, expert, *sliders], scales, trigger_mode="always_last", **direct,
     )  # fmt: skip
     _then(moved, [update[0], draw, update[1]], queued)
-    expert.input(show, [expert, scales], sliders, **direct)
+    expert.input(set_sliders, [expert, scales], sliders, **direct)
     back = reset.click(lambda: ({}, ALL, *[1.0] * len(points)), None, [scales, expert, *sliders], **direct)
     _then(back, [update[0], draw, update[1]], queued)
     layer.input(**draw, **queued)
@@ -280,7 +285,7 @@ def serving(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
         footer_links=[], run_history=False, enable_monitoring=False, mcp_server=False, ssr_mode=False, pwa=False,
         allowed_paths=[folder], max_file_size=max_bytes, state_session_capacity=MAX_VISITORS,
-        auth=None if password is None else (USER, password), css=CSS + transcript_table.CSS,
+        auth=None if password is None else (USER, password), css=CSS + TABLE_CSS,
         theme=Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
         # A web page elsewhere may point its own name to our address.
         app_kwargs={"middleware": [ours]} if password is None else {},

@@ -14,14 +14,14 @@ import soundfile
 from steermoe.asr.recognizer import Recognizer, longest
 from steermoe.asr.transcript import Transcript
 from steermoe.audio import synthesis
-from steermoe.audio.io import RATE, AudioError
+from steermoe.audio.io import RATE, load
 from steermoe.audio.vad import Segmenter
 from steermoe.corpora import grammar, synthetic
 from steermoe.models.pretrained import LOCK
 from steermoe.models.steermoe import SteerMoE
 from steermoe.models.tools import Answer
-from steermoe.server.decoding import decode
 
+OFF = "steering off"
 ALL = -1  # in place of an expert's number: all experts
 MAX_QUESTION = 1000  # characters
 EXAMPLES = (("deal", "clean"), ("own", "clean"), ("place", "noisy"))  # kind of sentence, and condition
@@ -55,32 +55,22 @@ class Models:
     Args:
         model: the model.
         others: the others, by name.
-        max_bytes, max_seconds: limits of a recording.
+        max_seconds: the longest recording.
     """
 
-    def __init__(
-        self,
-        model: SteerMoE,
-        others: Mapping[str, SteerMoE],
-        max_bytes: int = 25 * 2**20,
-        max_seconds: float = 60.0,
-    ) -> None:
-        self.model, self.others = model, others
-        self._max_bytes, self._max_seconds = max_bytes, max_seconds
+    def __init__(self, model: SteerMoE, others: Mapping[str, SteerMoE], max_seconds: float = 60.0) -> None:
+        self.model, self.others, self._max_seconds = model, others, max_seconds
         self.hook_points = [] if model.steering is None else list(model.steering.hook_points)
         self.names = [str(point) for point in self.hook_points]
+        self.compared = {*others, *([] if model.steering is None else [OFF])}
 
     def load(self, path: str | Path) -> np.ndarray:
         """Return the waveform (n,) of an uploaded file.
 
         Raises:
-            AudioError, OSError: it cannot be used, or exceeds the limits.
+            AudioError, OSError: it cannot be used, or is too long.
         """
-        file = Path(path)
-        if (size := file.stat().st_size) > self._max_bytes:
-            found, most = size / 2**20, self._max_bytes / 2**20
-            raise AudioError(f"{file.name}: found {found:.1f} MiB, allowed are at most {most:.1f}")
-        return decode(file.read_bytes(), self._max_seconds)
+        return load(Path(path).read_bytes(), self._max_seconds)  # errors on the page do not name its folder
 
     def transcribe(self, samples: np.ndarray, scales: Scales | None = None) -> Transcript:
         """Return the transcript of a waveform (n,), with estimated word times."""
@@ -92,7 +82,7 @@ class Models:
         if self.model.steering is not None:
             with self.model.steering.disabled():
                 text = Recognizer(self.model).transcript(samples).text
-            yield "steering off", text
+            yield OFF, text
         for name, other in self.others.items():
             yield name, Recognizer(other).transcript(samples).text
 

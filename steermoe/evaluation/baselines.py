@@ -1,11 +1,12 @@
-"""Trivial baselines that ignore the audio, and ablations of a system's input.
+"""Baselines without training, and ablations of a system's input.
 
 Baselines: `constant` answers all rows of a task with one text, `text_only` with the frozen LLM's answer to the prompt
-alone. Ablations (AUDIO, VIDEO) replace the audio or video of each row.
+alone, `cascade` with its answer to a transcript. Ablations (AUDIO, VIDEO) replace the audio or video of each row.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jiwer
 import numpy as np
@@ -15,7 +16,9 @@ import torch
 from steermoe.audio import io as waveform
 from steermoe.config import Evaluation, Generation
 from steermoe.data import video
-from steermoe.data.prompts import encode_prompt
+from steermoe.data.prompts import encode_prompt, prompt_texts
+from steermoe.data.tokens import encode, plain
+from steermoe.evaluation.decoders import OwnDecoder
 from steermoe.evaluation.metrics import edits
 from steermoe.evaluation.normalizers import Normalizer, normalizer
 from steermoe.evaluation.predictions import System, batchwise
@@ -89,6 +92,27 @@ def text_only(model: SteerMoE, generation: Generation, seed: int) -> System:
         return answer_texts(model.llm, model.tokenizer, prompts, generation, seed)
 
     return System(batchwise(respond), f"{describe(generation, seed)}, no audio", str(model.device))
+
+
+def cascade(model: SteerMoE, decoder: OwnDecoder, generation: Generation, seed: int) -> OwnDecoder:
+    """Answer every row with the frozen LLM's answer to the decoder's transcript, which stands in the audio's place.
+
+    Prompt format and decoding settings are those of the adapter; a space separates transcript and prompt.
+    """
+
+    @torch.inference_mode()
+    def respond(rows: pl.DataFrame) -> list[str]:
+        transcripts = [text for _, text in decoder.respond([rows])]
+        prompts = []
+        for transcript, (task, question) in zip(
+            transcripts, rows.select("task", "prompt").iter_rows(), strict=True
+        ):
+            before, after = prompt_texts(model.config.prompts, model.tokenizer, task, question)
+            prompts.append(encode(model.tokenizer, f"{before}{plain(model.tokenizer, transcript)} {after}"))
+        return answer_texts(model.llm, model.tokenizer, prompts, generation, seed)
+
+    decoding = f"{decoder.decoding}; its transcript to the LLM: {describe(generation, seed)}"
+    return replace(decoder, respond=batchwise(respond), decoding=decoding)
 
 
 def own_audio(frame: pl.DataFrame, seed: int) -> pl.DataFrame:

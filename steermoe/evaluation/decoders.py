@@ -150,6 +150,9 @@ class WhisperDecoder(Decoder):
         model: Any = WhisperForConditionalGeneration.from_pretrained(section.path, dtype=dtype)
         self.model = model.eval()
         self.model.to(device)
+        self.model.generation_config.max_length = (
+            None  # max_new_tokens says it, and both together are a warning
+        )
         self.extractor = AutoFeatureExtractor.from_pretrained(section.path)
         self.window = float(self.extractor.chunk_length)
         self.tokenizer = AutoTokenizer.from_pretrained(section.path)

@@ -18,7 +18,7 @@ from steermoe.data.filters import target_tokens
 from steermoe.distributed import gathered, world
 from steermoe.evaluation.baselines import AUDIO, VIDEO
 from steermoe.evaluation.metrics import count_errors
-from steermoe.evaluation.normalizers import normalizer
+from steermoe.evaluation.normalizers import Normalizer, normalizer
 from steermoe.evaluation.predictions import CutText, Predictions, System
 from steermoe.evaluation.qa import count_answers
 from steermoe.models.generation import describe
@@ -101,8 +101,7 @@ def measure(
     if frame.is_empty():
         raise ValueError("nothing to evaluate: no rows in the given splits")
     parts, speed, normalize = [], None, normalizer(settings.normalizer)
-    same = "video" if "video" in frame.columns else "audio"
-    frame = frame.with_columns(pl.col("source_id").first().over(same).alias("recording"))
+    frame = frame.with_columns(_texts(frame, normalize))
     answered: dict[int, str] = {}
     for kind in audio:
         rows = (AUDIO | VIDEO)[kind](frame, seed)
@@ -125,7 +124,7 @@ def measure(
         counts = count_errors(rows["target"].to_list(), hypotheses, normalize, rows["language"].to_list())
         parts.append(
             rows.select(
-                "source_id", "speaker", "recording", "split", "language", "task", "prompt",
+                "source_id", "speaker", "text", "split", "language", "task", "prompt",
                 pl.lit(kind).alias("audio"), "heard", "seconds",
                 pl.col("target").alias("reference"), pl.Series("hypothesis", hypotheses, pl.String),
             )
@@ -134,6 +133,19 @@ def measure(
             .with_columns(_limits(system, rows, hypotheses))
         )  # fmt: skip
     return Predictions(pl.concat(parts), system.decoding, seed, speed, settings.normalizer)
+
+
+def _texts(frame: pl.DataFrame, normalize: Normalizer) -> pl.Series:
+    """Return the column `text` (see `Predictions`)."""
+    first = (
+        pl.col("transcript", "language", "source_id")
+        .first()
+        .over("video" if "video" in frame.columns else "audio")
+    )
+    texts = [
+        normalize(said, tag) or f"recording {name}" for said, tag, name in frame.select(first).iter_rows()
+    ]
+    return pl.Series("text", texts, pl.String)
 
 
 def _limits(system: System, rows: pl.DataFrame, hypotheses: Sequence[str]) -> list[pl.Series]:

@@ -107,7 +107,7 @@ METRICS: dict[str, Metric] = {
     "cer": Metric("CER", pl.col("char_errors"), pl.col("chars"), _SPOKEN, True),
     "exact_match": Metric("exact match", pl.col("exact"), ONE, _SPOKEN, False),
     "accuracy": _accuracy("accuracy", pl.col("exact")),
-    "token_f1": _accuracy("token F1", pl.col("token_f1"), concerns=_LISTED),
+    "token_f1": _accuracy("token F1", pl.col("token_f1")),
     "any_accuracy": _accuracy("accuracy, any answer", _HITS > 0, concerns=_LISTED),
     "raw_accuracy": _accuracy("accuracy, every answer", _HITS, pl.col("said").list.len(), qa.SEVERAL),
     "clean_accuracy": _accuracy("accuracy where most agree", _AGREED, concerns=qa.CLEAN),

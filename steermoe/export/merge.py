@@ -7,9 +7,6 @@ are: what they add depends on the audio.
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import torch
 from transformers.utils import CONFIG_NAME
 
+from steermoe.atomic_io import new_folder
 from steermoe.config import VariantConfig
 from steermoe.config.experiments import parts_of
 from steermoe.hub import KINDS, PARTS, WEIGHTS, adapter_folder, located
@@ -53,22 +51,6 @@ def write_merged(source: str | Path, folder: Path) -> dict[str, int]:
     weights = {"adapter": [folder / WEIGHTS]}
     weights |= {part: [*(folder / part).glob("*.safetensors")] for part in PARTS}
     return {part: sum(file.stat().st_size for file in files) for part, files in weights.items()}
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write into, which gets its name at the end: it appears whole, or not at all.
-
-    Raises:
-        FileExistsError: the folder exists.
-    """
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; name another folder, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
-        made = Path(temporary) / folder.name
-        yield made
-        made.rename(folder)
 
 
 def merged_variant(variant: VariantConfig) -> VariantConfig:

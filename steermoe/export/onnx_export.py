@@ -23,9 +23,8 @@ from transformers import DynamicCache
 from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
-from steermoe.atomic_io import write_text
+from steermoe.atomic_io import new_folder, write_text
 from steermoe.audio.features import LogMel
-from steermoe.export.merge import new_folder
 from steermoe.models.llm import CausalLM, input_embeddings
 from steermoe.models.steermoe import SteerMoE
 
@@ -169,14 +168,10 @@ def _quantizer(int8: bool) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the exporter prints about itself, its versions and torchvision."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers", "onnxscript", "")]
-    before = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
+    finally:
+        logging.disable(logging.NOTSET)

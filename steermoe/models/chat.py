@@ -82,7 +82,7 @@ def chat(
     answer = read_answer(found, model.tokenizer, tools, texts[-1])
     if recordings:
         (scores,) = log_likelihoods(model.llm, rows_BWH, valid_BW, [found])
-        answer = rated(answer, confidence(scores))
+        answer = rated(answer, confidence(scores), len(found) >= generation.max_new_tokens)
         say(answer.warnings, "the answer")
     return answer
 

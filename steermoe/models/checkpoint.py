@@ -37,6 +37,7 @@ RENAMED = {
     "steps": "max_steps", "batch_seconds": "max_batch_seconds", "clip": "max_grad_norm",
     "steering_clip": "steering_max_grad_norm", "eval_every": "eval_steps",
 }  # fmt: skip
+ADDED = {"ctc": None}  # settings of training that older adapters lack, with what they were trained by
 PER_LAYER = re.compile(r"(.*steering\.router\.)linears\.(\d+)\.(weight|bias)")
 SPLITS = {"train_splits", "dev_splits"}  # their keys are names of corpora
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def read(source: str | Path) -> Adapter:
 
 def _variant(path: Path, values: Any) -> VariantConfig:
     try:
+        values = values | {"training": ADDED | values["training"]}
         return VariantConfig.from_json(json.dumps(values))
     except ConfigError as error:
         advice = "an adapter of another version? add what is missing as params.yaml has it, or train it anew"
@@ -248,8 +250,10 @@ def with_frozen(
         )
     changes: dict[str, Any] = {}
     for part, section in sections(variant).items():
-        path = find_frozen(section.path, folder) if given[part] is None else str(given[part])
-        changes[part] = section.model_copy(update={"path": path} | ({"dtype": dtype} if dtype else {}))
+        where: dict[str, Any] = {"path": find_frozen(section.path, folder)}
+        if given[part] is not None:
+            where = {"path": str(given[part]), "revision": None}
+        changes[part] = section.model_copy(update=where | ({"dtype": dtype} if dtype else {}))
     if quantization is not None:
         changes["llm"] = changes["llm"].model_copy(update={"quantization": quantization})
     if variant.video is not None:

@@ -28,7 +28,7 @@ from steermoe.data.prompts import Prompt as PromptIds
 from steermoe.data.prompts import encode_texts, render, texts_around
 from steermoe.data.tokens import plain
 from steermoe.models.continuous_batching import DecodeSlots, Prompt, answers, continues
-from steermoe.models.generation import decode, log_likelihoods
+from steermoe.models.generation import GREEDY, decode, log_likelihoods
 from steermoe.models.llm import CausalLM
 from steermoe.models.pretrained import exclusive
 from steermoe.models.tools import Answer, check_tools, read_answer
@@ -43,6 +43,7 @@ NO_SPEECH = "no speech was found in the recording, so nothing was asked"
 # Below are 4 % of the segments that the mini adapters make of clean synthetic speech, 31 % of noisy, 70 % of
 # sentences with unknown words, and 93 % of numbers spoken by people.
 UNSURE = 0.65
+CUT = "the answer was cut at the limit of tokens (max_new_tokens)"
 NOTICE = "notice"  # key of a frozen model's config.json
 log = logging.getLogger(__name__)
 
@@ -97,10 +98,10 @@ def answer_spoken(
 def answer_all(
     model: Answerer,
     audio: Sequence[Audio],
-    question: str | None,
-    tools: Sequence[dict] | None,
-    generation: Generation,
-    seed: int,
+    question: str | None = None,
+    tools: Sequence[dict] | None = None,
+    generation: Generation = GREEDY,
+    seed: int = 0,
     prompt: str | None = None,
     scored: bool = False,
     max_batch_seconds: float = BATCH_SECONDS,
@@ -133,7 +134,8 @@ def answer_all(
     answers: dict[int, Answer] = {}
     for found in model.generate_all(map(batch, batches), generation, seed, scored):
         answer = read_answer(found.ids, model.tokenizer, tools, opening)
-        answers[order[found.row]] = rated(answer, confidence(found.log_likelihoods))
+        cut = len(found.ids) >= generation.max_new_tokens
+        answers[order[found.row]] = rated(answer, confidence(found.log_likelihoods), cut)
     return [answers[row] for row in range(len(waveforms))]
 
 
@@ -239,12 +241,14 @@ def nothing_heard() -> Answer:
     return Answer("", warnings=(NO_SPEECH,))
 
 
-def rated(answer: Answer, confidence: float | None) -> Answer:
-    """Add the confidence to an answer, and a warning if it is low."""
-    warnings = answer.warnings
+def rated(answer: Answer, confidence: float | None, truncated: bool) -> Answer:
+    """Add to an answer its confidence, whether the limit of tokens ended it, and warnings about both."""
+    warnings = list(answer.warnings)
     if confidence is not None and confidence < UNSURE:
-        warnings = (*warnings, f"low confidence ({confidence:.2f}): it may not be what was said")
-    return replace(answer, confidence=confidence, warnings=warnings)
+        warnings.append(f"low confidence ({confidence:.2f}): it may not be what was said")
+    if truncated:
+        warnings.append(CUT)
+    return replace(answer, confidence=confidence, warnings=tuple(warnings), truncated=truncated)
 
 
 def notice(model: Any) -> str | None:

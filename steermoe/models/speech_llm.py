@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 from steermoe import config
 from steermoe.config import Generation, VariantConfig
 from steermoe.data.dataset import Batch
+from steermoe.models.ctc import CtcHead
 from steermoe.models.encoders import load_encoder, load_video_encoder
 from steermoe.models.inference import MAX_ROWS, Generated, generate_all
 from steermoe.models.llm import (
@@ -86,6 +87,7 @@ class SpeechLlm(Tower):
         if (video := variant.video) is not None:
             frames = load_video_encoder(video.encoder, local_files_only)
             self.video = Tower(frames, video.steering, video.projector, embeddings, variant.seed, "video.")
+        self.ctc = None if variant.training.ctc is None else CtcHead(embeddings)
         self._adapters = self._with_lora()
         if variant.training.gradient_checkpointing:
             # transformers offers it in training mode only. Hooks stay outside: steering runs once.
@@ -115,11 +117,16 @@ class SpeechLlm(Tower):
     # trained and frozen parameters
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return all trained parameters by part: projection (with down-sampling), vectors, router, lora, llm_lora."""
+        """Return all trained parameters by part: projection, vectors, router, lora, llm_lora.
+
+        The part `projection` includes down-sampling and CTC head.
+        """
         groups: dict[str, list[nn.Parameter]] = {}
         for tower in self._towers:
             for part, parameters in tower.trained_parts().items():
                 groups.setdefault(part, []).extend(parameters)
+        if self.ctc is not None:
+            groups["projection"].extend(self.ctc.parameters())
         return groups | self._adapters
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
@@ -168,38 +175,59 @@ class SpeechLlm(Tower):
         video_lengths: Tensor | None = None,
         indices: Tensor | None = None,
         lesson: Lesson | None = None,
+        ctc_only: bool = False,
         return_logits: bool = False,
     ) -> SteerMoEOutput:
         """Compute the loss of a batch, `model(**batch)`; see `data.dataset.Batch` for the tensors.
 
         Args:
             lesson: the teacher's view of the target tokens, for distillation.
+            ctc_only: compute the CTC loss alone, without the LLM.
             return_logits: return the logits of the target tokens, too.
         """
         batch = Batch(
             features, feature_lengths, prefix_ids, prefix_lengths, prompt_ids, prompt_lengths,
             target_ids, target_lengths, video_features, video_lengths,
         )  # fmt: skip
-        hidden_NH, targets_N = self.target_hidden_states(**batch)
-        head = partial(logits, self.llm)
-        found = hidden_loss(hidden_NH, targets_N, head, vocabulary_size(self.llm), lesson)
-        output = SteerMoEOutput(found.loss, found.num_tokens, found.num_correct, found.distillation)
+        parts = self._prompt_parts(batch)
+        if ctc_only:
+            output = SteerMoEOutput(self._ctc_loss(batch, parts), target_lengths.sum())
+        else:
+            hidden_NH, targets_N = self._target_hidden_states(batch, parts)
+            head = partial(logits, self.llm)
+            found = hidden_loss(hidden_NH, targets_N, head, vocabulary_size(self.llm), lesson)
+            output = SteerMoEOutput(found.loss, found.num_tokens, found.num_correct, found.distillation)
+            if return_logits:
+                output.logits = head(hidden_NH)
+            ctc = self.config.training.ctc
+            if self.training and ctc is not None and output.loss is not None:
+                output.loss = output.loss + ctc.coef * self._ctc_loss(batch, parts)
         if self.training and output.loss is not None:
             losses = [tower.routing_losses() for tower in self._towers]
             for loss in losses:
                 output.loss = output.loss + loss
             output.aux_loss = torch.as_tensor(sum(losses), device=output.loss.device).detach()
-        if return_logits:
-            output.logits = head(hidden_NH)
         return output
+
+    def _ctc_loss(self, batch: Batch, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the CTC loss of a batch, whose prompt parts end with the audio and the prompt."""
+        assert self.ctc is not None and batch.target_ids is not None and batch.target_lengths is not None
+        audio_BAH, lengths_B = parts[-2]
+        ends = torch.as_tensor(self.llm.generation_config.eos_token_id, device=audio_BAH.device)
+        table = self.llm.get_input_embeddings()
+        return self.ctc(audio_BAH, lengths_B, table, batch.target_ids, batch.target_lengths, ends)
 
     @exclusive
     def target_hidden_states(self, **batch: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last hidden states (N, H) that predict the target tokens of a `Batch`, and these tokens (N,)."""
         whole = Batch(**batch)
-        target_ids, target_lengths = whole.target_ids, whole.target_lengths
+        return self._target_hidden_states(whole, self._prompt_parts(whole))
+
+    def _target_hidden_states(
+        self, batch: Batch, parts: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        target_ids, target_lengths = batch.target_ids, batch.target_lengths
         assert target_ids is not None and target_lengths is not None
-        parts = self._prompt_parts(whole)
         # A row's last target token is predicted, but not read.
         rows_BWH, _ = self.packed([*parts, (target_ids[:, :-1], target_lengths - 1)], "right")
         before_B = torch.stack([lengths for _, lengths in parts]).sum(0)

@@ -98,8 +98,8 @@ class SteerMoE(SpeechLlm):
 
         Args:
             source: a folder that `save_pretrained` wrote, or a repository on the hub.
-            encoder, llm, video: folders or hub ids of the frozen models; None: those of the adapter's configuration
-                (see `checkpoint.find_frozen`).
+            encoder, llm, video: folders, files, hub ids or names of the frozen models; None: those of the adapter's
+                configuration (see `checkpoint.find_frozen`).
             revision: branch, tag or commit of the repository.
             dtype: float32 or bfloat16, of the frozen models; None: as trained.
             quantization: of the LLM, none, int8 or nf4; None: as trained.

@@ -48,6 +48,7 @@ class Answer:
         confidence: geometric mean of the tokens' probabilities, in 0..1; None if not computed or without tokens.
         gates: (frames, experts) of each hook point; None if not requested.
         warnings: reasons not to trust the answer; see `trust`.
+        truncated: it ended at the limit of tokens, not by itself.
     """
 
     text: str
@@ -56,6 +57,7 @@ class Answer:
     confidence: float | None = field(default=None, compare=False)
     gates: Mapping[str, np.ndarray] | None = field(default=None, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    truncated: bool = field(default=False, compare=False)
 
 
 def check_tools(tools: Sequence[dict]) -> None:

@@ -1,7 +1,5 @@
 """The model's queue: one thread answers questions about recordings, in batches that others join while they run."""
 
-from __future__ import annotations
-
 import logging
 import math
 import threading
@@ -9,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,22 +16,20 @@ from steermoe.audio.augment import levelled
 from steermoe.audio.io import RATE
 from steermoe.config import Generation
 from steermoe.data.dataset import Item, collate
-from steermoe.data.prompts import encode_texts, render, texts_around
+from steermoe.data.prompts import encode_texts
 from steermoe.models.continuous_batching import DecodeSlots, Prompt, continues
 from steermoe.models.generation import cycle, decode, log_likelihoods
 from steermoe.models.inference import confidence, prompts_of, rated
 from steermoe.models.packing import pack
-from steermoe.models.tools import Answer, read_answer
+from steermoe.models.steermoe import SteerMoE
+from steermoe.models.tools import read_answer
 from steermoe.server.metrics import Metrics
 from steermoe.server.schema import Answered, RequestError
-
-if TYPE_CHECKING:
-    from steermoe.models.steermoe import SteerMoE
 
 REFILL = (
     0.5  # share of a batch's rows that are free before others join: reading few prompts at a time is slow
 )
-RETRY_SECONDS = 5
+RETRY = {"retry-after": "5"}  # seconds
 RemoteDecoder = Callable[[list[torch.Tensor], Generation, int], list[list[int]]]
 """(embeddings_WH of each prompt, how to decode, seed) -> generated ids of each, without end token."""
 log = logging.getLogger(__name__)
@@ -50,40 +45,34 @@ class Limits:
     max_text: int = 16_000  # characters of prompts, messages and tools in a request
     upload_seconds: float = 60.0  # in which a request's body must arrive
     max_requests: int = 128  # answered at a time, uploads and waiting included
-    queue_length: int = 256  # recordings, or segments of long ones, that wait for the model
+    queue_length: int = (
+        256  # recordings, or segments of long ones, that wait for the model: then no more requests
+    )
     batch_rows: int = 16  # recordings in a batch
     max_batch_seconds: float = 120.0  # of audio in a batch, padding included
-    decoders: int = 2  # recordings decoded at a time
-    drain_seconds: float = 30.0  # to finish accepted requests after a signal to stop
 
 
-@dataclass(frozen=True, eq=False)
-class Question:
-    """What the LLM is asked about a recording."""
+@dataclass(eq=False)
+class Job:
+    """A question about a recording, in the queue or being answered."""
 
     features: torch.Tensor  # (M, T)
     seconds: float  # of audio
     texts: tuple[str, str]  # the prompt before and after the audio
     generation: Generation
-    seed: int = 0
-    tools: tuple[dict, ...] | None = None
+    seed: int
+    tools: tuple[dict, ...] | None
+    cancelled: threading.Event  # set when the answer is no longer needed; shared by the jobs of one request
+    on_text: Callable[[str], object] | None = (
+        None  # gets the text while it is generated, in the model's thread
+    )
+    answer: Future[Answered] = field(default_factory=Future)
 
     @property
     def batch_key(self) -> str:
-        """Return what is equal for questions that may share a batch. A sampled answer depends on its batch."""
-        return self.generation.model_dump_json() + (
-            "" if self.generation.strategy == "greedy" else str(id(self))
-        )
-
-
-@dataclass(eq=False)
-class Job:
-    """A question in the queue or being answered."""
-
-    question: Question
-    on_text: Callable[[str], object] | None  # gets the text while it is generated, in the model's thread
-    cancelled: threading.Event  # set when the answer is no longer needed; shared by the jobs of one request
-    answer: Future[Answered] = field(default_factory=Future)
+        """Return what is equal for jobs that may share a batch. A sampled answer depends on its batch."""
+        own = "" if self.generation.strategy == "greedy" else str(id(self))
+        return self.generation.model_dump_json() + own
 
 
 class TextStream:
@@ -95,7 +84,7 @@ class TextStream:
     def __init__(self, job: Job, model: SteerMoE) -> None:
         self._on_text, self._tokenizer = job.on_text, model.tokenizer
         self._stops = set(model.llm.generation_config.eos_token_id)
-        self._repeats = job.question.generation.max_repeats
+        self._repeats = job.generation.max_repeats
         self._sent = ""
 
     def update(self, ids: list[int]) -> None:
@@ -150,33 +139,37 @@ class Engine:
         """Return whether questions would be answered."""
         return self._thread.is_alive() and not self._closed
 
-    def submit(
-        self,
-        question: Question,
-        on_text: Callable[[str], object] | None = None,
-        cancelled: threading.Event | None = None,
-        wait: bool = False,
-    ) -> Job:
-        """Put a question into the queue; if it is full, wait or fail. The other arguments are those of Job.
+    def check_space(self) -> None:
+        """Raise RequestError, 429, if the queue is full."""
+        if len(self._queue) >= self.limits.queue_length:
+            message = f"{len(self._queue)} recordings wait for the model; try again later"
+            raise RequestError(429, message, code="queue_full", headers=RETRY)
+
+    def job(
+        self, samples: np.ndarray, texts: tuple[str, str], generation: Generation, seed: int = 0,
+        tools: tuple[dict, ...] | None = None, cancelled: threading.Event | None = None,
+    ) -> Job:  # fmt: skip
+        """Return a question about a waveform (N,), for `submit`; the arguments are those of Job.
 
         Raises:
-            RequestError: 429, the queue is full.
-            CancelledError: it was cancelled, or the engine is closed.
+            RequestError: the waveform is longer or shorter than the encoder can take.
         """
-        job = Job(question, on_text, cancelled or threading.Event())
+        encoder, seconds = self.model.encoder, len(samples) / RATE
+        features = self.model.features(levelled(samples))
+        most = encoder.max_seconds or math.inf
+        if seconds > most or encoder.output_lengths(torch.tensor([features.shape[1]])).min() < 1:
+            message = f"messages: found {seconds:.1f} s of audio, expected at most {most:g} s, and at least one frame"
+            raise RequestError(400, message, "messages", "invalid_audio")
+        return Job(features, seconds, texts, generation, seed, tools, cancelled or threading.Event())
+
+    def submit(self, job: Job) -> Future[Answered]:
+        """Put a job into the queue; CancelledError if it was cancelled, or the engine is closed."""
         with self._changed:
-            while (
-                not (self._closed or job.cancelled.is_set()) and len(self._queue) >= self.limits.queue_length
-            ):
-                if not wait:
-                    message = f"{len(self._queue)} recordings wait for the model; try again later"
-                    raise RequestError(429, message, code="queue_full", retry_after=RETRY_SECONDS)
-                self._changed.wait()
             if self._closed or job.cancelled.is_set():
                 raise CancelledError
             self._queue.append(job)
             self._changed.notify_all()
-        return job
+        return job.answer
 
     def cancel(self, cancelled: threading.Event) -> None:
         """Take the jobs with this event out of the queue, or end their generation at the next token."""
@@ -185,40 +178,6 @@ class Engine:
             for job in [job for job in self._queue if job.cancelled is cancelled]:
                 self._queue.remove(job)
                 job.answer.cancel()
-                self.metrics.dropped.inc()
-            self._changed.notify_all()
-
-    def question(
-        self, samples: np.ndarray, texts: tuple[str, str], generation: Generation, seed: int, tools: Any = None
-    ) -> Question:  # fmt: skip
-        """Return a question about a waveform (N,).
-
-        Raises:
-            RequestError: it is longer or shorter than the encoder can take.
-        """
-        encoder, seconds = self.model.encoder, len(samples) / RATE
-        features = self.model.features(levelled(samples))
-        most = encoder.max_seconds or math.inf
-        if seconds > most or encoder.output_lengths(torch.tensor([features.shape[1]])).min() < 1:
-            message = f"messages: found {seconds:.1f} s of audio, expected at most {most:g} s, and at least one frame"
-            raise RequestError(400, message, "messages", "invalid_audio")
-        return Question(features, seconds, texts, generation, seed, tools)
-
-    def answer_segments(self, cancelled: threading.Event) -> Callable[..., list[Answer]]:
-        """Return a function that answers the segments of a `Recognizer` through the queue, as `answer_all` does."""
-        section, tokenizer = self.model.config.prompts, self.model.tokenizer
-
-        def answer(
-            model: Any, waveforms: Sequence[np.ndarray], question: None, tools: None, generation: Generation,
-            seed: int, prompt: str | None, *_: Any,
-        ) -> list[Answer]:  # fmt: skip
-            text = render(section, "transcribe", "") if prompt is None else prompt
-            texts = texts_around(section, tokenizer, text)
-            questions = [self.question(samples, texts, generation, seed) for samples in waveforms]
-            jobs = [self.submit(question, cancelled=cancelled, wait=True) for question in questions]
-            return [job.answer.result().answer for job in jobs]
-
-        return answer
 
     def close(self) -> None:
         """Cancel everything and end the thread."""
@@ -237,7 +196,7 @@ class Engine:
             if not jobs:
                 continue
             self._since = time.perf_counter()
-            generation = jobs[0].question.generation
+            generation = jobs[0].generation
             try:
                 with torch.no_grad():
                     if self._remote is None and continues(self.model.llm, generation):
@@ -255,23 +214,22 @@ class Engine:
         longest = 0.0
         with self._changed:
             while self._queue and len(jobs) < rows and not self._closed:
-                question = self._queue[0].question
-                key = key or question.batch_key
-                longest = max(longest, question.seconds)
+                job = self._queue[0]
+                key = key or job.batch_key
+                longest = max(longest, job.seconds)
                 too_long = jobs and longest * (len(jobs) + 1) > self.limits.max_batch_seconds
-                if question.batch_key != key or too_long:
+                if job.batch_key != key or too_long:
                     break
-                job = self._queue.pop(0)
+                del self._queue[0]
                 if job.answer.set_running_or_notify_cancel():
                     jobs.append(job)
             self._running += jobs
-            self._changed.notify_all()  # there is space again
         return jobs
 
     def _answer_continuously(self, jobs: list[Job], generation: Generation) -> None:
         """Answer jobs and those that join them; where an answer ends, the next job takes its row."""
         slots = DecodeSlots(self.model.llm, generation, scored=True)
-        rows, key = self.limits.batch_rows, jobs[0].question.batch_key
+        rows, key = self.limits.batch_rows, jobs[0].batch_key
         streams: dict[Job, TextStream] = {}
         lengths: dict[Job, int] = {}
         while jobs or slots.live:
@@ -304,7 +262,7 @@ class Engine:
                 stream.update(row)
             return [job.cancelled.is_set() for job in jobs]
 
-        seed = jobs[0].question.seed
+        seed = jobs[0].seed
         if self._remote is not None:
             ids, scores = self._remote(rows, generation, seed), [[]] * len(rows)
         else:
@@ -317,9 +275,9 @@ class Engine:
 
     def _prompts(self, jobs: Sequence[Job]) -> list[Prompt]:
         """Encode the prompts of jobs, audio included."""
-        ids = [encode_texts(self.model.tokenizer, *job.question.texts) for job in jobs]
+        ids = [encode_texts(self.model.tokenizer, *job.texts) for job in jobs]
         items: list[Item] = [
-            {"features": job.question.features, "prefix_ids": each.prefix, "prompt_ids": each.suffix,
+            {"features": job.features, "prefix_ids": each.prefix, "prompt_ids": each.suffix,
              "target_ids": [], "index": row} for row, (job, each) in enumerate(zip(jobs, ids, strict=True))
         ]  # fmt: skip
         return prompts_of(self.model.embed_prompt, collate(items).to(self.model.device), jobs)
@@ -327,23 +285,19 @@ class Engine:
     def _finish(
         self, job: Job, stream: TextStream, read: int, ids: list[int], scores: Sequence[float]
     ) -> None:
-        question = job.question
-        answer = read_answer(ids, self.model.tokenizer, question.tools, question.texts[1])
-        answer = rated(answer, confidence(scores))
+        answer = read_answer(ids, self.model.tokenizer, job.tools, job.texts[1])
+        answer = rated(answer, confidence(scores), len(ids) >= job.generation.max_new_tokens)
         stream.finish(answer.text)
-        truncated = len(ids) >= question.generation.max_new_tokens
-        self._settle(job, Answered(answer, read, len(ids), truncated))
+        self._settle(job, Answered(answer, read, len(ids)))
 
     def _settle(self, job: Job, result: Answered | BaseException) -> None:
-        if isinstance(result, Answered):
-            now = time.perf_counter()
-            self.metrics.batch_rows.observe(len(self._running))
-            self.metrics.audio_seconds.inc(job.question.seconds)
-            self.metrics.compute_seconds.inc(now - self._since)
-            self.metrics.tokens.inc(result.completion_tokens)
-            self._since = now
         self._running.remove(job)
-        if isinstance(result, Answered):
-            job.answer.set_result(result)
-        else:
+        if not isinstance(result, Answered):
             job.answer.set_exception(result)
+            return
+        now = time.perf_counter()
+        self.metrics.add_answer(
+            len(self._running) + 1, job.seconds, now - self._since, result.completion_tokens
+        )
+        self._since = now
+        job.answer.set_result(result)

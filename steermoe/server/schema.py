@@ -4,10 +4,12 @@ import json
 import re
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from fastapi import HTTPException, UploadFile
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from steermoe.asr.transcript import Transcript, render
 from steermoe.models.tools import Answer
@@ -19,71 +21,51 @@ DEFAULTS = {  # fields of a chat that are not supported, with the value that cha
     "parallel_tool_calls": True, "response_format": {"type": "text"}, "tools": [],
 }  # fmt: skip
 MAX_SHOWN = 80  # characters of a wrong value in an error
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-@dataclass(eq=False)
-class RequestError(Exception):
+class RequestError(HTTPException):
     """A request that is not answered.
 
-    Attributes:
+    Args:
         status: HTTP status.
         message: what is wrong, what is allowed, what to do.
         param: the field that is wrong.
         code: a word for programs.
-        retry_after: seconds after which another attempt makes sense.
+        headers: of the response.
     """
 
-    status: int
-    message: str
-    param: str | None = None
-    code: str | None = None
-    retry_after: int | None = None
-
-    def __str__(self) -> str:
-        return self.message
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Return the headers of the response."""
-        found = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
-        return found | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
-
-    def content(self) -> dict[str, Any]:
-        """Return the body of the response."""
-        kind = ERROR_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
 
     @classmethod
-    def parse(cls, content: bytes | dict[str, Any]) -> Self:
-        """Validate a body in JSON, or the fields of a form.
-
-        Raises:
-            RequestError: the first problem, with the name of its field.
-        """
-        try:
-            return (
-                cls.model_validate(content) if isinstance(content, dict) else cls.model_validate_json(content)
-            )
-        except ValidationError as error:
-            raise cls._refusal(error) from None
-
-    @classmethod
-    def _refusal(cls, error: ValidationError) -> RequestError:
-        first = error.errors(include_url=False)[0]
-        steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
+    def from_validation(cls, errors: Sequence[Any]) -> Self:
+        """Describe the first of pydantic's errors, with the name of its field."""
+        first = errors[0]
+        location = first["loc"][1:] if first["loc"][:1] == ("body",) else first["loc"]
+        steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
         name = "".join(steps).lstrip(".")
         if first["type"] == "extra_forbidden":
-            supported = ", ".join(field.alias or name for name, field in cls.model_fields.items())
-            message = f"{name}: not supported by this server; leave it out. Supported: {supported}"
-            return RequestError(400, message, name, "unsupported_parameter")
+            message = f"{name}: not supported by this server; leave it out"
+            return cls(400, message, name, "unsupported_parameter")
         message = f"{name or 'body'}: {first['msg']}"
         if first["type"] not in ("missing", "json_invalid"):
             message += f"; found {repr(first['input'])[:MAX_SHOWN]}"
-        return RequestError(400, message, name or None)
+        return cls(400, message, name or None)
+
+    def content(self) -> dict[str, Any]:
+        """Return the body of the response."""
+        server_error = self.status_code >= 500
+        kind = ERROR_TYPES.get(self.status_code, "server_error" if server_error else "invalid_request_error")
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
 
 def language_code(text: str | None) -> str | None:
@@ -94,41 +76,36 @@ def language_code(text: str | None) -> str | None:
     """
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-    found = (text or "auto").strip().lower().replace("_", "-")
+    found = (text or "auto").strip().lower().replace("_", "-").split("-")[0]
     if found in ("", "auto"):
         return None
-    code = TO_LANGUAGE_CODE.get(found, found).split("-")[0]
+    code = TO_LANGUAGE_CODE.get(found, found)
     if not re.fullmatch("[a-z]{2,3}", code):
         raise ValueError(f"language: found {text!r}, expected a code such as en, or auto")
     return code
 
 
-class TranscriptionRequest(_Request):
-    """The form of `/v1/audio/transcriptions`, without its file."""
+class TranscriptionRequest(BaseModel):
+    """The form of `/v1/audio/transcriptions`."""
 
+    model_config = STRICT
+
+    file: UploadFile
     model: str
     language: Annotated[str | None, BeforeValidator(language_code)] = None
     prompt: str | None = None
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: float = Field(default=0.0, ge=0, le=1)
     stream: bool = False
-    timestamp_granularities: frozenset[Literal["segment", "word"]] = Field(
-        default=frozenset(), alias="timestamp_granularities[]"
+    timestamp_granularities: set[Literal["segment", "word"]] = Field(
+        default=set(), alias="timestamp_granularities[]"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in fields.items() if value != ""}
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
         if self.stream and self.response_format not in ("json", "text"):
-            raise RequestError(
-                400,
-                f"stream: not possible with response_format {self.response_format}; use json or text",
-                "stream",
-            )
+            message = f"stream: not possible with response_format {self.response_format}; use json or text"
+            raise RequestError(400, message, "stream")
         if self.timestamp_granularities and self.response_format != "verbose_json":
             name = "timestamp_granularities[]"
             raise RequestError(400, f"{name}: needs response_format verbose_json", name)
@@ -162,8 +139,10 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class ChatRequest(_Request):
+class ChatRequest(BaseModel):
     """The body of `/v1/chat/completions`; `models.chat.read_messages` checks the messages."""
+
+    model_config = STRICT
 
     model: str
     messages: list[Any] = Field(min_length=1)
@@ -214,19 +193,11 @@ class ChatRequest(_Request):
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer with the numbers of tokens read and written.
-
-    Attributes:
-        answer: the answer.
-        prompt_tokens: all that the LLM read, audio included.
-        completion_tokens: all that it wrote.
-        truncated: it reached its limit of tokens.
-    """
+    """An answer with the numbers of tokens that the LLM read, audio included, and wrote."""
 
     answer: Answer
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    truncated: bool = False
 
 
 class ChatReply:
@@ -246,15 +217,15 @@ class ChatReply:
 
     def whole(self, found: Answered) -> dict[str, Any]:
         """Return a `chat.completion`."""
-        answer, calls = found.answer, _tool_calls(found)
+        answer, calls = found.answer, _tool_calls(found.answer)
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
         if calls:
             message |= {"content": answer.text or None, "tool_calls": calls}
         if answer.errors:
             message["tool_errors"] = list(answer.errors)
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(found)}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(answer)}
         reply = {"object": "chat.completion", **self._common, "choices": [choice], "usage": _usage(found)}
-        return reply | self._warnings(found)
+        return reply | self._warnings(answer)
 
     def chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         """Return a `chat.completion.chunk`."""
@@ -265,31 +236,31 @@ class ChatReply:
     def last(self, found: Answered, unsent: str, usage: bool) -> list[Any]:
         """Return the last events: text that was not streamed, calls, the reason for the end, usage if requested."""
         chunks = [self.chunk({"content": unsent})] if unsent else []
-        if calls := _tool_calls(found):
+        if calls := _tool_calls(found.answer):
             calls = [{"index": place, **call} for place, call in enumerate(calls)]
             chunks.append(self.chunk({"tool_calls": calls}))
-        chunks.append(self.chunk({}, _finish_reason(found)) | self._warnings(found))
+        chunks.append(self.chunk({}, _finish_reason(found.answer)) | self._warnings(found.answer))
         if usage:
             chunks.append(self.chunk({}) | {"choices": [], "usage": _usage(found)})
         return chunks
 
-    def _warnings(self, found: Answered) -> dict[str, list[str]]:
-        warnings = [*found.answer.warnings, *self._notice]
+    def _warnings(self, answer: Answer) -> dict[str, list[str]]:
+        warnings = [*answer.warnings, *self._notice]
         return {"warnings": warnings} if warnings else {}
 
 
-def _tool_calls(found: Answered) -> list[dict[str, Any]]:
+def _tool_calls(answer: Answer) -> list[dict[str, Any]]:
     return [
         {
             "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function",
             "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
         }
-        for call in found.answer.tool_calls
+        for call in answer.tool_calls
     ]  # fmt: skip
 
 
-def _finish_reason(found: Answered) -> str:
-    return "tool_calls" if found.answer.tool_calls else "length" if found.truncated else "stop"
+def _finish_reason(answer: Answer) -> str:
+    return "tool_calls" if answer.tool_calls else "length" if answer.truncated else "stop"
 
 
 def _usage(found: Answered) -> dict[str, int]:

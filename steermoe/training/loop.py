@@ -78,6 +78,7 @@ class Trainer:
         optimizer = adamw(parts, training.learning_rates, training.weight_decay)
         self.engine = Engine(model, optimizer, training.precision, distributed)
         self.schedule = get_scheduler(training.schedule, optimizer, training.warmup_steps, self.max_steps)
+        self._ctc_steps = 0 if training.ctc is None else training.ctc.steps
         self._workers, self._train, self._dev = workers, train, dev
         self.step, self.log, self.best_weights = 0, [], {}
         self.timer, self._sigterm, self._stops = StepTimer(), SigtermFlag(), False
@@ -153,7 +154,7 @@ class Trainer:
         self._rows, batch = batch["indices"].tolist(), self._moved(batch)
         with self.engine.autocast():
             lesson = None if self.teacher is None else self.teacher.lesson(batch)
-            output = self.engine.wrapped(lesson=lesson, **batch)
+            output = self.engine.wrapped(lesson=lesson, ctc_only=self.step < self._ctc_steps, **batch)
         loss_value = output.loss.item()
         loss = self._shared_loss(output, loss_value, batch)
         self.engine.backward(loss)

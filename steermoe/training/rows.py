@@ -173,6 +173,13 @@ def warn_of_long_targets(name: str, rows: pl.DataFrame, tokenizer: Any, most: in
         )
 
 
+def spoken_tokens(data: TrainingData, tokenizer: Any) -> torch.Tensor:
+    """Return the ids of the tokens that occur in the targets, without repetition."""
+    texts = [*data.train["target"], *data.dev["target"]]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return torch.tensor(sorted({token for row in ids for token in row}))
+
+
 def _named(rows: pl.DataFrame, longest: bool = False) -> str:
     """Return the shortest row, or the longest, as `corpus/split/id (2.31 s)`."""
     seconds = rows["seconds"].to_numpy()

@@ -31,6 +31,7 @@ from steermoe.training.rows import (
     TrainingData,
     check_rows,
     read_data,
+    spoken_tokens,
 )
 
 FORMAT = 3  # of the checkpoints; with a higher number, older ones are not read
@@ -85,6 +86,8 @@ def train(
     data = read_data(variant, shards)
     model = SteerMoE.from_config(variant)
     check_rows(variant, data, model, max_new_tokens)
+    if model.ctc is not None:
+        model.ctc.restrict(spoken_tokens(data, model.tokenizer))
     teacher = Teacher.of(model)
     before = {part: digests(weights) for part, weights in model.frozen_parts().items()}
     load_initial(model, _last(before))

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from steermoe.audio.io import RATE, encode_flac
-from steermoe.config import Evaluation
+from steermoe.config import Evaluation, VariantConfig
 from steermoe.data.schema import SCHEMA
 from steermoe.data.shards import DEFAULTS
 from steermoe.evaluation.evaluator import measure
@@ -29,8 +29,23 @@ SKILLS = {"steermoe": 0.95, "linear": 0.7, "lora": 0.9, "steermoe-seed2": 0.93} 
 @pytest.fixture(scope="session")
 def settings() -> Evaluation:
     return Evaluation(
-        normalizer="folded", max_batch_seconds=5.0, bootstrap_samples=200, confidence=0.95, normalizers={}
+        normalizer="folded",
+        max_batch_seconds=5.0,
+        bootstrap_samples=200,
+        confidence=0.95,
+        normalizers={},
+        bootstrap_unit="auto",
     )
+
+
+@pytest.fixture(scope="session")
+def configs(tiny_variant) -> dict[str, VariantConfig]:
+    """Of the variants of SKILLS; two differ in name and seed alone."""
+    methods = {"linear": "linear", "steermoe": "steering", "lora": "lora", "steermoe-seed2": "steering"}
+    return {
+        name: tiny_variant(method, {"name": name, "seed": 6 if name == "steermoe-seed2" else 5})
+        for name, method in methods.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -69,15 +84,18 @@ def knowing(rows: pl.DataFrame, name: str, skill: float) -> System:
 def evaluations(
     utterances: pl.DataFrame, settings: Evaluation, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Four variants and three baselines on `synthetic`; `digits` was skipped."""
+    """Four variants and four baselines on `synthetic`; `digits` was skipped."""
     root = tmp_path_factory.mktemp("evaluations")
     for variant, skill in SKILLS.items():
         found = measure(knowing(utterances, variant, skill), utterances, settings, 1, ("own", "shuffled"))
         write_result(root / variant / "synthetic", found, summarise(found, settings))
         write_skipped(root / variant / "digits", "no archive")
-    spoken = utterances.filter(task="transcribe")
-    for name, rows in (("encoder", spoken), ("text-only", utterances), ("constant", utterances)):
-        found = measure(knowing(rows, name, 0.97 if name == "encoder" else 0.1), rows, settings, 1)
+    spoken, asked = (utterances.filter(task=task) for task in ("transcribe", "answer"))
+    for name, rows, skill in (
+        ("encoder", spoken, 0.97), ("cascade", asked, 0.9), ("text-only", utterances, 0.1),
+        ("constant", utterances, 0.1),
+    ):  # fmt: skip
+        found = measure(knowing(rows, name, skill), rows, settings, 1)
         write_result(root / "baseline" / "synthetic" / name, found, summarise(found, settings))
     scores = {"repeat": {"n": 50, "value": 0.98, "low": 0.94, "high": 1.0}}
     write_json(root / "baseline" / "synthetic" / "text_tasks.json", {"tasks": scores, "protocol": "exact"})

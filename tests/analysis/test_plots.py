@@ -7,7 +7,7 @@ from PIL import Image
 
 from steermoe.analysis import plots
 from steermoe.analysis.comparison import compare
-from steermoe.config import Evaluation
+from steermoe.config import Evaluation, VariantConfig
 
 Draw = Callable[[Path], None]
 
@@ -31,9 +31,16 @@ def use(layers: int, experts: int) -> dict:
 
 
 @pytest.fixture(params=["curves", "one curve", "no curves", "rates", "one rate", "use", "deep use", "scales"])
-def draw(request: pytest.FixtureRequest, evaluations: Path, timing: Path, settings: Evaluation) -> Draw:
-    def rates(variants: list[str]) -> Draw:
-        found = compare(variants, variants[0], ["synthetic", "digits"], evaluations, timing, settings, seed=1)
+def draw(
+    request: pytest.FixtureRequest,
+    configs: dict[str, VariantConfig],
+    evaluations: Path,
+    timing: Path,
+    settings: Evaluation,
+) -> Draw:
+    def rates(*variants: str) -> Draw:
+        chosen = {name: configs[name] for name in variants}
+        found = compare(chosen, variants[0], ["synthetic", "digits"], evaluations, timing, settings, seed=1)
         return lambda path: plots.error_rates(found, path)
 
     many = {f"variant-{number}": history(number / 50) for number in range(9)}
@@ -42,8 +49,8 @@ def draw(request: pytest.FixtureRequest, evaluations: Path, timing: Path, settin
         "curves": lambda path: plots.learning_curves(many, path),
         "one curve": lambda path: plots.learning_curves({"linear": history(0.1, "dev_wer")}, path),
         "no curves": lambda path: plots.learning_curves({}, path),
-        "rates": rates(["linear", "steermoe", "lora"]),
-        "one rate": rates(["lora"]),
+        "rates": rates(*configs),
+        "one rate": rates("lora"),
         "use": lambda path: plots.expert_use(uses, path),
         "deep use": lambda path: plots.expert_use({"paper": use(32, 8)}, path),
         "scales": lambda path: plots.layer_scales(uses, path),

@@ -20,7 +20,6 @@ from steermoe.asr.recognizer import Recognizer, implausible, longest
 from steermoe.asr.transcript import Transcript
 from steermoe.audio.io import RATE, AudioError
 from steermoe.data.prompts import encode_prompt
-from steermoe.models.generation import GREEDY
 from steermoe.models.inference import answer_all
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +54,8 @@ def test_sentences_are_segments(transcript: Transcript, spoken: Spoken, talk: np
 def test_confidence_is_the_model_s_own(mini: Any, spoken: Spoken):
     """The mean log-likelihood is minus the loss of the model on its own answer, without the end token."""
     samples = spoken[0].samples
-    (answer,) = answer_all(mini, [samples], None, None, GREEDY, 0, scored=True)
-    (plain,) = answer_all(mini, [samples], None, None, GREEDY, 0)
+    (answer,) = answer_all(mini, [samples], scored=True)
+    (plain,) = answer_all(mini, [samples])
     assert plain.confidence is None and plain.text == answer.text and answer.confidence is not None
     prompt = encode_prompt(mini.config.prompts, mini.tokenizer, "transcribe", "")
     target = mini.tokenizer.encode(answer.text)
@@ -70,15 +69,6 @@ def test_confidence_is_the_model_s_own(mini: Any, spoken: Spoken):
     with torch.no_grad():
         loss = mini(**rows).loss
     assert answer.confidence == pytest.approx(float(torch.exp(-loss)), rel=1e-3)
-
-
-def test_confidence_tells_noise_from_speech(mini: Any, spoken: Spoken):
-    rng = np.random.default_rng(0)
-    clean = [each.samples for each in spoken]
-    noisy = [s + 0.3 * rng.standard_normal(len(s)).astype(np.float32) for s in clean]
-    found = [answer_all(mini, group, None, None, GREEDY, 0, scored=True) for group in (clean, noisy)]
-    means = [np.mean([answer.confidence or 0 for answer in answers]) for answers in found]
-    assert means[0] > means[1] + 0.1
 
 
 @pytest.mark.parametrize("max_batch_seconds", [None, 4.0])
@@ -137,10 +127,10 @@ def test_implausible_answers_are_left_out(
 
 
 def test_context_is_before_the_prompt(mini: Any):
-    assert Recognizer(mini).prompt is None
-    asked = Recognizer(mini, context="lamps, Anna").prompt or ""
+    assert Recognizer(mini).prompt == mini.config.prompts.transcribe
+    asked = Recognizer(mini, context="lamps, Anna").prompt
     assert "lamps, Anna" in asked and asked.endswith(mini.config.prompts.transcribe)
-    assert (Recognizer(mini, prompt="say it: ", context="lamps").prompt or "").endswith("say it: ")
+    assert Recognizer(mini, prompt="say it: ", context="lamps").prompt.endswith("say it: ")
     assert longest(mini) == 8.0  # of a segment: what encoder and training allow
 
 
@@ -178,11 +168,11 @@ for path in sys.argv[1:]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"text": found.text, "seconds": found.seconds, "segments": len(found.segments), "peak": peak}))
 """
-MINUTES = 8
+MINUTES = 5
 
 
 def test_a_long_recording_takes_the_memory_of_a_short_one(spoken: Spoken, tmp_path: Path):
-    """8 minutes in stereo at 32 kHz, which would be 117 MiB decoded; and its text is that of its minutes."""
+    """5 minutes in stereo at 32 kHz, which would be 73 MiB decoded; and its text is that of its minutes."""
     minute = np.zeros(60 * RATE // 512 * 512, np.float32)  # whole windows of voice activity
     for place, each in zip((2, 17, 40), spoken, strict=False):
         minute[place * RATE : place * RATE + len(each.samples)] = each.samples
@@ -196,4 +186,4 @@ def test_a_long_recording_takes_the_memory_of_a_short_one(spoken: Spoken, tmp_pa
     short, long = map(json.loads, done.stdout.splitlines())
     assert short["segments"] == 3 and long["seconds"] == pytest.approx(MINUTES * short["seconds"])
     assert long["text"] == " ".join([short["text"]] * MINUTES)
-    assert long["peak"] - short["peak"] < 60, (short["peak"], long["peak"])
+    assert long["peak"] - short["peak"] < 40, (short["peak"], long["peak"])

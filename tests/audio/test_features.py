@@ -32,7 +32,7 @@ def test_mel_filters_are_whisper_s(pair):
     assert torch.equal(features._filters_MF, expected)  # librosa's, to the last bit of single precision
 
 
-@pytest.mark.parametrize("samples", [1, 159, 160, 161, 200, 201, 399, 400, 401, 8_000, 32_001])
+@pytest.mark.parametrize("samples", [1, 160, 161, 201, 400, 32_001])
 @pytest.mark.parametrize("ending", ["swell", "click", "silence"])
 def test_equals_whisper_on_every_frame(pair, samples: int, ending: str):
     """The last frames included: they see silence after the end, not its mirror image."""
@@ -74,7 +74,7 @@ def test_refused(waveform: np.ndarray, message: str):
         LogMel(80)(waveform)
 
 
-@pytest.mark.parametrize("samples", [1, 160, 200, 201, 399, 8_000, 32_001])
+@pytest.mark.parametrize("samples", [1, 200, 201, 32_001])
 def test_after_a_tail_there_is_nothing_but_silence(pair, samples: int):
     plain, extractor = pair
     features = LogMel(plain.channels, tail=2)
@@ -100,7 +100,7 @@ def kaldi_reference(waveform: np.ndarray, num_mels: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("num_mels", [80, 40])
-@pytest.mark.parametrize("samples", [400, 559, 560, 8_000, 32_001])
+@pytest.mark.parametrize("samples", [400, 560, 32_001])
 @pytest.mark.parametrize("offset", [0.0, 0.2])
 def test_kaldi_on_every_frame(num_mels: int, samples: int, offset: float):
     waveform = speechlike(samples, samples) + np.float32(offset)
@@ -125,12 +125,10 @@ def test_kaldi_of_silence_is_its_floor_and_is_normalised():
     ("extractor", "channels", "shortest", "options"),
     [
         (Wav2Vec2FeatureExtractor(), 1, 400, {}),
-        (Wav2Vec2FeatureExtractor(do_normalize=False), 1, 400, {}),
         (SeamlessM4TFeatureExtractor(), 160, 560, {"padding": False, "pad_to_multiple_of": None}),
         (ParakeetFeatureExtractor(), 80, 320, {}),
-        (ParakeetFeatureExtractor(feature_size=128), 128, 320, {}),
     ],
-    ids=["normalised", "as it is", "seamless", "parakeet", "parakeet 128"],
+    ids=["wav2vec2", "seamless", "parakeet"],
 )
 def test_library_features_are_unpadded(extractor, channels: int, shortest: int, options: dict[str, object]):
     features = LibraryFeatures(extractor, channels, shortest, **options)

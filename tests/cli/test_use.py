@@ -1,10 +1,8 @@
 """Every command and every line of Python of docs/use.md runs, and does what the text says."""
 
 import io
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from pretrained import NOTICE
 from steermoe.audio.io import RATE
 
 ROOT = Path(__file__).parents[2]
@@ -54,17 +51,6 @@ def test_commands(command: str, place: Path, call: Callable, monkeypatch: pytest
     assert program == "steermoe" and run.code == 0 and run.out.strip(), run
     if not {"--context", "summarize"} & set(arguments):  # which the mini models were not trained with
         assert "subtitles: 3" in run.out or "frank" in run.out
-
-
-@pytest.mark.parametrize("command", [line for line in COMMANDS if "|" in line])
-def test_pipes(command: str, place: Path):
-    shell = f'steermoe() {{ {shlex.quote(sys.executable)} -m steermoe.cli.main "$@"; }}; {command}'
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        ["bash", "-c", shell], cwd=place, env=environment, capture_output=True, text=True, check=True
-    )
-    assert run.stdout.splitlines()[-1] == "frank"
-    assert [line for line in run.stderr.splitlines() if line != NOTICE and "low confidence" not in line] == []
 
 
 def test_python(place: Path, capsys: pytest.CaptureFixture[str]):

@@ -269,10 +269,12 @@ def test_names_of_registries_are_those_of_the_modules() -> None:
     from steermoe.models.llm import QUANTIZATIONS
     from steermoe.models.projectors import PROJECTIONS
     from steermoe.models.routers import ROUTERS
+    from steermoe.weights import NAMED
 
     assert list(corpora.Corpora.model_fields) == list(CORPORA)
     assert list(run.NORMALIZERS) == list(NORMALIZERS)
     assert list(model.DOWNSAMPLERS) == list(DOWNSAMPLERS)
+    assert list(section.BASE_MODELS) == list(NAMED)
     assert (list(model.ENCODERS), list(model.VIDEO_ENCODERS)) == (list(ENCODERS), list(VIDEO_ENCODERS))
     assert list(model.PROJECTIONS) == list(PROJECTIONS)
     assert list(model.QUANTIZATIONS) == list(QUANTIZATIONS)

@@ -108,12 +108,26 @@ def test_values_of_a_profile_stand_above_those_of_params(
     ]
 
 
+def test_a_profile_overrides_what_all_variants_share(edit: Edit, params: Path) -> None:
+    edit({"mini:overrides": {"projector.downsample_factor": 2, "prompts.transcribe": "write :"}})
+    loaded = config.load(params)
+    assert loaded.projector.downsample_factor == 2
+    for name in ("steermoe", "linear"):
+        variant = loaded.variant(name)
+        assert (variant.projector.downsample_factor, variant.prompts.transcribe) == (2, "write :")
+    assert loaded.variant("slam-asr").projector.downsample_factor == 5  # its own override
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
         (
             {"mini:overrides": {"generation.max_tokens": 7}},
-            'configs/mini.yaml: overrides: found "generation.max_tokens"; allowed: one of generation.max_new_tokens, ',
+            'configs/mini.yaml: overrides: found "generation.max_tokens"; allowed: one of steering.num_experts, ',
+        ),
+        (
+            {"mini:overrides": {"projector.projection": "mlp"}},
+            'configs/mini.yaml: overrides.projector.width: found null; allowed: a number with projection mlp',
         ),
         (
             {"mini:selection.train": {"synthetic": ["dev"]}},

@@ -21,7 +21,7 @@ from steermoe.audio.io import RATE, load
 from steermoe.cli import demo as demo_command
 from steermoe.cli import main as cli
 from steermoe.cli import options as opening
-from steermoe.demo.app import NO_TEXT
+from steermoe.demo.app import NO_TEXT, create_page, serving
 from steermoe.demo.inference import ALL, Models
 
 ROOT = Path(__file__).parents[2]
@@ -62,14 +62,6 @@ def test_a_missing_model_leaves_nothing_behind(
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert "nowhere" in capsys.readouterr().err and not list(tmp_path.iterdir())
-
-
-def test_the_commands_of_the_docs_have_known_options(capsys: Any) -> None:
-    cli.main(["demo", "--help"])
-    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    page = (ROOT / "docs/demo.md").read_text(encoding="utf-8")
-    used = [word for line in re.findall(r"^steermoe demo.*$", page, re.MULTILINE) for word in line.split()]
-    assert {word for word in used if word.startswith("--")} <= known and len(used) > 4
 
 
 # the page
@@ -233,12 +225,11 @@ def test_page(browser: Any, spoken: list[SimpleNamespace], mini: Any, tmp_path: 
         two.context.close()
 
 
-@pytest.mark.slow
-def test_with_a_password_the_page_asks_for_it(tmp_path: Path) -> None:
-    key = "correct-horse-battery"
+def test_with_a_password_the_page_asks_for_it(mini: Any, tmp_path: Path) -> None:
+    key, page = "correct-horse-battery", create_page(Models(mini, {}), "mini", [])
     with (
-        demo("--no-compare", temporary=tmp_path, STEERMOE_API_KEY=key) as served,
-        httpx.Client(base_url=served.address, trust_env=False) as visitor,
+        serving(page, "127.0.0.1", 0, key, str(tmp_path), 2**20) as address,
+        httpx.Client(base_url=address, trust_env=False) as visitor,
     ):
         assert visitor.get("/config").status_code == 401
         wrong = visitor.post("/login", data={"username": "steermoe", "password": key[:-1]})

@@ -16,7 +16,12 @@ TEXTS = ["the cat runs", "a red dog", "two blue houses", "please sing", "one two
 @pytest.fixture(scope="session")
 def settings() -> Evaluation:
     return Evaluation(
-        normalizer="folded", max_batch_seconds=5.0, bootstrap_samples=200, confidence=0.95, normalizers={}
+        normalizer="folded",
+        max_batch_seconds=5.0,
+        bootstrap_samples=200,
+        confidence=0.95,
+        normalizers={},
+        bootstrap_unit="auto",
     )
 
 

@@ -17,6 +17,7 @@ from steermoe.data import video
 from steermoe.data.prompts import render
 from steermoe.evaluation.baselines import (
     VIDEO,
+    cascade,
     constant,
     derangement,
     most_frequent,
@@ -24,9 +25,11 @@ from steermoe.evaluation.baselines import (
     template_guess,
     text_only,
 )
+from steermoe.evaluation.decoders import OwnDecoder
 from steermoe.evaluation.evaluator import measure
 from steermoe.evaluation.normalizers import as_written, folded
-from steermoe.models.generation import answer_texts
+from steermoe.evaluation.predictions import batchwise
+from steermoe.models.generation import answer_texts, describe
 from steermoe.models.steermoe import SteerMoE
 
 SAID = ["ann has two cats", "ann has two dogs", "bob has two cats", "rain"]
@@ -83,6 +86,35 @@ def test_text_only_reads_the_chat_that_the_adapter_reads(
     ids = model.tokenizer(text)["input_ids"]
     expected = answer_texts(model.llm, model.tokenizer, [ids], generation, seed=0)
     assert [text for _, text in text_only(model, generation, seed=0).respond([utterances[:1]])] == expected
+
+
+def test_cascade_is_the_llms_answer_to_the_transcript_in_the_audios_place(
+    tiny_variant: Callable[..., Any], tiny_chat_dir: Path, utterances: pl.DataFrame, generation: Generation
+) -> None:
+    asked = utterances.filter(task="answer")
+    heard = dict(zip(asked["audio"], ["the cat runs", "a red dog", ""], strict=True))
+    decoder = OwnDecoder(
+        batchwise(lambda rows: [heard[audio] for audio in rows["audio"]]),
+        "a head",
+        "cpu",
+        lambda tag: True,
+        window=2.0,
+    )
+    formats = {
+        "plain": "{} question is: what is red?",
+        "chat": "<|im_start|>user\n{} question is: what is red?<|im_end|>\n<|im_start|>assistant\n",
+    }
+    for name, text in formats.items():
+        changed = {"llm.path": str(tiny_chat_dir), "prompts.format": name}
+        model = SteerMoE.from_config(tiny_variant("linear", changed))
+        system = cascade(model, decoder, generation, seed=0)
+        assert system.window == 2.0 and system.knows is decoder.knows
+        assert system.decoding == "a head; its transcript to the LLM: " + describe(generation, 0)
+        found = dict(system.respond([asked[:1], asked[1:]]))
+        for row, transcript in enumerate(heard.values()):
+            ids = model.tokenizer(text.format(transcript))["input_ids"]
+            expected = answer_texts(model.llm, model.tokenizer, [ids], generation, seed=0)
+            assert [found[row]] == expected
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=40), st.integers(0, 9))

@@ -194,7 +194,9 @@ def test_summary_is_jiwers_rate_for_each_set(
     assert scores["wer"]["value"] == pytest.approx(jiwer.wer(said, read))
     assert scores["cer"]["value"] == pytest.approx(jiwer.cer(said, read))
     assert scores["wer"]["low"] <= scores["wer"]["value"] <= scores["wer"]["high"]
-    assert set(summary["own"]["clean"]["answer"]) == {"n", "seconds", "clusters", "unit", "accuracy"}
+    assert set(summary["own"]["clean"]["answer"]) == {
+        "n", "seconds", "clusters", "unit", "languages", "accuracy", "token_f1",
+    }  # fmt: skip
     assert summary["shuffled"].keys() == summary["own"].keys()
     assert summary["protocol"]["normalizer"] == "folded" and summary["protocol"]["seed"] == 3
     assert summary["speed"]["real_time_factor"] > 0

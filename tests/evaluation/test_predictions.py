@@ -114,39 +114,68 @@ def test_samples_are_some_of_every_split_and_the_same_each_time(predictions: Pre
     assert {row[0] for row in rows} <= set(predictions.frame["source_id"])
 
 
-@pytest.mark.parametrize(("speakers", "unit", "clusters"), [(12, "speakers", 12), (9, "recordings", 36)])
-def test_repeated_questions_about_a_recording_do_not_narrow_an_interval(
-    utterances: pl.DataFrame, settings: Evaluation, speakers: int, unit: str, clusters: int
+@pytest.mark.parametrize(
+    ("speakers", "texts", "setting", "unit", "clusters"),
+    [
+        (12, 36, "auto", "speakers", 12),
+        (7, 36, "auto", "texts", 36),  # too few speakers
+        (7, 6, "auto", "rows", 36),  # too few texts, too
+        (7, 36, "speaker", "speakers", 7),
+        (12, 6, "text", "texts", 6),
+        (12, 6, "row", "rows", 36),
+    ],
+)
+def test_what_is_resampled(
+    utterances: pl.DataFrame,
+    settings: Evaluation,
+    speakers: int,
+    texts: int,
+    setting: str,
+    unit: str,
+    clusters: int,
 ) -> None:
+    """And repeated questions about a recording do not narrow the interval, unless rows are resampled."""
     rows = pl.concat([utterances.filter(task="transcribe")[:12]] * 3).with_row_index("n").with_columns(
         pl.format("{}-{}", "source_id", "n").alias("source_id"),
         pl.lit("clean").alias("split"),
         pl.format("s{}", pl.col("n") % speakers).alias("speaker"),
+        pl.format("Text {}!", pl.col("n") % texts).alias("transcript"),
         pl.format("{}", "n").cast(pl.Binary).alias("audio"),
     ).drop("n")  # fmt: skip
     thrice = pl.concat(
         [rows.with_columns(pl.format("{}-{}", "source_id", pl.lit(n)).alias("source_id")) for n in range(3)]
     )
     system = System(batchwise(lambda batch: ["the cat"] * len(batch)), "one text", "none")
+    chosen = settings.model_copy(update={"bootstrap_unit": setting})
     once, more = (
-        summarise(measure(system, frame, settings, seed=1), settings)["own"]["clean"]["transcribe"]
+        summarise(measure(system, frame, settings, seed=1), chosen)["own"]["clean"]["transcribe"]
         for frame in (rows, thrice)
     )
-    assert (once["unit"], once["clusters"]) == (more["unit"], more["clusters"]) == (unit, clusters)
+    assert (once["unit"], once["clusters"]) == (unit, clusters) and more["unit"] == unit
     bounds = [[each["wer"][name] for name in ("value", "low", "high")] for each in (once, more)]
-    assert bounds[0] == bounds[1] and bounds[0][1] < bounds[0][2] and more["wer"]["n"] == 3 * once["wer"]["n"]
+    assert (bounds[0] == bounds[1]) == (unit != "rows")
+    assert bounds[0][1] < bounds[0][2] and more["wer"]["n"] == 3 * once["wer"]["n"]
 
 
-def test_rows_of_unknown_speakers_are_clusters_by_recording(predictions: Predictions) -> None:
+def test_rows_of_unknown_speakers_are_clusters_by_text(predictions: Predictions) -> None:
     frame = predictions.frame[:13].with_columns(
-        pl.Series("speaker", [*(f"s{n}" for n in range(10)), "unknown", "unknown", "none"])
+        pl.Series("speaker", [*(f"s{n}" for n in range(10)), "unknown", "unknown", "none"]),
+        pl.Series("text", ["the same"] * 11 + ["other", "a third"]),
     )
-    unit, names = clusters(frame)
+    unit, names = clusters(frame, "auto")
     assert unit == "speakers" and len(set(names)) == 13
-    assert clusters(frame.with_columns(pl.lit("unknown").alias("speaker")))[0] == "recordings"
+    nobody = frame.with_columns(pl.lit("unknown").alias("speaker"))
+    assert clusters(nobody, "speaker") == clusters(nobody, "text") == ("texts", frame["text"].to_list())
+    assert clusters(nobody, "auto")[0] == "rows"
 
 
-def test_rows_about_one_video_are_one_recording(utterances: pl.DataFrame, settings: Evaluation) -> None:
-    seen = utterances.with_columns((pl.int_range(18) // 3).cast(pl.String).cast(pl.Binary).alias("video"))
+def test_texts_are_transcripts_after_normalisation(utterances: pl.DataFrame, settings: Evaluation) -> None:
     system = System(batchwise(lambda batch: [""] * len(batch)), "none", "none")
-    assert measure(system, seen, settings, seed=1).frame["recording"].n_unique() == 6
+    said = pl.Series("transcript", ["The cat.", "the cat", "", "", "a dog", "?"])
+    rows = utterances[:6].with_columns(said)
+    found = measure(system, rows, settings, seed=1).frame["text"].to_list()
+    assert found == ["the cat", "the cat", "recording u02", "recording u03", "a dog", "recording u05"]
+    # Rows about one video have one text, whatever is said in them.
+    seen = rows.with_columns((pl.int_range(6) // 2).cast(pl.String).cast(pl.Binary).alias("video"))
+    found = measure(system, seen, settings, seed=1).frame["text"].to_list()
+    assert found == ["the cat"] * 2 + ["recording u02"] * 2 + ["a dog"] * 2

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from steermoe.evaluation.metrics import Counts
 from steermoe.evaluation.significance import bootstrap_interval, holm, paired_bootstrap, resamples
@@ -104,6 +105,33 @@ def test_rows_repeated_within_their_clusters_change_nothing() -> None:
     again = [name for name in clusters for _ in range(3)]
     assert bootstrap_interval(a, 500, 0.95, 0, clusters) == bootstrap_interval(c, 500, 0.95, 0, again)
     assert paired_bootstrap(a, b, 500, 0.95, 0, clusters) == paired_bootstrap(c, d, 500, 0.95, 0, again)
+
+
+def test_interval_of_alike_rows_is_that_of_the_speakers_means() -> None:
+    """Scipy resamples the means of speakers whose rows are all equal; over rows the interval would be too narrow."""
+    means = np.random.default_rng(13).uniform(0, 1, 12)
+    counts = np.repeat(means, 20), np.ones(240)
+    speakers = [f"s{number // 20}" for number in range(240)]
+    expected = stats.bootstrap(
+        (means,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(0)
+    )
+    found = bootstrap_interval(counts, 20000, 0.95, 1, speakers)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.005)
+    rows = bootstrap_interval(counts, 2000, 0.95, 1)
+    assert rows.high - rows.low < 0.4 * (found.high - found.low)
+
+
+def test_paired_difference_of_speakers_is_that_of_their_mean_differences() -> None:
+    rng = np.random.default_rng(14)
+    a, b = rng.uniform(0, 1, (2, 10))
+    ours, theirs = ((np.repeat(means, 15), np.ones(150)) for means in (a, b))
+    speakers = [f"s{number // 15}" for number in range(150)]
+    expected = stats.bootstrap(
+        (a - b,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(0)
+    )
+    found = paired_bootstrap(ours, theirs, 20000, 0.95, 1, speakers)
+    assert found.value == pytest.approx((a - b).mean())
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.01)
 
 
 def test_rows_each_in_a_cluster_of_their_own_are_rows() -> None:

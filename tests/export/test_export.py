@@ -168,7 +168,7 @@ def test_a_card_has_figures_with_their_protocol(tiny_variant: Callable[..., Any]
     figure = {"value": 0.125, "low": 0.1, "high": 0.15, "n": 40}
     protocol = {
         "normalizer": "folded", "decoding": "greedy", "interval": "95 %", "bootstrap_samples": 100,
-        "min_speakers": 10, "seed": 3,
+        "bootstrap_unit": "auto", "seed": 3,
     }  # fmt: skip
     folder = tmp_path / "synthetic"
     folder.mkdir()

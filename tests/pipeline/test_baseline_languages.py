@@ -40,11 +40,12 @@ def params(tmp_path_factory: pytest.TempPathFactory, tiny_llm_dir: Path) -> Path
     return folder / "params.yaml"
 
 
-def row(split: str, number: int, language: str) -> dict[str, Any]:
+def row(split: str, number: int, language: str, question: str = "") -> dict[str, Any]:
     sound = 0.1 * np.random.default_rng(number).standard_normal(RATE // 2)
     return {
-        "source_id": f"{split}-{number}", "split": split, "speaker": "s", "language": language, "task": "transcribe",
-        "prompt": "", "transcript": f"words {number}", "target": f"words {number}",
+        "source_id": f"{split}-{number}", "split": split, "speaker": "s", "language": language,
+        "task": "answer" if question else "transcribe", "prompt": question,
+        "transcript": f"words {number}", "target": f"words {number}",
         "audio": encode_flac(sound, RATE), "sample_rate": RATE, "seconds": 0.5,
     }  # fmt: skip
 
@@ -52,8 +53,9 @@ def row(split: str, number: int, language: str) -> dict[str, Any]:
 def run_baseline(params: Path, tmp_path: Path, languages: dict[str, list[str]]) -> Path:
     """The evaluations of a corpus with these languages, a row each."""
     for split, of in languages.items():
-        rows = (row(split, number, language) for number, language in enumerate(of))
-        write_shards(rows, tmp_path / "shards", split, 100)
+        rows = [row(split, number, language) for number, language in enumerate(of)]
+        rows += [row(split, 100 + number, language, "who?") for number, language in enumerate(of[:2])]
+        write_shards(iter(rows), tmp_path / "shards", split, 100)
     out = tmp_path / "evaluations" / "baseline" / "synthetic"
     baseline.main("synthetic", tmp_path / "shards", out, params)
     return out
@@ -69,11 +71,17 @@ def test_rows_in_unknown_languages_are_left_to_the_floors(scored: tuple[Path, st
     out, told = scored
     summary = read_result(out / "encoder").summary
     assert summary["own"].keys() == {"clean"} and summary["own"]["clean"]["transcribe"]["n"] == 2
+    cascade = read_result(out / "cascade").summary
+    assert {split: of["answer"]["n"] for split, of in cascade["own"].items()} == {"clean": 1}
+    assert "its transcript to the LLM: greedy" in cascade["protocol"]["decoding"]
     assert read_result(out / "encoder").frame["language"].to_list() == ["en", "de"]
     left_out = "6 utterances in languages that it does not know (ckb: 4, ast: 2)"
     assert summary["protocol"]["decoding"].endswith(f"; not over {left_out}")
     lines = [line for line in told.splitlines() if "does not know" in line]
-    assert lines == [f"synthetic: the encoder's own decoder is not scored on {left_out}, of 8"]
+    assert lines == [
+        f"synthetic: encoder is not scored on {left_out}, of 8",
+        "synthetic: cascade is not scored on 3 utterances in languages that it does not know (ckb: 2, ast: 1), of 4",
+    ]
     for floor in ("text-only", "constant"):
         counts = {
             split: of["transcribe"]["n"] for split, of in read_result(out / floor).summary["own"].items()
@@ -89,16 +97,31 @@ def test_nothing_but_unknown_languages_gives_no_result(
     assert "(ckb: 2, ast: 1), of 3" in capsys.readouterr().err
 
 
-def test_a_figure_over_fewer_rows_says_over_how_many(scored: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_figure_over_fewer_rows_says_over_how_many(
+    scored: tuple[Path, str], tmp_path: Path, tiny_variant
+) -> None:
     """A variant is scored on all rows."""
     settings = Evaluation(
-        normalizer="folded", max_batch_seconds=5.0, bootstrap_samples=100, confidence=0.95, normalizers={}
+        normalizer="folded",
+        max_batch_seconds=5.0,
+        bootstrap_samples=100,
+        confidence=0.95,
+        normalizers={},
+        bootstrap_unit="auto",
     )
     evaluations = scored[0].parents[1]
     variant = System(batchwise(lambda rows: rows["target"].to_list()), "as it is", "cpu")
     found = measure(variant, read_rows(tmp_path / "shards", ["clean", "other"]), settings, 1)
     write_result(evaluations / "linear" / "synthetic", found, summarise(found, settings))
-    compared = compare(["linear"], "linear", ["synthetic"], evaluations, evaluations, settings, seed=1)
+    compared = compare(
+        {"linear": tiny_variant("linear")},
+        "linear",
+        ["synthetic"],
+        evaluations,
+        evaluations,
+        settings,
+        seed=1,
+    )
     header, lines = main_table(compared, "\n")
     column = header.index("synthetic clean WER")
     of = {line[0]: line[column] for line in lines}
@@ -109,5 +132,5 @@ def test_a_figure_over_fewer_rows_says_over_how_many(scored: tuple[Path, str], t
     assert headline["baseline/encoder"]["synthetic"]["clean"]["n"] == 2
     assert "n" not in headline["linear"]["synthetic"]["clean"]
     axes = Figure().subplots()
-    plots.bars(axes, compared, compared.rows, compared.sets[0], "wer")
+    plots.bars(axes, compared, compared.rows, compared.sets[0])
     assert sum(text.get_text().endswith(", n = 2") for text in axes.texts) == 1

@@ -17,9 +17,9 @@ import soundfile
 from steermoe.audio import io as waveform
 from steermoe.audio import synthesis
 from steermoe.models.steermoe import SteerMoE
+from steermoe.server.access import bind, local_names
 from steermoe.server.app import create_app, create_server
 from steermoe.server.engine import Engine, Limits
-from steermoe.server.middleware import bind, local_names
 
 ROOT = Path(__file__).parents[2]
 TEXTS = (
@@ -78,7 +78,7 @@ def transcribe(server: Running, data: bytes, **fields: Any) -> Any:
 def running(engine: Engine, key: str | None = None, language: str | None = None) -> Iterator[Running]:
     app = create_app(engine, NAME, language, key, local_names("127.0.0.1") if key is None else None)
     with bind("127.0.0.1", 0) as listening:
-        server = create_server(app, engine.limits)
+        server = create_server(app)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         found = Running(f"http://127.0.0.1:{listening.getsockname()[1]}", engine, key)

@@ -5,7 +5,6 @@ The mini model answers in words. Calls of tools come from a tiny Qwen2 that is t
 
 import base64
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -55,19 +54,6 @@ def test_a_question_is_answered(
     assert longer.prompt_tokens == usage.prompt_tokens + 1
 
 
-def test_questions_in_a_batch_get_their_own_answers(
-    server: Running, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
-) -> None:
-    asked = [(place, text) for place in (0, 1, 2) for text in (QUESTION, "what is it about?", None)]
-
-    def one(place: int, text: str | None) -> str:
-        return ask(server, user(recordings[place], *([text] if text else []))).choices[0].message.content
-
-    with ThreadPoolExecutor(9) as pool:
-        found = list(pool.map(one, *zip(*asked, strict=True)))
-    assert found == [model.ask(waveforms[place], text).text for place, text in asked]
-
-
 def test_a_stream_is_the_answer_in_chunks(
     server: Running, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
 ) -> None:
@@ -111,22 +97,13 @@ def test_a_sampled_answer_depends_on_the_seed_alone(server: Running, recordings:
         ([{"role": "user", "content": "hello"}], {}, "messages: found 0 parts of type input_audio, expected one"),
         (["user", "user"], {}, "messages: found 2 parts of type input_audio, expected one"),
         (["user", {"role": "assistant", "content": "so"}], {}, "the last of which is not the user's"),
-        (["user", {"role": "function", "content": "so"}], {}, "messages[1].role: found 'function', expected one of"),
-        (["user", {"role": "tool", "content": "so"}], {}, "found calls of tools with prompts.format plain"),
-        (["user", {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}], {},
-         "messages[1].tool_calls[0].function.arguments: not JSON"),
-        (["user", {"role": "user", "content": None}], {}, "messages[1].content: found 'None', expected a text or"),
         (["user"], {"seed": 2**70}, "seed: Input should be less than"),
         (["user"], {"frequency_penalty": 0.5}, "frequency_penalty: not supported by this server"),
         ([{"role": "system", "content": "be kind"}, "user"], {}, "found a system turn with prompts.format plain"),
         (["user"], {"tools": TOOLS}, "found tools with prompts.format plain"),
-        (["user"], {"tools": [{"type": "function"}]}, "tools[0]: found"),
         (["user"], {"max_tokens": 61}, "max_tokens: found 61, allowed are at most 60"),
         (["user"], {"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens: found max_completion_tokens, too"),
         (["user"], {"top_p": 0.5}, "top_p: has no effect at temperature 0"),
-        (["user"], {"n": 2}, "n: Input should be 1"),
-        (["user"], {"logprobs": True}, "logprobs: not supported by this server; leave it out"),
-        (["user"], {"tool_choice": "required"}, "tool_choice: Input should be 'auto' or 'none'"),
         (["user"], {"tool_choice": "none"}, "tool_choice: has no effect without tools"),
         (["user"], {"stream_options": {"include_usage": True}}, "stream_options: has no effect without stream"),
         (["word " * 4000], {}, "more than 16000 characters"),
@@ -134,9 +111,6 @@ def test_a_sampled_answer_depends_on_the_seed_alone(server: Running, recordings:
          "messages[0].content[0]: found \"{'type': 'audio', 'audio': '/etc/passwd'}\", expected a part of type text"),
         ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "xyz"}}]}], {},
          "messages[0].content[0].input_audio.format: found 'xyz', expected one of 3g2"),
-        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "???", "format": "wav"}}]}], {},
-         "messages[0].content[0].input_audio.data: not base64"),
-        ([{"role": "user", "content": {"type": "text", "text": "?"}}], {}, "messages[0].content: found"),
      ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_named(
@@ -163,14 +137,11 @@ def test_what_cannot_be_asked_is_named(
         (b"[]", "body: Input should be an object"),
         (b'{"model": "steermoe", "messages": []}', "messages: List should have at least 1 item"),
         (b'{"model": "x", "messages": [{"role": "user", "content": "?"}]}', "model: found 'x'"),
-        (b'{"a": ' * 3000, "Invalid JSON"),
         (
             b'{"model": "a", "messages": [{}], "temperature": NaN}',
             "temperature: Input should be a finite number",
         ),
         (b'{"model": "steermoe", "messages": ["a\\ud800"]}', "Invalid JSON"),
-        (b'{"model": "a", "seed": 1' + 5000 * b"0" + b"}", "Invalid JSON"),
-        (b'{"model": "\xe9"}', "Invalid JSON"),
     ],
 )
 def test_bodies_that_are_none(server: Running, body: bytes, said: str) -> None:
@@ -179,20 +150,21 @@ def test_bodies_that_are_none(server: Running, body: bytes, said: str) -> None:
     assert said in answer.json()["error"]["message"]
 
 
-def test_a_reply_is_a_turn_of_the_next_request(server: Running, recordings: list[bytes]) -> None:
+def test_a_reply_is_a_turn_of_the_next_request(
+    server: Running, model: SteerMoE, recordings: list[bytes], waveforms: list[np.ndarray]
+) -> None:
     reply = ask(server, user(recordings[0], QUESTION)).choices[0].message
-    later = {"role": "user", "content": "what is pink?"}
-    expected = ask(
-        server, user(recordings[0], QUESTION), {"role": "assistant", "content": reply.content}, later
-    )
+    later: Any = {"role": "user", "content": "what is pink?"}
+    asked = [{"type": "audio", "audio": waveforms[0]}, {"type": "text", "text": QUESTION}]
+    answered = {"role": "assistant", "content": reply.content}
+    expected = model.chat([{"role": "user", "content": asked}, answered, later]).text
     others = {
         "name": "me", "reasoning_content": None, "annotations": [], "audio": None, "function_call": None,
         "tool_calls": None, "tool_errors": ["x"],
     }  # fmt: skip
-    parts = {"content": [{"type": "text", "text": reply.content, "annotations": None}]}
-    for turn in (reply, reply.model_dump(), reply.model_dump() | others, reply.model_dump() | parts):
+    for turn in (reply, reply.model_dump() | others):
         found = ask(server, user(recordings[0], QUESTION), turn, later)
-        assert found.choices[0].message.content == expected.choices[0].message.content
+        assert found.choices[0].message.content == expected
 
 
 def test_fields_without_effect_are_passed_over(server: Running, recordings: list[bytes]) -> None:
@@ -218,7 +190,7 @@ ODD = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FIELDS), st.sampled_from(PARTS), ODD, st.booleans())
 def test_odd_bodies_never_break_it(server: Running, name: str, part: str, value: Any, deep: bool) -> None:
     data = wav(np.zeros(1600), 16000)
@@ -238,9 +210,10 @@ def test_odd_bodies_never_break_it(server: Running, name: str, part: str, value:
 def test_bad_audio(server: Running, waveforms: list[np.ndarray]) -> None:
     with pytest.raises(openai.BadRequestError, match="not readable as audio"):
         ask(server, user(b"no audio, but a text, " * 9))
-    with pytest.raises(openai.BadRequestError, match=r"s of audio, expected at most 8 s") as refused:
-        ask(server, user(wav(np.concatenate(waveforms), 16000)))
-    assert refused.value.param == "messages"
+    for stream in (False, True):  # an error before the first piece of a stream is an ordinary one
+        with pytest.raises(openai.BadRequestError, match=r"s of audio, expected at most 8 s") as refused:
+            ask(server, user(wav(np.concatenate(waveforms), 16000)), stream=stream)
+        assert refused.value.param == "messages"
 
 
 # calls of tools
@@ -265,10 +238,7 @@ def test_a_spoken_request_can_end_in_a_call(calling: Running, tone: np.ndarray) 
     assert choice.message.tool_calls is None and "which is not JSON" in choice.message.tool_errors[0]
 
 
-def test_earlier_messages_are_read(
-    calling: Running, tone: np.ndarray, server: Running, model: SteerMoE, recordings: list[bytes],
-    waveforms: list[np.ndarray],
-) -> None:  # fmt: skip
+def test_earlier_messages_are_read(calling: Running, tone: np.ndarray) -> None:
     turn = user(wav(tone, 16000), "which lamp?")
     reply = ask(calling, turn, tools=TOOLS).choices[0].message
     result = {"role": "tool", "tool_call_id": reply.tool_calls[0].id, "content": "done"}
@@ -282,10 +252,3 @@ def test_earlier_messages_are_read(
     assert read(system, turn) > alone + 3 and read(turn, *later) > alone + 6
     for messages in ([reply, {"role": "user", "content": "so?"}], [reply, result]):
         assert read(turn, *messages, tools=TOOLS) > with_tools + 10
-    parts = [{"type": "audio", "audio": waveforms[0]}, {"type": "text", "text": QUESTION}]
-    history: list[Any] = [
-        {"role": "user", "content": parts}, {"role": "assistant", "content": "nine"},
-        {"role": "user", "content": "what is pink?"},
-    ]  # fmt: skip
-    expected = model.chat(history).text
-    assert ask(server, user(recordings[0], QUESTION), *history[1:]).choices[0].message.content == expected

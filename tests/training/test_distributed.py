@@ -207,7 +207,12 @@ def test_a_student_of_several_processes_learns_as_one_does(way, trained, quick_v
 def _answer(variant: str, shards: list[Path], out: Path) -> None:
     """Evaluate untrained weights on `train`, whose rows have several lengths."""
     settings = Evaluation(
-        normalizer="none", max_batch_seconds=1.0, bootstrap_samples=100, confidence=0.9, normalizers={}
+        normalizer="none",
+        max_batch_seconds=1.0,
+        bootstrap_samples=100,
+        confidence=0.9,
+        normalizers={},
+        bootstrap_unit="auto",
     )
     model = SteerMoE.from_config(VariantConfig.from_json(variant))
     generation = GREEDY.model_copy(update={"max_new_tokens": 4})

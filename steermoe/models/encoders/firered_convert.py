@@ -11,7 +11,6 @@ import argparse
 import pickle
 import struct
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steermoe.atomic_io import new_folder
 from steermoe.models.checkpoint import check_weights
 from steermoe.models.encoders.firered import FireRedConfig, FireRedConformer
 
@@ -46,10 +46,9 @@ def convert(source: Path, out: Path) -> None:
         out: folder to write.
 
     Raises:
-        ValueError: `out` exists, a file of `source` is missing, must not be unpickled, or is not of a FireRedASR-AED.
+        FileExistsError: `out` exists.
+        ValueError: a file of `source` is missing, must not be unpickled, or is not of a FireRedASR-AED.
     """
-    if out.exists():
-        raise ValueError(f"{out}: exists already; remove it, or name another folder")
     package = read_checkpoint(source / CHECKPOINT)
     settings = FireRedConfig(**_sizes(package, source / CHECKPOINT))
     weights = _encoder_weights(package, source / CHECKPOINT)
@@ -59,10 +58,8 @@ def convert(source: Path, out: Path) -> None:
         model = FireRedConformer(settings)
     check_weights(weights, model.state_dict(), str(source))
     model.load_state_dict(weights, assign=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        model.save_pretrained(Path(folder) / out.name, max_shard_size="100GB")
-        (Path(folder) / out.name).rename(out)
+    with new_folder(out) as made:
+        model.save_pretrained(made, max_shard_size="100GB")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_an_adapter_behind_the_encoder_is_refused(name: str, tmp_path: Path) -> 
 
 
 def test_missing_weights_and_unknown_encoders_are_errors(tiny_encoder_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"encoder\.path: found '.*nowhere', which is neither a folder"):
+    with pytest.raises(ValueError, match=r"encoder\.path: found '.*nowhere', which does not exist"):
         load_encoder(section("whisper", tmp_path / "nowhere"))
     sizes = WhisperConfig.from_pretrained(tiny_encoder_dir)
     sizes.encoder_layers = 2
