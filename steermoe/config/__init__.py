@@ -26,6 +26,7 @@ from steermoe.config.corpora import (
     OpenAudioBench,
     Remote,
     Shapes,
+    SpokenQuestions,
     Synthetic,
     TelephonePrompts,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "Prompts",
     "Remote",
     "Shapes",
+    "SpokenQuestions",
     "Steering",
     "Synthetic",
     "TelephonePrompts",
