@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from steermoe.config.errors import illegal
+from steermoe.config.model import Llm
 from steermoe.config.section import Commit, Count, Names, Rows, Section, Seed, Text, checked
 
 LANGUAGE_TAG = r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$"  # BCP 47, in short
@@ -240,6 +241,26 @@ class TelephonePrompts(_Multilingual):
     SPLITS: ClassVar = tuple(f"{language}-{split}" for language in PROMPT_LANGUAGES for split in TERNARY)
 
 
+class SpokenQuestions(Limited):
+    """Corpus `spokenquestions`: `questions` of each split, answered by `llm`, which is the profile's."""
+
+    SPLITS: ClassVar = TERNARY
+    questions: dict[str, Rows]
+    llm: Llm
+
+    @field_validator("questions")
+    @classmethod
+    def _rows(cls, rows: dict[str, int], info: ValidationInfo) -> dict[str, int]:
+        return cls._rows_per_split(rows, info, {})
+
+    @field_validator("llm")
+    @classmethod
+    def _whole(cls, llm: Llm) -> Llm:
+        if (llm.quantization, llm.layers) != ("none", "all"):
+            raise illegal("an LLM with quantization none and layers all", found=llm.model_dump())
+        return llm
+
+
 class Folder(Limited):
     """Corpus `folder`: the user's own recordings, with a table or a .txt next to each of them.
 
@@ -319,6 +340,7 @@ class Corpora(Section):
     shapes: Shapes = LEFT_OUT
     neural: Neural = LEFT_OUT
     prompts: TelephonePrompts = LEFT_OUT
+    spokenquestions: SpokenQuestions = LEFT_OUT
 
     def named(self) -> dict[str, Corpus]:
         """Return those that are not left out."""

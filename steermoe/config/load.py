@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
-from steermoe.config.corpora import Corpora, Corpus
+from steermoe.config.corpora import Corpora, Corpus, SpokenQuestions
 from steermoe.config.errors import ConfigError, located, nearest, one_of, problem
 from steermoe.config.experiments import (
     Resolver,
@@ -58,6 +58,9 @@ class Profile(Sized):
                 yield "corpora", f"at least one corpus with a split in `{use}`", list(corpora)
         for use, found, allowed in unserved(self.selection, corpora):
             yield f"selection.{use}", ", ".join(allowed) or "null", found
+        asked = corpora.get("spokenquestions")
+        if isinstance(asked, SpokenQuestions) and asked.llm != self.llm:
+            yield "corpora.spokenquestions.llm", "the LLM of the profile, as in `llm`", asked.llm.model_dump()
         for name in self.preprocessing.unreadable:
             if name not in corpora:
                 yield "preprocessing.unreadable", one_of(list(corpora)) + nearest(name, list(corpora)), name

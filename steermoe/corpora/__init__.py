@@ -72,4 +72,5 @@ CORPORA = {  # a module, or an object in it
     "shapes": "steermoe.corpora.shapes",
     "neural": "steermoe.corpora.neural",
     "prompts": "steermoe.corpora.prompts",
+    "spokenquestions": "steermoe.corpora.spoken_questions",
 }

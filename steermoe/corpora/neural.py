@@ -26,8 +26,8 @@ from steermoe.audio.neural_voices import PIPER, Spoken
 from steermoe.config.corpora import Neural
 from steermoe.corpora import download, manifest
 from steermoe.corpora.manifest import Entry, Part, parts
-from steermoe.corpora.phrases import example_phrases, shuffled
 from steermoe.corpora.reader import card
+from steermoe.corpora.wordnet import example_phrases, shuffled
 from steermoe.weights import cache, fetched
 
 __all__ = ["CARD", "SPLITS", "fetch", "parts", "rows"]

@@ -12,14 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from steermoe.corpora.splits import SHARES
+from steermoe.corpora.wordnet import PARTS, Sense, senses_of
 
-PARTS = ("noun", "verb", "adj", "adv")
 COMMON = 12  # times that a word is in definitions and examples
 ANIMAL, ARTIFACT, FOOD, PLANT = "05", "06", "13", "20"  # files of lexicographers (lexnames(5))
-ANTONYM = "!"
 ABOUT_ANY = ("What does the word {} mean?", "What is another word for {}?")
 ABOUT_A_THING = {
     ANIMAL: ("What is {a}?", "What does {a} eat?", "Where does {a} live?", "Can {a} swim?"),
@@ -38,15 +36,6 @@ _RUDE = re.compile(
 )  # in what is left out
 
 
-class Sense(NamedTuple):
-    """A meaning in WordNet: its words, those of them that have an opposite, its kind, and its gloss."""
-
-    words: tuple[str, ...]
-    opposed: frozenset[str]
-    kind: str
-    gloss: str
-
-
 def questions(wordnet: Path, seed: int) -> dict[str, list[str]]:
     """Return the different questions of each split (train, dev, test), in an order that depends on the seed only.
 
@@ -54,10 +43,10 @@ def questions(wordnet: Path, seed: int) -> dict[str, list[str]]:
         wordnet: folder with data.noun, data.verb, data.adj and data.adv.
         seed: of splits and order.
     """
-    senses = [sense for part in PARTS for sense in _senses(wordnet / f"data.{part}")]
+    senses = [sense for part in PARTS for sense in senses_of(wordnet / f"data.{part}")]
     counts = Counter(word for sense in senses for word in _WORD.findall(sense.gloss))
     kinds: dict[str, Counter[str]] = {}
-    for sense in _senses(wordnet / "data.noun"):
+    for sense in senses_of(wordnet / "data.noun"):
         for word in sense.words:
             kinds.setdefault(word, Counter())[sense.kind] += 1
     rude = {word for sense in senses if _RUDE.search(sense.gloss) for word in sense.words}
@@ -115,18 +104,3 @@ def _rank(text: str, seed: int) -> bytes:
 
 def _with_article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-
-
-def _senses(path: Path) -> Iterator[Sense]:
-    """Yield the entries of a data file of WordNet (wndb(5))."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("  "):  # the licence
-            continue
-        entry, _, gloss = line.partition(" | ")
-        fields = entry.split()
-        count = int(fields[3], 16)
-        words = [word.partition("(")[0] for word in fields[4 : 4 + 2 * count : 2]]
-        rest = fields[4 + 2 * count :]
-        pointers = [rest[1 + 4 * number : 5 + 4 * number] for number in range(int(rest[0]))]
-        opposed = {words[int(place[:2], 16) - 1] for symbol, _, _, place in pointers if symbol == ANTONYM}
-        yield Sense(tuple(words), frozenset(opposed), fields[1], gloss)

@@ -63,7 +63,7 @@ def load_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
         ValueError: bitsandbytes is not installed, or nf4 is selected without a GPU: on CPUs
             it repacks weights for inference at the first evaluation, and then passes no gradients.
     """
-    options = QUANTIZATIONS[name]
+    options: dict[str, Any] | None = QUANTIZATIONS[name]
     if options is None:
         return {}
     if find_spec("bitsandbytes") is None:

@@ -12,7 +12,7 @@ from steermoe.audio import io as waveform
 from steermoe.audio.neural_voices import PIPER, Spoken
 from steermoe.config.corpora import Neural
 from steermoe.corpora import neural
-from steermoe.corpora.phrases import example_phrases
+from steermoe.corpora.wordnet import example_phrases
 from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
 
@@ -50,8 +50,10 @@ def test_phrases_are_sentences_and_each_stands_once(wordnet: Path, tmp_path: Pat
     phrases = example_phrases(wordnet)
     assert phrases[0] == "The alder grows by the alder." and len(phrases) == len(set(phrases)) == 400
     for part in ("noun", "verb", "adj", "adv"):
-        line = '0 | "Is it you or him?"; "is it you or him"; "it\'s   a long  way"; "a b"; "the 3 of us went home"\n'
-        (tmp_path / f"data.{part}").write_text(line)
+        gloss = (
+            '"Is it you or him?"; "is it you or him"; "it\'s   a long  way"; "a b"; "the 3 of us went home"'
+        )
+        (tmp_path / f"data.{part}").write_text(f"0 03 n 01 x 0 000 | {gloss}\n")
     assert example_phrases(tmp_path) == ["Is it you or him?", "It's a long way."]
 
 

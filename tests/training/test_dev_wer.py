@@ -57,7 +57,12 @@ def test_it_is_the_wer_of_the_evaluation_on_the_same_rows(quick_variant, make_tr
     assert len(wer.rows) == 4 < len(dev)
     assert wer.rows == DevWer(quick_variant("linear", **SCORED), dev, trainer.model.tokenizer).rows
     settings = Evaluation(
-        normalizer="folded", max_batch_seconds=3.0, bootstrap_samples=100, confidence=0.95, normalizers={}
+        normalizer="folded",
+        max_batch_seconds=3.0,
+        bootstrap_samples=100,
+        confidence=0.95,
+        normalizers={},
+        bootstrap_unit="row",
     )
     found = trainer.evaluate()["dev_wer"]
     counts = measure(adapter(trainer.model, wer.generation, seed=1), dev[wer.rows], settings, seed=1).frame
