@@ -22,7 +22,7 @@ __all__ = [
     "Word",
     "__version__",
 ]
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 HOMES = {  # imported when first used: the model takes seconds, and most commands do without
     "Answer": "steermoe.models.tools",
     "Generation": "steermoe.config",

@@ -85,10 +85,7 @@ def train(
     check(distributed)
     set_seed(variant.seed)
     data = read_data(variant, shards)
-    model = SteerMoE.from_config(variant)
-    check_rows(variant, data, model, max_new_tokens)
-    if model.ctc is not None:
-        model.ctc.restrict(spoken_tokens(data, model.tokenizer))
+    model = _built(variant, data, max_new_tokens)
     teacher = Teacher.of(model)
     before = {part: digests(weights) for part, weights in model.frozen_parts().items()}
     load_initial(model, _last(before))
@@ -111,6 +108,15 @@ def train(
             write_text(run, json.dumps({"mlflow_run_id": tracker.run_id}) + "\n")
         staging.retire()  # last: a process killed before continues with the last checkpoint and with the run
     return results
+
+
+def _built(variant: VariantConfig, data: TrainingData, max_new_tokens: int | None) -> SteerMoE:
+    """Return the initial model of a variant, which can be trained on `data`."""
+    model = SteerMoE.from_config(variant)
+    check_rows(variant, data, model, max_new_tokens)
+    if model.ctc is not None:
+        model.ctc.restrict(spoken_tokens(data, model.tokenizer))
+    return model
 
 
 def _write_results(history: Path, timing: Path | None, trainer: Trainer, results: dict[str, Any]) -> None:
