@@ -139,7 +139,7 @@ class Trainer:
             if self._is_logged(self.step):
                 self._log_step()
             is_due = self.step == self.max_steps or self.step % eval_steps == 0
-            if is_due:
+            if is_due and self.step >= self._ctc_steps:  # before, the LLM cannot read the audio yet
                 self.evaluate()
             stops = self._should_stop()
             if is_due or stops:
@@ -298,6 +298,7 @@ class Trainer:
         """Return whether an evaluation is due that was not done: of initial weights, or one that a stop prevented."""
         training = self.variant.training
         is_due = self.step % training.eval_steps == 0 and (self.step > 0 or training.init_from is not None)
+        is_due = is_due and self.step >= self._ctc_steps
         return is_due and self.step not in [entry["step"] for entry in reporting.evaluations(self.log)]
 
     # stopping

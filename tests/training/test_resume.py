@@ -17,6 +17,7 @@ import torch
 from steermoe import atomic_io as staging
 from steermoe.atomic_io import Staging, StagingBusyError
 from steermoe.config import VariantConfig
+from steermoe.config.run import Ctc
 from steermoe.data.shards import read_rows
 from steermoe.distributed import PreemptedError
 from steermoe.models import checkpoint as adapter
@@ -144,6 +145,19 @@ def test_sigterm_ends_a_training_after_its_step_and_it_goes_on_to_the_same_bytes
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     train(quick_variant("steering"), shards, tmp_path / "out", tmp_path)
     assert outputs(tmp_path / "out") == expected
+
+
+def test_evaluations_begin_after_the_steps_with_ctc_alone(shards, quick_variant, tmp_path, at_step):
+    """A training that SIGTERM ends among these steps goes on to the same bytes."""
+    variant = quick_variant("steering", ctc=Ctc(steps=3, coef=0.5))
+    train(variant, shards, tmp_path / "whole", tmp_path)
+    lines = (tmp_path / "whole" / "history.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "4", "6"]
+    at_step(2, terminate)
+    with pytest.raises(PreemptedError, match="at step 2 of 6"):
+        train(variant, shards, tmp_path / "out", tmp_path)
+    train(variant, shards, tmp_path / "out", tmp_path)
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("criterion", ["loss", "wer"])
