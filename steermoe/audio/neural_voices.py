@@ -8,7 +8,8 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ KOKORO_RATE = 24_000  # Hz
 EDGE = 0.05  # seconds of silence that stay at both ends
 SILENT = 0.01  # of the largest magnitude: what is below it at both ends is cut off
 BATCH = 8  # recordings per task of a process
+REPORT_SECONDS = 30.0  # between lines of progress
 
 
 @dataclass(frozen=True)
@@ -121,31 +123,40 @@ class Engine:
         return self._piper.run(None, inputs)[0].ravel(), self._piper_rate
 
 
-def record(spoken: Iterable[Spoken], models: tuple[Path, Path], folder: Path, workers: int) -> Iterator[int]:
+def record(
+    spoken: Iterable[Spoken], models: tuple[Path, Path], folder: Path, workers: int | None = None
+) -> int:
     """Make the recordings that `folder` lacks, in several processes; a killed run is resumed by the next one.
+
+    Prints a line every 30 seconds.
 
     Args:
         spoken: what to say.
         models: the folders of Kokoro and Piper.
         folder: gets a FLAC file for each, named by `Spoken.file`.
-        workers: number of processes.
+        workers: number of processes; None: one a CPU core.
 
-    Yields:
-        how many recordings have been made, after each few.
+    Returns:
+        how many recordings were made.
     """
     todo = list(dict.fromkeys(each for each in spoken if not (folder / each.file).exists()))
     if not todo:
-        return
+        return 0
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=models) as pool:
+    context, count = multiprocessing.get_context("spawn"), workers or len(os.sched_getaffinity(0))
+    made, begun, reported = 0, time.monotonic(), time.monotonic()
+    with ProcessPoolExecutor(count, context, initializer=_begin, initargs=models) as pool:
         tasks = [pool.submit(_record, todo[i : i + BATCH], folder) for i in range(0, len(todo), BATCH)]
         try:
             for done in as_completed(tasks):
-                yield done.result()
+                made += done.result()
+                if (now := time.monotonic()) > reported + REPORT_SECONDS:
+                    left, reported = (now - begun) / made * (len(todo) - made) / 60, now
+                    print(f"speaking: {made} of {len(todo)} recordings, {left:.0f} minutes left", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return made
 
 
 _engine: Engine  # of this process, if it is one of `record`

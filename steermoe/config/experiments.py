@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError, model_validator
 
 from steermoe.config.corpora import Corpus
 from steermoe.config.errors import (
@@ -23,6 +23,8 @@ from steermoe.config.run import Evaluation, LearningRates, Method, ProfileTraini
 from steermoe.config.section import Section, Seed
 
 METHODS = get_args(Method)
+# Keys of `training` that older adapters lack, with what held for them.
+ADDED = {"criterion": "loss", "wer_rows": None, "wer_normalizers": {}, "ctc": None}
 TAKEN = ("baseline",)  # folder of what needs no training, next to those of the variants
 
 
@@ -84,6 +86,13 @@ class VariantConfig(Section):
     training: Training
     train_splits: dict[str, list[str]]
     dev_splits: dict[str, list[str]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("training"), dict):
+            return values | {"training": ADDED | values["training"]}
+        return values
 
     def _rules(self) -> Iterator[tuple[str, str] | tuple[str, str, Any]]:
         ingredients = self.method.split("+")

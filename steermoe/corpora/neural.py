@@ -10,7 +10,6 @@ A-law). Four voices are in no split: they are left for a check from outside.
 kept in a folder of the user, so that nothing is spoken twice. Conditions are applied when rows are read.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import soxr
-from rich.progress import track
 
 from steermoe.audio import augment, neural_voices
 from steermoe.audio import io as waveform
@@ -71,11 +69,7 @@ def fetch(settings: Neural, dest: Path) -> None:
     utterances = planned(settings, fetched("wordnet"))
     folder = cache() / "speech"
     spoken = [each.spoken for split in utterances.values() for each in split]
-    todo = sum(not (folder / each.file).exists() for each in dict.fromkeys(spoken))
-    workers = len(os.sched_getaffinity(0))
-    made = neural_voices.record(spoken, (fetched("kokoro-82m"), fetched("piper-joe")), folder, workers)
-    for _ in track(made, "speaking", -(-todo // neural_voices.BATCH)):
-        pass
+    neural_voices.record(spoken, (fetched("kokoro-82m"), fetched("piper-joe")), folder)
     for split, of in utterances.items():
         entries = [_entry(each, folder, dest) for each in of]
         for name in TESTS if split == "test" else (split,):

@@ -8,13 +8,12 @@ those whose answer has not ended after MAX_TOKENS, and speaks the others. Words 
 in one split only. Answers and recordings are kept in folders of the user, so an interrupted run goes on.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from rich.progress import Progress, track
+from rich.progress import Progress
 
 from steermoe.audio import neural_voices
 from steermoe.audio.neural_voices import Spoken
@@ -45,10 +44,7 @@ def fetch(settings: SpokenQuestions, dest: Path) -> None:
     chosen = {split: dict(_answered(settings, split, asked[split], left_out)) for split in settings.used}
     said = {split: _spoken(settings, split, list(of)) for split, of in chosen.items()}
     every, speech = [each for of in said.values() for each in of], cache() / "speech"
-    todo = len({each for each in every if not (speech / each.file).exists()})
-    made = neural_voices.record(every, models, speech, len(os.sched_getaffinity(0)))
-    for _ in track(made, "speaking", -(-todo // neural_voices.BATCH)):
-        pass
+    neural_voices.record(every, models, speech)
     (dest / "data").mkdir(exist_ok=True)
     for split, of in said.items():
         for each in of:

@@ -28,8 +28,6 @@ CARD = "README.md"
 KEYS = {"format", "variant", "frozen", "weights"}
 OPTIONAL = {"merged", "generation", "normalizer"}  # older adapters lack the last two
 BESIDE = "./"  # a path that begins so is searched for in the adapter's own folder first
-# Keys of `training` that older adapters lack, with what held for them.
-ADDED = {"criterion": "loss", "wer_rows": None, "wer_normalizers": {}, "ctc": None}
 log = logging.getLogger(__name__)
 
 
@@ -105,8 +103,6 @@ def read(source: str | Path) -> Adapter:
 
 def _variant(path: Path, values: Any) -> VariantConfig:
     try:
-        if isinstance(values, dict) and isinstance(values.get("training"), dict):
-            values = values | {"training": ADDED | values["training"]}
         return VariantConfig.from_json(json.dumps(values))
     except ConfigError as error:
         advice = "an adapter of another version? add what is missing as params.yaml has it, or train it anew"

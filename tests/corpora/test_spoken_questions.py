@@ -40,12 +40,11 @@ def parts_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Questions and answers without WordNet and an LLM, and voices that hum."""
     asked = {split: [f"{split} {n}?" for n in range(60)] for split in corpus.SPLITS}
 
-    def record(spoken: list[Spoken], models: Any, folder: Path, workers: int) -> Any:
+    def record(spoken: list[Spoken], models: Any, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for each in spoken:
             sound = 0.1 * np.sin(np.arange(8000 + len(each.text)))
             (folder / each.file).write_bytes(encode_flac(sound.astype(np.float32), 16_000))
-            yield 1
 
     monkeypatch.setattr(corpus, "fetched", lambda name: tmp_path)
     monkeypatch.setattr(corpus, "cache", lambda: tmp_path / "cache")

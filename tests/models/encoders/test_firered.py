@@ -92,7 +92,7 @@ def test_a_converted_checkpoint_is_the_checkpoint(save_firered: Save, tmp_path: 
     plain = KaldiFbank(80)(noise)
     mean, std = torch.linspace(8.0, 14.0, 80)[:, None], torch.linspace(2.0, 4.0, 80)[:, None]
     torch.testing.assert_close(encoder.features(noise), (plain - mean) / std, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="exists"):
+    with pytest.raises(FileExistsError, match="exists"):
         convert(source, out)
 
 
