@@ -164,7 +164,10 @@ def _in_processes(jobs: Sequence[Job], workers: int) -> Iterator[None]:
                 yield done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            while wait(futures, timeout=0.1).not_done:
+            running = [
+                future for future in futures if not future.cancelled()
+            ]  # `wait` never counts those as done
+            while wait(running, timeout=0.1).not_done:
                 for process in multiprocessing.active_children():
                     process.terminate()
             raise

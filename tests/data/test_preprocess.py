@@ -170,13 +170,7 @@ preprocess(tones, settings, Path({str(source)!r}), Path({str(out)!r}), workers=2
     ],
 )  # fmt: skip
 def test_a_part_that_fails(
-    tones: Any,
-    source: Path,
-    tmp_path: Path,
-    monkeypatch: Any,
-    fault: str,
-    error: type[Exception],
-    message: str,
+    tones: Any, source: Path, tmp_path: Path, monkeypatch: Any, fault: str, error: type, message: str
 ):
     settings = tones.Settings(log=tmp_path / "log", fault=fault, parts={"train": 2, "test": 0})
     if fault in ("target", "twice"):
@@ -358,6 +352,12 @@ def test_a_part_is_resumed_after_its_finished_shards(
     assert made.items() <= {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()}.items()
     preprocess(recordings, settings, source, tmp_path / "undisturbed", *arguments)
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_failure_ends_the_parts_that_wait(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(preprocessing, "_in_process", lambda job: 1 / job)
+    with pytest.raises(ZeroDivisionError):
+        list(preprocessing._in_processes(range(50), workers=1))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.usefixtures("in_this_process")
