@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import soxr
 
+from steermoe.atomic_io import write_bytes
 from steermoe.audio import augment, neural_voices
 from steermoe.audio import io as waveform
 from steermoe.audio.neural_voices import PIPER, Spoken
@@ -45,7 +46,7 @@ VOICES = {
 PIPER_SHARE = 0.4  # of the utterances of `train`
 MIXED_SHARE = 0.5  # of the utterances of Kokoro in `train`
 SPEED = (0.85, 1.15)  # the range of a voice's speed in `train`
-STRETCH = {PIPER: 0.18, "": 0.08}  # how far pitch and tempo are changed together in `train`, by voice
+RESAMPLING = {PIPER: 0.18, "": 0.08}  # how far pitch and tempo are changed together in `train`, by voice
 
 CARD = card("neural")
 
@@ -56,7 +57,7 @@ class Utterance:
 
     id: str
     spoken: Spoken
-    stretch: float = 1.0
+    resampling: float = 1.0
 
 
 def fetch(settings: Neural, dest: Path) -> None:
@@ -116,7 +117,7 @@ def _utterance(rng: np.random.Generator, split: str, number: int, text: str) -> 
         mixed = same_accent and rng.random() < MIXED_SHARE
         voice = f"{voices[first]}+{voices[second]}" if mixed else voices[first]
     speed = round(float(rng.uniform(*SPEED)), 2)
-    most = STRETCH.get(voice, STRETCH[""])
+    most = RESAMPLING.get(voice, RESAMPLING[""])
     return Utterance(
         f"{number:05d}", Spoken(text, voice, speed), round(1 + float(rng.uniform(-most, most)), 3)
     )
@@ -124,13 +125,12 @@ def _utterance(rng: np.random.Generator, split: str, number: int, text: str) -> 
 
 def _entry(utterance: Utterance, folder: Path, dest: Path) -> Entry:
     """Return the entry of an utterance, whose recording is put into `dest`/data."""
-    path = dest / "data" / f"{utterance.spoken.file.removesuffix('.flac')}-{utterance.stretch:g}.flac"
+    path = dest / "data" / f"{utterance.spoken.file.removesuffix('.flac')}-{utterance.resampling:g}.flac"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         sound = waveform.load(folder / utterance.spoken.file)
-        if utterance.stretch != 1:
-            sound = soxr.resample(sound, waveform.RATE * utterance.stretch, waveform.RATE)
-        path.write_bytes(waveform.encode_flac(sound, waveform.RATE))
+        if utterance.resampling != 1:
+            sound = soxr.resample(sound, waveform.RATE * utterance.resampling, waveform.RATE)
+        write_bytes(path, waveform.encode_flac(sound, waveform.RATE))
     return Entry(
         id=utterance.id,
         audio=path.name,

@@ -174,9 +174,18 @@ def warn_of_long_targets(name: str, rows: pl.DataFrame, tokenizer: Any, most: in
 
 
 def spoken_tokens(data: TrainingData, tokenizer: Any) -> torch.Tensor:
-    """Return the ids of the tokens that occur in the targets, without repetition."""
-    texts = [*data.train["target"], *data.dev["target"]]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    """Return the ids of the tokens that occur in the training targets, without repetition.
+
+    Raises:
+        ValueError: a row is no transcription: CTC would align the audio with words that are not said.
+    """
+    others = data.train.filter(pl.col("task") != "transcribe")
+    if len(others):
+        raise ValueError(
+            f"training.ctc: found {len(others)} training rows whose target is not what is said, such as "
+            f"{_named(others)}; legal: transcriptions; leave the others out by selection.train"
+        )
+    ids = tokenizer(data.train["target"].to_list(), add_special_tokens=False)["input_ids"]
     return torch.tensor(sorted({token for row in ids for token in row}))
 
 

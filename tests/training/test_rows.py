@@ -1,12 +1,16 @@
 """Rows that cannot be used are named before the first step."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import polars as pl
 import pytest
+from transformers import AutoTokenizer
 
 from steermoe.models.encoders import load_encoder
-from steermoe.training.rows import check_lengths, read_data
+from steermoe.training.rows import check_lengths, read_data, spoken_tokens
+
+LLM = Path(__file__).parents[2] / "pretrained" / "llm"
 
 
 @pytest.mark.parametrize("use", ["train", "dev"])
@@ -35,3 +39,16 @@ def test_a_batch_that_no_row_fits_into(window, least, shards, quick_variant):
     encoder = load_encoder(variant.encoder.model_copy(update={"window": window}))
     with pytest.raises(ValueError, match=f"training.max_batch_seconds: found .*at least {least}$"):
         check_lengths(variant, read_data(variant, shards), encoder)
+
+
+def test_ctc_takes_transcriptions_alone(shards, quick_variant):
+    """The words of an answer are not said."""
+    data, tokenizer = (
+        read_data(quick_variant("linear"), shards),
+        AutoTokenizer.from_pretrained(LLM),
+    )
+    said = {t for row in tokenizer(data.train["target"].to_list())["input_ids"] for t in row}
+    assert spoken_tokens(data, tokenizer).tolist() == sorted(said)
+    answers = data.train.with_columns(task=pl.lit("answer"))
+    with pytest.raises(ValueError, match=r"training\.ctc: found 24 training rows"):
+        spoken_tokens(replace(data, train=answers), tokenizer)
