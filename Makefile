@@ -27,7 +27,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup repro ablations profile own ui flows flows-stop test lint clean
+.PHONY: help setup repro table ablations profile own ui flows flows-stop test lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ repro: $(READY) ## train, evaluate and compare the selected variants, and print 
 	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true # an unpacked archive
 	dvc repro
 	$(PY) -m pipeline show
+
+table: $(READY) ## score the small adapters of the repository on real speech, and print the comparison; no training
+	$(PY) -m pipeline table
 
 ablations: $(READY) ## select every variant of params.yaml (it stays so), and repro
 	$(PY) -m pipeline profile --compare '*'

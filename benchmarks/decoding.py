@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=400)
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", default="pretrained/adapters/steermoe")
+    parser.add_argument("--model", default="pretrained/adapters/mini/steermoe")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     model = SteerMoE.from_pretrained(chosen.model)

@@ -1,6 +1,6 @@
 """Real-time factors of transcribing, one by one and in batches; latency of a first token and of streaming.
 
-    python benchmarks/inference.py [--minutes 5] [--model pretrained/adapters/steermoe]
+    python benchmarks/inference.py [--minutes 5] [--model pretrained/adapters/mini/steermoe]
 
 The real-time factor is the time taken divided by the length of the audio, silence included. The load of the machine
 is printed with the figures: on a busy one they are upper bounds.
@@ -69,7 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=5, help="of audio for the real-time factors")
     parser.add_argument("--streamed", type=float, default=1, help="minutes of audio streamed in real time")
-    parser.add_argument("--model", default="pretrained/adapters/steermoe")
+    parser.add_argument("--model", default="pretrained/adapters/mini/steermoe")
     arguments = parser.parse_args()
     recognizer = Recognizer(SteerMoE.from_pretrained(arguments.model))
     pieces = sentences(arguments.minutes)

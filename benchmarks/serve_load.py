@@ -107,7 +107,7 @@ def main() -> int:
     )
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--model", default="pretrained/adapters/steermoe")
+    parser.add_argument("--model", default="pretrained/adapters/mini/steermoe")
     chosen = parser.parse_args()
     load = os.getloadavg()[0]
     command = [sys.executable, "-m", "steermoe.cli.main", "serve", "--port", "0", "--model", chosen.model]

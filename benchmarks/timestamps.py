@@ -1,6 +1,6 @@
 """How far word and segment times are off, on synthesised speech whose word times are known.
 
-    python benchmarks/timestamps.py [--sentences 200] [--model pretrained/adapters/steermoe]
+    python benchmarks/timestamps.py [--sentences 200] [--model pretrained/adapters/mini/steermoe]
 
 Sentences of unseen voices and texts, each with a second of silence behind it, are transcribed as one recording. Words
 that were recognised (aligned by edit distance) count; the error is |estimated - synthesised| onset.
@@ -62,7 +62,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sentences", type=int, default=200)
-    parser.add_argument("--model", default="pretrained/adapters/steermoe")
+    parser.add_argument("--model", default="pretrained/adapters/mini/steermoe")
     arguments = parser.parse_args()
     samples, known = speech(arguments.sentences)
     recognizer = Recognizer(SteerMoE.from_pretrained(arguments.model), words=True)

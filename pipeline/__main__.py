@@ -17,6 +17,7 @@ STAGES = {  # the function is `main` of the module of that name, unless PLACES s
     "baseline": "score what needs no training: the encoder's own decoder, the cascade, guesses without audio",
     "ablate": "compare the variants: table, pictures, report",
     "search": "choose learning rates for a method on the development splits",
+    "table": "score and compare trained adapters, such as those of the repository, without training",
     "show": "print the comparison of the selected profile",
     "own": "write a profile for a folder of recordings, and select it",
     "profile": "select another profile or other variants",

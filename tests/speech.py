@@ -122,7 +122,7 @@ def mini() -> Any:
     """The trained mini adapter."""
     from steermoe import SteerMoE
 
-    return SteerMoE.from_pretrained(ROOT / "pretrained/adapters/steermoe")
+    return SteerMoE.from_pretrained(ROOT / "pretrained/adapters/mini/steermoe")
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def call(
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(opening, "open_model", lambda source, device: mini)
+    monkeypatch.setattr(opening, "open_model", lambda source, device, yes: mini)
 
     def run(*arguments: str) -> SimpleNamespace:
         code = cli.main(arguments)

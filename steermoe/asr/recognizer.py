@@ -1,6 +1,6 @@
 """Transcribe recordings of any length, and live audio as it arrives.
 
-    recognizer = Recognizer(SteerMoE.from_pretrained("pretrained/adapters/steermoe"))
+    recognizer = Recognizer(SteerMoE.from_pretrained("pretrained/adapters/mini/steermoe"))
     for index, found in recognizer.recordings(["a.wav", "b.m4a", samples]):  # in the order in which they end
         ...  # `found` is a Transcript, or the error of that recording; the others go on
     for event in recognizer.stream(blocks):  # blocks (n,) float32 at 16 kHz, of any sizes, as they arrive

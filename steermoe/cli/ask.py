@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from steermoe.cli.options import Device, Json, Model, Track
+from steermoe.cli.options import Device, Json, Model, Track, Yes
 
 
 def main(
@@ -24,6 +24,7 @@ def main(
     as_json: Json = False,
     track: Track = None,
     device: Device = None,
+    yes: Yes = False,
 ) -> None:
     """Ask a question about a recording, or give a task; a spoken request can end in a tool call.
 
@@ -41,7 +42,7 @@ def main(
     functions = None if tools is None else _functions(tools)
     from steermoe.cli import options
 
-    opened = options.open_model(model, device)
+    opened = options.open_model(model, device, yes)
     from steermoe.audio import io
     from steermoe.data.prompts import render
     from steermoe.data.tokens import plain

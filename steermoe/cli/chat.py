@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from steermoe.cli.options import Device, Model
+from steermoe.cli.options import Device, Model, Yes
 from steermoe.cli.terminal import plain_console, printable
 
 HELP = """/audio FILE [QUESTION]  transcribe a recording, or ask a question about it
@@ -14,7 +14,7 @@ HELP = """/audio FILE [QUESTION]  transcribe a recording, or ask a question abou
 /quit                   quit; so does the end of input"""
 
 
-def main(model: Model = None, device: Device = None) -> None:
+def main(model: Model = None, device: Device = None, yes: Yes = False) -> None:
     """Chat with the frozen LLM by text and by recordings; the conversation is kept until `/reset`.
 
     A line is a turn. `/audio FILE` transcribes a recording, `/audio FILE QUESTION` asks about it; later lines are
@@ -28,7 +28,7 @@ def main(model: Model = None, device: Device = None) -> None:
     from steermoe.cli import options
     from steermoe.models.inference import NO_SPEECH
 
-    opened = options.open_model(model, device)
+    opened = options.open_model(model, device, yes)
     console = plain_console(soft_wrap=True)
     if sys.stdin.isatty():
         console.print(HELP)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from steermoe.cli.options import Device, Host, KeyFile, MaxMb, MaxSeconds, Model, Port
+from steermoe.cli.options import Device, Host, KeyFile, MaxMb, MaxSeconds, Model, Port, Yes
 
 COMPARED = ("linear", "lora")  # folders next to the adapter's
 
@@ -30,6 +30,7 @@ def main(
     compare: Compare = None,
     no_compare: NoCompare = False,
     device: Device = None,
+    yes: Yes = False,
     host: Host = "127.0.0.1",
     port: Port = 7860,
     password_file: KeyFile = None,
@@ -61,8 +62,8 @@ def main(
         from steermoe.demo.inference import Models, speak_examples
 
         name, size = model_name(model), int(max_mb * 2**20)
-        loaded = {Path(other).name: open_model(other, device) for other in others}
-        models = Models(open_model(model, device), loaded, max_seconds)
+        loaded = {Path(other).name: open_model(other, device, yes) for other in others}
+        models = Models(open_model(model, device, yes), loaded, max_seconds)
         examples = Path(folder) / "examples"
         examples.mkdir()
         page = create_page(models, name, speak_examples(examples))
@@ -83,9 +84,9 @@ def compared_models(model: str | None, compare: list[str] | None) -> list[str]:
     Raises:
         ValueError: two have the same name.
     """
-    from steermoe.cli.options import DEFAULT_MODEL
+    from steermoe.cli.options import model_path
 
-    own = Path(model or DEFAULT_MODEL).absolute()
+    own = Path(model_path(model)).absolute()
     if not compare:
         return [
             str(own.parent / name) for name in COMPARED if name != own.name and (own.parent / name).is_dir()

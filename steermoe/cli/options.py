@@ -20,8 +20,11 @@ LlmName = Annotated[str | None, typer.Option(help=f"LLM, instead of the configur
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Model = Annotated[
     str | None,
-    typer.Option(help="trained adapter, a folder or a hub id; default: pretrained/adapters/steermoe"),
+    typer.Option(
+        help="trained adapter: a folder, a hub id, small (real speech; the default) or mini (158 synthetic words)"
+    ),
 ]
+Yes = Annotated[bool, typer.Option("--yes", help="download missing base models without asking")]
 Device = Annotated[
     str | None, typer.Option(help="device of the model (cpu, cuda, cuda:1); default: cuda if available")
 ]
@@ -40,29 +43,63 @@ KeyFile = Annotated[
 ]
 MaxMb = Annotated[float, typer.Option(min=0.001, help="maximum size of a request (MiB)")]
 MaxSeconds = Annotated[float, typer.Option(min=0.1, help="maximum audio duration (s)")]
-DEFAULT_MODEL = "pretrained/adapters/steermoe"
+# The adapters of the repository that have a name.
+SHIPPED = {"small": "pretrained/adapters/small/steermoe", "mini": "pretrained/adapters/mini/steermoe"}
+DEFAULT_MODEL = "small"
 STANDARD_INPUT = "-"
 SHOWN = 5  # skipped files that are named
 
 
+def model_path(source: str | None) -> str:
+    """Return the folder or hub id of a model, given by that or by a name of SHIPPED; None: the default.
+
+    Raises:
+        ValueError: the adapter of that name is not here.
+    """
+    source = source or DEFAULT_MODEL
+    if source not in SHIPPED or Path(source).is_dir():
+        return source
+    for root in (Path(), Path(__file__).parents[2]):  # the second where the package runs from a clone
+        if (root / SHIPPED[source]).is_dir():
+            return str(root / SHIPPED[source])
+    raise ValueError(
+        f"--model {source}: there is no {SHIPPED[source]}, which comes with the repository, here; give a folder, or a "
+        "hub id"
+    )
+
+
 def model_name(source: str | None) -> str:
     """Return the last name of a model's folder or repository; of `.`, that of the current folder."""
-    return Path(source or DEFAULT_MODEL).absolute().name
+    return Path(model_path(source)).absolute().name
 
 
-def open_model(source: str | None, device: str | None, load: "LoadLlm | None" = None) -> "SteerMoE":
-    """Load a trained model on a device; `load` as in `SteerMoE.from_pretrained`.
+def open_model(
+    source: str | None, device: str | None, yes: bool = False, load: "LoadLlm | None" = None
+) -> "SteerMoE":
+    """Load a trained model on a device; base models that have a name are downloaded first, after consent.
+
+    Args:
+        source: as of `model_path`.
+        yes: consent was given.
+        load: as in `SteerMoE.from_pretrained`.
 
     Raises:
         ValueError: there is no such model or device, or the model cannot be loaded.
+        UnavailableError: base models are missing, and there is no consent or no way to get them.
     """
-    if source is None and not Path(DEFAULT_MODEL).is_dir():
-        raise ValueError(f"--model: none given, and no {DEFAULT_MODEL} here; give a folder, or a hub id")
     import torch
 
+    from steermoe import weights
+    from steermoe.models import checkpoint
     from steermoe.models.steermoe import SteerMoE
 
-    model = SteerMoE.from_pretrained(source or DEFAULT_MODEL, load=load)
+    path = model_path(source)
+    base_models = checkpoint.sections(checkpoint.read(path).variant).values()
+    try:
+        weights.ensure((section.path for section in base_models), yes)
+    except weights.UnavailableError as error:
+        raise weights.UnavailableError(f"{error}; `--model mini` needs no download") from error
+    model = SteerMoE.from_pretrained(path, load=load)
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return model.to(name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from steermoe.cli.options import Device, Host, KeyFile, MaxMb, MaxSeconds, Model, Port
+from steermoe.cli.options import Device, Host, KeyFile, MaxMb, MaxSeconds, Model, Port, Yes
 
 if TYPE_CHECKING:
     from steermoe.server.engine import Engine, Limits
@@ -32,6 +32,7 @@ BatchSeconds = Annotated[float, typer.Option(min=0.1, help="maximum audio per ba
 def main(
     model: Model = None,
     device: Device = None,
+    yes: Yes = False,
     name: Name = None,
     language: Language = None,
     host: Host = "127.0.0.1",
@@ -75,7 +76,7 @@ def main(
             batch_rows=batch_rows, max_batch_seconds=max_batch_seconds,
         )  # fmt: skip
         name, code = name or model_name(model), language_code(language)
-        engine = _engine(model, device, limits, llm_url, llm_model)
+        engine = _engine(model, device, yes, limits, llm_url, llm_model)
         app = create_app(engine, name, code, key, local_names(host) if key is None else None)
         # uvicorn finishes what it accepted, and then raises the signal again, which would end us with an error.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -89,16 +90,21 @@ def main(
 
 
 def _engine(
-    model: str | None, device: str | None, limits: "Limits", llm_url: str | None, llm_model: str | None
+    model: str | None,
+    device: str | None,
+    yes: bool,
+    limits: "Limits",
+    llm_url: str | None,
+    llm_model: str | None,
 ) -> "Engine":
     """Load the model, with its LLM or with that of a server."""
     from steermoe.cli.options import open_model
     from steermoe.server.engine import Engine
 
     if llm_url is None:
-        return Engine(open_model(model, device), limits)
+        return Engine(open_model(model, device, yes), limits)
     from steermoe.server.vllm_client import RemoteLlm, load_embeddings
 
-    loaded = open_model(model, device, load_embeddings)
+    loaded = open_model(model, device, yes, load_embeddings)
     stops = loaded.llm.generation_config.eos_token_id
     return Engine(loaded, limits, RemoteLlm(llm_url, llm_model, stops, os.environ.get(LLM_KEY_VARIABLE)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from steermoe.cli.options import Device, Json, Model, Silence
+from steermoe.cli.options import Device, Json, Model, Silence, Yes
 from steermoe.cli.terminal import plain_console
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def main(
     silence: Silence = 0.4,
     as_json: Json = False,
     device: Device = None,
+    yes: Yes = False,
 ) -> None:
     """Transcribe speech as it arrives: partial results, replaced by final ones, with their latency.
 
@@ -57,7 +58,7 @@ def main(
     from steermoe.asr.recognizer import Recognizer
     from steermoe.cli import options
 
-    recognizer = Recognizer(options.open_model(model, device), silence=silence)
+    recognizer = Recognizer(options.open_model(model, device, yes), silence=silence)
     if source is None:
         blocks = streaming.until_interrupted(streaming.microphone(microphone))
     elif source == "-":

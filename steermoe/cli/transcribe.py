@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steermoe.atomic_io import write_text
-from steermoe.cli.options import Device, Model, Silence, Track
+from steermoe.cli.options import Device, Model, Silence, Track, Yes
 from steermoe.cli.terminal import plain_console, printable
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def main(
     silence: Silence = 0.4,
     track: Track = None,
     device: Device = None,
+    yes: Yes = False,
 ) -> None:
     """Transcribe recordings of any length.
 
@@ -69,7 +70,7 @@ def main(
     from steermoe.asr.recognizer import Recognizer
 
     recognizer = Recognizer(
-        options.open_model(model, device), prompt=prompt, context=context,
+        options.open_model(model, device, yes), prompt=prompt, context=context,
         words=words or max_line_width is not None, silence=silence, track=track,
     )  # fmt: skip
     bad = 0

@@ -123,11 +123,11 @@ class Limited(Corpus):
 class Neural(Limited):
     """Corpus `neural`: phrases spoken by neural voices.
 
-    `utterances` of each split; `changed_share` of `train` and `train-piper` has noise, reverberation, or the band of a
-    telephone.
+    `utterances` of each split; `changed_share` of `train`, `train-piper` and `tune` has noise, reverberation, or the
+    band of a telephone.
     """
 
-    SPLITS: ClassVar = ("train", "train-piper", "dev", "clean", "noise", "reverb", "telephone")
+    SPLITS: ClassVar = ("train", "train-piper", "dev", "clean", "noise", "reverb", "telephone", "tune")
     utterances: dict[str, Rows]
     changed_share: Annotated[float, Field(ge=0, le=1)]
 

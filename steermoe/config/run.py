@@ -128,10 +128,13 @@ class Ctc(Section):
     Attributes:
         steps: the first steps of the training, in which it is the only loss, and the LLM is not run.
         coef: its weight beside the LLM's loss in the steps after them.
+        soft_tokens: what the LLM reads; false: the projector's output; true: at each position the token embeddings,
+            weighted by the posteriors of the CTC head, without positions that are blank.
     """
 
     steps: Rows
     coef: Positive
+    soft_tokens: bool
 
 
 class TrainingSchedule(Section):

@@ -1,10 +1,11 @@
 """Phrases spoken by neural voices: 28 English voices of Kokoro, mixtures of them, and one of Piper.
 
 `train` has 14 voices of Kokoro, mixtures of two of them, and Piper; `train-piper` has Piper alone, which costs a
-seventh of the time. Both have varied speed and pitch, and a share of them is changed by one of the conditions. Voices
-and texts of `dev` and of the test splits occur nowhere else. The test splits hold the same recordings: `clean` as they
-are, the others under a condition: `noise` (5-20 dB), `reverb` (RT60 0.2-0.6 s), `telephone` (300-3400 Hz, 8-bit
-A-law). Four voices are in no split: they are left for a check from outside.
+seventh of the time, and so has `tune`: other texts, for steps after those on the first two. All have varied speed and
+pitch, and a share of them is changed by one of the conditions. Voices and texts of `dev` and of the test splits occur
+nowhere else. The test splits hold the same recordings: `clean` as they are, the others under a condition: `noise`
+(5-20 dB), `reverb` (RT60 0.2-0.6 s), `telephone` (300-3400 Hz, 8-bit A-law). Four voices are in no split: they are
+left for a check from outside.
 
 `fetch` speaks the phrases, which takes about 0.6 CPU seconds per second of Kokoro and 0.1 of Piper; recordings are
 kept in a folder of the user, so that nothing is spoken twice. Conditions are applied when rows are read.
@@ -32,7 +33,8 @@ from steermoe.weights import cache, fetched
 __all__ = ["CARD", "SPLITS", "fetch", "parts", "rows"]
 
 SPLITS = Neural.SPLITS
-TRAIN = ("train", "train-piper")
+PIPER_ALONE = ("train-piper", "tune")
+TRAIN = ("train", *PIPER_ALONE)
 TESTS = ("clean", "noise", "reverb", "telephone")  # the same recordings
 OUTSIDE = ("af_bella", "am_eric", "bf_emma", "bm_lewis")  # in no split
 VOICES = {
@@ -100,8 +102,9 @@ def planned(settings: Neural, wordnet: Path) -> dict[str, list[Utterance]]:
         found[split] = [_utterance(rng, split, n, texts[used + n]) for n in range(counts[split])]
         used += counts[split]
     rng = np.random.default_rng([settings.seed, len(found)])
-    last = texts[::-1][: counts["train-piper"]]
-    found["train-piper"] = [_utterance(rng, "train-piper", n, text) for n, text in enumerate(last)]
+    last = iter(texts[::-1])
+    for split in PIPER_ALONE:
+        found[split] = [_utterance(rng, split, n, next(last)) for n in range(counts[split])]
     return found
 
 

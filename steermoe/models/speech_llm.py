@@ -130,8 +130,13 @@ class SpeechLlm(Tower):
         return groups | self._adapters
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """Return the trained parameters by name, and nothing else."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        """Return the trained parameters by name, and `fixed_state`."""
+        trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        return trained | self.fixed_state()
+
+    def fixed_state(self) -> dict[str, Tensor]:
+        """Return what belongs to the trained parameters but has no gradient: the tokens that the CTC head knows."""
+        return {} if self.ctc is None else {"ctc.spoken": self.ctc.spoken}
 
     def frozen_hashes(self) -> dict[str, str]:
         """Return the SHA-256 of the weights of each of `frozen_parts`."""
@@ -160,6 +165,22 @@ class SpeechLlm(Tower):
         return next(self.projection.parameters()).device
 
     # forward
+
+    def encode(
+        self,
+        features_BMT: Tensor,
+        lengths_B: Tensor,
+        prompt_BPH: Tensor | None = None,
+        prompt_lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Turn features into what the LLM reads: as `Tower.encode`, or the soft tokens of the CTC head."""
+        return self._read(super().encode(features_BMT, lengths_B, prompt_BPH, prompt_lengths_B))
+
+    def _read(self, audio: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        section = self.config.training.ctc
+        if self.ctc is None or section is None or not section.soft_tokens:
+            return audio
+        return self.ctc.soft_tokens(*audio, self.llm.get_input_embeddings())
 
     def forward(
         self,
@@ -228,6 +249,7 @@ class SpeechLlm(Tower):
     ) -> tuple[Tensor, Tensor]:
         target_ids, target_lengths = batch.target_ids, batch.target_lengths
         assert target_ids is not None and target_lengths is not None
+        parts = [*parts[:-2], self._read(parts[-2]), parts[-1]]
         # A row's last target token is predicted, but not read.
         rows_BWH, _ = self.packed([*parts, (target_ids[:, :-1], target_lengths - 1)], "right")
         before_B = torch.stack([lengths for _, lengths in parts]).sum(0)
@@ -243,7 +265,8 @@ class SpeechLlm(Tower):
         Returns:
             rows (B, W, H), padded on one side, and True where they are valid, (B, W).
         """
-        return self.packed(self._prompt_parts(batch), padding)
+        *before, audio, prompt = self._prompt_parts(batch)
+        return self.packed([*before, self._read(audio), prompt], padding)
 
     def generate_all(
         self,
@@ -264,7 +287,7 @@ class SpeechLlm(Tower):
         return generate_all(self.llm, self.embed_prompt, batches, generation, seed, scored, max_rows)
 
     def _prompt_parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Return what the LLM reads before a target, parts with their lengths."""
+        """Return what comes before a target, parts with their lengths: prefix, video, the projected audio, prompt."""
         expected, found = self.video is not None, batch.video_features is not None
         if expected != found:
             raise ValueError(
@@ -275,7 +298,7 @@ class SpeechLlm(Tower):
         prompt = batch.prompt_ids, batch.prompt_lengths
         embedded = self._embedded(batch.prompt_ids), batch.prompt_lengths
         parts = [(batch.prefix_ids, batch.prefix_lengths)]
-        audio = self.encode(batch.features, batch.feature_lengths, *embedded)
+        audio = super().encode(batch.features, batch.feature_lengths, *embedded)
         if self.video is not None and batch.video_features is not None and batch.video_lengths is not None:
             parts.append(self.video.encode(batch.video_features, batch.video_lengths, *embedded))
         return [*parts, audio, prompt]

@@ -89,6 +89,8 @@ def train(
     teacher = Teacher.of(model)
     before = {part: digests(weights) for part, weights in model.frozen_parts().items()}
     load_initial(model, _last(before))
+    if model.ctc is not None:
+        model.ctc.allow(spoken_tokens(data, model.tokenizer))
     key = training_key(variant, data.digest, _last(before), adapters_of(variant.training))
     cache = root or project_root(), feature_cache_gb
     shared = {"teacher": teacher, "workers": workers, "distributed": distributed}
@@ -98,7 +100,8 @@ def train(
     with Staging(out, key, root) as staging:
         with _tracking(tracker, variant, key, data, shards[0].parent, staging.scratch):
             trainer, results = fit(staging.scratch, tracker=tracker)
-            trained = (variant, key["frozen"], trainer.best_weights, None, generation, normalizer)
+            weights = trainer.best_weights | model.fixed_state()
+            trained = (variant, key["frozen"], weights, None, generation, normalizer)
             adapter.write(staging.files, adapter.Adapter(*trained))
             _write_results(history or staging.part("history.csv"), timing, trainer, results)
             if tracker is not None:
@@ -114,8 +117,6 @@ def _built(variant: VariantConfig, data: TrainingData, max_new_tokens: int | Non
     """Return the initial model of a variant, which can be trained on `data`."""
     model = SteerMoE.from_config(variant)
     check_rows(variant, data, model, max_new_tokens)
-    if model.ctc is not None:
-        model.ctc.restrict(spoken_tokens(data, model.tokenizer))
     return model
 
 

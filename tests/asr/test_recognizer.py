@@ -162,7 +162,7 @@ MEASURE = """
 import json, resource, sys
 from steermoe import SteerMoE
 from steermoe.asr.recognizer import Recognizer
-recognizer = Recognizer(SteerMoE.from_pretrained("pretrained/adapters/steermoe"))
+recognizer = Recognizer(SteerMoE.from_pretrained("pretrained/adapters/mini/steermoe"))
 for path in sys.argv[1:]:
     found = recognizer.transcript(path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -82,7 +82,7 @@ def test_real_process() -> None:
 
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     """Of each command, all in one process."""
-    model = ["--model", str(ROOT / "pretrained/adapters/steermoe")]
+    model = ["--model", str(ROOT / "pretrained/adapters/mini/steermoe")]
     commands = [
         ["serve", *model],
         ["demo", *model],

@@ -19,6 +19,7 @@ from steermoe.asr.transcript import FORMATS, render
 from steermoe.audio.io import RATE
 from steermoe.cli import options
 from steermoe.cli.terminal import plain_console, printable
+from steermoe.weights import UnavailableError
 
 ROOT = Path(__file__).parents[2]
 Call = Callable[..., SimpleNamespace]
@@ -118,7 +119,7 @@ def test_wrong_use(call: Call, folder: Path, arguments: list[str], message: str)
 def test_real_process_in_another_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Base models are found from the adapter, whatever the current folder."""
     program = [sys.executable, "-c", "import sys; from steermoe.cli.main import main; sys.exit(main())"]
-    model = ROOT / "pretrained/adapters/steermoe"
+    model = ROOT / "pretrained/adapters/mini/steermoe"
     run = subprocess.run(
         [*program, "transcribe", str(folder / "short.wav"), str(folder / "notes.txt"), "--model", str(model)],
         cwd=tmp_path, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(ROOT), "PATH": ""},
@@ -128,8 +129,20 @@ def test_real_process_in_another_folder(folder: Path, tmp_path: Path, monkeypatc
     with pytest.raises(ValueError, match="--device: found 'cuda:99', which cannot be used"):
         options.open_model(str(model), "cuda:99")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="--model: none given, and no pretrained/adapters/steermoe here"):
+    assert options.model_path("mini") == str(ROOT / "pretrained/adapters/mini/steermoe")
+    with pytest.raises(ValueError, match="neither a folder nor a repository"):
+        options.open_model("no/such", None)
+
+
+def test_missing_base_models_are_not_downloaded_without_consent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STEERMOE_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"whisper-base, smollm2-135m-instruct .*--yes.*--model mini"):
         options.open_model(None, None)
+    assert "to download, of openai/whisper-base; licence: MIT" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -17,12 +17,21 @@ from steermoe.data.preprocess import preprocess
 from steermoe.data.shards import read_rows
 
 NAMES = "alder birch cedar dogwood elm fir gum hazel ivy juniper".split()
-COUNTS = {"train": 60, "train-piper": 20, "dev": 8, "clean": 12, "noise": 12, "reverb": 6, "telephone": 12}
+COUNTS = {
+    "train": 60,
+    "train-piper": 20,
+    "dev": 8,
+    "clean": 12,
+    "noise": 12,
+    "reverb": 6,
+    "telephone": 12,
+    "tune": 7,
+}
 
 
 def settings(**changes: Any) -> Neural:
     values = {
-        "train": ["train", "train-piper"], "dev": ["dev"], "test": ["clean", "noise", "reverb", "telephone"],
+        "train": ["train", "train-piper", "tune"], "dev": ["dev"], "test": ["clean", "noise", "reverb", "telephone"],
         "seed": 5, "limit": None, "utterances": COUNTS, "changed_share": 0.5,
     }  # fmt: skip
     return Neural.model_validate(values | changes)
@@ -60,7 +69,7 @@ def test_phrases_are_sentences_and_each_stands_once(wordnet: Path, tmp_path: Pat
 def test_no_text_and_no_voice_is_in_two_splits(wordnet: Path) -> None:
     planned = neural.planned(settings(), wordnet)
     assert {split: len(of) for split, of in planned.items()} == {
-        "test": 12, "dev": 8, "train": 60, "train-piper": 20,
+        "test": 12, "dev": 8, "train": 60, "train-piper": 20, "tune": 7,
     }  # fmt: skip
     texts = [each.spoken.text for of in planned.values() for each in of]
     assert len(set(texts)) == len(texts)
@@ -146,7 +155,16 @@ def test_corpus_becomes_shards_under_their_conditions(
     folders = {"wordnet": wordnet, "kokoro-82m": voices[0], "piper-joe": voices[1]}
     monkeypatch.setattr(neural, "fetched", lambda name: folders[name])
     monkeypatch.setattr(neural, "cache", lambda: tmp_path / "cache")
-    counts = {"train": 1, "train-piper": 3, "dev": 1, "clean": 2, "noise": 2, "reverb": 2, "telephone": 2}
+    counts = {
+        "train": 1,
+        "train-piper": 3,
+        "dev": 1,
+        "clean": 2,
+        "noise": 2,
+        "reverb": 2,
+        "telephone": 2,
+        "tune": 1,
+    }
     chosen = settings(utterances=counts, changed_share=0.0)
     corpora.fetch("neural", chosen, tmp_path / "raw")
     summary = preprocess(neural, chosen, tmp_path / "raw", tmp_path / "shards", workers=1)

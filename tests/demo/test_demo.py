@@ -45,7 +45,7 @@ def test_wrong_use(arguments: list[str], why: str, call: Callable[..., SimpleNam
 def test_an_adapter_in_the_current_folder_has_its_name_and_others_beside_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(ROOT / "pretrained/adapters/steermoe")
+    monkeypatch.chdir(ROOT / "pretrained/adapters/mini/steermoe")
     assert opening.model_name(".") == opening.model_name(None) == "steermoe"
     assert opening.model_name("you/mini") == "mini"
     assert [Path(other).name for other in demo_command.compared_models(".", None)] == ["linear", "lora"]

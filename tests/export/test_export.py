@@ -77,7 +77,7 @@ def test_words_of_the_mini_model_are_the_same(
     exported: Path, synthetic_clean: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    model, graphs = SteerMoE.from_pretrained("pretrained/adapters/steermoe"), OnnxModel(exported)
+    model, graphs = SteerMoE.from_pretrained("pretrained/adapters/mini/steermoe"), OnnxModel(exported)
     expected = model.transcribe(synthetic_clean)
     assert graphs.transcribe(synthetic_clean) == expected
     assert len(set(expected)) > 1
@@ -87,7 +87,7 @@ def test_words_of_the_mini_model_are_the_same(
 def test_audio_tokens_are_the_same_at_other_sizes_than_the_traced(exported: Path) -> None:
     graphs = OnnxModel(exported)
     model = SteerMoE.from_pretrained(
-        ROOT / "pretrained/adapters/steermoe",
+        ROOT / "pretrained/adapters/mini/steermoe",
         encoder=ROOT / "pretrained/encoder",
         llm=ROOT / "pretrained/llm",
     )
@@ -125,7 +125,7 @@ def test_int8_is_smaller_and_still_hears(
     place: Path, synthetic_clean: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    model = SteerMoE.from_pretrained("pretrained/adapters/steermoe")
+    model = SteerMoE.from_pretrained("pretrained/adapters/mini/steermoe")
     full, small = (
         sum(file.stat().st_size for file in (place / name / "llm").iterdir())
         for name in ("exported", "exported-int8")

@@ -19,6 +19,14 @@ def table() -> nn.Embedding:
     return nn.Embedding(VOCABULARY, WIDTH)
 
 
+@pytest.fixture
+def head(table: nn.Embedding) -> CtcHead:
+    """A head that can say every token."""
+    head = CtcHead(table.weight)
+    head.allow(torch.arange(VOCABULARY))
+    return head
+
+
 def said(table: nn.Embedding, head: CtcHead, *classes: int | None) -> Tensor:
     """Audio that says a token at each position; None is the blank."""
     with torch.no_grad():
@@ -27,21 +35,42 @@ def said(table: nn.Embedding, head: CtcHead, *classes: int | None) -> Tensor:
     return torch.stack([head.blank if c is None else table.weight[c] for c in classes]).detach()
 
 
-def test_embeddings_of_tokens_are_read_as_these_tokens(table: nn.Embedding) -> None:
-    head = CtcHead(table.weight)
+def test_embeddings_of_tokens_are_read_as_these_tokens(table: nn.Embedding, head: CtcHead) -> None:
     audio = said(table, head, None, 7, 7, None, 7, 12, 30, None)
     lengths, targets = torch.tensor([8, 6]), torch.tensor([[7, 7, 12, 30, END], [7, 7, 12, END, -1]])
     batch = torch.stack([audio, audio])
     assert head.read(batch, lengths, table) == [[7, 7, 12, 30], [7, 7, 12]]
     loss = head(batch, lengths, table, targets, torch.tensor([5, 4]), ENDS)
     assert 0 <= loss < 0.01
-    head.restrict(torch.tensor([30, 12, 7, 12]))
-    assert head.read(batch, lengths, table) == [[7, 7, 12, 30], [7, 7, 12]]
+    few = CtcHead(table.weight)
+    few.allow(torch.tensor([30, 12, 7, 12]))
+    few.load_state_dict(head.state_dict() | {"spoken": few.spoken})
+    assert few.tokens.tolist() == [7, 12, 30]
+    assert few.read(batch, lengths, table) == [[7, 7, 12, 30], [7, 7, 12]]
 
 
-def test_loss_is_that_of_a_sum_over_all_alignments(table: nn.Embedding) -> None:
+def test_soft_tokens_are_the_embeddings_of_what_is_said(table: nn.Embedding, head: CtcHead) -> None:
+    """Where the posteriors are sharp; blanks are left out, and the order is kept."""
+    audio = said(table, head, None, 7, 7, None, 12, 30, None)
+    batch = torch.stack([audio, audio, head.blank.detach().expand_as(audio)])
+    with torch.no_grad():
+        found, lengths = head.soft_tokens(batch, torch.tensor([7, 4, 7]), table)
+    assert lengths.tolist() == [4, 2, 1]
+    torch.testing.assert_close(found[0, :4], table.weight[[7, 7, 12, 30]], atol=1e-2, rtol=0)
+    torch.testing.assert_close(found[1, :2], table.weight[[7, 7]], atol=1e-2, rtol=0)
+
+
+def test_soft_tokens_are_means_weighted_by_posteriors(table: nn.Embedding, head: CtcHead) -> None:
+    audio = torch.randn(1, 1, WIDTH, requires_grad=True)
+    found, lengths = head.soft_tokens(audio, torch.tensor([1]), table)
+    posteriors = head.log_probs(audio, table)[0, 0, 1:].softmax(-1)
+    torch.testing.assert_close(found[0, 0], posteriors @ table.weight)
+    found.sum().backward()
+    assert lengths.tolist() == [1] and audio.grad is not None and audio.grad.any()
+
+
+def test_loss_is_that_of_a_sum_over_all_alignments(table: nn.Embedding, head: CtcHead) -> None:
     """Two tokens over three positions have five alignments: ab_ a_b _ab aab abb."""
-    head = CtcHead(table.weight)
     audio = torch.randn(1, 3, WIDTH)
     p = head.log_probs(audio, table)[0].exp()
     blank, a, b = 0, 9 + 1, 21 + 1
@@ -51,18 +80,25 @@ def test_loss_is_that_of_a_sum_over_all_alignments(table: nn.Embedding) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_row_that_cannot_be_aligned_adds_nothing(table: nn.Embedding) -> None:
-    head = CtcHead(table.weight)
+def test_a_row_that_cannot_be_aligned_adds_nothing(table: nn.Embedding, head: CtcHead) -> None:
     audio = torch.randn(1, 2, WIDTH, requires_grad=True)
     loss = head(audio, torch.tensor([2]), table, torch.tensor([[5, 6, 7, END]]), torch.tensor([4]), ENDS)
     loss.backward()
     assert loss == 0 and audio.grad is not None and not audio.grad.any()
 
 
-def test_training_with_it_runs_the_llm_only_after_its_steps(tiny_variant: Any, make_batch: Any) -> None:
-    variant = tiny_variant("steering", {"training.ctc": {"steps": 2, "coef": 0.5}, "training.max_steps": 6})
+@pytest.mark.parametrize("soft_tokens", [False, True])
+def test_training_with_it_runs_the_llm_only_after_its_steps(
+    soft_tokens: bool, tiny_variant: Any, make_batch: Any
+) -> None:
+    variant = tiny_variant(
+        "steering",
+        {"training.ctc": {"steps": 2, "coef": 0.5, "soft_tokens": soft_tokens}, "training.max_steps": 6},
+    )
     model = SteerMoE.from_config(variant).train()
     given, calls = make_batch(), []
+    assert model.ctc is not None
+    model.ctc.allow(given.target_ids.clamp(min=0))
     model.llm.base_model.register_forward_hook(lambda *_: calls.append(0))
     alone = model(**given, ctc_only=True)
     assert not calls and alone.num_tokens == given.target_lengths.sum()

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def project(tmp_path: Path) -> Path:
     """A project of a variant with a teacher, one that begins with it and one without, no models and no shards."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    shutil.copytree(ROOT / "pretrained/adapters/linear", tmp_path / "teacher")
+    shutil.copytree(ROOT / "pretrained/adapters/mini/linear", tmp_path / "teacher")
     yaml = YAML()
     values = yaml.load(ROOT / "params.yaml")
     lesson = {"teacher": str(tmp_path / "teacher"), "logits": 1.0, "temperature": 2.0, "hidden": 0.0}

@@ -93,7 +93,7 @@ def running(engine: Engine, key: str | None = None, language: str | None = None)
 
 @pytest.fixture(scope="session")
 def adapter() -> Path:
-    return ROOT / "pretrained/adapters/steermoe"
+    return ROOT / "pretrained/adapters/mini/steermoe"
 
 
 @pytest.fixture(scope="session")

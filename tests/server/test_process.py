@@ -54,7 +54,17 @@ class Process:
 @contextmanager
 def started(*arguments: str, **environment: str) -> Iterator[Process]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STEERMOE_")}
-    command = [sys.executable, "-m", "steermoe.cli.main", "serve", "--port", "0", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "steermoe.cli.main",
+        "serve",
+        "--model",
+        "mini",
+        "--port",
+        "0",
+        *arguments,
+    ]
     pipes: Any = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, env=kept | environment, **pipes)
     try:
