@@ -35,7 +35,7 @@ def encoded(model: SteerMoE, count: int) -> list[Prompt]:
     found = []
     for key, samples in enumerate(sentences(count / 12)[:count]):
         batch = collate([make_item(model.features(samples), ids)])
-        found += prompts_of(model.embed_prompt, batch, [key])
+        found += prompts_of(partial(model.read_prompt, ctc_weight=0.0), batch, [key])
     return sorted(found, key=lambda prompt: len(prompt.embeddings))
 
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -59,7 +60,9 @@ def first_token(model: SteerMoE, samples: np.ndarray) -> float:
     }  # fmt: skip
     with torch.no_grad():
         slots = DecodeSlots(model.llm, GREEDY)
-        slots.read(prompts_of(model.embed_prompt, collate([item]).to(model.device), [0]))
+        slots.read(
+            prompts_of(partial(model.read_prompt, ctc_weight=0.0), collate([item]).to(model.device), [0])
+        )
     return time.perf_counter() - begin
 
 

@@ -213,7 +213,7 @@ def greedy() -> Callable[..., Any]:
     def section(max_new_tokens: int, **changes: Any) -> Generation:
         values: dict[str, Any] = {
             "min_new_tokens": 0, "strategy": "greedy", "num_beams": None, "temperature": None, "top_p": None,
-            "no_repeat_ngram_size": None, "max_repeats": 8,
+            "no_repeat_ngram_size": None, "max_repeats": 8, "ctc_weight": 0.0,
         }  # fmt: skip
         return Generation.model_validate({"max_new_tokens": max_new_tokens, **values, **changes})
 

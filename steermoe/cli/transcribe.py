@@ -49,10 +49,9 @@ def main(
 ) -> None:
     """Transcribe recordings of any length.
 
-    WAV, FLAC, AIFF, MP3, Ogg, m4a, MP4, MOV, WebM, Matroska, AAC, AMR and CAF, recognised by their content, also from
-    pipes; 4 to 192 kHz, up to 8 channels, up to 8 hours. Times are on the file's clock. Recordings are cut at
-    silences, and segments transcribed in batches. A recording that cannot be read is reported, the others go on, and
-    the exit code is 3.
+    WAV, FLAC, MP3, Ogg, m4a, MP4, WebM and more (docs/use.md), also from pipes, up to 8 hours. Times are on the file's
+    clock. Recordings are cut at silences, and segments transcribed in batches. A recording that cannot be read is
+    reported, the others go on, and the exit code is 3.
 
     Examples:
 
@@ -69,10 +68,8 @@ def main(
     files = _files(found, out, format)
     from steermoe.asr.recognizer import Recognizer
 
-    recognizer = Recognizer(
-        options.open_model(model, device, yes), prompt=prompt, context=context,
-        words=words or max_line_width is not None, silence=silence, track=track,
-    )  # fmt: skip
+    opened, timed = options.open_model(model, device, yes), words or max_line_width is not None
+    recognizer = Recognizer(opened, prompt=prompt, context=context, words=timed, silence=silence, track=track)
     bad = 0
     with _progress(found) as progress:
         for place, result in recognizer.recordings([options.source(path) for _, path in found], progress):

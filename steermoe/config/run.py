@@ -35,7 +35,12 @@ Normalizer = Annotated[str, name_in(NORMALIZERS)]
 
 
 class Generation(Section):
-    """How answers are decoded."""
+    """How answers are decoded.
+
+    Attributes:
+        ctc_weight: of CTC in the score of a transcript's tokens, with an adapter that has a CTC head
+            (`steermoe.models.joint_decoding`); 0: the LLM decides alone.
+    """
 
     max_new_tokens: Count
     min_new_tokens: Rows
@@ -45,8 +50,11 @@ class Generation(Section):
     top_p: PartOfOne | None
     no_repeat_ngram_size: Count | None
     max_repeats: Count | None
+    ctc_weight: Share
 
     def _rules(self) -> Iterator[tuple[str, str]]:
+        if self.strategy != "greedy" and self.ctc_weight:
+            yield "ctc_weight", f"0, as generation.strategy is {self.strategy}"
         if self.min_new_tokens > self.max_new_tokens:
             yield "min_new_tokens", f"at most generation.max_new_tokens, which is {self.max_new_tokens}"
         for key, strategy in (("num_beams", "beam"), ("temperature", "sample"), ("top_p", "sample")):

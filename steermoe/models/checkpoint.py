@@ -27,6 +27,7 @@ FORMAT = 1
 CARD = "README.md"
 KEYS = {"format", "variant", "frozen", "weights"}
 OPTIONAL = {"merged", "generation", "normalizer"}  # older adapters lack the last two
+ADDED = {"ctc_weight": 0.0}  # keys of `generation` that older adapters lack, with what held for them
 BESIDE = "./"  # a path that begins so is searched for in the adapter's own folder first
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def read(source: str | Path) -> Adapter:
         description["frozen"],
         load(content),
         None if merged is None else Merged(**merged),
-        None if generation is None else validated(generation),
+        None if generation is None else validated(ADDED | generation),
         description.get("normalizer"),
     )
 
@@ -120,7 +121,7 @@ def _description(path: Path) -> dict[str, Any]:
         if "merged" in description:
             Merged(**description["merged"])
         if "generation" in description:
-            validated(description["generation"])
+            validated(ADDED | description["generation"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not the description of an adapter: {error}") from error
     if description["format"] != FORMAT:

@@ -24,6 +24,7 @@ from transformers import DynamicCache, NoRepeatNGramLogitsProcessor
 
 from steermoe.config import Generation
 from steermoe.models.generation import ended, repeats
+from steermoe.models.joint_decoding import CtcPrefix
 from steermoe.models.llm import CausalLM, attends_to_all, hidden_states, logits
 from steermoe.models.packing import pack
 from steermoe.models.pretrained import exclusive
@@ -42,10 +43,11 @@ def continues(llm: CausalLM, generation: Generation) -> bool:
 
 @dataclass
 class Prompt:
-    """What the LLM reads before an answer: the answer's key (hashable) and embeddings (W, H)."""
+    """What the LLM reads before an answer: the answer's key (hashable), embeddings (W, H), and CTC scores, if any."""
 
     key: Any
     embeddings: Tensor
+    ctc: CtcPrefix | None = None
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Row:
     Attributes:
         key: that of its prompt.
         length: tokens in the KV cache, those of the answer included.
+        ctc: scores of a transcript with `generation.ctc_weight`.
         ids: tokens so far, an end token included.
         scores: their log-likelihoods, if requested.
         done: it has ended.
@@ -62,6 +65,7 @@ class Row:
 
     key: Any
     length: int
+    ctc: CtcPrefix | None = None
     ids: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     done: bool = False
@@ -101,7 +105,7 @@ class DecodeSlots:
         cache = DynamicCache(config=self.llm.config)
         hidden_BWH = hidden_states(self.llm, rows_BWH, cache, valid_BW)
         self._arrange(cache, valid_BW)
-        new = [Row(prompt.key, length) for prompt, length in zip(prompts, lengths, strict=True)]
+        new = [Row(prompt.key, length, prompt.ctc) for prompt, length in zip(prompts, lengths, strict=True)]
         self.rows += new
         self._append(hidden_BWH[:, -1], new)
 
@@ -151,7 +155,7 @@ class DecodeSlots:
     def _append(self, hidden_BH: Tensor, rows: Sequence[Row]) -> None:
         """Append the likeliest token to each row that has not ended."""
         scores_BV = logits(self.llm, hidden_BH).float()
-        ids_B = self._allowed(scores_BV, rows).argmax(-1)
+        ids_B = self._chosen(self._allowed(scores_BV, rows), rows)
         found: list[float] = []
         if self.scored:
             found = (scores_BV.gather(-1, ids_B[:, None])[:, 0] - scores_BV.logsumexp(-1)).tolist()
@@ -166,6 +170,15 @@ class DecodeSlots:
                 or repeats(row.ids, self.generation.max_repeats)
             )
             self._ended += [row] * row.done
+
+    def _chosen(self, scores_BV: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Return the token that follows in each row, the likeliest; by the joint score if the row has CTC scores."""
+        ids_B = scores_BV.argmax(-1)
+        for place, row in enumerate(rows):
+            if row.ctc is not None and not row.done:
+                llm_V = scores_BV[place].log_softmax(-1)
+                ids_B[place] = row.ctc.choose(llm_V, self.generation.ctc_weight, self.stops)
+        return ids_B
 
     def _allowed(self, scores_BV: Tensor, rows: Sequence[Row]) -> Tensor:
         """Return the logits with -inf for tokens that must not follow."""

@@ -27,7 +27,7 @@ from steermoe.models.pretrained import exclusive
 
 GREEDY = Generation(  # of adapters that do not store their generation settings
     max_new_tokens=200, min_new_tokens=0, strategy="greedy", num_beams=None, temperature=None, top_p=None,
-    no_repeat_ngram_size=None, max_repeats=8,
+    no_repeat_ngram_size=None, max_repeats=8, ctc_weight=0.0,
 )  # fmt: skip
 Watch = Callable[[list[list[int]]], Sequence[bool]]
 """Gets every row's ids after each step, padding after an end token included; returns which rows must end."""
@@ -151,6 +151,8 @@ def describe(generation: Generation, seed: int) -> str:
             words = [f"sampled at temperature {generation.temperature:g}{nucleus}, seed {seed}"]
         case _:
             words = ["greedy"]
+    if generation.ctc_weight:
+        words.append(f"transcripts by LLM and CTC, whose weight is {generation.ctc_weight:g}")
     words.append(f"at most {generation.max_new_tokens} new tokens")
     if generation.min_new_tokens:
         words.append(f"at least {generation.min_new_tokens}")

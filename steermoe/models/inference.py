@@ -29,14 +29,16 @@ from steermoe.data.prompts import encode_texts, render, texts_around
 from steermoe.data.tokens import plain
 from steermoe.models.continuous_batching import DecodeSlots, Prompt, answers, continues
 from steermoe.models.generation import GREEDY, decode, log_likelihoods
+from steermoe.models.joint_decoding import CtcPrefix
 from steermoe.models.llm import CausalLM
 from steermoe.models.pretrained import exclusive
 from steermoe.models.tools import Answer, check_tools, read_answer
 
 Audio = str | Path | np.ndarray
 Answerer = Any  # a SteerMoE, or its export to ONNX, which has the same methods
-Embed = Callable[[Batch, Literal["left", "right"]], tuple[Tensor, Tensor]]
-"""All that the LLM reads before an answer, padded on one side: rows (B, W, H), and True where they are valid."""
+Padding = Literal["left", "right"]
+Embed = Callable[[Batch, Padding], tuple[Tensor, Tensor, Sequence[CtcPrefix | None]]]
+"""All that the LLM reads before an answer, padded on one side: rows (B, W, H), True where valid, and CTC scores."""
 BATCH_SECONDS = 120.0  # padding included
 MAX_ROWS = 32  # that are decoded at a time
 NO_SPEECH = "no speech was found in the recording, so nothing was asked"
@@ -200,10 +202,15 @@ def generate_all(
         for row, ids, likelihoods in answers(slots, prompts, max_rows):
             yield Generated(row, ids, likelihoods)
         return
+    if generation.ctc_weight:
+        raise ValueError(
+            f"generation.ctc_weight: found {generation.ctc_weight:g}; legal: 0 with strategy {generation.strategy}, "
+            "and with an LLM that does not attend to all earlier tokens"
+        )
     before = 0
     for batch in batches:
         with torch.no_grad():
-            rows_BWH, valid_BW = embed(batch, "left")
+            rows_BWH, valid_BW, _ = embed(batch, "left")
             found = decode(llm, rows_BWH, valid_BW, generation, seed)
             scores = log_likelihoods(llm, rows_BWH, valid_BW, found) if scored else [[] for _ in found]
         for ids, likelihoods in zip(found, scores, strict=True):
@@ -214,9 +221,9 @@ def generate_all(
 @torch.no_grad()
 def prompts_of(embed: Embed, batch: Batch, keys: Iterable[Any]) -> list[Prompt]:
     """Return the rows of a batch as prompts for `DecodeSlots`, one for each key."""
-    rows_BWH, valid_BW = embed(batch, "right")
-    rows = zip(keys, rows_BWH, valid_BW.sum(1).tolist(), strict=True)
-    return [Prompt(key, row_WH[:length]) for key, row_WH, length in rows]
+    rows_BWH, valid_BW, ctc = embed(batch, "right")
+    rows = zip(keys, rows_BWH, valid_BW.sum(1).tolist(), ctc, strict=True)
+    return [Prompt(key, row_WH[:length], scores) for key, row_WH, length, scores in rows]
 
 
 def confidence(log_likelihoods: Sequence[float]) -> float | None:

@@ -11,7 +11,7 @@ Shapes: B batch, N target tokens of all rows, W width of the packed batch, H wid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,11 @@ from transformers.utils.generic import ModelOutput
 from steermoe import config
 from steermoe.config import Generation, VariantConfig
 from steermoe.data.dataset import Batch
+from steermoe.data.prompts import encode_prompt
 from steermoe.models.ctc import CtcHead
 from steermoe.models.encoders import load_encoder, load_video_encoder
-from steermoe.models.inference import MAX_ROWS, Generated, generate_all
+from steermoe.models.inference import MAX_ROWS, Generated, Padding, generate_all
+from steermoe.models.joint_decoding import CtcPrefix
 from steermoe.models.llm import (
     CausalLM,
     decoder_layers,
@@ -259,14 +261,42 @@ class SpeechLlm(Tower):
 
     @exclusive
     @torch.no_grad()
-    def embed_prompt(self, batch: Batch, padding: Literal["left", "right"] = "left") -> tuple[Tensor, Tensor]:
+    def embed_prompt(self, batch: Batch, padding: Padding = "left") -> tuple[Tensor, Tensor]:
         """Return all that the LLM reads before an answer, for a decoding loop of your own.
 
         Returns:
             rows (B, W, H), padded on one side, and True where they are valid, (B, W).
         """
+        return self.read_prompt(batch, padding, 0.0)[:2]
+
+    @exclusive
+    @torch.no_grad()
+    def read_prompt(
+        self, batch: Batch, padding: Padding, ctc_weight: float
+    ) -> tuple[Tensor, Tensor, list[CtcPrefix | None]]:
+        """Return `embed_prompt`, and for each row that is to be transcribed, with a `ctc_weight`, its CTC scores.
+
+        Raises:
+            ValueError: there is a weight, but the adapter has no CTC head.
+        """
         *before, audio, prompt = self._prompt_parts(batch)
-        return self.packed([*before, self._read(audio), prompt], padding)
+        rows_BWH, valid_BW = self.packed([*before, self._read(audio), prompt], padding)
+        scores: list[CtcPrefix | None] = [None] * batch.rows
+        if not ctc_weight:
+            return rows_BWH, valid_BW, scores
+        if self.ctc is None:
+            raise ValueError(
+                f"generation.ctc_weight: found {ctc_weight:g}, but the adapter has no CTC head; legal: 0, or an "
+                "adapter that was trained with training.ctc"
+            )
+        asked = encode_prompt(self.config.prompts, self.tokenizer, "transcribe", "").suffix
+        log_probs_BAK = self.ctc.log_probs(audio[0], self.llm.get_input_embeddings())
+        for row, (ids, count, length) in enumerate(
+            zip(batch.prompt_ids.tolist(), batch.prompt_lengths.tolist(), audio[1].tolist(), strict=True)
+        ):
+            if ids[:count] == asked:
+                scores[row] = CtcPrefix(log_probs_BAK[row, :length], self.ctc.tokens)
+        return rows_BWH, valid_BW, scores
 
     def generate_all(
         self,
@@ -284,7 +314,8 @@ class SpeechLlm(Tower):
             scored: return log-likelihoods, those of the LLM whatever the decoding strategy made of them.
             max_rows: rows that the LLM decodes at a time, of several batches if it can (`continues`).
         """
-        return generate_all(self.llm, self.embed_prompt, batches, generation, seed, scored, max_rows)
+        embed = partial(self.read_prompt, ctc_weight=generation.ctc_weight)
+        return generate_all(self.llm, embed, batches, generation, seed, scored, max_rows)
 
     def _prompt_parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Return what comes before a target, parts with their lengths: prefix, video, the projected audio, prompt."""
@@ -303,9 +334,7 @@ class SpeechLlm(Tower):
             parts.append(self.video.encode(batch.video_features, batch.video_lengths, *embedded))
         return [*parts, audio, prompt]
 
-    def packed(
-        self, parts: Sequence[tuple[Tensor, Tensor]], padding: Literal["left", "right"]
-    ) -> tuple[Tensor, Tensor]:
+    def packed(self, parts: Sequence[tuple[Tensor, Tensor]], padding: Padding) -> tuple[Tensor, Tensor]:
         """Return parts with their lengths as rows for the LLM (`pack`); token ids are embedded, audio is not."""
         embedded = [p if p.is_floating_point() else self._embedded(p) for p, _ in parts]
         dtype = self.llm.get_input_embeddings().weight.dtype

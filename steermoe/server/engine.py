@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -280,7 +281,9 @@ class Engine:
             {"features": job.features, "prefix_ids": each.prefix, "prompt_ids": each.suffix,
              "target_ids": [], "index": row} for row, (job, each) in enumerate(zip(jobs, ids, strict=True))
         ]  # fmt: skip
-        return prompts_of(self.model.embed_prompt, collate(items).to(self.model.device), jobs)
+        weight = 0.0 if self._remote is not None else jobs[0].generation.ctc_weight
+        embed = partial(self.model.read_prompt, ctc_weight=weight)
+        return prompts_of(embed, collate(items).to(self.model.device), jobs)
 
     def _finish(
         self, job: Job, stream: TextStream, read: int, ids: list[int], scores: Sequence[float]

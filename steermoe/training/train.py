@@ -88,9 +88,7 @@ def train(
     model = _built(variant, data, max_new_tokens)
     teacher = Teacher.of(model)
     before = {part: digests(weights) for part, weights in model.frozen_parts().items()}
-    load_initial(model, _last(before))
-    if model.ctc is not None:
-        model.ctc.allow(spoken_tokens(data, model.tokenizer))
+    _begin(model, data, before)
     key = training_key(variant, data.digest, _last(before), adapters_of(variant.training))
     cache = root or project_root(), feature_cache_gb
     shared = {"teacher": teacher, "workers": workers, "distributed": distributed}
@@ -118,6 +116,13 @@ def _built(variant: VariantConfig, data: TrainingData, max_new_tokens: int | Non
     model = SteerMoE.from_config(variant)
     check_rows(variant, data, model, max_new_tokens)
     return model
+
+
+def _begin(model: SteerMoE, data: TrainingData, before: Mapping[str, Mapping[str, str]]) -> None:
+    """Load the initial adapter, if there is one, and let the CTC head know the tokens of the training targets."""
+    load_initial(model, _last(before))
+    if model.ctc is not None:
+        model.ctc.allow(spoken_tokens(data, model.tokenizer))
 
 
 def _write_results(history: Path, timing: Path | None, trainer: Trainer, results: dict[str, Any]) -> None:
