@@ -69,7 +69,9 @@ def main(
 
 
 def _write_params(params: Path, profile: str, names: Sequence[str], work: Path) -> Path:
-    """Write a configuration in which nothing is spoken for training, and the adapters are compared; return its file.
+    """Write a configuration that compares the adapters, and return its file.
+
+    In it, nothing is spoken for training, unless the profile has no other corpus.
 
     Raises:
         ValueError: there is no adapter.
@@ -84,10 +86,12 @@ def _write_params(params: Path, profile: str, names: Sequence[str], work: Path) 
     values |= {"compare": list(names), "corpora": list(sizes["corpora"])}
     if values["reference"] not in names:
         values["reference"] = names[0]
-    for section in sizes["corpora"].values():
-        for key in SPOKEN & section.keys():
-            section |= {"train": [], "dev": []}
-            section[key] = {split: n * (split in section["test"]) for split, n in section[key].items()}
+    sections = sizes["corpora"].values()
+    if not all(SPOKEN & section.keys() for section in sections):  # a configuration needs a training split
+        for section in sections:
+            for key in SPOKEN & section.keys():
+                section |= {"train": [], "dev": []}
+                section[key] = {split: n * (split in section["test"]) for split, n in section[key].items()}
     sizes["selection"] = {"train": None, "dev": None}
     for file, content in ((work / "params.yaml", values), (work / "configs" / f"{profile}.yaml", sizes)):
         write_text(file, json.dumps(content, indent=1) + "\n")  # JSON is YAML
@@ -134,6 +138,8 @@ def _key(command: Command, params: Path) -> str:
     from steermoe.hub import CONFIG
 
     words = [str(word) for word in command]
-    files = [params, *sorted((params.parent / "configs").iterdir())]
-    files += [Path(words[words.index("--model") + 1], CONFIG)] if "--model" in words else []
-    return hashlib.sha256("\n".join([*words, *(file.read_text() for file in files)]).encode()).hexdigest()
+    values = json.loads(params.read_text())
+    shared = {name: value for name, value in values.items() if name not in ("compare", "reference")}
+    profile = (params.parent / "configs" / f"{values['profile']}.yaml").read_text()
+    adapter = Path(words[words.index("--model") + 1], CONFIG).read_text() if "--model" in words else ""
+    return hashlib.sha256(json.dumps([words, shared, profile, adapter]).encode()).hexdigest()

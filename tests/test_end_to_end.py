@@ -83,6 +83,25 @@ def test_repro_compares_the_selected_variants(project: Path) -> None:
     assert executed(run(project, "dvc", "repro")) == ALWAYS
 
 
+def test_the_table_of_trained_adapters_needs_no_training(project: Path) -> None:
+    """It measures what the pipeline measured, and has finished it when it is repeated."""
+    reports = project / "reports/mini"
+    for name in ("steermoe", "linear"):
+        folder = project / "adapters" / name
+        shutil.copytree(project / "models/mini" / name, folder)
+        shutil.copy(reports / f"history/{name}.csv", folder / "history.csv")
+        shutil.copy(reports / f"timing/{name}.json", folder / "timing.json")
+    command = ("python", "-m", "pipeline", "table", "adapters", "--profile", "mini")
+    assert "eval reports/table/evaluations/linear/synthetic: " in run(project, *command)
+    found, expected = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (project / "reports/table", reports)
+    )
+    for system in ("steermoe", "linear", "baseline/encoder"):
+        assert found[system] == expected[system]
+    again = run(project, *command)
+    assert "eval reports" not in again and "report and pictures: reports/table/comparison" in again
+
+
 def test_runs_are_in_mlflow(project: Path) -> None:
     code = (
         "from steermoe.training.mlflow_store import open_store; from pathlib import Path\n"

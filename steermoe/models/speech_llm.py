@@ -261,20 +261,18 @@ class SpeechLlm(Tower):
 
     @exclusive
     @torch.no_grad()
-    def embed_prompt(self, batch: Batch, padding: Padding = "left") -> tuple[Tensor, Tensor]:
-        """Return all that the LLM reads before an answer, for a decoding loop of your own.
-
-        Returns:
-            rows (B, W, H), padded on one side, and True where they are valid, (B, W).
-        """
-        return self.read_prompt(batch, padding, 0.0)[:2]
-
-    @exclusive
-    @torch.no_grad()
     def read_prompt(
         self, batch: Batch, padding: Padding, ctc_weight: float
     ) -> tuple[Tensor, Tensor, list[CtcPrefix | None]]:
-        """Return `embed_prompt`, and for each row that is to be transcribed, with a `ctc_weight`, its CTC scores.
+        """Return all that the LLM reads before an answer.
+
+        Args:
+            batch, padding: the rows, and the side on which they are padded.
+            ctc_weight: of CTC in transcripts (`generation.ctc_weight`).
+
+        Returns:
+            rows (B, W, H); True where they are valid, (B, W); for each row its CTC scores, if there is a weight and
+            the row is to be transcribed.
 
         Raises:
             ValueError: there is a weight, but the adapter has no CTC head.

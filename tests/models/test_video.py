@@ -50,7 +50,7 @@ def make_seen(model: SteerMoE, make_batch: MakeBatch) -> MakeBatch:
 def test_the_video_is_between_prefix_and_audio(model: SteerMoE, make_seen: MakeBatch) -> None:
     assert model.video is not None
     table, batch = model.llm.get_input_embeddings(), make_seen((1,), prefix=(7, 8, 9))
-    rows, valid = model.embed_prompt(batch)
+    rows, valid, _ = model.read_prompt(batch, "left", 0.0)
     video, frames = model.video.encode(batch["video_features"], batch["video_lengths"])
     audio, _ = model.encode(batch.features, batch.feature_lengths)
     assert frames.tolist() == [FRAMES[1]]  # one token a frame
