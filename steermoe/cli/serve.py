@@ -106,5 +106,10 @@ def _engine(
     from steermoe.server.vllm_client import RemoteLlm, load_embeddings
 
     loaded = open_model(model, device, yes, load_embeddings)
+    if weight := loaded.generation.ctc_weight:
+        raise ValueError(
+            f"--llm-url: the adapter has generation.ctc_weight {weight:g}, which needs each token's probability, "
+            "which servers do not give; serve it without --llm-url, or give another --model"
+        )
     stops = loaded.llm.generation_config.eos_token_id
     return Engine(loaded, limits, RemoteLlm(llm_url, llm_model, stops, os.environ.get(LLM_KEY_VARIABLE)))

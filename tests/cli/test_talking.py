@@ -86,7 +86,7 @@ def test_a_spoken_request_can_call_a_tool(
 
     variant = tiny_variant("steering", {"prompts.format": "chat", "llm.path": str(tiny_chat_dir)})
     model = SteerMoE.from_config(variant)
-    monkeypatch.setattr(opening, "open_model", lambda source, device: model)
+    monkeypatch.setattr(opening, "open_model", lambda source, device, yes: model)
     said = model.tokenizer.encode('<tool_call>{"name": "wave", "arguments": {}}</tool_call>')
     monkeypatch.setattr(model, "generate_all", lambda *_: [Generated(0, said, [0.0])])
     (tmp_path / "tools.json").write_text(json.dumps([WAVE]))

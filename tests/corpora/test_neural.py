@@ -176,4 +176,4 @@ def test_corpus_becomes_shards_under_their_conditions(
         assert of["transcript"].to_list() == clean["transcript"].to_list()
         assert of["seconds"].to_list() == clean["seconds"].to_list()
         assert not set(of["audio"]) & set(clean["audio"])
-    assert len(list((tmp_path / "cache" / "speech").iterdir())) == 7
+    assert len(list((tmp_path / "cache" / "speech").iterdir())) == 8

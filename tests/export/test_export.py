@@ -104,8 +104,8 @@ def test_audio_tokens_are_the_same_at_other_sizes_than_the_traced(exported: Path
             )
 
 
-@pytest.mark.parametrize("method", ["lora", "steering"])
-def test_adapters_and_aligners_are_in_the_graph(
+@pytest.mark.parametrize("method", ["lora", "steering", "linear"])
+def test_adapters_aligners_and_soft_tokens_are_in_the_graph(
     method: str, tiny_variant: Callable[..., Any], tmp_path: Path
 ) -> None:
     changes = (
@@ -113,9 +113,13 @@ def test_adapters_and_aligners_are_in_the_graph(
         if method == "steering"
         else {}
     )
+    if method == "linear":
+        changes = {"training.ctc": {"steps": 1, "coef": 1.0, "soft_tokens": True}}
     model = SteerMoE.from_config(tiny_variant(method, changes))
+    if model.ctc is not None:
+        model.ctc.allow(torch.arange(40))
     with torch.no_grad():
-        for parameter in model.trainable_state_dict().values():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
             parameter.add_(0.05 * torch.randn_like(parameter))
     export_onnx(model, tmp_path / "made")
     assert OnnxModel(tmp_path / "made").transcribe(tones()) == model.transcribe(tones())

@@ -59,7 +59,7 @@ def test_the_same_words_with_the_base_models_gone(
     name: str, project: Path, spoken: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = [each.samples for each in spoken]
-    source = project / "pretrained/adapters" / name
+    source = project / "pretrained/adapters/mini" / name
     before = SteerMoE.from_pretrained(source)
     expected, states = before.transcribe(samples), heard(before)
     sizes = write_merged(source, project / "merged")

@@ -53,7 +53,7 @@ def project(request, fresh_store, tmp_path, monkeypatch) -> Path:
 
 def evaluated(root: Path, name: str) -> Path:
     """A trained adapter of the repository, logged as its evaluation logs it."""
-    model = ROOT / "pretrained" / "adapters" / name
+    model = ROOT / "pretrained/adapters/mini" / name
     variant = VariantConfig.from_json(json.dumps(json.loads((model / "config.json").read_text())["variant"]))
     tracker = Tracker("mini", root)
     tracker.attach(variant, model)
