@@ -37,7 +37,7 @@ def main() -> None:
     Raises:
         RuntimeError: the page does not come, or a picture is too large.
     """
-    command = [sys.executable, "-m", "steermoe.cli.main", "demo", "--port", "0"]
+    command = [sys.executable, "-m", "steermoe.cli.main", "demo", "--model", "mini", "--port", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     try:
         assert process.stderr is not None

@@ -109,11 +109,8 @@ def _check(model: SteerMoE) -> None:
         found = (
             f"{wrong[0]}.dtype {dtype!r}; load the model with float32 (ONNX Runtime has no bfloat16 on CPUs)"
         )
-    elif model.generation.ctc_weight:
-        found = (
-            f"generation.ctc_weight {model.generation.ctc_weight:g}; an export decodes by the LLM alone: set "
-            "model.generation to one with 0, if transcripts may be worse"
-        )
+    elif model.ctc is not None:
+        found = "training.ctc; soft tokens and joint decoding are not in an export: use the adapter itself"
     elif config.llm.quantization != "none":
         found = "llm.quantization, whose kernels are no ONNX operators; use none, and int8 here"
     if found is not None:
