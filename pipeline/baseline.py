@@ -32,22 +32,23 @@ def main(corpus: str, shards: Shards, out: Out, params: Params = Path("params.ya
 
     settings = config.load(params)
     evaluation, seed, device = settings.evaluation.of(corpus), settings.seed, processes.device()
+    generation = settings.generation.model_copy(update={"ctc_weight": 0.0})  # there is no CTC head
     # Only the frozen parts and the prompts are used, which are the profile's: any variant will do.
     shared = {"encoder": settings.encoder, "llm": settings.llm, "prompts": settings.prompts}
     model = SteerMoE.from_config(settings.variant(settings.reference).model_copy(update=shared)).to(device)
-    tasks = preservation.text_tasks(model, settings.evaluation, settings.generation, seed)
+    tasks = preservation.text_tasks(model, settings.evaluation, generation, seed)
     if tasks is not None:
         results.write_json(out / results.TEXT_TASKS, tasks)
     section = settings.corpora[corpus]
     test, train = (read_rows(shards, splits) for splits in (section.test, section.train))
     systems = {
-        "text-only": (baselines.text_only(model, settings.generation, seed), test),
+        "text-only": (baselines.text_only(model, generation, seed), test),
         "constant": (baselines.constant(train, test, evaluation, seed), test),
     }
-    own = decoders.own_decoder(model.config.encoder, settings.generation, seed, device)
+    own = decoders.own_decoder(model.config.encoder, generation, seed, device)
     if own is not None:
         is_spoken = pl.col("task") == "transcribe"
-        read = baselines.cascade(model, own, settings.generation, seed)
+        read = baselines.cascade(model, own, generation, seed)
         for name, system, rows in (
             ("encoder", own, test.filter(is_spoken)),
             ("cascade", read, test.filter(~is_spoken)),
