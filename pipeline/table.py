@@ -41,6 +41,8 @@ def main(
     from steermoe.hub import CONFIG
 
     names = sorted(path.parent.name for path in adapters.glob(f"*/{CONFIG}"))
+    if not names:
+        raise ValueError(f"{adapters}: found no adapter; legal: a folder with a folder for each adapter")
     own = _write_params(params, profile, names, work)
     corpora = list(load(own).corpora)
     for name in names:
@@ -72,14 +74,9 @@ def _write_params(params: Path, profile: str, names: Sequence[str], work: Path) 
     """Write a configuration that compares the adapters, and return its file.
 
     In it, nothing is spoken for training, unless the profile has no other corpus.
-
-    Raises:
-        ValueError: there is no adapter.
     """
     from steermoe.config.load import profile_file, read
 
-    if not names:
-        raise ValueError(f"{work}: found no adapter to compare; legal: a folder with a folder for each")
     values = read(params)
     values["profile"] = profile
     sizes = read(profile_file(params, values))

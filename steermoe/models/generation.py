@@ -63,7 +63,9 @@ def generation_settings(
         allowed = ", ".join(["do_sample", *Generation.model_fields])
         raise ValueError(f"generation: found {', '.join(unknown)}, which have no effect; allowed: {allowed}")
     if wanted.get("strategy", base.strategy) != base.strategy:
-        base = base.model_copy(update={"num_beams": None, "temperature": None, "top_p": None})
+        base = base.model_copy(
+            update={"num_beams": None, "temperature": None, "top_p": None, "ctc_weight": 0.0}
+        )
         if wanted["strategy"] == "sample":
             wanted.setdefault("temperature", 1.0)
     return validated(base.model_dump() | wanted)

@@ -90,7 +90,7 @@ class Service:
     async def job(self, chat: ChatRequest, samples: np.ndarray, asked: "Asked") -> Job | None:
         """Return what a chat asks about a recording; None if there is nothing to be heard."""
         tokens, seed = chat.token_limit(self.limits.max_tokens), chat.seed % 2**63
-        generation = _generation(tokens, chat.temperature, chat.top_p)
+        generation = _generation(self.engine.model, tokens, chat.temperature, chat.top_p)
         if await self._in_thread(unanswerable, self.engine.model, samples, asked.question):
             return None
         return await self._in_thread(self.engine.job, samples, asked.texts, generation, seed, asked.tools)
@@ -109,7 +109,7 @@ class Service:
     ) -> Transcript:
         """Transcribe a recording of any length; `on_text` gets the text segment by segment."""
         engine, cancelled = self.engine, threading.Event()
-        generation = _generation(self.limits.max_tokens, form.temperature)
+        generation = _generation(engine.model, self.limits.max_tokens, form.temperature)
 
         def answer(waveforms: Sequence[np.ndarray], prompt: str) -> list[Answer]:
             texts = texts_around(engine.model.config.prompts, engine.model.tokenizer, prompt)
@@ -132,9 +132,11 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, *given)
 
 
-def _generation(tokens: int, temperature: float, top_p: float | None = None) -> Generation:
-    sampled = {"strategy": "sample", "temperature": temperature, "top_p": top_p} if temperature else {}
-    return GREEDY.model_copy(update={"max_new_tokens": tokens, **sampled})
+def _generation(model: Any, tokens: int, temperature: float, top_p: float | None = None) -> Generation:
+    """Return how a request is decoded: sampled, or greedily with the adapter's weight of CTC in transcripts."""
+    greedy = {"ctc_weight": model.generation.ctc_weight}
+    sampled = {"strategy": "sample", "temperature": temperature, "top_p": top_p}
+    return GREEDY.model_copy(update={"max_new_tokens": tokens} | (sampled if temperature else greedy))
 
 
 def _segments(recognizer: Recognizer, samples: np.ndarray, on_text: OnText) -> Transcript:

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from steermoe.config import Llm
 from steermoe.models import continuous_batching
 from steermoe.models.continuous_batching import DecodeSlots, Prompt, answers, continues
-from steermoe.models.generation import LONGEST_CYCLE, cycle, decode, describe, ended, log_likelihoods
+from steermoe.models.generation import (
+    LONGEST_CYCLE,
+    cycle,
+    decode,
+    describe,
+    ended,
+    generation_settings,
+    log_likelihoods,
+)
 from steermoe.models.llm import CausalLM, load_llm
 from steermoe.models.packing import pack, target_rows
 
@@ -311,3 +319,13 @@ def test_windows_samples_and_beams_are_left_to_generate(
     assert not continues(quick, greedy(4, strategy="beam", num_beams=2))
     windowed, _ = load_llm(section(save_tiny_llm(tmp_path, "gemma2", head_dim=8)))
     assert not continues(windowed, greedy(4))
+
+
+def test_another_strategy_leaves_joint_decoding_out(greedy: Any) -> None:
+    """As `model.transcribe(audio, num_beams=4)` of an adapter whose transcripts are decoded with CTC."""
+    joint = greedy(4, ctc_weight=0.5)
+    assert generation_settings(joint, max_new_tokens=9).ctc_weight == 0.5
+    for change in ({"num_beams": 4}, {"do_sample": True, "temperature": 0.7}):
+        assert generation_settings(joint, **change).ctc_weight == 0.0
+    with pytest.raises(ValueError, match=r"ctc_weight.*0, as generation\.strategy is beam"):
+        generation_settings(joint, num_beams=4, ctc_weight=0.5)

@@ -14,6 +14,8 @@ from steermoe.audio import io
 from steermoe.data.dataset import collate, make_item
 from steermoe.data.prompts import encode_prompt
 from steermoe.evaluation.normalizers import normalizer
+from steermoe.server.engine import Engine
+from tests.server.conftest import running, transcribe
 
 ROOT = Path(__file__).parents[2]
 RECORDING = Path(__file__).with_name("password.g722")
@@ -54,6 +56,9 @@ def test_ten_steps_lower_the_loss() -> None:
 def test_the_adapter_of_the_repository_understands_a_person() -> None:
     """It gets at least half of the words; an adapter that invents sentences gets none."""
     model = SteerMoE.from_pretrained(ROOT / "pretrained/adapters/small/steermoe")
-    text = model.transcribe(io.load(RECORDING))
+    samples = io.load(RECORDING)
+    text = model.transcribe(samples)
     folded = normalizer("folded")
     assert jiwer.wer(folded(TEXT), folded(text)) <= 0.5, text
+    with running(Engine(model)) as server:  # decodes as the model does
+        assert transcribe(server, io.encode_flac(samples, io.RATE)).text == text
