@@ -325,7 +325,8 @@ def test_another_strategy_leaves_joint_decoding_out(greedy: Any) -> None:
     """As `model.transcribe(audio, num_beams=4)` of an adapter whose transcripts are decoded with CTC."""
     joint = greedy(4, ctc_weight=0.5)
     assert generation_settings(joint, max_new_tokens=9).ctc_weight == 0.5
-    for change in ({"num_beams": 4}, {"do_sample": True, "temperature": 0.7}):
+    changes: list[dict[str, Any]] = [{"num_beams": 4}, {"do_sample": True, "temperature": 0.7}]
+    for change in changes:
         assert generation_settings(joint, **change).ctc_weight == 0.0
     with pytest.raises(ValueError, match=r"ctc_weight.*0, as generation\.strategy is beam"):
         generation_settings(joint, num_beams=4, ctc_weight=0.5)
