@@ -256,7 +256,7 @@ def tiny_variant(tiny_encoder_dir: Path, tiny_llm_dir: Path) -> TinyVariant:
                 "weight_decay": 0.01, "max_grad_norm": 1.0, "steering_max_grad_norm": 1.0, "precision": "float32",
                 "gradient_checkpointing": False, "eval_steps": 2, "criterion": "loss", "wer_rows": None,
                 "patience": 5, "init_from": None, "ctc": None, "distillation": None,
-                "learning_rates": rates, "wer_normalizers": {},
+                "learning_rates": rates, "wer_normalizers": {}, "wer_ctc_weight": 0.0,
             },
             "train_splits": {"tiny": ["train"]},
             "dev_splits": {"tiny": ["dev"]},

@@ -19,12 +19,21 @@ from steermoe.config.errors import (
     problem,
 )
 from steermoe.config.model import Encoder, Llm, Lora, Projector, Prompts, Steering, Video
-from steermoe.config.run import Evaluation, LearningRates, Method, ProfileTraining, Selection, Training
+from steermoe.config.run import (
+    Evaluation,
+    Generation,
+    LearningRates,
+    Method,
+    ProfileTraining,
+    Selection,
+    Training,
+)
 from steermoe.config.section import Section, Seed
 
 METHODS = get_args(Method)
 # Keys of `training` that older adapters lack, with what held for them.
-ADDED = {"criterion": "loss", "wer_rows": None, "wer_normalizers": {}, "ctc": None}
+ADDED = {"criterion": "loss", "wer_rows": None, "wer_normalizers": {}, "wer_ctc_weight": 0.0, "ctc": None}
+ADDED_TO_CTC = {"spelling": False, "num_sampled": None}
 TAKEN = ("baseline",)  # folder of what needs no training, next to those of the variants
 
 
@@ -91,7 +100,10 @@ class VariantConfig(Section):
     @classmethod
     def _of_an_older_version(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("training"), dict):
-            return values | {"training": ADDED | values["training"]}
+            training = ADDED | values["training"]
+            if isinstance(training["ctc"], dict):
+                training["ctc"] = ADDED_TO_CTC | training["ctc"]
+            return values | {"training": training}
         return values
 
     def _rules(self) -> Iterator[tuple[str, str] | tuple[str, str, Any]]:
@@ -199,6 +211,7 @@ def variant_config(
     settings: Settings,
     corpora: Mapping[str, Corpus],
     evaluation: Evaluation,
+    generation: Generation,
 ) -> VariantConfig:
     """Return the self-contained configuration of a variant, with the sections that its method reads.
 
@@ -224,6 +237,8 @@ def variant_config(
         for corpus, names in splits["dev_splits"].items()
         if settings.training.criterion == "wer" and names
     }
+    scored = settings.training.criterion == "wer" and settings.training.ctc is not None
+    values["training"]["wer_ctc_weight"] = generation.ctc_weight if scored else 0.0
     return VariantConfig(name=name, method=variant.method, **splits, **values)
 
 

@@ -134,7 +134,9 @@ def checked(params: Path, values: dict[str, Any]) -> Config:
     given, lock = profile.corpora.named(), read_lock(lock_file(params, tuned.profile))
     corpora = {name: given[name] for name in tuned.corpora}
     resolved = {
-        name: variant_config(name, variant, _pinned(settings, lock), corpora, tuned.evaluation)
+        name: variant_config(
+            name, variant, _pinned(settings, lock), corpora, tuned.evaluation, tuned.generation
+        )
         for name, (variant, settings) in variants.items()
         if name in tuned.compare or not list(unserved(settings.selection, given))
     }

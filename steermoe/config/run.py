@@ -138,11 +138,15 @@ class Ctc(Section):
         coef: its weight beside the LLM's loss in the steps after them.
         soft_tokens: what the LLM reads; false: the projector's output; true: at each position the token embeddings,
             weighted by the posteriors of the CTC head, without positions that are blank.
+        spelling: score tokens by their letters too, so that rare and unseen words can be said.
+        num_sampled: of how many tokens, beside those of its targets, a training batch computes the scores; null: all.
     """
 
     steps: Rows
     coef: Positive
     soft_tokens: bool
+    spelling: bool
+    num_sampled: Count | None
 
 
 class TrainingSchedule(Section):
@@ -196,10 +200,12 @@ class Training(TrainingSchedule):
     Attributes:
         learning_rates: of the parts that its method trains.
         wer_normalizers: normaliser of each corpus with development rows, where `criterion` is wer.
+        wer_ctc_weight: of CTC in the answers whose WER counts, as `generation.ctc_weight`; 0 without a CTC head.
     """
 
     learning_rates: dict[str, Positive]
     wer_normalizers: dict[str, Normalizer]
+    wer_ctc_weight: Share
 
 
 class SteeringRates(Section):

@@ -30,6 +30,13 @@ def target_ids(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def token_texts(tokenizer: Any, size: int) -> list[str]:
+    """Return the texts of the first `size` tokens; of bytes that are no character, something that is no word."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
+    texts = [token.replace("\u0120", " ").replace("\u2581", " ") for token in tokens]  # marks of a space
+    return texts + [""] * (size - len(texts))
+
+
 def plain(tokenizer: Any, text: str) -> str:
     """Return the text with its control tokens marked as plain text, for `encode`."""
     from transformers.utils.chat_template_utils import mark_control_tokens  # here, as it is slow to import

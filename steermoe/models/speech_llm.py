@@ -22,6 +22,7 @@ from steermoe import config
 from steermoe.config import Generation, VariantConfig
 from steermoe.data.dataset import Batch
 from steermoe.data.prompts import encode_prompt
+from steermoe.data.tokens import token_texts
 from steermoe.models.ctc import CtcHead
 from steermoe.models.encoders import load_encoder, load_video_encoder
 from steermoe.models.inference import MAX_ROWS, Generated, Padding, generate_all
@@ -89,7 +90,11 @@ class SpeechLlm(Tower):
         if (video := variant.video) is not None:
             frames = load_video_encoder(video.encoder, local_files_only)
             self.video = Tower(frames, video.steering, video.projector, embeddings, variant.seed, "video.")
-        self.ctc = None if variant.training.ctc is None else CtcHead(embeddings)
+        self.ctc: CtcHead | None = None
+        if (ctc := variant.training.ctc) is not None:
+            texts = token_texts(tokenizer, len(embeddings)) if ctc.spelling else None
+            with seeded(variant.seed, "ctc"):
+                self.ctc = CtcHead(embeddings, texts, ctc.num_sampled)
         self._adapters = self._with_lora()
         if variant.training.gradient_checkpointing:
             # transformers offers it in training mode only. Hooks stay outside: steering runs once.

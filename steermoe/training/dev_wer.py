@@ -19,7 +19,7 @@ class DevWer:
     Answers to questions and captions are left out, for they have no WER, as have languages without spaces.
 
     Args:
-        variant: `training.wer_rows` and `training.wer_normalizers` are read.
+        variant: of `training`, `wer_rows`, `wer_normalizers` and `wer_ctc_weight` are read.
         dev: the rows of its development splits, with a column `corpus`.
         tokenizer: the LLM's.
 
@@ -42,7 +42,8 @@ class DevWer:
         chosen = spoken[sorted(random.Random(0).sample(range(len(spoken)), count))]
         self.rows: list[int] = chosen["row"].to_list()
         longest = max(target_tokens(tokenizer, chosen["target"].to_list()))
-        self.generation: Generation = GREEDY.model_copy(update={"max_new_tokens": longest})
+        limits = {"max_new_tokens": longest, "ctc_weight": variant.training.wer_ctc_weight}
+        self.generation: Generation = GREEDY.model_copy(update=limits)
         self._tokenizer, self._normalizers = tokenizer, variant.training.wer_normalizers
         columns = chosen.select("corpus", "language", "target").rows()
         self._said = dict(zip(self.rows, columns, strict=True))

@@ -76,6 +76,7 @@ def short(variant: VariantConfig, steps: int, multiplier: float) -> VariantConfi
         "criterion": "loss",  # what `choose` compares
         "wer_rows": None,
         "wer_normalizers": {},
+        "wer_ctc_weight": 0.0,
         "warmup_steps": warmup,
         "eval_steps": min(training.eval_steps, max(1, steps // 4)),
         # Rounded: 0.3 * 1e-3 is 0.0003 and not 0.00029999999999999997.

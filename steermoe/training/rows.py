@@ -17,8 +17,10 @@ from steermoe.audio import io as waveform
 from steermoe.config import VariantConfig
 from steermoe.data.filters import skipped_reason, target_tokens
 from steermoe.data.shards import read_rows, shards_of
+from steermoe.data.tokens import token_texts
 from steermoe.distributed import world
 from steermoe.hub import sha256
+from steermoe.models.ctc import is_word
 from steermoe.models.encoders.encoder import Encoder
 from steermoe.models.steermoe import SteerMoE
 
@@ -173,8 +175,10 @@ def warn_of_long_targets(name: str, rows: pl.DataFrame, tokenizer: Any, most: in
         )
 
 
-def spoken_tokens(data: TrainingData, tokenizer: Any) -> torch.Tensor:
+def spoken_tokens(data: TrainingData, tokenizer: Any, spelling: bool = False) -> torch.Tensor:
     """Return the ids of the tokens that occur in the training targets, without repetition.
+
+    With `spelling` also of all words and parts of words that are written in letters of these tokens.
 
     Raises:
         ValueError: a row is no transcription: CTC would align the audio with words that are not said.
@@ -186,7 +190,12 @@ def spoken_tokens(data: TrainingData, tokenizer: Any) -> torch.Tensor:
             f"{_named(others)}; legal: transcriptions; leave the others out by selection.train"
         )
     ids = tokenizer(data.train["target"].to_list(), add_special_tokens=False)["input_ids"]
-    return torch.tensor(sorted({token for row in ids for token in row}))
+    found = {token for row in ids for token in row}
+    if spelling:
+        texts = token_texts(tokenizer, len(tokenizer))
+        letters = set("".join(texts[token] for token in found if is_word(texts[token])).lower())
+        found |= {n for n, text in enumerate(texts) if is_word(text) and letters.issuperset(text.lower())}
+    return torch.tensor(sorted(found))
 
 
 def _named(rows: pl.DataFrame, longest: bool = False) -> str:

@@ -121,8 +121,8 @@ def _built(variant: VariantConfig, data: TrainingData, max_new_tokens: int | Non
 def _begin(model: SteerMoE, data: TrainingData, before: Mapping[str, Mapping[str, str]]) -> None:
     """Load the initial adapter, if there is one, and let the CTC head know the tokens of the training targets."""
     load_initial(model, _last(before))
-    if model.ctc is not None:
-        model.ctc.allow(spoken_tokens(data, model.tokenizer))
+    if (ctc := model.config.training.ctc) is not None and model.ctc is not None:
+        model.ctc.allow(spoken_tokens(data, model.tokenizer, ctc.spelling))
 
 
 def _write_results(history: Path, timing: Path | None, trainer: Trainer, results: dict[str, Any]) -> None:

@@ -148,9 +148,8 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(
     model = SteerMoE.from_config(tiny_variant("linear", {"llm.dtype": "bfloat16"}))
     with pytest.raises(ValueError, match=r"found llm\.dtype 'bfloat16'"):
         export_onnx(model, tmp_path / "made")
-    model = SteerMoE.from_config(
-        tiny_variant("linear", {"training.ctc": {"steps": 1, "coef": 1.0, "soft_tokens": True}})
-    )
+    ctc = {"steps": 1, "coef": 1.0, "soft_tokens": True, "spelling": False, "num_sampled": None}
+    model = SteerMoE.from_config(tiny_variant("linear", {"training.ctc": ctc}))
     with pytest.raises(ValueError, match=r"found training\.ctc"):
         export_onnx(model, tmp_path / "made")
     (tmp_path / "there").mkdir()

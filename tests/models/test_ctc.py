@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steermoe.models.ctc import CtcHead
+from steermoe.models.ctc import CtcHead, Spelling
 from steermoe.models.steermoe import SteerMoE
 
 VOCABULARY, WIDTH, END = 40, 64, 3
@@ -80,6 +80,49 @@ def test_loss_is_that_of_a_sum_over_all_alignments(table: nn.Embedding, head: Ct
     torch.testing.assert_close(found, expected)
 
 
+def test_sampled_tokens_stand_for_all(table: nn.Embedding) -> None:
+    """The mean over many draws is the loss over all tokens, and evaluation counts all of them."""
+    head = CtcHead(table.weight, num_sampled=12)
+    head.allow(torch.arange(VOCABULARY))
+    given = torch.randn(2, 6, WIDTH), torch.tensor([6, 5]), table, torch.tensor([[9, 21, END], [4, 4, END]])
+    lengths = torch.tensor([3, 3])
+    with torch.no_grad():
+        drawn = torch.stack([head.train()(*given, lengths, ENDS) for _ in range(400)])
+        whole = head.eval()(*given, lengths, ENDS)
+    assert drawn.std() > 0.01
+    torch.testing.assert_close(drawn.mean(), whole, rtol=0.03, atol=0)
+
+
+def test_tokens_of_like_spelling_share_a_vector() -> None:
+    texts = [" The", " the", "the", " then", " mix", "...", ""]
+    vectors = Spelling(texts, torch.randn(len(texts), WIDTH))(torch.arange(len(texts))).detach()
+    torch.testing.assert_close(vectors[0], vectors[1])
+    near, far = (torch.cosine_similarity(vectors[1], vectors[n], dim=0) for n in (3, 4))
+    assert near > 0.3 > far
+    alone = Spelling(texts, torch.randn(len(texts), WIDTH))
+    alone.load_state_dict(alone.state_dict())
+    torch.testing.assert_close(alone(torch.tensor([4, 1]))[0], alone(torch.tensor([4]))[0])
+
+
+def test_a_word_that_was_never_trained_is_recognised_by_its_letters() -> None:
+    """Of two such words, the one that is spelled like what was trained has the higher score."""
+    torch.manual_seed(0)
+    texts = [" then", " mix", " them", " fox"]
+    table, audio, one = nn.Embedding(4, WIDTH), torch.randn(1, 1, WIDTH), torch.tensor([1])
+    nn.init.zeros_(table.weight[2:])
+    head = CtcHead(table.weight, texts)
+    head.allow(torch.tensor([0, 1]))
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(30):
+        loss = head(audio, one, table, torch.tensor([[0]]), one, ENDS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    head.allow(torch.arange(4))
+    scores = head.log_probs(audio, table)[0, 0, 1:]
+    assert scores[2] > scores[3] + 1
+
+
 def test_a_row_that_cannot_be_aligned_adds_nothing(table: nn.Embedding, head: CtcHead) -> None:
     audio = torch.randn(1, 2, WIDTH, requires_grad=True)
     loss = head(audio, torch.tensor([2]), table, torch.tensor([[5, 6, 7, END]]), torch.tensor([4]), ENDS)
@@ -93,7 +136,16 @@ def test_training_with_it_runs_the_llm_only_after_its_steps(
 ) -> None:
     variant = tiny_variant(
         "steering",
-        {"training.ctc": {"steps": 2, "coef": 0.5, "soft_tokens": soft_tokens}, "training.max_steps": 6},
+        {
+            "training.ctc": {
+                "steps": 2,
+                "coef": 0.5,
+                "soft_tokens": soft_tokens,
+                "spelling": True,
+                "num_sampled": 8,
+            },
+            "training.max_steps": 6,
+        },
     )
     model = SteerMoE.from_config(variant).train()
     given, calls = make_batch(), []

@@ -71,9 +71,8 @@ def test_the_weight_decides_who_is_followed(log_probs: torch.Tensor) -> None:
 
 
 def test_only_transcripts_are_guided(tiny_variant: Any, make_batch: Any) -> None:
-    model = SteerMoE.from_config(
-        tiny_variant("linear", {"training.ctc": {"steps": 2, "coef": 0.5, "soft_tokens": True}})
-    )
+    ctc = {"steps": 2, "coef": 0.5, "soft_tokens": True, "spelling": False, "num_sampled": None}
+    model = SteerMoE.from_config(tiny_variant("linear", {"training.ctc": ctc}))
     assert model.ctc is not None
     model.ctc.allow(torch.arange(30))
     batch = make_batch()

@@ -8,10 +8,11 @@ import polars as pl
 import pytest
 
 from steermoe.config import Evaluation
+from steermoe.config.run import Ctc
 from steermoe.evaluation.evaluator import adapter, measure
 from steermoe.models.steermoe import SteerMoE
 from steermoe.training.dev_wer import DevWer
-from steermoe.training.rows import read_data
+from steermoe.training.rows import read_data, spoken_tokens
 from steermoe.training.train import train
 
 SCORED: dict[str, Any] = {"criterion": "wer", "wer_rows": 4, "wer_normalizers": {"tones": "folded"}}
@@ -49,10 +50,18 @@ def test_transcriptions_with_words_are_counted_by_the_normaliser_of_their_corpus
             DevWer(variant, wrong, tokenizer)
 
 
-def test_it_is_the_wer_of_the_evaluation_on_the_same_rows(quick_variant, make_trainer, shards) -> None:
-    variant = quick_variant("steering", **SCORED)
-    dev = read_data(variant, shards).dev
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.9])
+def test_it_is_the_wer_of_the_evaluation_on_the_same_rows(
+    ctc_weight, quick_variant, make_trainer, shards
+) -> None:
+    """By the LLM alone, and with CTC."""
+    ctc = Ctc(steps=3, coef=0.5, soft_tokens=True, spelling=False, num_sampled=None) if ctc_weight else None
+    variant = quick_variant("steering", **SCORED, ctc=ctc, wer_ctc_weight=ctc_weight)
+    data = read_data(variant, shards)
+    dev = data.dev
     trainer = make_trainer(variant)
+    if trainer.model.ctc is not None:
+        trainer.model.ctc.allow(spoken_tokens(data, trainer.model.tokenizer))
     trainer.wer = wer = DevWer(variant, dev, trainer.model.tokenizer)
     assert len(wer.rows) == 4 < len(dev)
     assert wer.rows == DevWer(quick_variant("linear", **SCORED), dev, trainer.model.tokenizer).rows
@@ -64,6 +73,7 @@ def test_it_is_the_wer_of_the_evaluation_on_the_same_rows(quick_variant, make_tr
         normalizers={},
         bootstrap_unit="row",
     )
+    assert wer.generation.ctc_weight == ctc_weight
     found = trainer.evaluate()["dev_wer"]
     counts = measure(adapter(trainer.model, wer.generation, seed=1), dev[wer.rows], settings, seed=1).frame
     assert found == counts.select(pl.col("errors").sum() / pl.col("words").sum()).item()

@@ -149,7 +149,9 @@ def test_sigterm_ends_a_training_after_its_step_and_it_goes_on_to_the_same_bytes
 
 def test_evaluations_begin_after_the_steps_with_ctc_alone(shards, quick_variant, tmp_path, at_step):
     """A training that SIGTERM ends among these steps goes on to the same bytes."""
-    variant = quick_variant("steering", ctc=Ctc(steps=3, coef=0.5, soft_tokens=True))
+    variant = quick_variant(
+        "steering", ctc=Ctc(steps=3, coef=0.5, soft_tokens=True, spelling=True, num_sampled=4)
+    )
     train(variant, shards, tmp_path / "whole", tmp_path)
     lines = (tmp_path / "whole" / "history.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "4", "6"]

@@ -49,6 +49,10 @@ def test_ctc_takes_transcriptions_alone(shards, quick_variant):
     )
     said = {t for row in tokenizer(data.train["target"].to_list())["input_ids"] for t in row}
     assert spoken_tokens(data, tokenizer).tolist() == sorted(said)
+    spelled = set(spoken_tokens(data, tokenizer, spelling=True).tolist())
+    assert said < spelled
+    letters = set(tokenizer.decode(sorted(said)).lower())
+    assert all(letters.issuperset(tokenizer.decode([token]).lower()) for token in spelled - said)
     answers = data.train.with_columns(task=pl.lit("answer"))
     with pytest.raises(ValueError, match=r"training\.ctc: found 24 training rows"):
         spoken_tokens(replace(data, train=answers), tokenizer)
