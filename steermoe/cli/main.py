@@ -22,14 +22,10 @@ EXAMPLES = """Examples:
 
     steermoe transcribe talk.wav interviews/ --format srt --out subtitles
     steermoe ask talk.wav "who is in it"
-<<<<<<< HEAD
     steermoe chat
     steermoe stream talk.wav
-    steermoe analyze models/mini/steermoe data/mini/shards/synthetic
     steermoe fetch small
-    steermoe params
-=======
->>>>>>> ui
+    steermoe analyze models/mini/steermoe data/mini/shards/synthetic
     steermoe params --encoder whisper-large-v3 --llm qwen2.5-7b-instruct
     steermoe plan --encoder whisper-large-v3 --llm qwen2.5-7b-instruct --hours 100.6 --epochs 10
     steermoe serve --port 8080

@@ -115,6 +115,13 @@ def test_closed_and_full_streams_are_no_traceback(command: str, code: int, said:
     assert said in run.stderr and "Traceback" not in run.stderr
 
 
+def test_examples_are_commands() -> None:
+    first, *lines, last = [line for line in cli.EXAMPLES.splitlines() if line]
+    assert {words[0] for words in map(str.split, lines)} == {"steermoe"}
+    assert {words[1] for words in map(str.split, lines)} <= set(cli.COMMANDS)
+    assert (first, last) == ("Examples:", "`steermoe COMMAND --help` explains a command.")
+
+
 def test_without_arguments_it_helps(call: Call) -> None:
     run = call()
     assert run.code == 0
