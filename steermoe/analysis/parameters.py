@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from steermoe import config
 from steermoe.config import VariantConfig
+from steermoe.models.ctc import CtcHead
 from steermoe.models.downsample import make_downsampler
 from steermoe.models.encoders.firered import FireRedConfig
 from steermoe.models.gating import hook_points
@@ -123,6 +124,8 @@ def trained_parameters(variant: VariantConfig, encoder: Shape, llm: Shape) -> di
         downsample = make_downsampler(variant.projector, encoder.width, len(encoder.layers))
         projection = make_projection(variant.projector, downsample.width, embeddings)
         parts = {"downsample": count(downsample), "projection": count(projection)}
+        if (ctc := variant.training.ctc) is not None:
+            parts["projection"] += count(CtcHead(embeddings, [""] if ctc.spelling else None))
         if variant.steering is not None:
             steering = Steering(variant.steering, encoder.layers, encoder.width)
             for name, parameter in steering.named_parameters():

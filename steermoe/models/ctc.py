@@ -202,7 +202,7 @@ def hashed_ngrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     All texts that are no words (`is_word`) have one, which is the same.
     """
     words = [f"<{text.lower()}>" if is_word(text) else "" for text in texts]
-    longest = max(map(len, words))
+    longest = max(LONGEST, *map(len, words))
     letters_VC = np.zeros((len(words), longest), np.uint64)
     for row, word in enumerate(words):
         letters_VC[row, : len(word)] = [ord(letter) for letter in word]

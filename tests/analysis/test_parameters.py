@@ -102,6 +102,15 @@ def test_audit_of_whisper_with_seven_billion(paper: Callable[..., VariantConfig]
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("spelling", [False, True])
+def test_a_ctc_head_counts(spelling: bool, tiny_variant: Callable[..., VariantConfig]) -> None:
+    ctc = {"steps": 1, "coef": 1.0, "soft_tokens": True, "spelling": spelling, "num_sampled": None}
+    variant = tiny_variant("steering", {"training.ctc": ctc})
+    groups = SteerMoE.from_config(variant).parameter_groups()
+    found = parameters.audit(variant)["trained"]
+    assert found["projection"] == sum(p.numel() for p in groups["projection"])
+
+
 def test_presets_are_as_large_as_published() -> None:
     counts = {"qwen2.5-0.5b-instruct": 494_032_768, "qwen2.5-1.5b-instruct": 1_543_714_304}
     assert {name: llm_shape(name).parameters for name in counts} == counts
