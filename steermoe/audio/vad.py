@@ -227,7 +227,7 @@ class Segmenter:
 
 
 def silent(samples: np.ndarray) -> bool:
-    """Return whether a waveform (n,) is nowhere loud enough to be heard, or empty."""
+    """Return whether a waveform (n,) is nowhere audible, or empty."""
     return not len(samples) or float(np.abs(samples).max()) < SILENT
 
 

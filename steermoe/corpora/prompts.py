@@ -181,16 +181,16 @@ def _entries(places: Places, language: str, left_out: list[str]) -> Iterator[Ent
     if not places(table).exists():
         folder, texts = (package.holds for package in _packages(language))
         table = f"{texts}/core-sounds-{language}.txt.gz"
-    told: dict[str, str] = {}
+    known: dict[str, str] = {}
     for name, text in _transcripts(places(table)):
-        different = told.get(name, text) != text
-        told[name] = "" if different else text
+        different = known.get(name, text) != text
+        known[name] = "" if different else text
         if different:
             left_out.append(f"{language}/{name}: two transcripts, the second is {text!r}")
     root = places(folder)
     recorded = {path.relative_to(root).as_posix().removesuffix(SUFFIX) for path in root.rglob(f"*{SUFFIX}")}
-    left_out += [f"{language}/{name}: no transcript" for name in sorted(recorded - told.keys())]
-    for name, text in told.items():
+    left_out += [f"{language}/{name}: no transcript" for name in sorted(recorded - known.keys())]
+    for name, text in known.items():
         audio = f"{folder}/{name}{SUFFIX}"
         fault = fault_of(text, places(audio).stat().st_size / BYTES_PER_SECOND if name in recorded else None)
         if fault:

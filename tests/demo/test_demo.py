@@ -70,17 +70,8 @@ def test_a_missing_model_leaves_nothing_behind(
 @contextmanager
 def demo(*arguments: str, temporary: Path, **environment: str) -> Iterator[SimpleNamespace]:
     """`steermoe demo` in a process of its own, ended by SIGTERM."""
-    command = [
-        sys.executable,
-        "-m",
-        "steermoe.cli.main",
-        "demo",
-        "--model",
-        "mini",
-        *arguments,
-        "--port",
-        "0",
-    ]
+    program = [sys.executable, "-m", "steermoe.cli.main", "demo"]
+    command = [*program, "--model", "mini", *arguments, "--port", "0"]
     own = {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", **environment}
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | own)
     said: list[str] = []

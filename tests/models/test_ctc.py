@@ -94,14 +94,12 @@ def test_sampled_tokens_stand_for_all(table: nn.Embedding) -> None:
 
 
 def test_tokens_of_like_spelling_share_a_vector() -> None:
+    torch.manual_seed(0)
     texts = [" The", " the", "the", " then", " mix", "...", ""]
     vectors = Spelling(texts, torch.randn(len(texts), WIDTH))(torch.arange(len(texts))).detach()
     torch.testing.assert_close(vectors[0], vectors[1])
     near, far = (torch.cosine_similarity(vectors[1], vectors[n], dim=0) for n in (3, 4))
     assert near > 0.3 > far
-    alone = Spelling(texts, torch.randn(len(texts), WIDTH))
-    alone.load_state_dict(alone.state_dict())
-    torch.testing.assert_close(alone(torch.tensor([4, 1]))[0], alone(torch.tensor([4]))[0])
 
 
 def test_a_word_that_was_never_trained_is_recognised_by_its_letters() -> None:
@@ -134,19 +132,8 @@ def test_a_row_that_cannot_be_aligned_adds_nothing(table: nn.Embedding, head: Ct
 def test_training_with_it_runs_the_llm_only_after_its_steps(
     soft_tokens: bool, tiny_variant: Any, make_batch: Any
 ) -> None:
-    variant = tiny_variant(
-        "steering",
-        {
-            "training.ctc": {
-                "steps": 2,
-                "coef": 0.5,
-                "soft_tokens": soft_tokens,
-                "spelling": True,
-                "num_sampled": 8,
-            },
-            "training.max_steps": 6,
-        },
-    )
+    ctc = {"steps": 2, "coef": 0.5, "soft_tokens": soft_tokens, "spelling": True, "num_sampled": 8}
+    variant = tiny_variant("steering", {"training.ctc": ctc, "training.max_steps": 6})
     model = SteerMoE.from_config(variant).train()
     given, calls = make_batch(), []
     assert model.ctc is not None
